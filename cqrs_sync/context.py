@@ -1,0 +1,118 @@
+"""
+What surrounds the handler that is running: what it raises, what its events carry, how long it may take.
+
+All of it lives in `contextvars`, so it follows a call on to the pool and never
+crosses from one request into another.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from cqrs_sync.errors import DeadlineExceeded
+from cqrs_sync.messages import Event
+
+#: Attributes (as in CloudEvents) that every message published from here carries.
+Flow: TypeAlias = "dict[str, str]"
+
+# A tuple instead of two variables: every request sets it once, and setting is what costs.
+current: ContextVar[tuple[list[Event], Flow] | None] = ContextVar("cqrs_sync.current", default=None)
+_deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
+
+_ATTRIBUTE = re.compile(r"[a-z0-9]{1,20}\Z")
+_RESERVED = frozenset({"id", "source", "specversion", "type", "time", "datacontenttype", "dataschema", "subject"})
+
+
+def raise_event(event: Event, /) -> None:
+    """
+    Raise an event from the handler that is running.
+
+    It is dispatched after the handler has returned, and dropped when the handler
+    fails. For handlers that are plain functions, and for code below a handler.
+    Raises RuntimeError outside a handler.
+    """
+    scope = current.get()
+    if scope is None:
+        raise RuntimeError(
+            f"{type(event).__qualname__} was raised outside a handler; "
+            "in a thread of your own, run it in a copy of the handler's context (contextvars.copy_context)"
+        )
+    scope[0].append(event)
+
+
+@contextmanager
+def annotate(**attributes: str) -> Iterator[None]:
+    """
+    Put attributes on every message published from this block.
+
+    For a correlation id, a tenant, a trace context: names as CloudEvents wants them,
+    lower-case letters and digits, 20 at most. `correlationid` is made where nobody
+    gives one.
+    """
+    for name, value in attributes.items():
+        if not _ATTRIBUTE.match(name) or name in _RESERVED:
+            raise ValueError(f"{name!r} cannot be an attribute: lower-case letters and digits, 20 at most, not reserved")
+        if not isinstance(value, str):
+            raise TypeError(f"the attribute {name!r} must be a string, not {value!r}")
+    scope = current.get()
+    raised, flow = scope if scope is not None else ([], {})
+    # The correlation id is made late; without this, code after the block would get another one.
+    correlation_of(flow)
+    token = current.set((raised, {**flow, **attributes}))
+    try:
+        yield
+    finally:
+        current.reset(token)
+
+
+def annotations() -> Mapping[str, str]:
+    """Return the attributes that messages published from here carry."""
+    scope = current.get()
+    return {} if scope is None else dict(scope[1])
+
+
+def correlation_of(flow: Flow) -> str:
+    """Return the correlation id of a flow, made at its first use, the same for all its threads."""
+    known = flow.get("correlationid")
+    return known if known is not None else flow.setdefault("correlationid", str(uuid.uuid4()))
+
+
+@contextmanager
+def deadline(timeout: float) -> Iterator[None]:
+    """Let nothing in this block wait longer than `timeout` seconds; the nearest deadline counts."""
+    if timeout <= 0:
+        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout!r}")
+    until = time.monotonic() + timeout
+    outer = _deadline.get()
+    token = _deadline.set(until if outer is None else min(until, outer))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def deadline_at() -> float | None:
+    """Return the moment the deadline falls, by `time.monotonic`; None where there is none."""
+    return _deadline.get()
+
+
+def time_left() -> float | None:
+    """
+    Return the seconds that are left until the deadline, None where there is none.
+
+    For handlers that can give up or shorten their own waits. Raises
+    DeadlineExceeded when nothing is left.
+    """
+    until = _deadline.get()
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("the deadline of this request is over")
+    return left

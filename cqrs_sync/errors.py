@@ -1,0 +1,210 @@
+"""
+Every exception of this library, as one tree.
+
+```text
+CqrsError
+├── ConfigurationError            the application is wired wrongly
+│   ├── InvalidBinding            this cannot be bound to that
+│   │   └── AlreadyBound          a request has one handler
+│   ├── InvalidMessage            a message class lacks what it needs
+│   ├── HandlerNotFound           nothing is bound to this request
+│   ├── HandlerNotBuilt           the container could not build a handler
+│   ├── HandlerReused             events of one request would leak into the next
+│   └── BrokerNotConfigured       a notification event has nowhere to go
+├── Closed                        it was used after `close()`
+├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
+│   └── HandlerOverran            a handler was not finished by then
+├── EventCycle                    events raise each other without end
+├── EventsFailed                  what came after the response failed (an ExceptionGroup)
+├── SerializationError
+│   ├── EventNotSerializable      an event cannot become bytes
+│   ├── MalformedMessage          bytes cannot become an event
+│   └── UnknownMessageType        no bound event has this name
+├── PublishFailed                 some messages of a batch were not confirmed
+└── DeliveryError                 why one message was not confirmed
+    ├── MessageRejected           the message is at fault: never send it again as it is
+    └── BrokerUnavailable         the broker is: outcome unknown, send it again later
+```
+
+A message of an exception names the thing and the way out. Facts are attributes.
+All of them survive pickling, for Celery and multiprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import attrs
+
+if TYPE_CHECKING:
+    from cqrs_sync.broker import OutgoingMessage
+
+
+class CqrsError(Exception):
+    """The base of every exception this library raises."""
+
+    #: Whether doing the same again later may succeed.
+    retryable: bool = False
+
+
+class ConfigurationError(CqrsError):
+    """The application is wired wrongly; the message says what to change."""
+
+
+class InvalidBinding(ConfigurationError):
+    """This cannot be bound to that."""
+
+
+class AlreadyBound(InvalidBinding):
+    """A request has one handler, and an event handler is bound to an event once."""
+
+
+class InvalidMessage(ConfigurationError):
+    """A message class lacks what it needs, such as a topic or a stable name."""
+
+
+class HandlerNotFound(ConfigurationError):
+    """Nothing is bound to this request."""
+
+
+class HandlerNotBuilt(ConfigurationError):
+    """The container could not build a handler; the cause says why."""
+
+
+class HandlerReused(ConfigurationError):
+    """
+    A handler that keeps its own list of events was handed out twice.
+
+    Its events would leak from one request into the next.
+    """
+
+
+class BrokerNotConfigured(ConfigurationError):
+    """A notification event has nowhere to go."""
+
+
+class Closed(CqrsError):
+    """It was used after `close()`."""
+
+
+class DeadlineExceeded(CqrsError, TimeoutError):
+    """The time given to `send` is over."""
+
+
+class HandlerOverran(DeadlineExceeded):
+    """
+    A handler was not finished at the deadline; it was not stopped.
+
+    The message holds the stack it was seen with.
+    """
+
+
+class EventCycle(CqrsError):
+    """Events raise each other without end."""
+
+
+class SerializationError(CqrsError):
+    """An event and its bytes do not go together."""
+
+
+class EventNotSerializable(SerializationError):
+    """An event cannot become bytes."""
+
+
+class MalformedMessage(SerializationError):
+    """Bytes cannot become the event they claim to be."""
+
+
+class UnknownMessageType(SerializationError):
+    """No event with this name is bound here."""
+
+
+class DeliveryError(CqrsError):
+    """Why one message was not confirmed."""
+
+
+class MessageRejected(DeliveryError):
+    """The message is at fault: sending it again as it is cannot succeed."""
+
+
+class BrokerUnavailable(DeliveryError):
+    """
+    The broker is at fault, or the way to it: whether the message arrived is unknown.
+
+    Sending it again is safe for receivers that drop ids they have seen.
+    """
+
+    retryable = True
+
+
+@attrs.define(eq=False)
+class PublishFailed(CqrsError):
+    """
+    Some messages of a batch were not confirmed; all others were.
+
+    `failures` pairs each message with its DeliveryError.
+    """
+
+    failures: Sequence[tuple[OutgoingMessage, DeliveryError]]
+
+    @property
+    def retryable(self) -> bool:  # type: ignore[override]
+        """Whether every message that failed may succeed later."""
+        return all(error.retryable for _, error in self.failures)
+
+    def __str__(self) -> str:
+        shown = "; ".join(
+            f"{message.type} {message.id} to {message.topic!r}: {error}" for message, error in self.failures[:3]
+        )
+        more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
+        return f"{len(self.failures)} message(s) not confirmed: {shown}{more}"
+
+
+@attrs.frozen
+class Failure:
+    """One thing that failed after the request's handler had succeeded."""
+
+    #: The name of the handler, or "publish".
+    handler: str
+    #: The event it was given, None for "publish".
+    event: Any
+    error: BaseException
+
+
+class EventsFailed(CqrsError, ExceptionGroup[Exception]):
+    """
+    The request succeeded, something that came after it did not.
+
+    Every handler has run and every notification event was given to the broker.
+    `response` is what the request's handler returned, `failures` tells which
+    handler failed with which event. `except*` reaches the single errors.
+    """
+
+    response: Any
+    failures: tuple[Failure, ...]
+
+    def __new__(
+        cls,
+        message: str,
+        errors: Sequence[Exception],
+        /,
+        response: Any = None,
+        failures: Sequence[Failure] = (),
+    ) -> Self:
+        group = super().__new__(cls, message, errors)
+        group.response = response
+        group.failures = tuple(failures)
+        return group
+
+    def __init__(self, *_: Any) -> None:
+        # The base class takes two arguments and `__new__` has used them all.
+        pass
+
+    def derive(self, errors: Sequence[Exception], /) -> EventsFailed:  # type: ignore[override]
+        """Keep the facts when `except*` or `split` takes the group apart."""
+        kept = [failure for failure in self.failures if any(failure.error is error for error in errors)]
+        return EventsFailed(self.message, errors, self.response, kept)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.exceptions, self.response, self.failures)

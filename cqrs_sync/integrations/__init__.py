@@ -1,0 +1,17 @@
+"""One module per extra; the core imports none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Say which extra to install where an optional dependency is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"cqrs_sync.integrations.{extra} needs a package that is not installed: run `pip install 'cqrs-sync[{extra}]'`"
+        ) from error

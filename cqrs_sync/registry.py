@@ -1,0 +1,254 @@
+"""Which handlers answer which message."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+
+import attrs
+
+from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
+from cqrs_sync.forks import reset_in_child
+from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.messages import Event, Request, publication_of
+
+H = TypeVar("H")
+Handler = type | Callable[..., Any]
+
+
+class Phase(enum.Enum):
+    """When an event handler runs."""
+
+    #: In the caller's thread, inside the open transaction; its failure fails the command.
+    INLINE = "inline"
+    #: On the pool, once the surrounding transaction has committed; at once where there is none.
+    AFTER_COMMIT = "after commit"
+
+
+@attrs.frozen(eq=False)
+class Binding:
+    """A handler bound to a message type."""
+
+    message_type: type
+    handler: Handler
+    phase: Phase = Phase.AFTER_COMMIT
+
+    @property
+    def name(self) -> str:
+        """The handler's name, for errors and logs."""
+        return str(getattr(self.handler, "__qualname__", self.handler))
+
+
+class RequestMap:
+    """Requests and the one handler of each."""
+
+    def __init__(self) -> None:
+        self._bindings: dict[type, Binding] = {}
+        self._lock = threading.Lock()
+        reset_in_child(self)
+
+    @overload
+    def bind(self, handler: H, /) -> H: ...
+
+    @overload
+    def bind(self, request_type: type[Request[Any]], handler: H, /) -> H: ...
+
+    def bind(self, *arguments: Any) -> Any:
+        """
+        Bind a request to the handler that answers it; returns the handler, so it decorates.
+
+        The request may be left out: it is read from `RequestHandler[Request, Response]`
+        or from the annotation of a function's first parameter. Raises InvalidBinding
+        for what cannot be bound, AlreadyBound for a second handler.
+        """
+        request_type, handler = _checked(arguments, RequestHandler, Request)
+        with self._lock:
+            known = self._bindings.get(request_type)
+            if known is not None:
+                raise AlreadyBound(
+                    f"{request_type.__qualname__} is answered by {known.name}; "
+                    f"it cannot be bound to {_title(handler)} as well"
+                )
+            self._bindings[request_type] = Binding(request_type, handler)
+        return handler
+
+    def find(self, request_type: type, /) -> Binding:
+        """Return the binding of a request. Raises HandlerNotFound, with near names."""
+        try:
+            return self._bindings[request_type]
+        except KeyError:
+            raise HandlerNotFound(self._unbound(request_type)) from None
+
+    def __iter__(self) -> Iterator[Binding]:
+        return iter(list(self._bindings.values()))
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+    def reset_in_child(self) -> None:
+        """Replace the lock, which another thread of the parent may have held."""
+        self._lock = threading.Lock()
+
+    def _unbound(self, request_type: type) -> str:
+        title = request_type.__qualname__
+        if not issubclass(request_type, Request):
+            return f"{title} is not a request: subclass Command or Query"
+        near = difflib.get_close_matches(title, [bound.__qualname__ for bound in self._bindings], n=3)
+        hint = f"; bound are {', '.join(near)}" if near else ""
+        return f"no handler is bound to {title}: call requests.bind(<its handler>) before it is sent{hint}"
+
+
+class EventMap:
+    """Events and their handlers, in the order they were bound."""
+
+    def __init__(self) -> None:
+        self._bindings: list[Binding] = []
+        self._found: dict[type, tuple[Binding, ...]] = {}
+        self._names: dict[str, type] = {}
+        self._listeners: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+        reset_in_child(self)
+
+    @overload
+    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+
+    @overload
+    def bind(self, event_type: type[Event], handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+
+    def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT) -> Any:
+        """
+        Bind an event to a handler; it receives events of subclasses, too.
+
+        The event may be left out, as in `RequestMap.bind`. Raises InvalidBinding for
+        what cannot be bound, AlreadyBound where this handler is bound to it already.
+        """
+        event_type, handler = _checked(arguments, EventHandler, Event)
+        if not isinstance(phase, Phase):
+            raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
+        with self._lock:
+            if any(known.handler is handler and known.message_type is event_type for known in self._bindings):
+                raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
+            self._learn_name(event_type)
+            self._bindings.append(Binding(event_type, handler, phase))
+            self._found.clear()
+        for changed in list(self._listeners):
+            changed()
+        return handler
+
+    def find(self, event_type: type, /) -> tuple[Binding, ...]:
+        """Return the bindings of an event and of its base classes, each handler once, as they were bound."""
+        found = self._found.get(event_type)
+        if found is None:
+            with self._lock:
+                matching = [known for known in self._bindings if issubclass(event_type, known.message_type)]
+                found = tuple({known.handler: known for known in reversed(matching)}.values())[::-1]
+                self._found[event_type] = found
+        return found
+
+    @property
+    def types(self) -> Mapping[str, type]:
+        """The notification events that have handlers here, by their stable names: what may be received."""
+        return dict(self._names)
+
+    def on_change(self, listener: Callable[[], object], /) -> None:
+        """Call `listener` after each later `bind`."""
+        self._listeners.append(listener)
+
+    def __iter__(self) -> Iterator[Binding]:
+        return iter(list(self._bindings))
+
+    def __len__(self) -> int:
+        return len(self._bindings)
+
+    def reset_in_child(self) -> None:
+        """Replace the lock, which another thread of the parent may have held."""
+        self._lock = threading.Lock()
+
+    def _learn_name(self, event_type: type) -> None:
+        name = getattr(getattr(event_type, "__publication__", None), "name", None)
+        if name is None:
+            return
+        publication_of(event_type)
+        known = self._names.setdefault(name, event_type)
+        if known is not event_type:
+            raise InvalidBinding(
+                f"{event_type.__qualname__} and {known.__qualname__} are both named {name!r}: give one another name"
+            )
+
+
+def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[type, Handler]:
+    """Return message type and handler of a `bind`, or say what is wrong with them."""
+    if len(arguments) not in (1, 2):
+        raise TypeError(f"bind takes a handler, or a message type and a handler, not {len(arguments)} arguments")
+    handler = arguments[-1]
+    declared = _declared(handler, role, messages)
+    message_type = arguments[0] if len(arguments) == 2 else declared
+    if message_type is None:
+        raise InvalidBinding(
+            f"{_title(handler)} does not say what it handles: write {role.__name__}[<{messages.__name__}>, ...], "
+            f"annotate its first parameter, or call bind(<{messages.__name__}>, {_title(handler)})"
+        )
+    message_type = get_origin(message_type) or message_type
+    if not (isinstance(message_type, type) and issubclass(message_type, messages)):
+        raise InvalidBinding(f"{_title(message_type)} is not a subclass of {messages.__name__}, so nothing can be bound to it")
+    if declared is not None and not issubclass(message_type, declared):
+        raise InvalidBinding(
+            f"{_title(handler)} handles {declared.__qualname__}, it cannot be bound to {message_type.__qualname__}"
+        )
+    return message_type, handler
+
+
+def _declared(handler: Any, role: type, messages: type) -> type | None:
+    """Return the message type a handler declares, after a look at whether it is a handler at all."""
+    if isinstance(handler, type):
+        return _declared_by_class(handler, role, messages)
+    if isinstance(handler, (RequestHandler, EventHandler)):
+        raise InvalidBinding(
+            f"an instance of {type(handler).__qualname__} cannot be bound: bind the class, "
+            "and register the instance in the container where it must be this one"
+        )
+    if not callable(handler):
+        raise InvalidBinding(f"{handler!r} is neither a {role.__name__} class nor a function")
+    if inspect.iscoroutinefunction(handler):
+        raise InvalidBinding(f"{_title(handler)} is a coroutine function: this library is synchronous")
+    parameters = list(inspect.signature(handler).parameters.values())
+    if not parameters:
+        raise InvalidBinding(f"{_title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
+    annotation = _hints(handler).get(parameters[0].name)
+    origin = get_origin(annotation) or annotation
+    return origin if isinstance(origin, type) and issubclass(origin, messages) else None
+
+
+def _declared_by_class(handler: type, role: type, messages: type) -> type | None:
+    if not issubclass(handler, role):
+        other = next((base.__name__ for base in (RequestHandler, EventHandler) if issubclass(handler, base)), None)
+        what = f"is a {other}" if other else f"is not a {role.__name__}"
+        raise InvalidBinding(f"{handler.__qualname__} {what}: here a subclass of {role.__name__} or a function is bound")
+    if inspect.isabstract(handler):
+        missing = ", ".join(sorted(cast("Any", handler).__abstractmethods__))
+        raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")
+    if inspect.iscoroutinefunction(cast("Any", handler).handle):
+        raise InvalidBinding(f"{handler.__qualname__}.handle is a coroutine function: this library is synchronous")
+    for base in handler.__mro__:
+        for generic in base.__dict__.get("__orig_bases__", ()):
+            if isinstance(get_origin(generic), type) and issubclass(cast("Any", get_origin(generic)), role):
+                declared = get_args(generic)[0]
+                origin = get_origin(declared) or declared
+                if isinstance(origin, type) and issubclass(origin, messages):
+                    return origin
+    return None
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except Exception:  # noqa: BLE001 -- a name under TYPE_CHECKING, or an object without annotations
+        return dict(getattr(function, "__annotations__", {}))
+
+
+def _title(thing: Any) -> str:
+    return str(getattr(thing, "__qualname__", None) or repr(thing))

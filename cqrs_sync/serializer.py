@@ -1,0 +1,209 @@
+"""Events to bytes and back, by their stable names: CloudEvents 1.0 with JSON data."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, get_type_hints
+
+import orjson
+from cattrs.preconf.orjson import make_converter
+
+from cqrs_sync.broker import IncomingMessage, OutgoingMessage
+from cqrs_sync.context import annotations, correlation_of, current
+from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
+from cqrs_sync.messages import NotificationEvent, publication_of
+
+STRUCTURED = "application/cloudevents+json"
+
+
+class Serializer(Protocol):
+    """Turns events into messages and messages into events."""
+
+    def dump(self, event: NotificationEvent, /) -> OutgoingMessage:
+        """Make the final bytes and attributes. Raises EventNotSerializable and InvalidMessage."""
+
+    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> NotificationEvent:
+        """
+        Make the event a message stands for.
+
+        `types` are the only classes that may come out, by their stable names.
+        Raises MalformedMessage and UnknownMessageType.
+        """
+
+
+class JsonSerializer:
+    """
+    JSON data in CloudEvents 1.0: binary mode, or structured mode on request.
+
+    attrs classes, dataclasses, pydantic models and msgspec structs, nested as they
+    like, with what cattrs knows: dates, UUIDs, enums, collections, and Decimal as a
+    string. `source` is the CloudEvents attribute of that name, a URI reference that
+    tells who publishes. Bodies above `max_bytes` are refused before they are parsed.
+    """
+
+    def __init__(
+        self, *, source: str = "cqrs-sync", structured: bool = False, max_bytes: int = 1_048_576
+    ) -> None:
+        if not source:
+            raise ValueError("source must not be empty: CloudEvents asks who publishes")
+        self._source = source
+        self._structured = structured
+        self._max_bytes = max_bytes
+        self._converter = _converter()
+
+    def dump(self, event: NotificationEvent, /) -> OutgoingMessage:
+        """Make the final bytes and attributes."""
+        event_type = type(event)
+        publication = publication_of(event_type)
+        topic, name = publication.topic or "", publication.name or ""
+        try:
+            data = self._converter.unstructure(event)
+            body = orjson.dumps(data, option=orjson.OPT_NON_STR_KEYS)
+        except Exception as error:
+            raise EventNotSerializable(f"{event_type.__qualname__} cannot become JSON: {error}") from error
+        key = None if publication.key is None else _key(event, publication.key)
+        flow = _flow()
+        attributes = {
+            "specversion": "1.0",
+            "id": uuid7(),
+            "source": self._source,
+            "type": name,
+            "time": dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z"),
+            "eventversion": publication.version,
+            **flow,
+        }
+        if key is not None:
+            attributes["partitionkey"] = key
+        if not self._structured:
+            return OutgoingMessage(
+                id=attributes["id"], topic=topic, type=name, body=body, key=key, attributes=attributes
+            )
+        envelope = orjson.dumps(
+            {**attributes, "datacontenttype": "application/json", "data": orjson.Fragment(body)}
+        )
+        return OutgoingMessage(
+            id=attributes["id"], topic=topic, type=name, body=envelope, content_type=STRUCTURED, key=key
+        )
+
+    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> NotificationEvent:
+        """Make the event a message stands for."""
+        attributes, data = self.open(message)
+        name = attributes["type"]
+        event_type = types.get(name)
+        if event_type is None:
+            raise UnknownMessageType(f"no event named {name!r:.200} is bound here")
+        try:
+            event: NotificationEvent = self._converter.structure(data, event_type)
+        except Exception as error:
+            raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: {error}") from error
+        return event
+
+    def open(self, message: IncomingMessage, /) -> tuple[dict[str, str], Any]:
+        """Return the CloudEvents attributes and the data of a message of either mode."""
+        if len(message.body) > self._max_bytes:
+            raise MalformedMessage(f"the body has {len(message.body)} bytes, {self._max_bytes} are allowed")
+        try:
+            data = orjson.loads(message.body)
+        except orjson.JSONDecodeError as error:
+            raise MalformedMessage(f"the body is not JSON: {error}") from error
+        attributes = dict(message.attributes)
+        if (message.content_type or "").partition(";")[0].strip().lower() == STRUCTURED:
+            if not isinstance(data, dict):
+                raise MalformedMessage("the body is not a structured CloudEvent")
+            attributes = {name: value for name, value in data.items() if isinstance(value, str)}
+            data = _structured_data(data)
+        missing = [name for name in ("specversion", "id", "source", "type") if not attributes.get(name)]
+        if missing:
+            raise MalformedMessage(f"not a CloudEvent: it has no {', '.join(missing)}")
+        return attributes, data
+
+
+def uuid7() -> str:
+    """Make a UUID of version 7 (RFC 9562): it sorts by time, which keeps indexes of stores small."""
+    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
+
+
+def _flow() -> dict[str, str]:
+    scope = current.get()
+    if scope is None:
+        return {"correlationid": str(uuid.uuid4())}
+    correlation_of(scope[1])
+    return dict(annotations())
+
+
+def _key(event: NotificationEvent, field: str) -> str:
+    value = getattr(event, field)
+    if value is None or isinstance(value, str) and not value:
+        raise EventNotSerializable(f"{type(event).__qualname__}.{field} is its key and must not be empty")
+    return str(value)
+
+
+def _structured_data(envelope: dict[str, Any]) -> Any:
+    if "data_base64" not in envelope:
+        return envelope.get("data")
+    try:
+        return json.loads(base64.b64decode(envelope["data_base64"], validate=True))
+    except (ValueError, TypeError) as error:
+        raise MalformedMessage(f"data_base64 is not base64 of JSON: {error}") from error
+
+
+def _converter() -> Any:
+    converter = make_converter()
+    converter.register_unstructure_hook(decimal.Decimal, str)
+    converter.register_structure_hook(decimal.Decimal, lambda value, _: decimal.Decimal(str(value)))
+    converter.register_structure_hook(uuid.UUID, lambda value, _: uuid.UUID(value))
+    converter.register_structure_hook(dt.time, lambda value, _: dt.time.fromisoformat(value))
+    # pydantic and msgspec are recognised by what their classes carry: core imports neither.
+    converter.register_unstructure_hook_factory(_is_pydantic, lambda _: _dump_pydantic)
+    converter.register_structure_hook_factory(_is_pydantic, lambda _: _load_pydantic)
+    converter.register_unstructure_hook_factory(_is_msgspec, lambda cls: _msgspec_dumper(cls, converter))
+    converter.register_structure_hook_factory(_is_msgspec, lambda cls: _msgspec_loader(cls, converter))
+    return converter
+
+
+def _is_pydantic(cls: Any) -> bool:
+    return isinstance(cls, type) and hasattr(cls, "__pydantic_validator__")
+
+
+def _dump_pydantic(model: Any) -> Any:
+    return model.model_dump(mode="json", by_alias=True)
+
+
+def _load_pydantic(data: Any, cls: Any) -> Any:
+    return cls.model_validate(data)
+
+
+def _is_msgspec(cls: Any) -> bool:
+    return isinstance(cls, type) and hasattr(cls, "__struct_fields__")
+
+
+def _msgspec_dumper(cls: Any, converter: Any) -> Callable[[Any], dict[str, Any]]:
+    names = list(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
+
+    def dump(struct: Any) -> dict[str, Any]:
+        return {encoded: converter.unstructure(getattr(struct, name)) for name, encoded in names}
+
+    return dump
+
+
+def _msgspec_loader(cls: Any, converter: Any) -> Callable[[Any, Any], Any]:
+    hints = get_type_hints(cls)
+    names = list(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
+
+    def load(data: Any, _: Any) -> Any:
+        if not isinstance(data, dict):
+            raise TypeError(f"an object is wanted, not {type(data).__name__}")
+        return cls(
+            **{name: converter.structure(data[encoded], hints[name]) for name, encoded in names if encoded in data}
+        )
+
+    return load

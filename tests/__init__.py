@@ -1,0 +1,1 @@
+"""The promises of cqrs_sync, one test each."""

@@ -1,0 +1,57 @@
+"""
+Check everything: `python -m tests`.
+
+Each check runs, whatever the others said; the tests come last. Arguments go to
+pytest, and with any the other checks are left out: `python -m tests -k saga`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+CHECKS = [
+    ("format", ["ruff", "format", "--check", "."]),
+    ("lint", ["ruff", "check", "."]),
+    ("types", ["mypy"]),
+    ("layers", ["lint-imports", "--no-logo"]),
+]
+TESTS = ("tests", ["pytest"])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit status: 0 when every check passed."""
+    name, command = TESTS
+    checks = [*([] if arguments else CHECKS), (name, [*command, *arguments])]
+    results = [(name, *_run(command)) for name, command in checks]
+    print()
+    for name, passed, seconds in results:
+        print(f"{'ok    ' if passed else 'FAILED'}  {name:<8}{seconds:7.1f} s")
+    return 0 if all(passed for _, passed, _ in results) else 1
+
+
+def _run(command: Sequence[str]) -> tuple[bool, float]:
+    print(f"\n$ {shlex.join(command)}", flush=True)
+    started = time.monotonic()
+    status = subprocess.run([_tool(command[0]), *command[1:]], cwd=ROOT, check=False).returncode
+    return status == 0, time.monotonic() - started
+
+
+def _tool(name: str) -> str:
+    """Find the tool that belongs to this interpreter, whether or not its environment is active."""
+    tool = shutil.which(name, path=sysconfig.get_path("scripts"))
+    if tool is None:
+        sys.exit(f"{name} is not installed beside {sys.executable}: run `pip install -e '.[dev]'`")
+    return tool
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

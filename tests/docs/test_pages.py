@@ -1,0 +1,140 @@
+"""
+The documentation cannot lie: what it shows is run.
+
+The Python blocks of a page run from top to bottom, as one module per page and in
+an empty directory. A block that must not run says why, on the line above it:
+
+    <!-- not run: it needs a million messages -->
+
+Of the shell blocks, the commands of this library run. Those that name a broker's
+URL are left to the tests of the brokers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import attrs
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+_BLOCK = re.compile(
+    r"(?:^[ ]*<!-- not run: (?P<reason>.*) -->\n)?"
+    r"^(?P<indent>[ ]*)(?P<fence>```+)[ ]*(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence)[ ]*$",
+    re.DOTALL | re.MULTILINE,
+)
+_COMMAND = re.compile(r"(?:^|&&)\s*(?:\$ )?(?P<command>(?:python -m cqrs_sync|cqrs-sync)\b[^&|>#\n]*)", re.MULTILINE)
+_LINK = re.compile(r"\]\((?!\w+:|#)(?P<target>[^)#\s]+)")
+_PYTHON = {"python", "python3", "py"}
+_SHELL = {"bash", "console", "sh", "shell"}
+
+
+@attrs.frozen
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    #: Of its first line, as an editor counts.
+    line: int
+    language: str
+    body: str
+    #: Why it must not run, None where it has to.
+    reason: str | None
+
+    def run_in(self, module: types.ModuleType) -> None:
+        """Run it; a traceback shows the page's own lines."""
+        exec(compile("\n" * (self.line - 1) + self.body, str(self.page), "exec"), module.__dict__)  # noqa: S102
+
+
+def blocks_of(page: Path, languages: set[str]) -> list[Block]:
+    """Find the blocks of a page that are written in one of these languages."""
+    text = page.read_text("utf-8")
+    return [
+        Block(
+            page=page,
+            line=text.count("\n", 0, found.start("body")) + 1,
+            language=found["language"].lower(),
+            body=textwrap.dedent(found["body"]),
+            reason=found["reason"],
+        )
+        for found in _BLOCK.finditer(text)
+        if found["language"].lower() in languages
+    ]
+
+
+def commands_of(page: Path) -> list[str]:
+    """Every command of this library that a page shows and that needs no broker."""
+    shown = [block.body for block in blocks_of(page, _SHELL) if block.reason is None]
+    commands = [found["command"].strip() for body in shown for found in _COMMAND.finditer(body)]
+    return [command for command in commands if "://" not in command]
+
+
+def name_of(page: object) -> str | None:
+    """Name a test after its page."""
+    return page.relative_to(ROOT).as_posix() if isinstance(page, Path) else None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_python_block_runs(page, tmp_path, monkeypatch):
+    """
+    The Python blocks of a page run, one after the other.
+    """
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType(page.stem.replace("-", "_"))
+    # Type hints are looked up in the module that a class names.
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in blocks_of(page, _PYTHON):
+        if block.reason is None:
+            block.run_in(module)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_fence_is_understood(page):
+    """
+    No block escapes these tests because of the way it is written.
+    """
+    fences = re.findall(r"^\s*```", page.read_text("utf-8"), re.MULTILINE)
+
+    assert len(fences) == 2 * sum(1 for _ in _BLOCK.finditer(page.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
+def test_every_command_runs(page, command, tmp_path):
+    """
+    A command of this library that a page shows ends well.
+    """
+    program, *arguments = shlex.split(command)
+    if program == "cqrs-sync":
+        arguments = ["-m", "cqrs_sync", *arguments]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, f"{name_of(page)}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_somewhere(page):
+    """
+    A link to another file of this repository finds it.
+    """
+    targets = [found["target"] for found in _LINK.finditer(page.read_text("utf-8"))]
+    lost = [target for target in targets if not (page.parent / target).exists()]
+
+    assert lost == []

@@ -1,0 +1,124 @@
+"""
+Synchronous CQRS and events.
+
+A command reaches its handler, the handler's events reach theirs on a thread pool,
+and what other services must know leaves through Kafka or RabbitMQ: no event loop,
+nothing lost.
+"""
+
+from cqrs_sync.bootstrap import bootstrap
+from cqrs_sync.broker import IncomingMessage, MessageBroker, OutgoingMessage
+from cqrs_sync.container import Container, PunqContainer
+from cqrs_sync.context import annotate, carried, raise_event, time_left
+from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.emitter import EventEmitter
+from cqrs_sync.errors import (
+    AlreadyBound,
+    BrokerNotConfigured,
+    BrokerUnavailable,
+    Closed,
+    ConfigurationError,
+    CqrsError,
+    DeadlineExceeded,
+    DeliveryError,
+    EventCycle,
+    EventNotSerializable,
+    EventsFailed,
+    Failure,
+    HandlerNotBuilt,
+    HandlerNotFound,
+    HandlerOverran,
+    HandlerReused,
+    InvalidBinding,
+    InvalidMessage,
+    MalformedMessage,
+    MessageRejected,
+    PublishFailed,
+    SerializationError,
+    UnknownMessageType,
+)
+from cqrs_sync.failures import Collect, FailFast, Log
+from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.mediator import EventMediator, RequestMediator
+from cqrs_sync.messages import Command, DomainEvent, Event, NotificationEvent, Query, Request, Response, notification
+from cqrs_sync.middleware import (
+    LoggingMiddleware,
+    Middleware,
+    MiddlewareChain,
+    RetryMiddleware,
+    TimingMiddleware,
+    ValidationMiddleware,
+)
+from cqrs_sync.registry import EventMap, Phase, RequestMap
+from cqrs_sync.serializer import JsonSerializer, Serializer
+from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.transactions import NoTransactions, Transactions
+
+__all__ = [
+    "AlreadyBound",
+    "BrokerNotConfigured",
+    "BrokerUnavailable",
+    "Closed",
+    "Collect",
+    "Command",
+    "ConfigurationError",
+    "Container",
+    "CqrsError",
+    "DeadlineExceeded",
+    "DeliveryError",
+    "DomainEvent",
+    "Event",
+    "EventCycle",
+    "EventDispatcher",
+    "EventEmitter",
+    "EventHandler",
+    "EventMap",
+    "EventMediator",
+    "EventNotSerializable",
+    "EventsFailed",
+    "FailFast",
+    "Failure",
+    "HandlerNotBuilt",
+    "HandlerNotFound",
+    "HandlerOverran",
+    "HandlerReused",
+    "IncomingMessage",
+    "InvalidBinding",
+    "InvalidMessage",
+    "JsonSerializer",
+    "Log",
+    "LoggingMiddleware",
+    "MalformedMessage",
+    "MessageBroker",
+    "MessageRejected",
+    "Middleware",
+    "MiddlewareChain",
+    "NoTransactions",
+    "NotificationEvent",
+    "OutgoingMessage",
+    "Phase",
+    "PublishFailed",
+    "PunqContainer",
+    "Query",
+    "Request",
+    "RequestDispatcher",
+    "RequestHandler",
+    "RequestMap",
+    "RequestMediator",
+    "Response",
+    "RetryMiddleware",
+    "SameThread",
+    "SerializationError",
+    "Serializer",
+    "ThreadPool",
+    "TimingMiddleware",
+    "Transactions",
+    "UnknownMessageType",
+    "ValidationMiddleware",
+    "annotate",
+    "bootstrap",
+    "carried",
+    "notification",
+    "raise_event",
+    "time_left",
+]

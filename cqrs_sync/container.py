@@ -12,3 +12,17 @@ class Container(Protocol):
 
     def resolve(self, service: type[T], /) -> T:
         """Build the service, or hand out the instance its scope asks for; safe from any thread."""
+
+
+class PunqContainer:
+    """Provisional: replaced by the compiled one within the hour."""
+
+    def __init__(self, container=None):  # type: ignore
+        import punq
+
+        self.punq = container or punq.Container()
+
+    def resolve(self, service, /):  # type: ignore
+        if self.punq.registrations.build_context(service).all_registrations(service):
+            return self.punq.resolve(service)
+        return self.punq.instantiate(service)

@@ -20,9 +20,13 @@ from cqrs_sync.messages import Event
 
 #: Attributes (as in CloudEvents) that every message published from here carries.
 Flow: TypeAlias = "dict[str, str]"
+#: An event, and the event whose handler raised it, and so on up to the first.
+Lineage: TypeAlias = "tuple[Event, Lineage | None]"
+#: The events raised so far by the handler that runs, its flow, and the event it handles.
+Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 
-# A tuple instead of two variables: every request sets it once, and setting is what costs.
-current: ContextVar[tuple[list[Event], Flow] | None] = ContextVar("cqrs_sync.current", default=None)
+# One variable, not three: every request sets it, and setting is what costs.
+current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
 
 _ATTRIBUTE = re.compile(r"[a-z0-9]{1,20}\Z")
@@ -38,12 +42,13 @@ def raise_event(event: Event, /) -> None:
     Raises RuntimeError outside a handler.
     """
     scope = current.get()
-    if scope is None:
-        raise RuntimeError(
-            f"{type(event).__qualname__} was raised outside a handler; "
-            "in a thread of your own, run it in a copy of the handler's context (contextvars.copy_context)"
-        )
-    scope[0].append(event)
+    (_outside if scope is None else scope[0]).append(event)
+
+
+def handling() -> bool:
+    """Tell whether a handler is running here."""
+    scope = current.get()
+    return scope is not None and scope[0] is not _outside
 
 
 @contextmanager
@@ -57,21 +62,29 @@ def annotate(**attributes: str) -> Iterator[None]:
     """
     for name, value in attributes.items():
         if not _ATTRIBUTE.match(name) or name in _RESERVED:
-            raise ValueError(f"{name!r} cannot be an attribute: lower-case letters and digits, 20 at most, not reserved")
+            raise ValueError(f"{name!r} cannot be an attribute: use lower-case letters and digits, 20 at most")
         if not isinstance(value, str):
             raise TypeError(f"the attribute {name!r} must be a string, not {value!r}")
     scope = current.get()
-    raised, flow = scope if scope is not None else ([], {})
+    raised, flow, lineage = scope if scope is not None else (_outside, {}, None)
     # The correlation id is made late; without this, code after the block would get another one.
     correlation_of(flow)
-    token = current.set((raised, {**flow, **attributes}))
+    token = current.set((raised, {**flow, **attributes}, lineage))
     try:
         yield
     finally:
         current.reset(token)
 
 
-def annotations() -> Mapping[str, str]:
+@contextmanager
+def continuing(attributes: Mapping[str, str]) -> Iterator[None]:
+    """Let what is raised in this block follow from a received message: its correlation and trace, its id as cause."""
+    kept = {name: attributes[name] for name in ("correlationid", "traceparent", "tracestate") if name in attributes}
+    with annotate(**kept, causationid=attributes["id"]):
+        yield
+
+
+def carried() -> Mapping[str, str]:
     """Return the attributes that messages published from here carry."""
     scope = current.get()
     return {} if scope is None else dict(scope[1])
@@ -95,6 +108,34 @@ def deadline(timeout: float) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@contextmanager
+def allowing(timeout: float) -> Iterator[None]:
+    """Give this block `timeout` seconds, whatever the deadline around it."""
+    token = _deadline.set(time.monotonic() + timeout)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def forget_deadline() -> None:
+    """Let this context have no deadline: nobody waits for it."""
+    _deadline.set(None)
+
+
+class _Outside(list[Event]):
+    """Where events go that nobody would ever see."""
+
+    def append(self, event: Event, /) -> None:
+        raise RuntimeError(
+            f"{type(event).__qualname__} was raised outside a handler; "
+            "in a thread of your own, run it in a copy of the handler's context (contextvars.copy_context)"
+        )
+
+
+_outside = _Outside()
 
 
 def deadline_at() -> float | None:

@@ -192,6 +192,7 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
         response: Any = None,
         failures: Sequence[Failure] = (),
     ) -> Self:
+        """Make the group, with its facts beside it."""
         group = super().__new__(cls, message, errors)
         group.response = response
         group.failures = tuple(failures)

@@ -30,9 +30,8 @@ class _RaisesEvents:
 
     def raise_event(self, event: Event, /) -> None:
         """Raise an event: it is dispatched after this handler has returned, dropped when it fails."""
-        scope = context.current.get()
-        if scope is not None:
-            scope[0].append(event)
+        if context.handling():
+            context.raise_event(event)
         else:
             # Around a frozen attrs handler's `__setattr__`.
             self.__dict__.setdefault("_raised", []).append(event)

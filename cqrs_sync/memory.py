@@ -12,7 +12,7 @@ from typing import Self
 
 from cqrs_sync.broker import Delivery, IncomingMessage, OutgoingMessage
 from cqrs_sync.errors import Closed, DeliveryError, MessageRejected, PublishFailed
-from cqrs_sync.forks import reset_in_child
+from cqrs_sync.lifecycle import reset_in_child
 
 
 class MemoryBroker:

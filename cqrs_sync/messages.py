@@ -8,6 +8,7 @@ event stands in class keywords, so that fields may be called `name` or `topic`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -150,7 +151,7 @@ def _fields_of(event_type: type) -> set[str]:
     """Every annotated name: what attrs, dataclasses, pydantic and msgspec have in common."""
     names: set[str] = set()
     for base in event_type.__mro__:
-        names.update(base.__dict__.get("__annotations__", ()))
+        names.update(inspect.get_annotations(base))
         names.update(field.name for field in base.__dict__.get("__attrs_attrs__", ()))
         names.update(name for name, value in base.__dict__.items() if isinstance(value, property))
     return names

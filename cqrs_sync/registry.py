@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, ove
 import attrs
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
-from cqrs_sync.forks import reset_in_child
 from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, Request, publication_of
 
 H = TypeVar("H")
@@ -194,7 +194,7 @@ def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[ty
         )
     message_type = get_origin(message_type) or message_type
     if not (isinstance(message_type, type) and issubclass(message_type, messages)):
-        raise InvalidBinding(f"{_title(message_type)} is not a subclass of {messages.__name__}, so nothing can be bound to it")
+        raise InvalidBinding(f"nothing can be bound to {_title(message_type)}: it is not a {messages.__name__}")
     if declared is not None and not issubclass(message_type, declared):
         raise InvalidBinding(
             f"{_title(handler)} handles {declared.__qualname__}, it cannot be bound to {message_type.__qualname__}"
@@ -227,7 +227,7 @@ def _declared_by_class(handler: type, role: type, messages: type) -> type | None
     if not issubclass(handler, role):
         other = next((base.__name__ for base in (RequestHandler, EventHandler) if issubclass(handler, base)), None)
         what = f"is a {other}" if other else f"is not a {role.__name__}"
-        raise InvalidBinding(f"{handler.__qualname__} {what}: here a subclass of {role.__name__} or a function is bound")
+        raise InvalidBinding(f"{handler.__qualname__} {what}: bind a subclass of {role.__name__}, or a function")
     if inspect.isabstract(handler):
         missing = ", ".join(sorted(cast("Any", handler).__abstractmethods__))
         raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")

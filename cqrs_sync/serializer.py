@@ -16,9 +16,9 @@ import orjson
 from cattrs.preconf.orjson import make_converter
 
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
-from cqrs_sync.context import annotations, correlation_of, current
+from cqrs_sync.context import carried, correlation_of, current
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
-from cqrs_sync.messages import NotificationEvent, publication_of
+from cqrs_sync.messages import Event, NotificationEvent, publication_of
 
 STRUCTURED = "application/cloudevents+json"
 
@@ -29,9 +29,9 @@ class Serializer(Protocol):
     def dump(self, event: NotificationEvent, /) -> OutgoingMessage:
         """Make the final bytes and attributes. Raises EventNotSerializable and InvalidMessage."""
 
-    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> NotificationEvent:
+    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> tuple[Event, Mapping[str, str]]:
         """
-        Make the event a message stands for.
+        Make the event a message stands for, and its CloudEvents attributes.
 
         `types` are the only classes that may come out, by their stable names.
         Raises MalformedMessage and UnknownMessageType.
@@ -48,9 +48,7 @@ class JsonSerializer:
     tells who publishes. Bodies above `max_bytes` are refused before they are parsed.
     """
 
-    def __init__(
-        self, *, source: str = "cqrs-sync", structured: bool = False, max_bytes: int = 1_048_576
-    ) -> None:
+    def __init__(self, *, source: str = "cqrs-sync", structured: bool = False, max_bytes: int = 1_048_576) -> None:
         if not source:
             raise ValueError("source must not be empty: CloudEvents asks who publishes")
         self._source = source
@@ -85,28 +83,25 @@ class JsonSerializer:
             return OutgoingMessage(
                 id=attributes["id"], topic=topic, type=name, body=body, key=key, attributes=attributes
             )
-        envelope = orjson.dumps(
-            {**attributes, "datacontenttype": "application/json", "data": orjson.Fragment(body)}
-        )
+        envelope = orjson.dumps({**attributes, "datacontenttype": "application/json", "data": orjson.Fragment(body)})
         return OutgoingMessage(
             id=attributes["id"], topic=topic, type=name, body=envelope, content_type=STRUCTURED, key=key
         )
 
-    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> NotificationEvent:
-        """Make the event a message stands for."""
-        attributes, data = self.open(message)
+    def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> tuple[Event, Mapping[str, str]]:
+        """Make the event a message stands for, and its CloudEvents attributes."""
+        attributes, data = self._open(message)
         name = attributes["type"]
         event_type = types.get(name)
         if event_type is None:
             raise UnknownMessageType(f"no event named {name!r:.200} is bound here")
         try:
-            event: NotificationEvent = self._converter.structure(data, event_type)
+            event: Event = self._converter.structure(data, event_type)
         except Exception as error:
             raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: {error}") from error
-        return event
+        return event, attributes
 
-    def open(self, message: IncomingMessage, /) -> tuple[dict[str, str], Any]:
-        """Return the CloudEvents attributes and the data of a message of either mode."""
+    def _open(self, message: IncomingMessage) -> tuple[dict[str, str], Any]:
         if len(message.body) > self._max_bytes:
             raise MalformedMessage(f"the body has {len(message.body)} bytes, {self._max_bytes} are allowed")
         try:
@@ -137,12 +132,12 @@ def _flow() -> dict[str, str]:
     if scope is None:
         return {"correlationid": str(uuid.uuid4())}
     correlation_of(scope[1])
-    return dict(annotations())
+    return dict(carried())
 
 
 def _key(event: NotificationEvent, field: str) -> str:
     value = getattr(event, field)
-    if value is None or isinstance(value, str) and not value:
+    if value is None or (isinstance(value, str) and not value):
         raise EventNotSerializable(f"{type(event).__qualname__}.{field} is its key and must not be empty")
     return str(value)
 

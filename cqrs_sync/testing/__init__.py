@@ -1,0 +1,1 @@
+"""Help for tests: contract suites for every socket, a recorder, pytest fixtures."""

@@ -1,0 +1,138 @@
+"""One handler, one message: build it, call it, take what it raised."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar, get_type_hints
+
+from cqrs_sync.container import Container
+from cqrs_sync.context import current
+from cqrs_sync.errors import HandlerNotBuilt, HandlerReused
+from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.messages import Event
+from cqrs_sync.middleware import Middleware
+from cqrs_sync.registry import Binding
+
+T = TypeVar("T")
+
+#: What becomes of the events of a handler, while its transaction is open.
+Stage: TypeAlias = Callable[[list[Event]], T]
+#: Gives the response, and what `Stage` made of the events of each attempt that succeeded.
+Invocation: TypeAlias = Callable[[Any], tuple[Any, Sequence[T]]]
+
+
+def compile_invocation(
+    binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
+) -> Invocation[T]:
+    """Prepare calls of a handler once, so that a message only pays for what differs."""
+    compiled = _for_class if isinstance(binding.handler, type) else _for_function
+    innermost = compiled(binding, container, stage)
+    return _inside(middlewares, innermost) if middlewares else innermost
+
+
+def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+    handler_type: Any = binding.handler
+    resolve = container.resolve
+    get, enter, leave = current.get, current.set, current.reset
+    own_events = handler_type.events not in (RequestHandler.events, EventHandler.events)
+
+    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
+        scope = get()
+        raised: list[Event] = []
+        token = enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+        try:
+            try:
+                handler = resolve(handler_type)
+            except Exception as error:
+                error.add_note(f"while {binding.name} was built")
+                raise
+            if own_events:
+                _serve_once(handler, binding.name)
+            response = handler.handle(message)
+            if own_events:
+                raised.extend(handler.events)
+            elif handler._raised:  # noqa: SLF001 -- raised in a thread without this context
+                raised.extend(handler.__dict__.pop("_raised"))
+            return response, ((stage(raised),) if raised else ())
+        finally:
+            leave(token)
+
+    return invoke
+
+
+def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+    function: Any = binding.handler
+    services = _services(function, binding.name)
+
+    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
+        scope = current.get()
+        raised: list[Event] = []
+        token = current.set((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+        try:
+            response = function(message, **{name: container.resolve(service) for name, service in services.items()})
+            return response, ((stage(raised),) if raised else ())
+        finally:
+            current.reset(token)
+
+    return invoke
+
+
+def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T]) -> Invocation[T]:
+    def call_handler(message: Any, staged: list[T]) -> Any:
+        response, fresh = innermost(message)
+        staged.extend(fresh)
+        return response
+
+    call: Callable[[Any, list[T]], Any] = call_handler
+    for middleware in reversed(middlewares):
+        call = _wrap(middleware, call)
+
+    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
+        staged: list[T] = []
+        return call(message, staged), staged
+
+    return invoke
+
+
+def _wrap(middleware: Middleware, inner: Callable[[Any, list[T]], Any]) -> Callable[[Any, list[T]], Any]:
+    def call(message: Any, staged: list[T]) -> Any:
+        def call_next(message: Any) -> Any:
+            before = len(staged)
+            try:
+                return inner(message, staged)
+            except BaseException:
+                # A middleware may try again: what a failed attempt raised never happened.
+                del staged[before:]
+                raise
+
+        return middleware(message, call_next)
+
+    return call
+
+
+def _serve_once(handler: Any, name: str) -> None:
+    """Refuse a handler that keeps its own events and has served a message already."""
+    # `setdefault` is atomic: of two threads with the same handler, one sees the other's mark.
+    mark = object()
+    if handler.__dict__.setdefault("_served", mark) is not mark:
+        raise HandlerReused(
+            f"{name} keeps its own events and was handed out twice, so events of one request would leak into "
+            "the next: register it as transient, or raise events with self.raise_event(...)"
+        )
+
+
+def _services(function: Any, name: str) -> dict[str, type]:
+    """Return the parameters after the message, which the container fills, with their types."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    wanted = [
+        parameter
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    hints = get_type_hints(function) if wanted else {}
+    missing = [parameter.name for parameter in wanted if parameter.name not in hints]
+    if missing:
+        raise HandlerNotBuilt(f"{name} has parameters without a type, so nothing can be injected: {', '.join(missing)}")
+    return {parameter.name: hints[parameter.name] for parameter in wanted}

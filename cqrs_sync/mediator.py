@@ -1,0 +1,119 @@
+"""The front door: send requests, send events, receive messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from cqrs_sync import context
+from cqrs_sync.broker import IncomingMessage
+from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.errors import Closed
+from cqrs_sync.messages import Event, R, Request
+from cqrs_sync.middleware import MiddlewareChain
+from cqrs_sync.registry import EventMap
+from cqrs_sync.serializer import JsonSerializer, Serializer
+from cqrs_sync.watchdog import watched
+
+
+class EventMediator:
+    """Brings events to their handlers: one's own, and those received from a broker."""
+
+    def __init__(
+        self,
+        dispatcher: EventDispatcher,
+        event_map: EventMap,
+        *,
+        serializer: Serializer | None = None,
+        middleware: MiddlewareChain | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._event_map = event_map
+        self._serializer = serializer or JsonSerializer()
+        self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
+
+    def send(self, event: Event, /, *, timeout: float | None = None) -> None:
+        """
+        Dispatch an event as if a handler had raised it, and emit it if it is a notification.
+
+        Raises EventsFailed as the failure policy says. `timeout` is that of `RequestMediator.send`.
+        """
+        if timeout is None:
+            self._dispatcher.dispatch(event)
+        else:
+            with context.deadline(timeout), watched(event, timeout):
+                self._dispatcher.dispatch(event)
+
+    def receive(self, message: IncomingMessage, /) -> None:
+        """
+        Handle a message from a broker; returns when all its handlers have succeeded.
+
+        It is not published again. What its handlers raise carries its correlation id
+        and trace, and its id as causation. Raises MalformedMessage and
+        UnknownMessageType for what is no event bound here, EventsFailed for handlers.
+        """
+        self._receive(message)
+
+    def _handle(self, message: IncomingMessage) -> None:
+        event, attributes = self._serializer.load(message, self._event_map.types)
+        with context.continuing(attributes):
+            self._dispatcher.dispatch(event, emit=False)
+
+
+class RequestMediator:
+    """
+    Brings requests to their handlers.
+
+    `send` may be called from any thread, in handlers too. `close()` or leaving the
+    `with` block closes the threads and the broker that were given to `bootstrap`.
+    """
+
+    def __init__(
+        self, dispatcher: RequestDispatcher, events: EventMediator, *, close: Callable[[float], object] | None = None
+    ) -> None:
+        #: For events that no request raises, and for messages received from a broker.
+        self.events = events
+        self._dispatch = dispatcher.dispatch
+        self._close = close
+        self._closed = False
+
+    def send(self, request: Request[R], /, *, timeout: float | None = None) -> R:
+        """
+        Run the request's handler in this thread and return what it answers.
+
+        Events it raises are handled and notification events confirmed by the broker
+        when this returns; inside a surrounding transaction, when that has committed.
+
+        `timeout` (seconds) is a deadline for everything that waits: event handlers,
+        brokers, nested sends. A handler is never killed by it, but reported with its stack.
+
+        Raises what the handler raises, and then its events are dropped. Raises
+        EventsFailed, with the response, when something after the handler fails;
+        HandlerNotFound; Closed after `close()`.
+        """
+        if self._closed:
+            raise Closed("this mediator is closed")
+        if timeout is None:
+            return self._dispatch(request)
+        with context.deadline(timeout), watched(request, timeout):
+            return self._dispatch(request)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """
+        Refuse further requests, let running handlers finish, close threads and broker.
+
+        All that within `timeout` seconds. A second call does nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            if self._close is not None:
+                self._close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()

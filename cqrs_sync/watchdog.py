@@ -1,0 +1,85 @@
+"""Report what is still running at its deadline, with its stack; one thread watches for the whole process."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cqrs_sync.lifecycle import reset_in_child
+
+logger = logging.getLogger(__name__)
+
+
+class _Watchdog:
+    def __init__(self) -> None:
+        self.reset_in_child()
+
+    def reset_in_child(self) -> None:
+        self._changed = threading.Condition()
+        self._watches: list[tuple[float, int, int, str]] = []
+        self._over: set[int] = set()
+        self._numbers = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, title: str, timeout: float) -> int:
+        number = next(self._numbers)
+        with self._changed:
+            heapq.heappush(self._watches, (time.monotonic() + timeout, number, threading.get_ident(), title))
+            if self._thread is None:
+                reset_in_child(self)
+                self._thread = threading.Thread(target=self._run, name="cqrs-watchdog", daemon=True)
+                self._thread.start()
+            if self._watches[0][1] == number:
+                self._changed.notify()
+        return number
+
+    def forget(self, number: int) -> None:
+        with self._changed:
+            self._over.add(number)
+            # Those in time are the rule: without this they would pile up until their deadline.
+            if len(self._over) > 64 + len(self._watches) // 2:
+                self._watches = [watch for watch in self._watches if watch[1] not in self._over]
+                heapq.heapify(self._watches)
+                self._over.clear()
+
+    def _run(self) -> None:
+        while True:
+            self._report(self._due())
+
+    def _due(self) -> tuple[float, int, int, str]:
+        with self._changed:
+            while True:
+                if not self._watches:
+                    self._changed.wait()
+                elif self._watches[0][1] in self._over:
+                    self._over.discard(heapq.heappop(self._watches)[1])
+                elif (left := self._watches[0][0] - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                else:
+                    return heapq.heappop(self._watches)
+
+    def _report(self, watch: tuple[float, int, int, str]) -> None:
+        frame = sys._current_frames().get(watch[2])  # noqa: SLF001 -- documented, for this
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+        logger.warning("%s was not finished at its deadline; it goes on, and is at:\n%s", watch[3], stack)
+
+
+_watchdog = _Watchdog()
+
+
+@contextmanager
+def watched(message: Any, timeout: float) -> Iterator[None]:
+    """Log the stack of this thread if the block takes longer than `timeout` seconds."""
+    number = _watchdog.watch(type(message).__qualname__, timeout)
+    try:
+        yield
+    finally:
+        _watchdog.forget(number)

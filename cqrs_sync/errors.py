@@ -138,7 +138,8 @@ class BrokerUnavailable(DeliveryError):
     retryable = True
 
 
-@attrs.define(eq=False)
+# Without slots, since those would leave notes behind when it is pickled.
+@attrs.define(eq=False, slots=False)
 class PublishFailed(CqrsError):
     """
     Some messages of a batch were not confirmed; all others were.
@@ -208,4 +209,4 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
         return EventsFailed(self.message, errors, self.response, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.exceptions, self.response, self.failures)
+        return type(self), (self.message, self.exceptions), self.__dict__

@@ -1,0 +1,91 @@
+"""Promises about what is shipped, and about the repository it is built from."""
+
+from __future__ import annotations
+
+import configparser
+import fnmatch
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.source import MODULES, PACKAGE, ROOT
+
+TOP_LEVEL = {
+    "cqrs_sync",
+    "docs",
+    "tests",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "SECURITY.md",
+    "pyproject.toml",
+    "setup.cfg",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Iterator[zipfile.ZipFile]:
+    """Build the wheel from a copy, without a network."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(PACKAGE, source / "cqrs_sync", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source)],
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as opened:
+        yield opened
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    """
+    Every module and the mark that it is typed are in the wheel; tests and documents are not.
+    """
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {module.relative_to(ROOT).as_posix() for module in MODULES} | {"cqrs_sync/py.typed"}
+
+    assert expected == shipped
+
+
+def test_the_wheel_says_what_it_is(wheel):
+    """
+    Licence, description, commands and the pytest plugin are in the wheel's metadata.
+    """
+    info = {name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
+
+    assert "Requires-Python: >=3.11" in info["METADATA"]
+    assert "A command reaches its handler" in info["METADATA"]
+    assert any(name.endswith("LICENSE") for name in info)
+    assert "cqrs-sync = cqrs_sync.cli:main" in info["entry_points.txt"]
+    assert "cqrs_sync = cqrs_sync.testing.plugin" in info["entry_points.txt"]
+
+
+def test_the_changelog_knows_this_version():
+    """
+    The newest entry of the changelog is about the version in setup.cfg.
+    """
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    entries = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert setup["metadata"]["version"] == entries[0]
+
+
+def test_the_top_level_stays_as_it_is():
+    """
+    Beside the package, its tests, its documents and dotfiles nothing lies around.
+    """
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
+    there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    stray = {name for name in there - TOP_LEVEL if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}
+
+    assert set() == stray

@@ -1,0 +1,179 @@
+"""Promises about importing: it starts nothing, needs nothing optional, and is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.source import CORE, ROOT
+
+#: What no import of the core may bring along, and asyncio, which nothing may.
+OPTIONAL = {
+    "asyncio",
+    "celery",
+    "click",
+    "cloudevents",
+    "crc32c",
+    "django",
+    "google.protobuf",
+    "kafka",
+    "msgspec",
+    "opentelemetry",
+    "pika",
+    "pydantic",
+    "pytest",
+    "rich",
+    "sqlalchemy",
+}
+
+
+def run(program: str, *arguments: str) -> Any:
+    """Run a program in a new interpreter and return what it printed, read as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+OBSERVED_IMPORT = """
+import json, logging, os, signal, sys, threading
+import attrs, cattrs.preconf.orjson, orjson, punq   # what they do is theirs
+
+AUDITED = {
+    "socket.__new__", "socket.connect", "socket.bind", "subprocess.Popen", "os.fork", "os.putenv", "os.unsetenv",
+    "os.system", "os.posix_spawn", "_thread.start_new_thread", "_thread.start_joinable_thread",
+}
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event in AUDITED else None)
+
+def reader():
+    frame = sys._getframe(2)
+    while frame and frame.f_globals.get("__name__", "") in ("os", "collections.abc", "_collections_abc"):
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "") if frame else ""
+
+def observed(read):
+    def wrapper(self, key):
+        if reader().startswith("cqrs_sync"):
+            seen.append(f"reads {key} from the environment")
+        return read(self, key)
+    return wrapper
+
+type(os.environ).__getitem__ = observed(type(os.environ).__getitem__)
+
+def state():
+    loggers = logging.getLogger().manager.loggerDict
+    return {
+        "threads": threading.active_count(),
+        "environment": dict(os.environ),
+        "signals": [repr(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "root": [logging.root.level, repr(logging.root.handlers), logging.root.disabled, repr(logging.lastResort)],
+        "raise": [logging.raiseExceptions, repr(logging.getLoggerClass()), logging.root.manager.disable],
+        "loggers": {
+            name: [one.level, repr(one.handlers), one.propagate, one.disabled]
+            for name, one in loggers.items()
+            if isinstance(one, logging.Logger) and (name in before_names or one.level or one.handlers)
+        },
+        "directory": [os.getcwd(), sorted(os.listdir("."))],
+        "hooks": [repr(sys.excepthook), repr(threading.excepthook), repr(sys.unraisablehook)],
+    }
+
+before_names = set(logging.getLogger().manager.loggerDict)
+before = state()
+loaded = set(sys.modules)
+seen.clear()
+for name in sys.argv[1:]:
+    __import__(name)
+done = list(seen)
+after = state()
+changed = {key: [before[key], after[key]] for key in before if before[key] != after[key]}
+print(json.dumps({"done": done, "changed": changed, "loaded": sorted(sys.modules)}))
+"""
+
+
+def test_an_import_starts_nothing():
+    """
+    T5: Importing the core starts no thread and no process, opens no socket, reads no
+    environment variable, and leaves logging, signals and hooks as they were.
+    """
+    seen = run(OBSERVED_IMPORT, "cqrs_sync", *CORE)
+
+    assert ([], {}) == (seen["done"], seen["changed"])
+
+
+def test_an_import_brings_no_optional_dependency():
+    """
+    `import cqrs_sync` loads neither an optional dependency nor asyncio.
+    """
+    loaded = set(run("import cqrs_sync, json, sys; print(json.dumps(sorted(sys.modules)))"))
+
+    assert set() == OPTIONAL & loaded
+
+
+BLOCKED_IMPORT = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+optional = set(sys.argv[1].split(","))
+
+class NotInstalled(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if any(name == one or name.startswith(one + ".") for one in optional):
+            raise ModuleNotFoundError(f"{name} is optional", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+for name in sys.argv[2:]:
+    __import__(name)
+print(json.dumps(sys.argv[2:]))
+"""
+
+
+def test_the_core_needs_no_optional_dependency():
+    """
+    Every module of the core can be imported where none of the extras is installed.
+    """
+    assert run(BLOCKED_IMPORT, ",".join(sorted(OPTIONAL)), *CORE) == CORE
+
+
+def test_every_module_can_be_imported_first():
+    """
+    No module works only because another one was imported before it.
+    """
+    program = """
+import importlib, json, sys
+broken = {}
+for name in sys.argv[1:]:
+    for loaded in [each for each in sys.modules if each.split(".")[0] == "cqrs_sync"]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        broken[name] = repr(error)
+print(json.dumps(broken))
+"""
+
+    assert run(program, *CORE) == {}
+
+
+TIMED_IMPORT = """
+import sys, time
+started = time.perf_counter()
+for name in sys.argv[1:]:
+    __import__(name)
+print(time.perf_counter() - started)
+"""
+
+
+def test_an_import_is_cheap():
+    """
+    `import cqrs_sync` takes at most 1.5 times what `import attrs, cattrs, punq` takes.
+    """
+    # The fastest of each: whatever else the machine does only ever makes an import slower.
+    rounds = range(9)
+    ours = min(run(TIMED_IMPORT, "cqrs_sync") for _ in rounds)
+    theirs = min(run(TIMED_IMPORT, "attrs", "cattrs", "punq") for _ in rounds)
+
+    assert ours / theirs <= 1.5

@@ -1,0 +1,136 @@
+"""Promises about the code itself: how modules, names and errors look."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pickle
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cqrs_sync
+from cqrs_sync import errors
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.errors import BrokerUnavailable, CqrsError, EventsFailed, Failure, MessageRejected, PublishFailed
+from tests.source import CORE, MODULES, name_of
+
+ERRORS = [error for error in vars(errors).values() if inspect.isclass(error) and issubclass(error, Exception)]
+
+
+def test_modules_are_short():
+    """
+    A module is one idea: no more than 300 lines.
+    """
+    long = {name_of(module): lines for module in MODULES if (lines := len(module.read_text().splitlines())) > 300}
+
+    assert {} == long
+
+
+def test_functions_are_short():
+    """
+    A function has at most 40 lines, its docstring aside, and half of them have at most ten.
+    """
+    lengths = {f"{name_of(module)}:{line}": length for module in MODULES for line, length in _functions(module)}
+
+    assert {name: length for name, length in lengths.items() if length > 40} == {}
+    assert statistics.median(lengths.values()) <= 10
+
+
+def _functions(module: Path) -> list[tuple[int, int]]:
+    """Line and length of every function of a module."""
+    return [
+        (node.lineno, node.end_lineno - node.lineno + 1 - _docstring_lines(node))
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    ]
+
+
+def _docstring_lines(node: ast.FunctionDef) -> int:
+    return 0 if ast.get_docstring(node) is None else node.body[0].end_lineno - node.body[0].lineno + 1
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_public_names_are_listed_in_order(module):
+    """
+    `__all__` is sorted, names nothing twice and nothing that is not there.
+    """
+    imported = importlib.import_module(module)
+    names = getattr(imported, "__all__", [])
+
+    assert sorted(set(names)) == list(names)
+    assert [name for name in names if not hasattr(imported, name)] == []
+
+
+def test_every_public_name_is_listed():
+    """
+    What `cqrs_sync` shows is in its `__all__`, and every error is.
+    """
+    shown = {name for name, value in vars(cqrs_sync).items() if not (name.startswith("_") or inspect.ismodule(value))}
+
+    assert shown - {"annotations"} == set(cqrs_sync.__all__)
+    assert {error.__name__ for error in ERRORS} - shown == set()
+
+
+# Errors
+
+
+def instance_of(error: type[Exception]) -> Exception:
+    """Make one as the library does."""
+    if error is PublishFailed:
+        outgoing = OutgoingMessage(id="1", topic="meetings", type="meeting.joined", body=b"{}", key=None, attributes={})
+        return PublishFailed([(outgoing, MessageRejected("too large")), (outgoing, BrokerUnavailable("gone"))])
+    if error is EventsFailed:
+        cause = ValueError("no such meeting")
+        return EventsFailed("1 of 2", [cause], {"response": 1}, [Failure("Handler", "event", cause)])
+    return error("what happened, and the way out")
+
+
+def facts(error: Exception) -> tuple[Any, ...]:
+    """Tell what must survive; exceptions compare by identity, so those inside are told by their repr."""
+    attributes = {name: repr(value) for name, value in vars(error).items()}
+    attributes |= {name: repr(getattr(error, name)) for name in ("failures", "exceptions") if hasattr(error, name)}
+    return type(error), str(error), getattr(error, "retryable", None), attributes
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_is_ours(error):
+    """
+    `except CqrsError` catches whatever this library raises.
+    """
+    assert issubclass(error, CqrsError)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_every_error_survives_pickling(error, protocol):
+    """
+    An error arrives whole in another process: Celery and multiprocessing send them.
+    """
+    before = instance_of(error)
+    before.add_note("seen in a worker")
+    after = pickle.loads(pickle.dumps(before, protocol))  # noqa: S301 -- we have just written it
+
+    assert facts(before) == facts(after)
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is():
+    """
+    The docstring of `errors` shows every error below its base, and none that is not there.
+    """
+    drawn: dict[str, str] = {}
+    path: list[str] = []
+    for line in re.findall(r"^[│├└─ ]*[A-Z]\w+.*$", inspect.getdoc(errors).split("```")[1], re.MULTILINE):
+        branch, name = re.match(r"([│├└─ ]*)(\w+)", line).groups()
+        path[len(branch) // 4 :] = [name]
+        drawn[name] = path[-2] if len(path) > 1 else ""
+
+    assert {error.__name__: _parent_of(error) for error in ERRORS} == drawn
+
+
+def _parent_of(error: type[Exception]) -> str:
+    return next((base.__name__ for base in error.__mro__[1:] if issubclass(base, CqrsError)), "")

@@ -44,10 +44,18 @@ import attrs, cattrs.preconf.orjson, orjson, punq   # what they do is theirs
 
 AUDITED = {
     "socket.__new__", "socket.connect", "socket.bind", "subprocess.Popen", "os.fork", "os.putenv", "os.unsetenv",
-    "os.system", "os.posix_spawn", "_thread.start_new_thread", "_thread.start_joinable_thread",
+    "os.system", "os.posix_spawn",
 }
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event in AUDITED else None)
+
+def noting(start):
+    def wrapper(self):
+        seen.append(f"starts {self.name}")
+        start(self)
+    return wrapper
+
+threading.Thread.start = noting(threading.Thread.start)
 
 def reader():
     frame = sys._getframe(2)

@@ -42,13 +42,7 @@ def raise_event(event: Event, /) -> None:
     Raises RuntimeError outside a handler.
     """
     scope = current.get()
-    (_outside if scope is None else scope[0]).append(event)
-
-
-def handling() -> bool:
-    """Tell whether a handler is running here."""
-    scope = current.get()
-    return scope is not None and scope[0] is not _outside
+    (outside if scope is None else scope[0]).append(event)
 
 
 @contextmanager
@@ -66,7 +60,7 @@ def annotate(**attributes: str) -> Iterator[None]:
         if not isinstance(value, str):
             raise TypeError(f"the attribute {name!r} must be a string, not {value!r}")
     scope = current.get()
-    raised, flow, lineage = scope if scope is not None else (_outside, {}, None)
+    raised, flow, lineage = scope if scope is not None else (outside, {}, None)
     # The correlation id is made late; without this, code after the block would get another one.
     correlation_of(flow)
     token = current.set((raised, {**flow, **attributes}, lineage))
@@ -135,7 +129,7 @@ class _Outside(list[Event]):
         )
 
 
-_outside = _Outside()
+outside = _Outside()
 
 
 def deadline_at() -> float | None:

@@ -3,27 +3,55 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextvars import copy_context
-from typing import Any, cast
+from typing import Any, TypeVar, cast
+
+import attrs
 
 from cqrs_sync import context
+from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.container import Container
-from cqrs_sync.context import Lineage
+from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerNotConfigured, EventCycle, Failure
 from cqrs_sync.failures import Collect, FailurePolicy, log_failures
-from cqrs_sync.invocation import Invocation, compile_invocation
+from cqrs_sync.invocation import Invocation, Stage, compile_invocation
+from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, NotificationEvent, R, Request
 from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.registry import Binding, EventMap, Phase, RequestMap
+from cqrs_sync.registry import EventMap, Phase, RequestMap
 from cqrs_sync.runs import Run, Staged, Target
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+get, enter, leave = context.current.get, context.current.set, context.current.reset
+
+
+@attrs.frozen(eq=False)
+class InlineTarget:
+    """A handler that runs inside the transaction, ready to be called."""
+
+    name: str
+    invoke: Invocation[list[Event]]
+
+
+@attrs.frozen(eq=False)
+class Route:
+    """What is to be done with events of a type."""
+
+    targets: tuple[Target, ...]
+    inline: tuple[InlineTarget, ...]
+    notification: bool
+    #: Nothing is to be done inside the transaction.
+    plain: bool
 
 
 class EventDispatcher:
@@ -53,8 +81,10 @@ class EventDispatcher:
         self._container = container
         self._middleware = middleware or MiddlewareChain()
         self._transactions = transactions or NoTransactions()
-        self._targets: dict[type, tuple[Target, ...]] = {}
-        self._inline: dict[type, tuple[Invocation[list[Event]], ...]] = {}
+        self._transactional = not isinstance(self._transactions, NoTransactions)
+        self._routes: dict[type, Route] = {}
+        self._lock = threading.Lock()
+        reset_in_child(self)
         event_map.on_change(self._forget)
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
@@ -64,35 +94,28 @@ class EventDispatcher:
         Inside a transaction it returns at once, and all this happens when that commits.
         Raises EventsFailed, as the failure policy says.
         """
-        self.conclude([self.stage(events, emit=emit)], None)
+        self.conclude((self.stage(list(events), emit=emit),), None)
 
-    def stage(self, raised: Iterable[Event], *, emit: bool = True) -> Staged:
+    def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
         """
         Do what belongs inside the transaction: inline handlers, and the bytes of notifications.
 
         What raises here fails the handler that raised the events.
         """
         scope = context.current.get()
-        staged = Staged({}, None) if scope is None else Staged(scope[1], scope[2])
-        self._check_depth(staged.lineage)
-        waiting = deque((event, staged.lineage) for event in raised)
-        seen: set[int] = set()
-        while waiting:
-            event, parent = waiting.popleft()
-            if id(event) in seen:
-                continue
-            seen.add(id(event))
-            staged.events.append(event)
-            self._prepare(event, staged, emit=emit)
-            for invoke in self._inline_of(type(event)):
-                lineage = event, parent
-                for follow_ups in invoke(event)[1]:
-                    self._check_depth(lineage)
-                    waiting.extend((follow_up, lineage) for follow_up in follow_ups)
-        if self._transactions.active():
-            staged.committed = False
-            # Looked up at the commit: whoever no longer waits for it replaces `commit`.
-            self._transactions.on_commit(lambda: staged.commit())  # noqa: PLW0108
+        flow, lineage = ({}, None) if scope is None else (scope[1], scope[2])
+        if lineage is not None:
+            self._check_depth(lineage)
+        staged = Staged(raised, flow, lineage)
+        routes = self._routes
+        if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
+            staged.events = list({id(event): event for event in raised}.values())
+        for event in staged.events:
+            if not (routes.get(type(event)) or self._route(type(event))).plain:
+                self._stage_with_care(staged, emit=emit)
+                break
+        if self._transactional and self._transactions.active():
+            self._transactions.on_commit(staged.await_commit())
         return staged
 
     def conclude(self, stages: Sequence[Staged], response: Any) -> None:
@@ -101,52 +124,111 @@ class EventDispatcher:
         if len(committed) < len(stages):
             for staged in stages:
                 if not staged.committed:
-                    self._leave_to_commit(staged)
-        if committed:
-            run, until = self._start(committed)
-            if not self.threads.run(run, until=until, helping=not self._transactions.active()):
-                run.leave()
-            self._emit(run)
+                    self.leave_to_commit(staged)
+            if not committed:
+                return
+        run = self._run(committed)
+        if not run.went_well:
             if run.interruption is not None:
                 log_failures(run.take_failures())
                 raise run.interruption
-            if failures := run.take_failures():
-                self.failures.settle(failures, response)
+            self.failures.settle(run.take_failures(), response)
 
-    def targets_of(self, event_type: type) -> tuple[Target, ...]:
+    def leave_to_commit(self, staged: Staged, /) -> None:
+        """Conclude events at their commit, with nobody left to be told of failures."""
+        surroundings = copy_context()
+        surroundings.run(context.forget_deadline)
+        staged.commit = lambda: surroundings.run(self._conclude_unattended, staged)
+
+    def conclude_late(self, run: Run, /) -> None:
+        """Conclude a run whose caller has left at its deadline."""
+        self._emit(run)
+        log_failures(run.take_failures())
+
+    def _conclude_unattended(self, staged: Staged) -> None:
+        log_failures(self._run([staged]).take_failures())
+
+    def _run(self, stages: list[Staged]) -> Run:
+        """Run the handlers, then publish, for which a little of the time before the deadline is kept."""
+        until = context.deadline_at()
+        if until is not None and any(staged.outgoing for staged in stages):
+            until -= _reserve(until)
+        run = Run(stages, self, self._lock, until)
+        helping = not (self._transactional and self._transactions.active())
+        if not self.threads.run(run, until=until, helping=helping):
+            run.leave()
+        self._emit(run)
+        return run
+
+    def _stage_with_care(self, staged: Staged, *, emit: bool) -> None:
+        """Stage events of which some are notifications, have inline handlers, or no handler at all."""
+        waiting = deque((event, staged.lineage) for event in staged.events)
+        events: dict[int, Event] = {}
+        outgoing: dict[int, OutgoingMessage] = {}
+        while waiting:
+            event, parent = waiting.popleft()
+            if id(event) in events:
+                continue
+            events[id(event)] = event
+            route = self._route(type(event))
+            if emit and route.notification:
+                outgoing[id(event)] = self._prepare(cast("NotificationEvent", event))
+            elif not route.targets and not route.inline:
+                logger.warning("no handler is bound to %s: it was raised for nobody", type(event).__qualname__)
+            for target in route.inline:
+                waiting.extend(self._call_inline(target, event, (event, parent), staged.flow))
+        staged.events = list(events.values())
+        staged.outgoing = outgoing
+
+    def _call_inline(
+        self, target: InlineTarget, event: Event, lineage: Lineage, flow: Flow
+    ) -> list[tuple[Event, Lineage | None]]:
+        raised: list[Event] = []
+        token = context.current.set((raised, flow, lineage))
+        try:
+            _, batches = target.invoke(event, raised)
+        except Exception as error:
+            error.add_note(f"in {target.name}, inline, handling {type(event).__qualname__}")
+            raise
+        finally:
+            context.current.reset(token)
+        if batches:
+            self._check_depth(lineage)
+        return [(follow_up, lineage) for batch in batches for follow_up in batch]
+
+    def targets_of(self, event_type: type, /) -> Sequence[Target]:
         """Return the handlers that run after the commit, ready to be called."""
-        targets = self._targets.get(event_type)
-        if targets is None:
-            middlewares = self._middleware.of(event_type)
-            targets = self._targets[event_type] = tuple(
-                Target(binding.name, compile_invocation(binding, self._container, middlewares, self.stage))
-                for binding in self._bindings(event_type, Phase.AFTER_COMMIT)
+        return (self._routes.get(event_type) or self._route(event_type)).targets
+
+    def _route(self, event_type: type) -> Route:
+        route = self._routes.get(event_type)
+        if route is None:
+            compiled = self._compiled(event_type, Phase.AFTER_COMMIT, self.stage)
+            inline = self._compiled(event_type, Phase.INLINE, list)
+            notification = issubclass(event_type, NotificationEvent)
+            route = self._routes[event_type] = Route(
+                targets=tuple(Target(name, invoke) for name, invoke in compiled),
+                inline=tuple(InlineTarget(name, invoke) for name, invoke in inline),
+                notification=notification,
+                plain=bool(compiled) and not inline and not notification,
             )
-        return targets
+        return route
 
-    def _inline_of(self, event_type: type) -> tuple[Invocation[list[Event]], ...]:
-        inline = self._inline.get(event_type)
-        if inline is None:
-            middlewares = self._middleware.of(event_type)
-            inline = self._inline[event_type] = tuple(
-                compile_invocation(binding, self._container, middlewares, _as_raised)
-                for binding in self._bindings(event_type, Phase.INLINE)
+    def _compiled(self, event_type: type, phase: Phase, stage: Stage[T]) -> list[tuple[str, Invocation[T]]]:
+        middlewares = self._middleware.of(event_type)
+        return [
+            (binding.name, compile_invocation(binding, self._container, middlewares, stage))
+            for binding in self._event_map.find(event_type)
+            if binding.phase is phase
+        ]
+
+    def _prepare(self, event: NotificationEvent) -> OutgoingMessage:
+        if self.emitter is None:
+            raise BrokerNotConfigured(
+                f"{type(event).__qualname__} has nowhere to go: give bootstrap a broker, "
+                "cqrs_sync.memory.MemoryBroker() where nobody is to receive it"
             )
-        return inline
-
-    def _bindings(self, event_type: type, phase: Phase) -> list[Binding]:
-        return [binding for binding in self._event_map.find(event_type) if binding.phase is phase]
-
-    def _prepare(self, event: Event, staged: Staged, *, emit: bool) -> None:
-        if emit and isinstance(event, NotificationEvent):
-            if self.emitter is None:
-                raise BrokerNotConfigured(
-                    f"{type(event).__qualname__} has nowhere to go: give bootstrap a broker, "
-                    "cqrs_sync.memory.MemoryBroker() where nobody is to receive it"
-                )
-            staged.outgoing[id(event)] = self.emitter.prepare(event)
-        elif not self._event_map.find(type(event)):
-            logger.warning("no handler is bound to %s: it was raised for nobody", type(event).__qualname__)
+        return self.emitter.prepare(event)
 
     def _check_depth(self, lineage: Lineage | None) -> None:
         titles: list[str] = []
@@ -160,14 +242,6 @@ class EventDispatcher:
                 f"after {self._max_depth} follow-ups the rest was dropped, "
                 "break the cycle or give bootstrap a larger max_depth"
             )
-
-    def _start(self, stages: Sequence[Staged]) -> tuple[Run, float | None]:
-        """Make a run; its handlers have until a little before the deadline, what is to be published has the rest."""
-        until = context.deadline_at()
-        if until is not None and any(staged.outgoing for staged in stages):
-            until -= _reserve(until)
-        run = Run(stages, self.targets_of, self.failures, self._leave_to_commit, self._finish_late, until=until)
-        return run, until
 
     def _emit(self, run: Run) -> None:
         outgoing = run.take_outgoing()
@@ -184,25 +258,12 @@ class EventDispatcher:
         except Exception as error:  # noqa: BLE001 -- it goes to the failure policy
             run.add_failure(Failure("publish", None, error))
 
-    def _leave_to_commit(self, staged: Staged) -> None:
-        """Conclude events at their commit, with nobody left to be told of failures."""
-        surroundings = copy_context()
-        surroundings.run(context.forget_deadline)
-
-        def conclude() -> None:
-            run, until = self._start([staged])
-            self.threads.run(run, until=until, helping=not self._transactions.active())
-            self._finish_late(run)
-
-        staged.commit = lambda: surroundings.run(conclude)
-
-    def _finish_late(self, run: Run) -> None:
-        self._emit(run)
-        log_failures(run.take_failures())
-
     def _forget(self) -> None:
-        self._targets.clear()
-        self._inline.clear()
+        self._routes.clear()
+
+    def reset_in_child(self) -> None:
+        """Replace the lock, which another thread of the parent may have held."""
+        self._lock = threading.Lock()
 
 
 class RequestDispatcher:
@@ -228,9 +289,14 @@ class RequestDispatcher:
 
         Raises what the handler raises; HandlerNotFound; EventsFailed, as the failure policy says.
         """
-        request_type = type(request)
-        invoke = self._invocations.get(request_type) or self._compile(request_type)
-        response, stages = invoke(request)
+        invoke = self._invocations.get(type(request)) or self._compile(type(request))
+        scope = get()
+        raised: list[Event] = []
+        token = enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+        try:
+            response, stages = invoke(request, raised)
+        finally:
+            leave(token)
         if stages:
             self._events.conclude(stages, response)
         return cast("R", response)
@@ -241,10 +307,6 @@ class RequestDispatcher:
         invocation = compile_invocation(binding, self._container, middlewares, self._events.stage)
         self._invocations[request_type] = invocation
         return invocation
-
-
-def _as_raised(raised: list[Event]) -> list[Event]:
-    return raised
 
 
 def _reserve(deadline: float) -> float:

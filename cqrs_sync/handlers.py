@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from cqrs_sync import context
+from cqrs_sync.context import current, outside
 from cqrs_sync.messages import Event, Request
+
+get = current.get
 
 Req = TypeVar("Req", bound=Request[object])
 Res = TypeVar("Res")
@@ -30,8 +32,9 @@ class _RaisesEvents:
 
     def raise_event(self, event: Event, /) -> None:
         """Raise an event: it is dispatched after this handler has returned, dropped when it fails."""
-        if context.handling():
-            context.raise_event(event)
+        scope = get()
+        if scope is not None and scope[0] is not outside:
+            scope[0].append(event)
         else:
             # Around a frozen attrs handler's `__setattr__`.
             self.__dict__.setdefault("_raised", []).append(event)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, get_type_hints
 
 from cqrs_sync.container import Container
-from cqrs_sync.context import current
+from cqrs_sync.context import Scope, current
 from cqrs_sync.errors import HandlerNotBuilt, HandlerReused
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.messages import Event
@@ -18,45 +18,59 @@ T = TypeVar("T")
 
 #: What becomes of the events of a handler, while its transaction is open.
 Stage: TypeAlias = Callable[[list[Event]], T]
-#: Gives the response, and what `Stage` made of the events of each attempt that succeeded.
-Invocation: TypeAlias = Callable[[Any], tuple[Any, Sequence[T]]]
+#: Takes a message and the list in `context.current` that collects what is raised. Gives
+#: the response, and what `Stage` made of the events of each attempt that succeeded.
+Invocation: TypeAlias = Callable[[Any, list[Event]], tuple[Any, Sequence[T]]]
 
 
 def compile_invocation(
     binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
 ) -> Invocation[T]:
     """Prepare calls of a handler once, so that a message only pays for what differs."""
-    compiled = _for_class if isinstance(binding.handler, type) else _for_function
-    innermost = compiled(binding, container, stage)
-    return _inside(middlewares, innermost) if middlewares else innermost
+    if not isinstance(binding.handler, type):
+        innermost = _for_function(binding, container, stage)
+    elif binding.handler.events in (RequestHandler.events, EventHandler.events):  # type: ignore[attr-defined]
+        innermost = _for_class(binding, container, stage)
+    else:
+        innermost = _for_class_with_own_events(binding, container, stage)
+    return _inside(middlewares, innermost, stage) if middlewares else innermost
 
 
 def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
     handler_type: Any = binding.handler
     resolve = container.resolve
-    get, enter, leave = current.get, current.set, current.reset
-    own_events = handler_type.events not in (RequestHandler.events, EventHandler.events)
 
-    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
-        scope = get()
-        raised: list[Event] = []
-        token = enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
         try:
-            try:
-                handler = resolve(handler_type)
-            except Exception as error:
-                error.add_note(f"while {binding.name} was built")
-                raise
-            if own_events:
-                _serve_once(handler, binding.name)
-            response = handler.handle(message)
-            if own_events:
-                raised.extend(handler.events)
-            elif handler._raised:  # noqa: SLF001 -- raised in a thread without this context
-                raised.extend(handler.__dict__.pop("_raised"))
-            return response, ((stage(raised),) if raised else ())
-        finally:
-            leave(token)
+            handler = resolve(handler_type)
+        except Exception as error:
+            error.add_note(f"while {binding.name} was built")
+            raise
+        response = handler.handle(message)
+        if handler._raised:  # noqa: SLF001 -- raised in a thread that knows nothing of this message
+            raised.extend(handler.__dict__.pop("_raised"))
+        if raised:
+            return response, (stage(raised),)
+        return response, ()
+
+    return invoke
+
+
+def _for_class_with_own_events(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+    handler_type: Any = binding.handler
+
+    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+        handler = container.resolve(handler_type)
+        # `setdefault` is atomic: of two threads with the same handler, one sees the other's mark.
+        mark = object()
+        if handler.__dict__.setdefault("_served", mark) is not mark:
+            raise HandlerReused(
+                f"{binding.name} keeps its own events and was handed out twice, so events of one request would leak "
+                "into the next: register it as transient, or raise events with self.raise_event(...)"
+            )
+        response = handler.handle(message)
+        raised.extend(handler.events)
+        return response, ((stage(raised),) if raised else ())
 
     return invoke
 
@@ -65,22 +79,23 @@ def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> In
     function: Any = binding.handler
     services = _services(function, binding.name)
 
-    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
-        scope = current.get()
-        raised: list[Event] = []
-        token = current.set((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
-        try:
-            response = function(message, **{name: container.resolve(service) for name, service in services.items()})
-            return response, ((stage(raised),) if raised else ())
-        finally:
-            current.reset(token)
+    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+        response = function(message, **{name: container.resolve(service) for name, service in services.items()})
+        return response, ((stage(raised),) if raised else ())
 
     return invoke
 
 
-def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T]) -> Invocation[T]:
+def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T], stage: Stage[T]) -> Invocation[T]:
     def call_handler(message: Any, staged: list[T]) -> Any:
-        response, fresh = innermost(message)
+        # Its own list for each attempt: what a failed one raised is dropped.
+        scope: Scope = current.get() or ([], {}, None)
+        raised: list[Event] = []
+        token = current.set((raised, scope[1], scope[2]))
+        try:
+            response, fresh = innermost(message, raised)
+        finally:
+            current.reset(token)
         staged.extend(fresh)
         return response
 
@@ -88,9 +103,13 @@ def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T]) -> Invo
     for middleware in reversed(middlewares):
         call = _wrap(middleware, call)
 
-    def invoke(message: Any) -> tuple[Any, Sequence[T]]:
+    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
         staged: list[T] = []
-        return call(message, staged), staged
+        response = call(message, staged)
+        if raised:
+            # By a middleware.
+            staged.append(stage(raised))
+        return response, staged
 
     return invoke
 
@@ -109,17 +128,6 @@ def _wrap(middleware: Middleware, inner: Callable[[Any, list[T]], Any]) -> Calla
         return middleware(message, call_next)
 
     return call
-
-
-def _serve_once(handler: Any, name: str) -> None:
-    """Refuse a handler that keeps its own events and has served a message already."""
-    # `setdefault` is atomic: of two threads with the same handler, one sees the other's mark.
-    mark = object()
-    if handler.__dict__.setdefault("_served", mark) is not mark:
-        raise HandlerReused(
-            f"{name} keeps its own events and was handed out twice, so events of one request would leak into "
-            "the next: register it as transient, or raise events with self.raise_event(...)"
-        )
 
 
 def _services(function: Any, name: str) -> dict[str, type]:

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -29,17 +29,24 @@ class Staged:
 
     __slots__ = ("commit", "committed", "events", "flow", "lineage", "outgoing")
 
-    def __init__(self, flow: Flow, lineage: Lineage | None) -> None:
-        self.events: list[Event] = []
+    def __init__(self, events: list[Event], flow: Flow, lineage: Lineage | None) -> None:
+        self.events = events
         #: The messages of notification events, by the identity of the event.
-        self.outgoing: dict[int, OutgoingMessage] = {}
+        self.outgoing: dict[int, OutgoingMessage] | None = None
         #: What messages that follow from these events carry.
         self.flow = flow
         #: The event whose handler raised these, None for those of a request.
         self.lineage = lineage
         self.committed = True
-        #: Called at the commit, replaced by whoever no longer waits for it.
-        self.commit: Callable[[], object] = self._note_commit
+
+    commit: Callable[[], object]
+
+    def await_commit(self) -> Callable[[], object]:
+        """Return what is to be called at the commit; `commit` may be replaced until then."""
+        self.committed = False
+        self.commit = self._note_commit
+        # Looked up at the commit.
+        return lambda: self.commit()  # noqa: PLW0108
 
     def _note_commit(self) -> None:
         self.committed = True
@@ -53,72 +60,77 @@ class Target:
     invoke: Invocation[Staged]
 
 
+class Surroundings(Protocol):
+    """What a run needs of the dispatcher that made it."""
+
+    failures: FailurePolicy
+
+    def targets_of(self, event_type: type, /) -> Sequence[Target]:
+        """Return the handlers that run after the commit."""
+
+    def leave_to_commit(self, staged: Staged, /) -> None:
+        """Conclude these events at their commit, which nobody waits for."""
+
+    def conclude_late(self, run: Run, /) -> None:
+        """Conclude a run that nobody waits for any more."""
+
+
 class Run:
     """The events of a request and what they ask for, as work for an executor."""
 
+    # Defaults that most runs never change: a run is made for each request with events.
+    _seen: set[int] | None = None
+    _failures: list[Failure] | None = None
+    _stopped = False
+    _cycle = False
+    _unattended = False
+    #: What a handler raised that is no Exception, such as SystemExit.
+    interruption: BaseException | None = None
+
     def __init__(
-        self,
-        stages: Sequence[Staged],
-        targets_of: Callable[[type], tuple[Target, ...]],
-        policy: FailurePolicy,
-        leave_to_commit: Callable[[Staged], object],
-        finish_late: Callable[[Run], object],
-        *,
-        until: float | None = None,
+        self, stages: list[Staged], surroundings: Surroundings, lock: threading.Lock, until: float | None
     ) -> None:
-        self._stages = list(stages)
-        self._targets_of = targets_of
-        self._policy = policy
+        self._stages = stages
+        self._surroundings = surroundings
+        self._lock = lock
         self._until = until
-        self._leave_to_commit = leave_to_commit
-        self._finish_late = finish_late
-        self._next_stage = 0
-        self._calls = self._iterate()
-        self._failures: list[Failure] = []
-        self._lock = threading.Lock()
-        self._seen: set[int] | None = None
-        # Who runs what; kept only where there is a deadline.
-        self._running: dict[int, tuple[Target, Event]] = {}
-        self._stopped = False
-        self._cycle = False
-        self._unattended = False
-        #: What a handler raised that is no Exception, such as SystemExit.
-        self.interruption: BaseException | None = None
-        self._outgoing = [message for staged in stages for message in staged.outgoing.values()]
-
-    # -- work for an executor
-
-    def next_call(self) -> Call | None:
-        """Return the next call; breadth first, follow-up events come last."""
-        call = next(self._calls, None)
-        if call is None and self._next_stage < len(self._stages):
-            # The iteration had ended before a handler raised more.
-            self._calls = self._iterate()
-            call = next(self._calls, None)
-        return call
+        self._taken = 0
+        if until is not None:
+            # Who runs what.
+            self._running: dict[int, tuple[Target, Event]] = {}
+        #: Return the next call, None where there is none now: breadth first, follow-up events come last.
+        self.next_call: Callable[[], Call | None] = self._calls().__next__
 
     def finished_late(self) -> None:
         """All handlers are finished, after the caller has left at its deadline."""
-        self._finish_late(self)
-
-    # -- for the dispatcher
+        self._surroundings.conclude_late(self)
 
     def take_outgoing(self) -> list[OutgoingMessage]:
         """Take the messages that are to be published by now."""
-        with self._lock:
-            outgoing, self._outgoing = self._outgoing, []
+        outgoing: list[OutgoingMessage] = []
+        for staged in self._stages:
+            if staged.outgoing:
+                messages, staged.outgoing = staged.outgoing, None
+                outgoing.extend(messages.values())
         return outgoing
 
     def take_failures(self) -> list[Failure]:
         """Take the failures there are by now."""
         with self._lock:
-            failures, self._failures = self._failures, []
-        return failures
+            failures, self._failures = self._failures, None
+        return failures or []
 
     def add_failure(self, failure: Failure) -> None:
         """Note a failure."""
         with self._lock:
+            if self._failures is None:
+                self._failures = []
             self._failures.append(failure)
+
+    @property
+    def went_well(self) -> bool:
+        """Whether nothing has failed by now."""
+        return self._failures is None and self.interruption is None
 
     def leave(self) -> None:
         """Note as failures what is not finished at the deadline; it goes on with nobody waiting."""
@@ -131,44 +143,49 @@ class Run:
             error = DeadlineExceeded("handlers had not started at the deadline; they will run, with nobody waiting")
             self.add_failure(Failure("events", None, error))
 
-    # -- calls
-
-    def _iterate(self) -> Iterator[Call]:
-        while self._next_stage < len(self._stages):
-            staged = self._stages[self._next_stage]
-            self._next_stage += 1
-            for event in staged.events:
-                for target in self._targets_of(type(event)):
-                    if self._stopped or (self._cycle and staged.lineage is not None):
-                        return
-                    yield self._invoke, target, event, staged
+    def _calls(self) -> Iterator[Call | None]:
+        targets_of = self._surroundings.targets_of
+        stages = self._stages
+        while True:
+            while self._taken < len(stages):
+                staged = stages[self._taken]
+                self._taken += 1
+                for event in staged.events:
+                    for target in targets_of(type(event)):
+                        if self._stopped or (self._cycle and staged.lineage is not None):
+                            break
+                        yield self._invoke, target, event, staged
+            # Asked again after a handler may have raised more.
+            yield None
 
     def _invoke(self, target: Target, event: Event, staged: Staged) -> None:
+        raised: list[Event] = []
         flow = staged.flow
         if staged.outgoing and (message := staged.outgoing.get(id(event))) is not None:
             flow = {**flow, "causationid": message.id}
         # In a context of its own: there is nothing to set back.
-        current.set(([], flow, (event, staged.lineage)))
+        current.set((raised, flow, (event, staged.lineage)))
         try:
             if self._until is None:
-                _, stages = target.invoke(event)
+                _, stages = target.invoke(event, raised)
             else:
-                _, stages = self._invoke_watched(target, event, self._until)
+                _, stages = self._invoke_watched(target, event, raised, self._until)
+            for follow_up in stages:
+                self._follow(follow_up)
         except Exception as error:  # noqa: BLE001 -- every failure goes to the policy
             self._fail(target, event, error)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise
             self.interruption = error
-        else:
-            for follow_up in stages:
-                self._follow(follow_up)
 
-    def _invoke_watched(self, target: Target, event: Event, until: float) -> tuple[Any, Sequence[Staged]]:
+    def _invoke_watched(
+        self, target: Target, event: Event, raised: list[Event], until: float
+    ) -> tuple[Any, Sequence[Staged]]:
         thread = threading.get_ident()
         self._running[thread] = target, event
         try:
-            return target.invoke(event)
+            return target.invoke(event, raised)
         finally:
             del self._running[thread]
             late = time.monotonic() - until
@@ -184,21 +201,22 @@ class Run:
         error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
         failure = Failure(target.name, event, error)
         self.add_failure(failure)
-        if not self._policy.goes_on(failure):
+        if not self._surroundings.failures.goes_on(failure):
             self._stopped = True
 
     def _follow(self, staged: Staged) -> None:
         """Join follow-up events to this run, each instance once."""
         if not staged.committed:
-            self._leave_to_commit(staged)
+            self._surroundings.leave_to_commit(staged)
             return
         with self._lock:
             if self._seen is None:
                 self._seen = {id(event) for known in self._stages for event in known.events}
             seen = self._seen
+            if staged.outgoing:
+                staged.outgoing = {key: message for key, message in staged.outgoing.items() if key not in seen}
             staged.events = [event for event in staged.events if id(event) not in seen]
             seen.update(map(id, staged.events))
-            self._outgoing.extend(staged.outgoing[id(event)] for event in staged.events if id(event) in staged.outgoing)
             self._stages.append(staged)
 
 

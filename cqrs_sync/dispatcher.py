@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, TypeVar, cast
 
@@ -76,6 +76,8 @@ class EventDispatcher:
         self.emitter = emitter
         self.threads = threads or SameThread()
         self.failures = failures or Collect()
+        #: Told of the events of each handler before they are dispatched; for tests.
+        self.observer: Callable[[Sequence[Event]], object] | None = None
         self._max_depth = max_depth
         self._event_map = event_map
         self._container = container

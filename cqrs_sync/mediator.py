@@ -28,7 +28,8 @@ class EventMediator:
         serializer: Serializer | None = None,
         middleware: MiddlewareChain | None = None,
     ) -> None:
-        self._dispatcher = dispatcher
+        #: What dispatches its events, and those of the requests of the same mediator.
+        self.dispatcher = dispatcher
         self._event_map = event_map
         self._serializer = serializer or JsonSerializer()
         self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
@@ -40,10 +41,10 @@ class EventMediator:
         Raises EventsFailed as the failure policy says. `timeout` is that of `RequestMediator.send`.
         """
         if timeout is None:
-            self._dispatcher.dispatch(event)
+            self.dispatcher.dispatch(event)
         else:
             with context.deadline(timeout), watched(event, timeout):
-                self._dispatcher.dispatch(event)
+                self.dispatcher.dispatch(event)
 
     def receive(self, message: IncomingMessage, /) -> None:
         """
@@ -58,7 +59,7 @@ class EventMediator:
     def _handle(self, message: IncomingMessage) -> None:
         event, attributes = self._serializer.load(message, self._event_map.types)
         with context.continuing(attributes):
-            self._dispatcher.dispatch(event, emit=False)
+            self.dispatcher.dispatch(event, emit=False)
 
 
 class RequestMediator:

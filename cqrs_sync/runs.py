@@ -64,6 +64,7 @@ class Surroundings(Protocol):
     """What a run needs of the dispatcher that made it."""
 
     failures: FailurePolicy
+    observer: Callable[[Sequence[Event]], object] | None
 
     def targets_of(self, event_type: type, /) -> Sequence[Target]:
         """Return the handlers that run after the commit."""
@@ -150,6 +151,8 @@ class Run:
             while self._taken < len(stages):
                 staged = stages[self._taken]
                 self._taken += 1
+                if self._surroundings.observer is not None:
+                    self._surroundings.observer(staged.events)
                 for event in staged.events:
                     for target in targets_of(type(event)):
                         if self._stopped or (self._cycle and staged.lineage is not None):

@@ -1,1 +1,5 @@
-"""Help for tests: contract suites for every socket, a recorder, pytest fixtures."""
+"""Help for tests: a recorder, contract suites for every socket (`testing.contracts`), pytest fixtures."""
+
+from cqrs_sync.testing.recorder import Recorder, record
+
+__all__ = ["Recorder", "record"]

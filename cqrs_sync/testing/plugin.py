@@ -1,0 +1,42 @@
+"""Fixtures for pytest, there as soon as the library is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    # Imported when a fixture is used: a plugin is loaded in every test run, also where nobody wants it.
+    from cqrs_sync.mediator import RequestMediator
+    from cqrs_sync.memory import MemoryBroker, MemoryTransactions
+    from cqrs_sync.testing.recorder import Recorder
+
+
+@pytest.fixture
+def cqrs_record() -> Iterator[Callable[[RequestMediator], Recorder]]:
+    """Record a mediator until the end of the test, as in `recorder = cqrs_record(mediator)`."""
+    from cqrs_sync.testing.recorder import record  # noqa: PLC0415 -- see above
+
+    with ExitStack() as stack:
+        yield lambda mediator: stack.enter_context(record(mediator))
+
+
+@pytest.fixture
+def cqrs_memory_broker() -> Iterator[MemoryBroker]:
+    """A broker in memory, for `bootstrap(broker=...)`."""
+    from cqrs_sync.memory import MemoryBroker  # noqa: PLC0415 -- see above
+
+    broker = MemoryBroker()
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def cqrs_memory_transactions() -> MemoryTransactions:
+    """Transactions in memory, for `bootstrap(transactions=...)`."""
+    from cqrs_sync.memory import MemoryTransactions  # noqa: PLC0415 -- see above
+
+    return MemoryTransactions()

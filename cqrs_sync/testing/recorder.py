@@ -1,0 +1,119 @@
+"""See what a mediator did: which events were dispatched, which were published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.emitter import EventEmitter
+from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.messages import Event, NotificationEvent
+from cqrs_sync.threads import SameThread
+
+M = TypeVar("M", bound=Event)
+
+
+class Recorder:
+    """The events a mediator dispatched and published while it was recorded, in order."""
+
+    def __init__(self) -> None:
+        #: Every event that was to be dispatched once its transaction has committed.
+        self.dispatched: list[Event] = []
+        #: Every notification event that a broker would have confirmed.
+        self.published: list[NotificationEvent] = []
+        #: The same as the messages a broker would have got.
+        self.messages: list[OutgoingMessage] = []
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self.dispatched.clear()
+        self.published.clear()
+        self.messages.clear()
+
+    def assert_dispatched(self, expected: Event | type[M], /, *, times: int | None = None, **fields: Any) -> None:
+        """
+        Assert that an event was dispatched: an equal one, or one of this type with these fields.
+
+        With `times`, exactly so many; otherwise at least one.
+        """
+        _assert_seen("dispatched", self.dispatched, expected, times, fields)
+
+    def assert_published(self, expected: Event | type[M], /, *, times: int | None = None, **fields: Any) -> None:
+        """Assert the same of what was published."""
+        _assert_seen("published", self.published, expected, times, fields)
+
+    def assert_nothing_dispatched(self) -> None:
+        """Assert that no event was dispatched."""
+        assert not self.dispatched, f"nothing was to be dispatched, but: {_shown(self.dispatched)}"
+
+    def assert_nothing_published(self) -> None:
+        """Assert that no event was published."""
+        assert not self.published, f"nothing was to be published, but: {_shown(self.published)}"
+
+
+@contextmanager
+def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
+    """
+    Record what a mediator does in this block.
+
+    Event handlers run in the thread that sends, one after the other; notification
+    events stay in memory instead of going to the broker. All that is put back at the
+    end. For tests: whatever else uses this mediator meanwhile is recorded as well.
+    """
+    recorder = Recorder()
+    dispatcher = mediator.events.dispatcher
+    emitter, threads = dispatcher.emitter, dispatcher.threads
+    dispatcher.emitter = _RecordingEmitter(recorder, emitter or EventEmitter(MemoryBroker()))
+    dispatcher.threads = SameThread()
+    dispatcher.observer = recorder.dispatched.extend
+    try:
+        yield recorder
+    finally:
+        dispatcher.emitter, dispatcher.threads, dispatcher.observer = emitter, threads, None
+
+
+class _RecordingEmitter(EventEmitter):
+    """Prepares events as the real emitter does, and keeps what that would publish."""
+
+    def __init__(self, recorder: Recorder, emitter: EventEmitter) -> None:
+        super().__init__(MemoryBroker())
+        self._recorder = recorder
+        self._emitter = emitter
+        self._prepared: dict[str, NotificationEvent] = {}
+
+    def prepare(self, event: NotificationEvent, /) -> OutgoingMessage:
+        message = self._emitter.prepare(event)
+        self._prepared[message.id] = event
+        return message
+
+    def publish(self, messages: Sequence[OutgoingMessage], /) -> None:
+        self._recorder.messages.extend(messages)
+        self._recorder.published.extend(self._prepared.pop(message.id) for message in messages)
+
+
+def _assert_seen(
+    done: str, seen: Sequence[Event], expected: Event | type[Event], times: int | None, fields: dict[str, Any]
+) -> None:
+    if isinstance(expected, type):
+        matching = [event for event in seen if isinstance(event, expected) and _has(event, fields)]
+        wanted = f"{expected.__qualname__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+    elif fields:
+        raise TypeError("fields go with an event type; an event has its own")
+    else:
+        matching = [event for event in seen if event == expected]
+        wanted = repr(expected)
+    found = len(matching) == times if times is not None else bool(matching)
+    often = "" if times is None else f" {times} time(s), not {len(matching)}"
+    assert found, f"{wanted} was to be {done}{often}; {done} were: {_shown(seen)}"
+
+
+def _has(event: Event, fields: dict[str, Any]) -> bool:
+    missing = object()
+    return all(getattr(event, name, missing) == value for name, value in fields.items())
+
+
+def _shown(events: Sequence[Event]) -> str:
+    return ", ".join(map(repr, events)) or "none"

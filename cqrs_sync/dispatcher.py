@@ -87,7 +87,7 @@ class EventDispatcher:
         self._routes: dict[type, Route] = {}
         self._lock = threading.Lock()
         reset_in_child(self)
-        event_map.on_change(self._forget)
+        event_map.on_change(self)
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
         """
@@ -96,7 +96,13 @@ class EventDispatcher:
         Inside a transaction it returns at once, and all this happens when that commits.
         Raises EventsFailed, as the failure policy says.
         """
-        self.conclude((self.stage(list(events), emit=emit),), None)
+        scope = get() or (context.outside, {}, None)
+        token = enter(scope)
+        try:
+            staged = self.stage(list(events), emit=emit)
+        finally:
+            leave(token)
+        self.conclude((staged,), None)
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
         """
@@ -104,8 +110,7 @@ class EventDispatcher:
 
         What raises here fails the handler that raised the events.
         """
-        scope = context.current.get()
-        flow, lineage = ({}, None) if scope is None else (scope[1], scope[2])
+        _, flow, lineage = get() or (raised, {}, None)
         if lineage is not None:
             self._check_depth(lineage)
         staged = Staged(raised, flow, lineage)
@@ -145,10 +150,15 @@ class EventDispatcher:
     def conclude_late(self, run: Run, /) -> None:
         """Conclude a run whose caller has left at its deadline."""
         self._emit(run)
-        log_failures(run.take_failures())
+        self._log(run)
 
     def _conclude_unattended(self, staged: Staged) -> None:
-        log_failures(self._run([staged]).take_failures())
+        self._log(self._run([staged]))
+
+    def _log(self, run: Run) -> None:
+        log_failures(run.take_failures())
+        if run.interruption is not None:
+            logger.error("a handler raised what is no Exception, and nobody waits for it", exc_info=run.interruption)
 
     def _run(self, stages: list[Staged]) -> Run:
         """Run the handlers, then publish, for which a little of the time before the deadline is kept."""
@@ -204,7 +214,10 @@ class EventDispatcher:
 
     def _route(self, event_type: type) -> Route:
         route = self._routes.get(event_type)
-        if route is None:
+        version = None
+        # Again where something was bound meanwhile.
+        while route is None or version not in (None, self._event_map.version):
+            version = self._event_map.version
             compiled = self._compiled(event_type, Phase.AFTER_COMMIT, self.stage)
             inline = self._compiled(event_type, Phase.INLINE, list)
             notification = issubclass(event_type, NotificationEvent)
@@ -260,7 +273,8 @@ class EventDispatcher:
         except Exception as error:  # noqa: BLE001 -- it goes to the failure policy
             run.add_failure(Failure("publish", None, error))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Find the handlers of each event again: more were bound."""
         self._routes.clear()
 
     def reset_in_child(self) -> None:

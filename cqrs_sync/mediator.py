@@ -33,6 +33,7 @@ class EventMediator:
         self._event_map = event_map
         self._serializer = serializer or JsonSerializer()
         self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
+        self._closed = False
 
     def send(self, event: Event, /, *, timeout: float | None = None) -> None:
         """
@@ -40,6 +41,7 @@ class EventMediator:
 
         Raises EventsFailed as the failure policy says. `timeout` is that of `RequestMediator.send`.
         """
+        self._check_open()
         if timeout is None:
             self.dispatcher.dispatch(event)
         else:
@@ -54,7 +56,16 @@ class EventMediator:
         and trace, and its id as causation. Raises MalformedMessage and
         UnknownMessageType for what is no event bound here, EventsFailed for handlers.
         """
+        self._check_open()
         self._receive(message)
+
+    def close(self) -> None:
+        """Refuse further events; the threads and the broker belong to whoever made them."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this mediator is closed")
 
     def _handle(self, message: IncomingMessage) -> None:
         event, attributes = self._serializer.load(message, self._event_map.types)
@@ -108,6 +119,7 @@ class RequestMediator:
         """
         if not self._closed:
             self._closed = True
+            self.events.close()
             if self._close is not None:
                 self._close(timeout)
 

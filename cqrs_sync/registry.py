@@ -6,8 +6,9 @@ import difflib
 import enum
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from typing import Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 import attrs
 
@@ -41,6 +42,13 @@ class Binding:
     def name(self) -> str:
         """The handler's name, for errors and logs."""
         return str(getattr(self.handler, "__qualname__", self.handler))
+
+
+class Forgetful(Protocol):
+    """Something that remembers what was bound."""
+
+    def forget(self) -> None:
+        """Look again: more was bound."""
 
 
 class RequestMap:
@@ -109,7 +117,9 @@ class EventMap:
         self._bindings: list[Binding] = []
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type] = {}
-        self._listeners: list[Callable[[], object]] = []
+        self._listeners: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+        #: Grows with each binding.
+        self.version = 0
         self._lock = threading.Lock()
         reset_in_child(self)
 
@@ -135,8 +145,9 @@ class EventMap:
             self._learn_name(event_type)
             self._bindings.append(Binding(event_type, handler, phase))
             self._found.clear()
-        for changed in list(self._listeners):
-            changed()
+            self.version += 1
+        for listener in list(self._listeners):
+            listener.forget()
         return handler
 
     def find(self, event_type: type, /) -> tuple[Binding, ...]:
@@ -154,9 +165,9 @@ class EventMap:
         """The notification events that have handlers here, by their stable names: what may be received."""
         return dict(self._names)
 
-    def on_change(self, listener: Callable[[], object], /) -> None:
-        """Call `listener` after each later `bind`."""
-        self._listeners.append(listener)
+    def on_change(self, listener: Forgetful, /) -> None:
+        """Call `listener.forget()` after each later `bind`, as long as it lives."""
+        self._listeners.add(listener)
 
     def __iter__(self) -> Iterator[Binding]:
         return iter(list(self._bindings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import punq
@@ -54,15 +54,15 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     requests = RequestMap() if requests is None else _checked(requests, RequestMap, "requests")
     events = EventMap() if events is None else _checked(events, EventMap, "events")
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-    resolver = PunqContainer(container) if container is None or isinstance(container, punq.Container) else container
-    if not callable(getattr(resolver, "resolve", None)):
-        raise ConfigurationError(f"a container has resolve(type), {resolver!r} has not")
-    if broker is not None and not callable(getattr(broker, "publish", None)):
-        raise ConfigurationError(f"a broker has publish(messages), {broker!r} has not")
-    executor = ThreadPool(threads) if threads is None or isinstance(threads, int) else threads
+    if container is None or isinstance(container, punq.Container):
+        container = PunqContainer(container)
+    resolver: Container = _able("container", "resolve", container)
+    executor = ThreadPool(threads) if threads is None or isinstance(threads, int) else _able("threads", "run", threads)
     serializer = serializer or JsonSerializer()
-    emitter = None if broker is None else EventEmitter(broker, serializer=serializer, middleware=chain)
-    event_dispatcher = EventDispatcher(
+    emitter = None
+    if broker is not None:
+        emitter = EventEmitter(_able("broker", "publish", broker), serializer=serializer, middleware=chain)
+    dispatcher = EventDispatcher(
         events,
         resolver,
         emitter=emitter,
@@ -72,19 +72,28 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         failures=failures,
         max_depth=max_depth,
     )
+    return RequestMediator(
+        RequestDispatcher(requests, resolver, dispatcher, middleware=chain),
+        EventMediator(dispatcher, events, serializer=serializer, middleware=chain),
+        close=_closing(executor, broker),
+    )
 
+
+def _closing(threads: Executor, broker: MessageBroker | None) -> Callable[[float], None]:
     def close(timeout: float) -> None:
         # Handlers publish: the threads go first.
         until = time.monotonic() + timeout
-        executor.close(timeout)
+        threads.close(timeout)
         if broker is not None:
             broker.close(max(0.1, until - time.monotonic()))
 
-    return RequestMediator(
-        RequestDispatcher(requests, resolver, event_dispatcher, middleware=chain),
-        EventMediator(event_dispatcher, events, serializer=serializer, middleware=chain),
-        close=close,
-    )
+    return close
+
+
+def _able(role: str, method: str, part: Any) -> Any:
+    if isinstance(part, type) or not callable(getattr(part, method, None)):
+        raise ConfigurationError(f"{role} must be an object with the method {method}(...), not {part!r}")
+    return part
 
 
 def _checked(value: Any, wanted: type, name: str) -> Any:

@@ -8,9 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from typing import Any, TypeVar, cast
-
-import attrs
+from typing import Any, cast
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
@@ -19,39 +17,19 @@ from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerNotConfigured, EventCycle, Failure
 from cqrs_sync.failures import Collect, FailurePolicy, log_failures
-from cqrs_sync.invocation import Invocation, Stage, compile_invocation
+from cqrs_sync.invocation import Invocation, compile_invocation
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, NotificationEvent, R, Request
 from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.registry import EventMap, Phase, RequestMap
+from cqrs_sync.registry import EventMap, RequestMap
+from cqrs_sync.routes import InlineTarget, Routes
 from cqrs_sync.runs import Run, Staged, Target
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 get, enter, leave = context.current.get, context.current.set, context.current.reset
-
-
-@attrs.frozen(eq=False)
-class InlineTarget:
-    """A handler that runs inside the transaction, ready to be called."""
-
-    name: str
-    invoke: Invocation[list[Event]]
-
-
-@attrs.frozen(eq=False)
-class Route:
-    """What is to be done with events of a type."""
-
-    targets: tuple[Target, ...]
-    inline: tuple[InlineTarget, ...]
-    notification: bool
-    #: Nothing is to be done inside the transaction.
-    plain: bool
 
 
 class EventDispatcher:
@@ -79,15 +57,11 @@ class EventDispatcher:
         #: Told of the events of each handler before they are dispatched; for tests.
         self.observer: Callable[[Sequence[Event]], object] | None = None
         self._max_depth = max_depth
-        self._event_map = event_map
-        self._container = container
-        self._middleware = middleware or MiddlewareChain()
         self._transactions = transactions or NoTransactions()
         self._transactional = not isinstance(self._transactions, NoTransactions)
-        self._routes: dict[type, Route] = {}
+        self._routes = Routes(event_map, container, middleware or MiddlewareChain(), self.stage)
         self._lock = threading.Lock()
         reset_in_child(self)
-        event_map.on_change(self)
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
         """
@@ -118,7 +92,7 @@ class EventDispatcher:
         if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
             staged.events = list({id(event): event for event in raised}.values())
         for event in staged.events:
-            if not (routes.get(type(event)) or self._route(type(event))).plain:
+            if not routes[type(event)].plain:
                 self._stage_with_care(staged, emit=emit)
                 break
         if self._transactional and self._transactions.active():
@@ -182,7 +156,7 @@ class EventDispatcher:
             if id(event) in events:
                 continue
             events[id(event)] = event
-            route = self._route(type(event))
+            route = self._routes[type(event)]
             if emit and route.notification:
                 outgoing[id(event)] = self._prepare(cast("NotificationEvent", event))
             elif not route.targets and not route.inline:
@@ -210,32 +184,7 @@ class EventDispatcher:
 
     def targets_of(self, event_type: type, /) -> Sequence[Target]:
         """Return the handlers that run after the commit, ready to be called."""
-        return (self._routes.get(event_type) or self._route(event_type)).targets
-
-    def _route(self, event_type: type) -> Route:
-        route = self._routes.get(event_type)
-        version = None
-        # Again where something was bound meanwhile.
-        while route is None or version not in (None, self._event_map.version):
-            version = self._event_map.version
-            compiled = self._compiled(event_type, Phase.AFTER_COMMIT, self.stage)
-            inline = self._compiled(event_type, Phase.INLINE, list)
-            notification = issubclass(event_type, NotificationEvent)
-            route = self._routes[event_type] = Route(
-                targets=tuple(Target(name, invoke) for name, invoke in compiled),
-                inline=tuple(InlineTarget(name, invoke) for name, invoke in inline),
-                notification=notification,
-                plain=bool(compiled) and not inline and not notification,
-            )
-        return route
-
-    def _compiled(self, event_type: type, phase: Phase, stage: Stage[T]) -> list[tuple[str, Invocation[T]]]:
-        middlewares = self._middleware.of(event_type)
-        return [
-            (binding.name, compile_invocation(binding, self._container, middlewares, stage))
-            for binding in self._event_map.find(event_type)
-            if binding.phase is phase
-        ]
+        return self._routes[event_type].targets
 
     def _prepare(self, event: NotificationEvent) -> OutgoingMessage:
         if self.emitter is None:
@@ -272,10 +221,6 @@ class EventDispatcher:
                     self.emitter.publish(outgoing)
         except Exception as error:  # noqa: BLE001 -- it goes to the failure policy
             run.add_failure(Failure("publish", None, error))
-
-    def forget(self) -> None:
-        """Find the handlers of each event again: more were bound."""
-        self._routes.clear()
 
     def reset_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""

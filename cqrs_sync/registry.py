@@ -117,7 +117,7 @@ class EventMap:
         self._bindings: list[Binding] = []
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type] = {}
-        self._listeners: weakref.WeakSet[Forgetful] = weakref.WeakSet()
+        self._listeners: list[weakref.ref[Forgetful]] = []
         #: Grows with each binding.
         self.version = 0
         self._lock = threading.Lock()
@@ -146,8 +146,9 @@ class EventMap:
             self._bindings.append(Binding(event_type, handler, phase))
             self._found.clear()
             self.version += 1
-        for listener in list(self._listeners):
-            listener.forget()
+        for reference in list(self._listeners):
+            if (listener := reference()) is not None:
+                listener.forget()
         return handler
 
     def find(self, event_type: type, /) -> tuple[Binding, ...]:
@@ -167,7 +168,7 @@ class EventMap:
 
     def on_change(self, listener: Forgetful, /) -> None:
         """Call `listener.forget()` after each later `bind`, as long as it lives."""
-        self._listeners.add(listener)
+        self._listeners.append(weakref.ref(listener, self._listeners.remove))
 
     def __iter__(self) -> Iterator[Binding]:
         return iter(list(self._bindings))

@@ -6,7 +6,7 @@ import base64
 import datetime as dt
 import decimal
 import json
-import secrets
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -122,7 +122,7 @@ class JsonSerializer:
 
 def uuid7() -> str:
     """Make a UUID of version 7 (RFC 9562): it sorts by time, which keeps indexes of stores small."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
     return str(uuid.UUID(int=value & ~(0x3 << 62) | 0x2 << 62))
 

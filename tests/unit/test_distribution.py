@@ -80,6 +80,16 @@ def test_the_changelog_knows_this_version():
     assert setup["metadata"]["version"] == entries[0]
 
 
+def test_ci_runs_what_the_readme_says():
+    """
+    The README has two commands; the second one, which tests, is what CI runs.
+    """
+    shown = re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    run = (ROOT / ".ci/run").read_text().replace("--quiet ", "")
+
+    assert [command for command in shown if "python -m tests" in command and command in run] == shown[1:]
+
+
 def test_the_top_level_stays_as_it_is():
     """
     Beside the package, its tests, its documents and dotfiles nothing lies around.

@@ -60,7 +60,8 @@ class EventDispatcher:
         self._transactions = transactions or NoTransactions()
         self._transactional = not isinstance(self._transactions, NoTransactions)
         self._routes = Routes(event_map, container, middleware or MiddlewareChain(), self.stage)
-        self._lock = threading.Lock()
+        #: Guards what handlers of one request add while others run.
+        self.lock = threading.Lock()
         reset_in_child(self)
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
@@ -101,18 +102,19 @@ class EventDispatcher:
 
     def conclude(self, stages: Sequence[Staged], response: Any) -> None:
         """Dispatch and emit what has committed; what has not is left to its commit."""
-        committed = [staged for staged in stages if staged.committed]
-        if len(committed) < len(stages):
-            for staged in stages:
-                if not staged.committed:
-                    self.leave_to_commit(staged)
-            if not committed:
-                return
+        committed: list[Staged] = []
+        for staged in stages:
+            if staged.committed:
+                committed.append(staged)
+            else:
+                self.leave_to_commit(staged)
+        if not committed:
+            return
         run = self._run(committed)
-        if not run.went_well:
-            if run.interruption is not None:
-                log_failures(run.take_failures())
-                raise run.interruption
+        if run.interruption is not None:
+            log_failures(run.take_failures())
+            raise run.interruption
+        if run.failures:
             self.failures.settle(run.take_failures(), response)
 
     def leave_to_commit(self, staged: Staged, /) -> None:
@@ -123,7 +125,9 @@ class EventDispatcher:
 
     def conclude_late(self, run: Run, /) -> None:
         """Conclude a run whose caller has left at its deadline."""
-        self._emit(run)
+        run.finish()
+        if self.emitter is not None:
+            self._emit(run, self.emitter)
         self._log(run)
 
     def _conclude_unattended(self, staged: Staged) -> None:
@@ -139,11 +143,14 @@ class EventDispatcher:
         until = context.deadline_at()
         if until is not None and any(staged.outgoing for staged in stages):
             until -= _reserve(until)
-        run = Run(stages, self, self._lock, until)
+        run = Run(stages, self, until)
         helping = not (self._transactional and self._transactions.active())
-        if not self.threads.run(run, until=until, helping=helping):
+        if self.threads.run(run, until=until, helping=helping):
+            run.finish()
+        else:
             run.leave()
-        self._emit(run)
+        if self.emitter is not None:
+            self._emit(run, self.emitter)
         return run
 
     def _stage_with_care(self, staged: Staged, *, emit: bool) -> None:
@@ -207,24 +214,24 @@ class EventDispatcher:
                 "break the cycle or give bootstrap a larger max_depth"
             )
 
-    def _emit(self, run: Run) -> None:
+    def _emit(self, run: Run, emitter: EventEmitter) -> None:
         outgoing = run.take_outgoing()
-        if not outgoing or self.emitter is None:
+        if not outgoing:
             return
         deadline = context.deadline_at()
         try:
             if deadline is None:
-                self.emitter.publish(outgoing)
+                emitter.publish(outgoing)
             else:
                 # What a late handler has committed is announced all the same.
                 with context.allowing(max(deadline - time.monotonic(), _LEAST_TO_PUBLISH)):
-                    self.emitter.publish(outgoing)
+                    emitter.publish(outgoing)
         except Exception as error:  # noqa: BLE001 -- it goes to the failure policy
             run.add_failure(Failure("publish", None, error))
 
     def reset_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
 
 class RequestDispatcher:

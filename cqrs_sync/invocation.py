@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar, get_type_hints
 
 from cqrs_sync.container import Container
-from cqrs_sync.context import Scope, current
 from cqrs_sync.errors import HandlerNotBuilt, HandlerReused
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.messages import Event
@@ -27,13 +26,16 @@ def compile_invocation(
     binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
 ) -> Invocation[T]:
     """Prepare calls of a handler once, so that a message only pays for what differs."""
+    compiled: Callable[..., Invocation[Any]]
     if not isinstance(binding.handler, type):
-        innermost = _for_function(binding, container, stage)
+        compiled = _for_function
     elif binding.handler.events in (RequestHandler.events, EventHandler.events):  # type: ignore[attr-defined]
-        innermost = _for_class(binding, container, stage)
+        compiled = _for_class
     else:
-        innermost = _for_class_with_own_events(binding, container, stage)
-    return _inside(middlewares, innermost, stage) if middlewares else innermost
+        compiled = _for_class_with_own_events
+    if not middlewares:
+        return compiled(binding, container, stage)
+    return _inside(middlewares, compiled(binding, container, _leave), stage)
 
 
 def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
@@ -86,26 +88,29 @@ def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> In
     return invoke
 
 
-def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T], stage: Stage[T]) -> Invocation[T]:
-    def call_handler(message: Any, staged: list[T]) -> Any:
-        # Its own list for each attempt: what a failed one raised is dropped.
-        scope: Scope = current.get() or ([], {}, None)
-        raised: list[Event] = []
-        token = current.set((raised, scope[1], scope[2]))
-        try:
-            response, fresh = innermost(message, raised)
-        finally:
-            current.reset(token)
-        staged.extend(fresh)
-        return response
+def _leave(raised: list[Event]) -> None:
+    """Leave events where they are: the attempt is not over yet."""
 
-    call: Callable[[Any, list[T]], Any] = call_handler
+
+def _inside(middlewares: Sequence[Middleware], innermost: Invocation[None], stage: Stage[T]) -> Invocation[T]:
+    def call_handler(message: Any, raised: list[Event], staged: list[T]) -> Any:
+        before = len(raised)
+        try:
+            response, _ = innermost(message, raised)
+            if len(raised) > before:
+                staged.append(stage(raised[before:]))
+            return response
+        finally:
+            # A middleware may try again: what a failed attempt raised never happened.
+            del raised[before:]
+
+    call: Callable[[Any, list[Event], list[T]], Any] = call_handler
     for middleware in reversed(middlewares):
         call = _wrap(middleware, call)
 
     def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
         staged: list[T] = []
-        response = call(message, staged)
+        response = call(message, raised, staged)
         if raised:
             # By a middleware.
             staged.append(stage(raised))
@@ -114,14 +119,16 @@ def _inside(middlewares: Sequence[Middleware], innermost: Invocation[T], stage: 
     return invoke
 
 
-def _wrap(middleware: Middleware, inner: Callable[[Any, list[T]], Any]) -> Callable[[Any, list[T]], Any]:
-    def call(message: Any, staged: list[T]) -> Any:
+def _wrap(
+    middleware: Middleware, inner: Callable[[Any, list[Event], list[T]], Any]
+) -> Callable[[Any, list[Event], list[T]], Any]:
+    def call(message: Any, raised: list[Event], staged: list[T]) -> Any:
         def call_next(message: Any) -> Any:
             before = len(staged)
             try:
-                return inner(message, staged)
+                return inner(message, raised, staged)
             except BaseException:
-                # A middleware may try again: what a failed attempt raised never happened.
+                # So is what an inner one did, a commit say, that failed after the handler.
                 del staged[before:]
                 raise
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread
 import os
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
 
 
@@ -46,6 +50,36 @@ def close_at_exit(closable: Closable, /) -> None:
     if not _closables:
         atexit.register(_close_all)
     _closables.add(closable)
+
+
+def daemon_executor(workers: int, name: str) -> ThreadPoolExecutor:
+    """
+    Make an executor whose threads do not keep the interpreter from leaving.
+
+    All of them are started here, from a daemon thread: they inherit that from it.
+    """
+    executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    starter = threading.Thread(target=_fill, args=(executor, workers), daemon=True)
+    starter.start()
+    starter.join()
+    return executor
+
+
+def _fill(executor: ThreadPoolExecutor, workers: int) -> None:
+    """Make the executor start all its threads: none of these calls ends before all have begun."""
+    barrier = threading.Barrier(workers)
+    try:
+        for _ in range(workers):
+            executor.submit(_let_the_interpreter_leave, barrier)
+    except RuntimeError:
+        barrier.abort()
+
+
+def _let_the_interpreter_leave(barrier: threading.Barrier) -> None:
+    # At exit, concurrent.futures joins its threads without a limit; ours are closed with one.
+    getattr(concurrent.futures.thread, "_threads_queues", {}).pop(threading.current_thread(), None)
+    with suppress(threading.BrokenBarrierError):
+        barrier.wait()
 
 
 def _reset_all() -> None:

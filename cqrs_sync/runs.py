@@ -64,6 +64,7 @@ class Surroundings(Protocol):
     """What a run needs of the dispatcher that made it."""
 
     failures: FailurePolicy
+    lock: threading.Lock
     observer: Callable[[Sequence[Event]], object] | None
 
     def targets_of(self, event_type: type, /) -> Sequence[Target]:
@@ -81,21 +82,19 @@ class Run:
 
     # Defaults that most runs never change: a run is made for each request with events.
     _seen: set[int] | None = None
-    _failures: list[Failure] | None = None
+    _taken = 0
+    #: What has failed by now.
+    failures: list[Failure] | None = None
     _stopped = False
     _cycle = False
     _unattended = False
     #: What a handler raised that is no Exception, such as SystemExit.
     interruption: BaseException | None = None
 
-    def __init__(
-        self, stages: list[Staged], surroundings: Surroundings, lock: threading.Lock, until: float | None
-    ) -> None:
+    def __init__(self, stages: list[Staged], surroundings: Surroundings, until: float | None) -> None:
         self._stages = stages
         self._surroundings = surroundings
-        self._lock = lock
         self._until = until
-        self._taken = 0
         if until is not None:
             # Who runs what.
             self._running: dict[int, tuple[Target, Event]] = {}
@@ -105,6 +104,10 @@ class Run:
     def finished_late(self) -> None:
         """All handlers are finished, after the caller has left at its deadline."""
         self._surroundings.conclude_late(self)
+
+    def finish(self) -> None:
+        """Take the run and its iteration apart: they hold each other, which is work for the garbage collector."""
+        del self.next_call
 
     def take_outgoing(self) -> list[OutgoingMessage]:
         """Take the messages that are to be published by now."""
@@ -117,21 +120,16 @@ class Run:
 
     def take_failures(self) -> list[Failure]:
         """Take the failures there are by now."""
-        with self._lock:
-            failures, self._failures = self._failures, None
+        with self._surroundings.lock:
+            failures, self.failures = self.failures, None
         return failures or []
 
     def add_failure(self, failure: Failure) -> None:
         """Note a failure."""
-        with self._lock:
-            if self._failures is None:
-                self._failures = []
-            self._failures.append(failure)
-
-    @property
-    def went_well(self) -> bool:
-        """Whether nothing has failed by now."""
-        return self._failures is None and self.interruption is None
+        with self._surroundings.lock:
+            if self.failures is None:
+                self.failures = []
+            self.failures.append(failure)
 
     def leave(self) -> None:
         """Note as failures what is not finished at the deadline; it goes on with nobody waiting."""
@@ -212,7 +210,7 @@ class Run:
         if not staged.committed:
             self._surroundings.leave_to_commit(staged)
             return
-        with self._lock:
+        with self._surroundings.lock:
             if self._seen is None:
                 self._seen = {id(event) for known in self._stages for event in known.events}
             seen = self._seen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import logging
 import os
 import threading
@@ -10,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Protocol, Self
 
 from cqrs_sync.fanout import Call, FanOut, Work
-from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+from cqrs_sync.lifecycle import close_at_exit, daemon_executor, reset_in_child
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +114,8 @@ class ThreadPool:
             wanted = self._enqueue(fan)
         if wanted and not self._start(wanted) and not helps:
             # No thread can be had, as at exit: the caller is the last who can do it.
-            helps, nested, call = True, True, self._steal(fan)
+            with self._lock:
+                helps, nested, call = True, True, fan.take()
         if helps:
             self._help(fan, call, takes_place=not nested)
         return self._wait(fan, until)
@@ -276,10 +276,6 @@ class ThreadPool:
         except BaseException:
             logger.exception("a call on the pool raised; calls are meant not to")
 
-    def _steal(self, fan: FanOut) -> Call | None:
-        with self._lock:
-            return fan.take()
-
     def _start(self, wanted: int) -> bool:
         """Wake threads; False where none can be had, as when the interpreter is leaving."""
         started = 0
@@ -294,34 +290,12 @@ class ThreadPool:
         return started > 0
 
     def _open(self) -> ThreadPoolExecutor:
-        """Start all threads of a new executor, from a daemon thread: they inherit that."""
         with self._starting:
             if self._executor is None:
-                executor = ThreadPoolExecutor(self.max_workers, thread_name_prefix=self._name)
-                starter = threading.Thread(target=_fill, args=(executor, self.max_workers), daemon=True)
-                starter.start()
-                starter.join()
+                self._executor = daemon_executor(self.max_workers, self._name)
                 close_at_exit(self)
-                self._executor = executor
             return self._executor
 
     def close_at_exit(self) -> None:
         """Let running calls finish for `exit_timeout` seconds."""
         self.close(self._exit_timeout)
-
-
-def _fill(executor: ThreadPoolExecutor, workers: int) -> None:
-    """Make the executor start all its threads: none of these calls ends before all have begun."""
-    barrier = threading.Barrier(workers)
-    try:
-        for _ in range(workers):
-            executor.submit(_let_the_interpreter_leave, barrier)
-    except RuntimeError:
-        barrier.abort()
-
-
-def _let_the_interpreter_leave(barrier: threading.Barrier) -> None:
-    # At exit, concurrent.futures joins its threads without a limit; ours are closed with one.
-    getattr(concurrent.futures.thread, "_threads_queues", {}).pop(threading.current_thread(), None)
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait()

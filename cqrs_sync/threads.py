@@ -124,8 +124,8 @@ class ThreadPool:
         """
         Let running calls finish for `timeout` seconds, and let go of the threads.
 
-        A call that is not finished by then goes on, in a thread that does not keep
-        the process from leaving. Calls that come later run in their caller's thread.
+        A call that is not finished goes on, in a thread that keeps no process from
+        leaving. Calls that come later run in their caller's thread.
         """
         until = time.monotonic() + timeout
         executor: ThreadPoolExecutor | None = None
@@ -154,8 +154,7 @@ class ThreadPool:
     def __repr__(self) -> str:
         return f"ThreadPool({self.max_workers})"
 
-    # -- what follows with `self._lock` held
-
+    # -- with `self._lock` held
     def _enqueue(self, fan: FanOut) -> int:
         """Offer the calls of a fan-out; how many threads to wake for them."""
         if fan.ahead is None or fan.queued:
@@ -198,7 +197,6 @@ class ThreadPool:
         return self._reserve(1)
 
     # -- without it
-
     def _help(self, fan: FanOut, call: Call | None, *, takes_place: bool) -> None:
         """Make calls of a fan-out in the thread that waits for it."""
         was_busy = getattr(self._local, "busy", False)

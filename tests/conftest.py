@@ -11,7 +11,11 @@ from tests.servers import in_ci
 
 _HERE = Path(__file__).parent
 
-pytest_plugins = [f"tests.servers.{module.stem}" for module in sorted((_HERE / "servers").glob("[!_]*.py"))]
+pytest_plugins = [
+    f"tests.servers.{module.stem}"
+    for module in sorted((_HERE / "servers").glob("[!_]*.py"))
+    if "pytest.fixture" in module.read_text()
+]
 
 # An installed cqrs_sync brings its plugin along; a bare source tree has to name it.
 if not entry_points(group="pytest11", name="cqrs_sync") and (_HERE.parent / "cqrs_sync/testing/plugin.py").exists():

@@ -1,0 +1,37 @@
+"""Django as it comes, on SQLite; on PostgreSQL where PGDATABASE names a database."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BASE = Path(__file__).parents[1]
+SECRET_KEY = "an example has no secrets"
+ALLOWED_HOSTS = ["127.0.0.1", "testserver"]
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+INSTALLED_APPS = ["meetings"]
+TIME_ZONE = "UTC"
+USE_TZ = True
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("SQLITE_FILE", BASE / "db.sqlite3"),
+        # SQLite has one writer at a time: transactions queue up for it, and are not refused half-way.
+        "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20},
+        # Threads do not share a database in memory.
+        "TEST": {"NAME": os.environ.get("SQLITE_FILE", BASE / "test.sqlite3")},
+        "ATOMIC_REQUESTS": True,
+    }
+}
+if "PGDATABASE" in os.environ:
+    # libpq takes the rest from its own variables, such as PGHOST and PGUSER.
+    name = os.environ["PGDATABASE"]
+    DATABASES["default"] = {"ENGINE": "django.db.backends.postgresql", "NAME": name, "ATOMIC_REQUESTS": True}
+
+# For the mediator: where notification events go. Without it they stay in this process.
+RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
+RABBITMQ_EXCHANGE = os.environ.get("RABBITMQ_EXCHANGE", "meetings-example")
+SEATS = 3

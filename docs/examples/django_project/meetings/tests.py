@@ -1,0 +1,71 @@
+"""A TransactionTestCase commits as a request does; in a TestCase nothing ever commits, and no event leaves."""
+
+from __future__ import annotations
+
+from django.db import IntegrityError, transaction
+from django.test import TransactionTestCase
+
+from meetings.mediator import broker, mediator
+from meetings.messages import JoinMeeting
+from meetings.models import Meeting, Participation
+
+
+class JoiningAMeeting(TransactionTestCase):
+    def setUp(self) -> None:
+        broker.published.clear()
+
+    def join(self, user_id: str) -> int:
+        return self.client.post("/meetings/weekly/join", {"user": user_id}).status_code
+
+    def published(self) -> list[str]:
+        return [message.type for message in broker.published]
+
+    def test_a_request_that_commits_is_announced(self) -> None:
+        """The view's answer is the handler's; after the commit the handlers have run and the event has left."""
+        response = self.client.post("/meetings/weekly/join", {"user": "ada"})
+
+        assert response.json() == {"present": 1}
+        assert self.published() == ["meeting.joined"]
+        assert Participation.objects.get().welcomed
+
+    def test_nothing_leaves_before_the_commit(self) -> None:
+        """Inside a transaction `send` returns the answer, and the events wait."""
+        with transaction.atomic():
+            assert mediator.send(JoinMeeting("ada", "weekly")) == 1
+            assert self.published() == []
+            assert not Participation.objects.get().welcomed
+        assert self.published() == ["meeting.joined"]
+
+    def test_a_request_that_is_rolled_back_is_not_announced(self) -> None:
+        """The view changes its mind about the fourth user, after the command has succeeded."""
+        codes = [self.join(user_id) for user_id in ("ada", "bob", "cleo", "dan")]
+
+        assert codes == [200, 200, 200, 403]
+        assert self.published() == ["meeting.joined"] * 3
+        assert Participation.objects.count() == 3
+
+    def test_a_command_that_fails_leaves_nothing_behind(self) -> None:
+        """The database refuses a participation without a user: the meeting is gone as well, and nothing leaves."""
+        with self.assertRaises(IntegrityError):  # noqa: PT027 -- as in Django's own documentation
+            mediator.send(JoinMeeting(None, "weekly"))
+
+        assert Meeting.objects.count() == 0
+        assert self.published() == []
+
+    def test_a_savepoint_that_is_rolled_back_is_not_announced(self) -> None:
+        """The surrounding transaction commits, and announces only what is in it."""
+        with transaction.atomic():
+            mediator.send(JoinMeeting("ada", "weekly"))
+            with transaction.atomic():
+                mediator.send(JoinMeeting("bob", "weekly"))
+                transaction.set_rollback(True)
+        assert self.published() == ["meeting.joined"]
+
+    def test_a_handler_on_the_pool_sees_the_committed_row(self) -> None:
+        """With a deadline the caller runs no handler itself: all are on the pool, with connections of their own."""
+        with self.assertLogs("meetings.handlers", "INFO") as logs:
+            mediator.send(JoinMeeting("ada", "weekly"), timeout=10)
+
+        assert [record.getMessage() for record in logs.records] == ["ada joined weekly"]
+        assert logs.records[0].threadName.startswith("cqrs")
+        assert Participation.objects.get().welcomed

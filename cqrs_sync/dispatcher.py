@@ -22,8 +22,8 @@ from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, NotificationEvent, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.routes import InlineTarget, Routes
-from cqrs_sync.runs import Run, Staged, Target
+from cqrs_sync.routes import Routes
+from cqrs_sync.runs import InlineTarget, Run, Staged
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
@@ -59,7 +59,8 @@ class EventDispatcher:
         self._max_depth = max_depth
         self._transactions = transactions or NoTransactions()
         self._transactional = not isinstance(self._transactions, NoTransactions)
-        self._routes = Routes(event_map, container, middleware or MiddlewareChain(), self.stage)
+        #: What is to be done with events of each type.
+        self.routes = Routes(event_map, container, middleware or MiddlewareChain(), self.stage)
         #: Guards what handlers of one request add while others run.
         self.lock = threading.Lock()
         reset_in_child(self)
@@ -89,7 +90,7 @@ class EventDispatcher:
         if lineage is not None:
             self._check_depth(lineage)
         staged = Staged(raised, flow, lineage)
-        routes = self._routes
+        routes = self.routes
         if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
             staged.events = list({id(event): event for event in raised}.values())
         for event in staged.events:
@@ -163,7 +164,7 @@ class EventDispatcher:
             if id(event) in events:
                 continue
             events[id(event)] = event
-            route = self._routes[type(event)]
+            route = self.routes[type(event)]
             if emit and route.notification:
                 outgoing[id(event)] = self._prepare(cast("NotificationEvent", event))
             elif not route.targets and not route.inline:
@@ -188,10 +189,6 @@ class EventDispatcher:
         if batches:
             self._check_depth(lineage)
         return [(follow_up, lineage) for batch in batches for follow_up in batch]
-
-    def targets_of(self, event_type: type, /) -> Sequence[Target]:
-        """Return the handlers that run after the commit, ready to be called."""
-        return self._routes[event_type].targets
 
     def _prepare(self, event: NotificationEvent) -> OutgoingMessage:
         if self.emitter is None:

@@ -22,17 +22,21 @@ Stage: TypeAlias = Callable[[list[Event]], T]
 Invocation: TypeAlias = Callable[[Any, list[Event]], tuple[Any, Sequence[T]]]
 
 
+def is_plain(binding: Binding) -> bool:
+    """Tell whether a handler is a class that keeps no events of its own."""
+    handler: Any = binding.handler
+    return isinstance(handler, type) and handler.events in (RequestHandler.events, EventHandler.events)  # type: ignore[attr-defined]
+
+
 def compile_invocation(
     binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
 ) -> Invocation[T]:
     """Prepare calls of a handler once, so that a message only pays for what differs."""
     compiled: Callable[..., Invocation[Any]]
-    if not isinstance(binding.handler, type):
-        compiled = _for_function
-    elif binding.handler.events in (RequestHandler.events, EventHandler.events):  # type: ignore[attr-defined]
+    if is_plain(binding):
         compiled = _for_class
     else:
-        compiled = _for_class_with_own_events
+        compiled = _for_class_with_own_events if isinstance(binding.handler, type) else _for_function
     if not middlewares:
         return compiled(binding, container, stage)
     return _inside(middlewares, compiled(binding, container, _leave), stage)

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-import attrs
+from functools import partial
+from typing import Any, cast
 
 from cqrs_sync.container import Container
-from cqrs_sync.invocation import Invocation, Stage, compile_invocation
-from cqrs_sync.messages import Event, NotificationEvent
+from cqrs_sync.invocation import Stage, compile_invocation, is_plain
+from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap, Phase
-from cqrs_sync.runs import Staged, Target
-
-T = TypeVar("T")
-
-
-@attrs.frozen(eq=False)
-class InlineTarget:
-    """A handler that runs inside the transaction, ready to be called."""
-
-    name: str
-    invoke: Invocation[list[Event]]
-
-
-@attrs.frozen(eq=False)
-class Route:
-    """What is to be done with events of a type."""
-
-    targets: tuple[Target, ...]
-    inline: tuple[InlineTarget, ...]
-    notification: bool
-    #: Nothing is to be done inside the transaction.
-    plain: bool
+from cqrs_sync.runs import InlineTarget, Route, Staged, Target
 
 
 class Routes(dict[type, Route]):
@@ -60,15 +38,23 @@ class Routes(dict[type, Route]):
         self.clear()
 
     def _make(self, event_type: type) -> Route:
-        targets = tuple(Target(*pair) for pair in self._compiled(event_type, Phase.AFTER_COMMIT, self._stage))
-        inline = tuple(InlineTarget(*pair) for pair in self._compiled(event_type, Phase.INLINE, list))
+        middlewares = self._middleware.of(event_type)
+        bindings = self._event_map.find(event_type)
+        targets = tuple(
+            Target(
+                binding.name,
+                compile_invocation(binding, self._container, middlewares, self._stage),
+                partial(self._container.resolve, cast("type[Any]", binding.handler))
+                if is_plain(binding) and not middlewares
+                else None,
+            )
+            for binding in bindings
+            if binding.phase is Phase.AFTER_COMMIT
+        )
+        inline = tuple(
+            InlineTarget(binding.name, compile_invocation(binding, self._container, middlewares, list))
+            for binding in bindings
+            if binding.phase is Phase.INLINE
+        )
         notification = issubclass(event_type, NotificationEvent)
         return Route(targets, inline, notification, plain=bool(targets) and not inline and not notification)
-
-    def _compiled(self, event_type: type, phase: Phase, stage: Stage[T]) -> list[tuple[str, Invocation[T]]]:
-        middlewares = self._middleware.of(event_type)
-        return [
-            (binding.name, compile_invocation(binding, self._container, middlewares, stage))
-            for binding in self._event_map.find(event_type)
-            if binding.phase is phase
-        ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -16,6 +17,7 @@ from cqrs_sync.context import Flow, Lineage, current
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.fanout import Call
+from cqrs_sync.handlers import EventHandler
 from cqrs_sync.invocation import Invocation
 from cqrs_sync.messages import Event
 
@@ -58,6 +60,27 @@ class Target:
 
     name: str
     invoke: Invocation[Staged]
+    #: Where `invoke` would only build the handler, call it and stage what it raised: builds it.
+    build: Callable[[], EventHandler[Any]] | None = None
+
+
+@attrs.frozen(eq=False)
+class InlineTarget:
+    """A handler that runs inside the transaction, ready to be called."""
+
+    name: str
+    invoke: Invocation[list[Event]]
+
+
+@attrs.frozen(eq=False)
+class Route:
+    """What is to be done with events of a type."""
+
+    targets: tuple[Target, ...]
+    inline: tuple[InlineTarget, ...]
+    notification: bool
+    #: Nothing is to be done inside the transaction.
+    plain: bool
 
 
 class Surroundings(Protocol):
@@ -67,8 +90,12 @@ class Surroundings(Protocol):
     lock: threading.Lock
     observer: Callable[[Sequence[Event]], object] | None
 
-    def targets_of(self, event_type: type, /) -> Sequence[Target]:
-        """Return the handlers that run after the commit."""
+    @property
+    def routes(self) -> Mapping[type, Route]:
+        """Return what is to be done with events of each type."""
+
+    def stage(self, raised: list[Event], /) -> Staged:
+        """Do what belongs inside the transaction."""
 
     def leave_to_commit(self, staged: Staged, /) -> None:
         """Conclude these events at their commit, which nobody waits for."""
@@ -143,8 +170,9 @@ class Run:
             self.add_failure(Failure("events", None, error))
 
     def _calls(self) -> Iterator[Call | None]:
-        targets_of = self._surroundings.targets_of
+        routes = self._surroundings.routes
         stages = self._stages
+        invoke = self._invoke if self._until is None else self._invoke_watched
         while True:
             while self._taken < len(stages):
                 staged = stages[self._taken]
@@ -152,10 +180,10 @@ class Run:
                 if self._surroundings.observer is not None:
                     self._surroundings.observer(staged.events)
                 for event in staged.events:
-                    for target in targets_of(type(event)):
-                        if self._stopped or (self._cycle and staged.lineage is not None):
+                    for target in routes[type(event)].targets:
+                        if self._stopped and (not self._cycle or staged.lineage is not None):
                             break
-                        yield self._invoke, target, event, staged
+                        yield invoke, target, event, staged
             # Asked again after a handler may have raised more.
             yield None
 
@@ -167,43 +195,49 @@ class Run:
         # In a context of its own: there is nothing to set back.
         current.set((raised, flow, (event, staged.lineage)))
         try:
-            if self._until is None:
-                _, stages = target.invoke(event, raised)
+            if target.build is not None:
+                # What most handlers are, without a further call: this is the cost of an event.
+                handler = target.build()
+                handler.handle(event)
+                if handler._raised:  # noqa: SLF001 -- raised in a thread that knows nothing of this event
+                    raised.extend(handler.__dict__.pop("_raised"))
+                if raised:
+                    self._follow(self._surroundings.stage(raised))
             else:
-                _, stages = self._invoke_watched(target, event, raised, self._until)
-            for follow_up in stages:
-                self._follow(follow_up)
-        except Exception as error:  # noqa: BLE001 -- every failure goes to the policy
+                for follow_up in target.invoke(event, raised)[1]:
+                    self._follow(follow_up)
+        except BaseException as error:  # noqa: BLE001 -- every failure goes to the policy
             self._fail(target, event, error)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise
-            self.interruption = error
 
-    def _invoke_watched(
-        self, target: Target, event: Event, raised: list[Event], until: float
-    ) -> tuple[Any, Sequence[Staged]]:
+    def _invoke_watched(self, target: Target, event: Event, staged: Staged) -> None:
         thread = threading.get_ident()
         self._running[thread] = target, event
         try:
-            return target.invoke(event, raised)
+            self._invoke(target, event, staged)
         finally:
             del self._running[thread]
-            late = time.monotonic() - until
+            late = time.monotonic() - (self._until or math.inf)
             if late > 0 and not self._unattended:
                 self.add_failure(Failure(target.name, event, _finished_late(target, event, late)))
 
-    def _fail(self, target: Target, event: Event, error: Exception) -> None:
+    def _fail(self, target: Target, event: Event, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise error
+            self.interruption = error
+            return
         if isinstance(error, EventCycle):
             # One report of a cycle will do: it would come from every branch of it.
             known, self._cycle = self._cycle, True
             if known:
                 return
+            # What the request itself raised is handled all the same.
+            self._stopped = True
         error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
         failure = Failure(target.name, event, error)
         self.add_failure(failure)
         if not self._surroundings.failures.goes_on(failure):
-            self._stopped = True
+            self._stopped, self._cycle = True, False
 
     def _follow(self, staged: Staged) -> None:
         """Join follow-up events to this run, each instance once."""

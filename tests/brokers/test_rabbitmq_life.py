@@ -1,0 +1,253 @@
+"""What RabbitMQBroker keeps alive, and what it leaves behind: threads, connections, memory, children."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pika
+import pytest
+
+from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.testing.contracts import in_forked_child, message
+from tests.servers import free_port
+from tests.servers.proxy import TcpProxy
+from tests.servers.rabbitmq import bound_queue, drained
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def queue(rabbitmq_url: str, exchange: str) -> Iterator[str]:
+    with bound_queue(rabbitmq_url, exchange, "meetings") as queue:
+        yield queue
+
+
+@pytest.fixture
+def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
+    parameters = pika.URLParameters(rabbitmq_url)
+    with TcpProxy(parameters.host, parameters.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def broker(proxy: TcpProxy, exchange: str, queue: str) -> Iterator[RabbitMQBroker]:
+    """A broker that connects through the proxy."""
+    with contextlib.closing(
+        RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/?heartbeat=1", exchange=exchange)
+    ) as broker:
+        yield broker
+
+
+def io_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "rabbitmq" in thread.name]
+
+
+def test_nothing_starts_before_the_first_use(proxy, exchange):
+    """T5: no thread and no connection at construction; closing what was never used is fine."""
+    before = threading.active_count()
+    broker = RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange)
+    broker.publish([])
+
+    assert before == threading.active_count()
+    assert 0 == proxy.accepted
+    broker.close()
+
+
+def test_a_connection_outlives_a_long_silence(broker, proxy):
+    """B2: heartbeats go on while nobody publishes: the server hangs up after two that it missed."""
+    broker.publish([message("meetings")])
+    threading.Event().wait(5.0)
+    broker.publish([message("meetings")])
+
+    assert 1 == proxy.accepted
+
+
+def test_threads_share_one_connection(broker, proxy):
+    """However many there are."""
+    threads = [threading.Thread(target=broker.publish, args=([message("meetings")],)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert 1 == proxy.accepted
+    assert 1 == len(io_threads())
+
+
+def test_a_hundred_forked_children_publish_and_exit_clean(broker, queue, rabbitmq_url):
+    """B2: each makes its own connection; the parent's goes on, and is the same."""
+    broker.publish([message("meetings", b"parent")])
+    for n in range(100):
+        body = b"%d" % n
+        assert 0 == in_forked_child(lambda body=body: broker.publish([message("meetings", body)], timeout=5), timeout=5)
+    broker.publish([message("meetings", b"parent")])
+
+    wanted = sorted([b"parent"] * 2 + [b"%d" % n for n in range(100)])
+    assert wanted == sorted(body for _, body in drained(rabbitmq_url, queue))
+
+
+def test_children_forked_while_others_publish_are_not_harmed(broker, proxy):
+    """Whatever lock or half-sent frame the other threads have at that moment."""
+    stop = threading.Event()
+    errors: list[BaseException] = []
+
+    def publish() -> None:
+        while not stop.is_set():
+            try:
+                broker.publish([message("meetings") for _ in range(20)])
+            except PublishFailed as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    statuses = [
+        in_forked_child(lambda: broker.publish([message("meetings")], timeout=5), timeout=10) for _ in range(10)
+    ]
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+
+    assert [0] * 10 == statuses
+    assert [] == errors
+    assert 11 == proxy.accepted
+
+
+def test_closing_waits_for_what_is_under_way(broker, queue, rabbitmq_url):
+    """A call that runs is finished, a new one is refused, and the thread is gone."""
+    broker.publish([message("meetings")])
+    entered = threading.Event()
+    outcome: list[object] = []
+
+    class Batch(list):
+        def __len__(self) -> int:
+            entered.set()
+            return super().__len__()
+
+    def publish() -> None:
+        broker.publish(Batch(message("meetings") for _ in range(1_000)), timeout=20)
+        outcome.append("confirmed")
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    assert entered.wait(10)
+    broker.close(timeout=10)
+    publishing.join(10)
+
+    assert ["confirmed"] == outcome
+    with pytest.raises(Closed):
+        broker.publish([message("meetings")])
+    assert [] == io_threads()
+    assert 1_001 == len(drained(rabbitmq_url, queue))
+
+
+@pytest.mark.parametrize("fault", ["freeze", "cut"])
+def test_closing_ends_in_time_when_the_broker_does_not_answer(broker, proxy, fault):
+    """And whoever still waits for a confirm is told."""
+    broker.publish([message("meetings")])
+    getattr(proxy, fault)()
+    errors: list[PublishFailed] = []
+
+    def publish() -> None:
+        try:
+            broker.publish([message("meetings")], timeout=30)
+        except PublishFailed as error:
+            errors.append(error)
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    eventually(lambda: broker._calls == 1)
+    started = time.monotonic()
+    broker.close(timeout=1.0)
+    took = time.monotonic() - started
+    publishing.join(10)
+
+    assert took < 2.0
+    [(_, error)] = errors[0].failures
+    assert isinstance(error, BrokerUnavailable)
+    assert "closed before an answer came" in str(error)
+    assert [] == io_threads()
+
+
+_SCRIPT = """
+import sys
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.testing.contracts import message
+
+broker = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2])
+subscription = broker.subscribe("others", group="leaving")
+broker.publish([message("meetings")])
+"""
+
+
+def test_a_process_that_closes_nothing_leaves_politely(proxy, exchange, queue, rabbitmq_url):
+    """T5: at exit connections are closed, within a time limit, without a word on stderr."""
+    url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _SCRIPT, url, exchange],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as connection:
+        connection.channel().queue_delete(f"{exchange}.leaving")
+
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+    assert 1 == len(drained(rabbitmq_url, queue))
+
+
+def test_a_process_that_cannot_reach_its_broker_leaves_in_time(exchange):
+    """T5: nobody has to kill it."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, f"amqp://127.0.0.1:{free_port()}/?socket_timeout=1", exchange],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert "BrokerUnavailable: connection refused" in done.stderr
+    assert time.monotonic() - started < 15
+
+
+def test_a_large_call_needs_little_memory(broker):
+    """T4: messages are encoded as they leave, not all at once."""
+    messages = [message("meetings", b"x" * 2_000) for _ in range(10_000)]
+    broker.publish(messages[:100])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        broker.publish(messages, timeout=60)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    # All of them encoded would be 22 MB.
+    assert peak < 8_000_000
+
+
+def test_an_outage_does_not_pile_up_what_was_given_up(broker, proxy):
+    """T4: what nobody waits for any more is forgotten while the broker is away."""
+    broker.publish([message("meetings")])
+    proxy.cut()
+    for _ in range(20):
+        with pytest.raises(PublishFailed):
+            broker.publish([message("meetings") for _ in range(50)], timeout=0.02)
+
+    publisher = broker._publisher
+    eventually(lambda: not (publisher._queue or publisher._again or publisher._in_flight))

@@ -1,0 +1,34 @@
+"""RabbitMQBroker keeps the promises of its socket on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.testing.contracts import BrokerFeatures, ReceivingBrokerContract
+from tests.servers.rabbitmq import bound_queue, opened
+
+pytestmark = pytest.mark.broker
+
+_GROUPS = ("contract", "order", "again", "one", "two")
+
+
+class TestRabbitMQBroker(ReceivingBrokerContract):
+    features = BrokerFeatures(max_bytes=1_048_576)
+
+    @pytest.fixture
+    def topic(self, rabbitmq_url: str, exchange: str) -> Iterator[str]:
+        with bound_queue(rabbitmq_url, exchange, "meetings"):
+            yield "meetings"
+        with opened(rabbitmq_url) as channel:
+            for group in _GROUPS:
+                channel.queue_delete(f"{exchange}.{group}")
+
+    @pytest.fixture
+    def broker(self, rabbitmq_url: str, exchange: str) -> Iterator[RabbitMQBroker]:
+        assert self.features.max_bytes is not None
+        broker = RabbitMQBroker(rabbitmq_url, exchange=exchange, max_bytes=self.features.max_bytes)
+        yield broker
+        broker.close()

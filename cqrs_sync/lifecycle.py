@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread
+import logging
 import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
+
+logger = logging.getLogger(__name__)
 
 
 class Resettable(Protocol):
@@ -34,6 +37,7 @@ class Closable(Protocol):
 _resettables: weakref.WeakSet[Resettable] = weakref.WeakSet()
 _registered = False
 _closables: weakref.WeakSet[Closable] = weakref.WeakSet()
+_closing_at_exit = False
 
 
 def reset_in_child(resettable: Resettable, /) -> None:
@@ -47,9 +51,11 @@ def reset_in_child(resettable: Resettable, /) -> None:
 
 def close_at_exit(closable: Closable, /) -> None:
     """Call `closable.close_at_exit()` when the interpreter leaves, if it still lives."""
-    if not _closables:
-        atexit.register(_close_all)
+    global _closing_at_exit  # noqa: PLW0603 -- as above
     _closables.add(closable)
+    if not _closing_at_exit:
+        atexit.register(_close_all)
+        _closing_at_exit = True
 
 
 def daemon_executor(workers: int, name: str) -> ThreadPoolExecutor:
@@ -57,11 +63,20 @@ def daemon_executor(workers: int, name: str) -> ThreadPoolExecutor:
     Make an executor whose threads do not keep the interpreter from leaving.
 
     All of them are started here, from a daemon thread: they inherit that from it.
+    There are fewer where the system gives no more. Raises RuntimeError where it
+    gives none, as when the interpreter is leaving.
     """
     executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
     starter = threading.Thread(target=_fill, args=(executor, workers), daemon=True)
     starter.start()
     starter.join()
+    started = len(executor._threads)  # noqa: SLF001 -- it does not tell otherwise
+    if started == 0:
+        raise RuntimeError("no thread can be started")
+    if started < workers:
+        logger.warning("only %d of %d threads could be started for %s", started, workers, name)
+        # It would try again at each call, and raise after it had taken the call in.
+        executor._max_workers = started  # noqa: SLF001 -- as above
     return executor
 
 
@@ -70,14 +85,16 @@ def _fill(executor: ThreadPoolExecutor, workers: int) -> None:
     barrier = threading.Barrier(workers)
     try:
         for _ in range(workers):
-            executor.submit(_let_the_interpreter_leave, barrier)
+            executor.submit(_meet, barrier)
     except RuntimeError:
         barrier.abort()
-
-
-def _let_the_interpreter_leave(barrier: threading.Barrier) -> None:
     # At exit, concurrent.futures joins its threads without a limit; ours are closed with one.
-    getattr(concurrent.futures.thread, "_threads_queues", {}).pop(threading.current_thread(), None)
+    queues = getattr(concurrent.futures.thread, "_threads_queues", {})
+    for thread in executor._threads:  # noqa: SLF001 -- as above
+        queues.pop(thread, None)
+
+
+def _meet(barrier: threading.Barrier) -> None:
     with suppress(threading.BrokenBarrierError):
         barrier.wait()
 
@@ -89,4 +106,7 @@ def _reset_all() -> None:
 
 def _close_all() -> None:
     for closable in list(_closables):
-        closable.close_at_exit()
+        try:
+            closable.close_at_exit()
+        except Exception:
+            logger.exception("%r could not be closed at exit", closable)

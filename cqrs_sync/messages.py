@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
-
-import attrs
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from cqrs_sync.errors import InvalidMessage
 
@@ -57,8 +55,7 @@ class DomainEvent(Event):
     __slots__ = ()
 
 
-@attrs.frozen
-class Publication:
+class Publication(NamedTuple):
     """What the library knows of a class of notification events."""
 
     topic: str | None = None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, overload
-
-import attrs
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
@@ -30,8 +27,7 @@ class Phase(enum.Enum):
     AFTER_COMMIT = "after commit"
 
 
-@attrs.frozen(eq=False)
-class Binding:
+class Binding(NamedTuple):
     """A handler bound to a message type."""
 
     message_type: type
@@ -105,6 +101,8 @@ class RequestMap:
         title = request_type.__qualname__
         if not issubclass(request_type, Request):
             return f"{title} is not a request: subclass Command or Query"
+        import difflib  # noqa: PLC0415 -- only who makes the mistake needs it
+
         near = difflib.get_close_matches(title, [bound.__qualname__ for bound in self._bindings], n=3)
         hint = f"; bound are {', '.join(near)}" if near else ""
         return f"no handler is bound to {title}: call requests.bind(<its handler>) before it is sent{hint}"

@@ -8,9 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
-
-import attrs
+from typing import Any, NamedTuple, Protocol
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import Flow, Lineage, current
@@ -54,8 +52,7 @@ class Staged:
         self.committed = True
 
 
-@attrs.frozen(eq=False)
-class Target:
+class Target(NamedTuple):
     """A handler that runs after the commit, ready to be called."""
 
     name: str
@@ -64,16 +61,14 @@ class Target:
     build: Callable[[], EventHandler[Any]] | None = None
 
 
-@attrs.frozen(eq=False)
-class InlineTarget:
+class InlineTarget(NamedTuple):
     """A handler that runs inside the transaction, ready to be called."""
 
     name: str
     invoke: Invocation[list[Event]]
 
 
-@attrs.frozen(eq=False)
-class Route:
+class Route(NamedTuple):
     """What is to be done with events of a type."""
 
     targets: tuple[Target, ...]

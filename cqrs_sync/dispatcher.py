@@ -126,6 +126,7 @@ class EventDispatcher:
 
     def conclude_late(self, run: Run, /) -> None:
         """Conclude a run whose caller has left at its deadline."""
+        context.forget_deadline()
         run.finish()
         if self.emitter is not None:
             self._emit(run, self.emitter)

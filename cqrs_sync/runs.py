@@ -105,6 +105,7 @@ class Run:
     # Defaults that most runs never change: a run is made for each request with events.
     _seen: set[int] | None = None
     _taken = 0
+    _emitted = 0
     #: What has failed by now.
     failures: list[Failure] | None = None
     _stopped = False
@@ -120,8 +121,17 @@ class Run:
         if until is not None:
             # Who runs what.
             self._running: dict[int, tuple[Target, Event]] = {}
+            self._begun = 0
         #: Return the next call, None where there is none now: breadth first, follow-up events come last.
         self.next_call: Callable[[], Call | None] = self._calls().__next__
+
+    def call_failed(self, call: Call, error: BaseException, /) -> None:
+        """Note that a handler could not be called: that is a failure as any of its own."""
+        _, target, event, _ = call
+        if self._until is not None:
+            with self._surroundings.lock:
+                self._begun += 1
+        self._fail(target, event, error)
 
     def finished_late(self) -> None:
         """All handlers are finished, after the caller has left at its deadline."""
@@ -133,12 +143,11 @@ class Run:
 
     def take_outgoing(self) -> list[OutgoingMessage]:
         """Take the messages that are to be published by now."""
-        outgoing: list[OutgoingMessage] = []
-        for staged in self._stages:
-            if staged.outgoing:
-                messages, staged.outgoing = staged.outgoing, None
-                outgoing.extend(messages.values())
-        return outgoing
+        # At a deadline, the caller and the last handler may do this at once.
+        with self._surroundings.lock:
+            fresh = self._stages[self._emitted :]
+            self._emitted = len(self._stages)
+        return [message for staged in fresh if staged.outgoing for message in staged.outgoing.values()]
 
     def take_failures(self) -> list[Failure]:
         """Take the failures there are by now."""
@@ -155,14 +164,20 @@ class Run:
 
     def leave(self) -> None:
         """Note as failures what is not finished at the deadline; it goes on with nobody waiting."""
-        self._unattended = True
-        running = dict(self._running)
+        count = 0 if self._stopped else self._count()
+        with self._surroundings.lock:
+            self._unattended = True
+            running, ahead = dict(self._running), count - self._begun
         frames = sys._current_frames()  # noqa: SLF001 -- documented, for this
         for thread, (target, event) in running.items():
             self.add_failure(Failure(target.name, event, _overran(target, event, frames.get(thread))))
-        if not running:
-            error = DeadlineExceeded("handlers had not started at the deadline; they will run, with nobody waiting")
-            self.add_failure(Failure("events", None, error))
+        if ahead > 0:
+            error = f"{ahead} call(s) of handlers had not begun at the deadline; they will, with nobody waiting"
+            self.add_failure(Failure("events", None, DeadlineExceeded(error)))
+
+    def _count(self) -> int:
+        routes = self._surroundings.routes
+        return sum(len(routes[type(event)].targets) for staged in self._stages for event in staged.events)
 
     def _calls(self) -> Iterator[Call | None]:
         routes = self._surroundings.routes
@@ -206,13 +221,18 @@ class Run:
 
     def _invoke_watched(self, target: Target, event: Event, staged: Staged) -> None:
         thread = threading.get_ident()
-        self._running[thread] = target, event
+        with self._surroundings.lock:
+            self._begun += 1
+            self._running[thread] = target, event
         try:
             self._invoke(target, event, staged)
         finally:
-            del self._running[thread]
+            # Either whoever leaves at the deadline reports it, or this does.
+            with self._surroundings.lock:
+                del self._running[thread]
+                unattended = self._unattended
             late = time.monotonic() - (self._until or math.inf)
-            if late > 0 and not self._unattended:
+            if late > 0 and not unattended:
                 self.add_failure(Failure(target.name, event, _finished_late(target, event, late)))
 
     def _fail(self, target: Target, event: Event, error: BaseException) -> None:

@@ -7,33 +7,21 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from contextvars import Context, copy_context
+from contextvars import ContextVar, copy_context
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from cqrs_sync.fanout import Call, FanOut, Work
+from cqrs_sync.executor import Call, Executor, Work
+from cqrs_sync.fanout import Around, FanOut
 from cqrs_sync.lifecycle import close_at_exit, daemon_executor, reset_in_child
+
+__all__ = ["Executor", "SameThread", "ThreadPool"]
 
 logger = logging.getLogger(__name__)
 
-
-class Executor(Protocol):
-    """Where event handlers run."""
-
-    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
-        """
-        Make every call of `work`, each in its own copy of the caller's context.
-
-        True once all are finished, False where they are not `until` (by
-        `time.monotonic`): then the rest is made all the same, and `finished_late`
-        called. `helping` allows calls in the thread that waits.
-        """
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Let running calls finish for `timeout` seconds, and let go of the threads."""
+# The pools on which a call runs that waits for this one, each as the token it has in this process.
+_waiting: ContextVar[tuple[object, ...]] = ContextVar("cqrs_sync.waiting", default=())
 
 
 class SameThread:
@@ -59,11 +47,13 @@ class ThreadPool:
     together. A caller that waits takes over calls of its own that nobody has
     started, as long as the limit allows: that is why no size can deadlock, and why
     a few quick handlers cost less than waking a thread. It does not help where a
-    transaction is open in its thread, nor where it has a deadline to keep.
+    transaction is open in its thread, nor where it has a deadline to keep, unless
+    the pool is full and the caller runs on it himself.
 
     `around` makes a context manager that is entered around each call on a pool
-    thread, as for closing database connections there. Threads are started by the
-    first call, anew in a forked child. Whoever made the pool closes it.
+    thread, as for closing database connections there; a call it cannot be entered
+    for counts as failed. Threads are started by the first call, anew in a forked
+    child. Whoever made the pool closes it.
     """
 
     def __init__(
@@ -71,7 +61,7 @@ class ThreadPool:
         max_workers: int | None = None,
         *,
         name: str = "cqrs",
-        around: Callable[[], AbstractContextManager[object]] | None = None,
+        around: Around | None = None,
         exit_timeout: float = 5.0,
     ) -> None:
         if max_workers is None:
@@ -97,28 +87,37 @@ class ThreadPool:
         # Calls that may run now: threads that take calls, and callers that help.
         self._busy = 0
         self._local = threading.local()
+        self._token = object()
 
     def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
         """Make every call of `work`."""
         nested = getattr(self._local, "busy", False)
+        context = copy_context()
+        if not (inside := self._token in (outer := _waiting.get())):
+            context.run(_waiting.set, (*outer, self._token))
         with self._lock:
             call = work.next_call()
             if call is None:
                 return True
-            fan = FanOut(work, copy_context(), call)
-            takes_place = self._closed or (helping and until is None and self._busy < self.max_workers)
-            helps = nested or takes_place
-            if helps:
-                self._busy += not nested
-                call = fan.take()
+            fan = FanOut(work, context, call)
+            free = self._busy < self.max_workers
+            # Whoever has the places of a full pool may be waiting for this caller, himself or over another pool.
+            stuck = nested or inside
+            helps = self._closed or (free or stuck if helping and until is None else stuck and not free)
+            takes_place = helps and not nested
+            self._busy += takes_place
+            call = fan.take() if helps else None
             wanted = self._enqueue(fan)
-        if wanted and not self._start(wanted) and not helps:
-            # No thread can be had, as at exit: the caller is the last who can do it.
+        try:
+            self._make(fan, call, wanted, takes_place=takes_place)
+            finished = self._wait(fan, until)
+        except BaseException:
             with self._lock:
-                helps, nested, call = True, True, fan.take()
-        if helps:
-            self._help(fan, call, takes_place=not nested)
-        return self._wait(fan, until)
+                fan.abandon()
+            raise
+        if finished and fan.error is not None:
+            raise fan.error
+        return finished
 
     def close(self, timeout: float = 5.0) -> None:
         """
@@ -157,7 +156,7 @@ class ThreadPool:
     # -- with `self._lock` held
     def _enqueue(self, fan: FanOut) -> int:
         """Offer the calls of a fan-out; how many threads to wake for them."""
-        if fan.ahead is None or fan.queued:
+        if fan.ahead is None or fan.queued or (self._closed and self._executor is None):
             return 0
         fan.queued = True
         self._queue.append(fan)
@@ -186,21 +185,27 @@ class ThreadPool:
         """Count a call as finished; how many threads to wake for calls it brought."""
         fan.running -= 1
         if fan.ahead is None:
-            fan.ahead = fan.work.next_call()
+            fan.look_ahead()
         return self._enqueue(fan)
 
-    def _release(self) -> int:
-        """Give a place up; how many threads to wake in its stead."""
-        self._busy -= 1
-        if self._busy <= 1:
-            self._idle.notify_all()
-        return self._reserve(1)
-
     # -- without it
-    def _help(self, fan: FanOut, call: Call | None, *, takes_place: bool) -> None:
-        """Make calls of a fan-out in the thread that waits for it."""
-        was_busy = getattr(self._local, "busy", False)
-        self._local.busy = True
+    def _make(self, fan: FanOut, call: Call | None, wanted: int, *, takes_place: bool) -> None:
+        """Have calls of a fan-out made: by threads, and from `call` on by the one that waits for it."""
+        try:
+            if wanted and not self._start(wanted) and call is None:
+                # No thread can be had, as at exit: the caller is the last who can do it.
+                with self._lock:
+                    call = fan.take()
+            if call is not None:
+                self._help(fan, call)
+        finally:
+            if takes_place:
+                self._give_up_place()
+
+    def _help(self, fan: FanOut, call: Call | None) -> None:
+        local = self._local
+        was_busy = getattr(local, "busy", False)
+        local.busy = True
         try:
             while call is not None:
                 fan.context.copy().run(*call)
@@ -209,17 +214,20 @@ class ThreadPool:
                     call = fan.take()
                 if wanted:
                     self._start(wanted)
-        except BaseException:
-            with self._lock:
-                fan.abandon()
-            raise
         finally:
-            self._local.busy = was_busy
-            if takes_place:
-                with self._lock:
-                    wanted = self._release()
-                if wanted:
-                    self._start(wanted)
+            local.busy = was_busy
+
+    def _give_up_place(self) -> None:
+        with self._lock:
+            self._busy -= 1
+            if self._busy <= 1:
+                self._idle.notify_all()
+            wanted = self._reserve(1)
+        if wanted and not self._start(wanted):
+            # As above: whoever gives up the last place makes what is left.
+            with self._lock:
+                self._busy += 1
+            self._drain()
 
     def _wait(self, fan: FanOut, until: float | None) -> bool:
         with self._lock:
@@ -227,22 +235,18 @@ class ThreadPool:
                 return True
             latch = fan.latch = threading.Lock()
             latch.acquire()
-        try:
-            if latch.acquire(timeout=-1 if until is None else max(0.0, until - time.monotonic())):
-                return True
-        except BaseException:
-            with self._lock:
-                fan.abandon()
-            raise
+        left = -1 if until is None else min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+        if latch.acquire(timeout=left):
+            return True
         with self._lock:
-            if fan.finished():
-                return True
-            fan.late = True
-            return False
+            fan.late = not fan.finished()
+            return not fan.late
 
     def _drain(self) -> None:
         """Make calls on a pool thread as long as there are any."""
-        self._local.busy = True
+        local = self._local
+        was_busy = getattr(local, "busy", False)
+        local.busy = True
         with self._lock:
             item = self._next()
             # Each thread wakes two more: no one pays for waking all.
@@ -251,7 +255,7 @@ class ThreadPool:
             if wanted:
                 self._start(wanted)
             fan, call = item
-            self._call(fan.context.copy(), call)
+            fan.call(call, self._around)
             with self._lock:
                 wanted = self._settle(fan)
                 finished = fan.finished()
@@ -259,20 +263,8 @@ class ThreadPool:
             if finished:
                 fan.announce()
             del fan, call
-        with self._lock:
-            wanted = self._release()
-        if wanted:
-            self._start(wanted)
-
-    def _call(self, context: Context, call: Call) -> None:
-        try:
-            if self._around is None:
-                context.run(*call)
-            else:
-                with self._around():
-                    context.run(*call)
-        except BaseException:
-            logger.exception("a call on the pool raised; calls are meant not to")
+        local.busy = was_busy
+        self._give_up_place()
 
     def _start(self, wanted: int) -> bool:
         """Wake threads; False where none can be had, as when the interpreter is leaving."""
@@ -283,13 +275,19 @@ class ThreadPool:
                 executor.submit(self._drain)
                 started += 1
         except RuntimeError:
-            with self._lock:
-                self._busy -= wanted - started
+            # Told by what is returned.
+            pass
+        finally:
+            if started < wanted:
+                with self._lock:
+                    self._busy -= wanted - started
         return started > 0
 
     def _open(self) -> ThreadPoolExecutor:
         with self._starting:
             if self._executor is None:
+                if self._closed:
+                    raise RuntimeError("this pool is closed")
                 self._executor = daemon_executor(self.max_workers, self._name)
                 close_at_exit(self)
             return self._executor

@@ -20,23 +20,25 @@ logger = logging.getLogger(__name__)
 
 class _Watchdog:
     def __init__(self) -> None:
+        # Not counted anew in a child: blocks that were entered before the fork are left there.
+        self._numbers = itertools.count()
         self.reset_in_child()
 
     def reset_in_child(self) -> None:
         self._changed = threading.Condition()
         self._watches: list[tuple[float, int, int, str]] = []
         self._over: set[int] = set()
-        self._numbers = itertools.count()
         self._thread: threading.Thread | None = None
 
     def watch(self, title: str, timeout: float) -> int:
         number = next(self._numbers)
+        if self._thread is None:
+            # Before the lock is taken: a child may be forked while it is held.
+            reset_in_child(self)
         with self._changed:
             heapq.heappush(self._watches, (time.monotonic() + timeout, number, threading.get_ident(), title))
             if self._thread is None:
-                reset_in_child(self)
-                self._thread = threading.Thread(target=self._run, name="cqrs-watchdog", daemon=True)
-                self._thread.start()
+                self._thread = self._start()
             if self._watches[0][1] == number:
                 self._changed.notify()
         return number
@@ -50,9 +52,22 @@ class _Watchdog:
                 heapq.heapify(self._watches)
                 self._over.clear()
 
+    def _start(self) -> threading.Thread | None:
+        thread = threading.Thread(target=self._run, name="cqrs-watchdog", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No thread can be had, as at exit: a request is not to fail because nobody watches it.
+            return None
+        return thread
+
     def _run(self) -> None:
         while True:
-            self._report(self._due())
+            watch = self._due()
+            try:
+                self._report(watch)
+            except Exception:
+                logger.exception("%s was not finished at its deadline, and its stack could not be logged", watch[3])
 
     def _due(self) -> tuple[float, int, int, str]:
         with self._changed:
@@ -62,7 +77,7 @@ class _Watchdog:
                 elif self._watches[0][1] in self._over:
                     self._over.discard(heapq.heappop(self._watches)[1])
                 elif (left := self._watches[0][0] - time.monotonic()) > 0:
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
                 else:
                     return heapq.heappop(self._watches)
 

@@ -7,6 +7,7 @@ crosses from one request into another.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -91,8 +92,9 @@ def correlation_of(flow: Flow) -> str:
 @contextmanager
 def deadline(timeout: float) -> Iterator[None]:
     """Let nothing in this block wait longer than `timeout` seconds; the nearest deadline counts."""
-    if timeout <= 0:
-        raise ValueError(f"a timeout is a number of seconds above 0, not {timeout!r}")
+    # The same words for NaN, which no comparison is true of, and for what no lock can wait.
+    if not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"a timeout is a number of seconds above 0 and below 292 years, not {timeout!r}")
     until = time.monotonic() + timeout
     outer = _deadline.get()
     token = _deadline.set(until if outer is None else min(until, outer))

@@ -1,0 +1,175 @@
+"""What happens to publishing while RabbitMQ, its connections or the way to it fail."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import attrs
+import pytest
+
+from cqrs_sync.errors import BrokerUnavailable, DeliveryError, PublishFailed
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.testing.contracts import message
+from tests.servers.proxy import TcpProxy
+from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.broker
+
+_MESSAGES = 10_000
+_THREADS = 16
+_TIMEOUT = 2.0
+#: What a busy machine may add before a thread that is woken gets its turn.
+_SLACK = 0.75
+
+
+@attrs.define
+class Ledger:
+    """Every publish with its outcome: checked when everything is over."""
+
+    confirmed: set[str] = attrs.field(factory=set)
+    failed: dict[str, DeliveryError] = attrs.field(factory=dict)
+    slowest: float = 0.0
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self.confirmed) + len(self.failed)
+
+    def publish(self, broker: RabbitMQBroker, count: int) -> None:
+        for _ in range(count):
+            sent = message("meetings")
+            started = time.monotonic()
+            error = None
+            try:
+                broker.publish([sent], timeout=_TIMEOUT)
+            except PublishFailed as failure:
+                [(_, error)] = failure.failures
+            self._note(sent.id, error, time.monotonic() - started)
+
+    def _note(self, identity: str, error: DeliveryError | None, took: float) -> None:
+        with self._lock:
+            self.slowest = max(self.slowest, took)
+            if error is None:
+                self.confirmed.add(identity)
+            else:
+                self.failed[identity] = error
+
+
+@attrs.define
+class Scene:
+    """Sixteen threads publishing through a proxy to a server of our own."""
+
+    node: OwnRabbitMQ
+    proxy: TcpProxy
+    ledger: Ledger
+    queue: str
+
+    def after(self, confirmed: int, fault: Callable[[], object]) -> None:
+        """Let the fault happen once so many messages are confirmed, and make sure that it hit publishing."""
+        eventually(lambda: len(self.ledger.confirmed) >= confirmed, 60)
+        fault()
+        assert len(self.ledger) < _MESSAGES, "everything was published before the fault"
+
+    def verify(self) -> None:
+        """Check the books when every thread is done."""
+        arrived = {properties.message_id for properties, _ in drained(self.node.url, self.queue)}
+
+        assert _MESSAGES == len(self.ledger)
+        assert set() == self.ledger.confirmed - arrived
+        assert {BrokerUnavailable} >= {type(error) for error in self.ledger.failed.values()}
+        assert self.ledger.slowest <= _TIMEOUT + _SLACK
+        assert self.proxy.accepted >= 2, "the connection was never made again"
+
+
+@pytest.fixture
+def publishing(own_rabbitmq: OwnRabbitMQ, exchange: str) -> Callable[[], contextlib.AbstractContextManager[Scene]]:
+    """Start the scene; leaving the block waits for the last publish."""
+
+    @contextlib.contextmanager
+    def scene() -> Iterator[Scene]:
+        with (
+            bound_queue(own_rabbitmq.url, exchange, "meetings") as queue,
+            TcpProxy("127.0.0.1", own_rabbitmq.port) as proxy,
+            contextlib.closing(
+                RabbitMQBroker(
+                    f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange, publish_timeout=_TIMEOUT
+                )
+            ) as broker,
+        ):
+            ledger = Ledger()
+            threads = [
+                threading.Thread(target=ledger.publish, args=(broker, _MESSAGES // _THREADS)) for _ in range(_THREADS)
+            ]
+            for thread in threads:
+                thread.start()
+            yield (scene := Scene(own_rabbitmq, proxy, ledger, queue))
+            for thread in threads:
+                thread.join(90)
+            scene.verify()
+
+    return scene
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_stopped_and_started_loses_nothing_that_was_confirmed(publishing) -> None:
+    """B1, B2: what is not confirmed is reported as failed, and no call is later than its deadline."""
+    with publishing() as scene:
+        scene.after(2_000, scene.node.stop)
+        eventually(lambda: len(scene.ledger.failed) > 0, 20)
+        scene.node.start()
+
+    assert len(scene.ledger.failed) > 0
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_killed_loses_nothing_that_was_confirmed(publishing) -> None:
+    """B1: a confirm means that the message is on disk."""
+    with publishing() as scene:
+        scene.after(2_000, scene.node.kill)
+        scene.node.start()
+
+
+@pytest.mark.slow
+def test_connections_closed_by_the_server_cost_nothing(publishing) -> None:
+    """B2: what was under way is sent again within the deadline."""
+    with publishing() as scene:
+        for confirmed in (1_000, 3_000):
+            scene.after(confirmed, scene.node.close_all_connections)
+
+    assert {} == scene.ledger.failed
+
+
+@pytest.mark.slow
+def test_a_path_that_is_cut_for_a_moment_costs_nothing(publishing) -> None:
+    """B2: connections are refused for a while, then everything goes on."""
+    with publishing() as scene:
+        for confirmed in (1_000, 2_000, 4_000):
+            scene.after(confirmed, scene.proxy.cut)
+            scene.proxy.restore()
+
+    assert scene.proxy.accepted >= 4
+
+
+@pytest.mark.slow
+def test_a_path_that_is_cut_for_longer_than_the_deadline_fails_in_time(publishing) -> None:
+    """B2: each call that could not be confirmed says so at its deadline."""
+    with publishing() as scene:
+        scene.after(2_000, scene.proxy.cut)
+        eventually(lambda: len(scene.ledger.failed) >= _THREADS, 20)
+        scene.proxy.restore()
+
+    assert len(scene.ledger.failed) >= _THREADS
+
+
+@pytest.mark.slow
+def test_a_path_that_falls_silent_fails_in_time_and_is_left(publishing) -> None:
+    """B2: nobody waits for a heartbeat to find out; when the path is back, publishing is."""
+    with publishing() as scene:
+        scene.after(2_000, scene.proxy.freeze)
+        eventually(lambda: scene.proxy.accepted >= 2, 20)
+        scene.proxy.restore()
+
+    assert len(scene.ledger.failed) >= _THREADS

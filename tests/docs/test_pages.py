@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 _BLOCK = re.compile(
-    r"(?:^[ ]*<!-- not run: (?P<reason>.*) -->\n)?"
+    r"(?:^[ ]*<!-- not run: (?P<reason>[^\n]*) -->\n)?"
     r"^(?P<indent>[ ]*)(?P<fence>```+)[ ]*(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence)[ ]*$",
     re.DOTALL | re.MULTILINE,
 )

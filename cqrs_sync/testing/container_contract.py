@@ -1,0 +1,239 @@
+"""
+The promises of a dependency injection container as a test class.
+
+```python
+class TestMyContainer(ContainerContract):
+    @pytest.fixture
+    def container(self):
+        container = MyContainer()
+        container.singleton(Clock)
+        container.singleton(Shared)
+        container.transient(Meetings)
+        return container
+```
+
+The handlers below are registered too where the container asks for it. `Unknown` never is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import pytest
+
+from cqrs_sync.container import Container
+from cqrs_sync.testing.contracts import in_forked_child
+
+
+class Clock:
+    """Registered as a singleton."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Meetings:
+    """Registered as transient."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+
+class Shared:
+    """Registered as a singleton; tests replace `on_build`."""
+
+    def __init__(self) -> None:
+        self.on_build()
+
+    @staticmethod
+    def on_build() -> None:
+        """Take part in the construction."""
+
+
+class Unknown:
+    """Registered nowhere, and cannot be built without help."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class JoinMeetingHandler:
+    """Can be built."""
+
+    def __init__(self, meetings: Meetings, clock: Clock) -> None:
+        self.meetings = meetings
+        self.clock = clock
+
+
+class ForgottenHandler:
+    """Cannot be built: what it depends on is registered nowhere."""
+
+    def __init__(self, unknown: Unknown) -> None:
+        self.unknown = unknown
+
+
+class BrokenHandler:
+    """Cannot be built: its constructor raises."""
+
+    def __init__(self) -> None:
+        raise ConnectionRefusedError("no database")
+
+
+@attrs.frozen
+class ContainerFeatures:
+    """What a container can do."""
+
+    #: Its error for a missing dependency tells the handler and the dependency.
+    names_what_is_missing: bool = True
+    #: A child forked while another thread was building a singleton can build it.
+    survives_a_fork_amid_construction: bool = True
+
+
+class ContainerContract:
+    """What every Container promises."""
+
+    features = ContainerFeatures()
+
+    def test_a_handler_is_built_with_its_dependencies(self, container: Container) -> None:
+        """A container passes to a constructor what its annotations ask for."""
+        handler = container.resolve(JoinMeetingHandler)
+
+        assert JoinMeetingHandler is type(handler)
+        assert (Meetings, Clock) == (type(handler.meetings), type(handler.clock))
+
+    def test_every_message_gets_a_fresh_handler(self, container: Container) -> None:
+        """No two calls of `resolve` share a handler, or a dependency that is transient."""
+        handlers = [container.resolve(JoinMeetingHandler) for _ in range(5)]
+
+        assert 5 == len({id(handler) for handler in handlers})
+        assert 5 == len({id(handler.meetings) for handler in handlers})
+
+    def test_a_singleton_is_the_same_everywhere(self, container: Container) -> None:
+        """Whoever asks for a singleton, at whatever depth, gets the one instance."""
+        handlers = [container.resolve(JoinMeetingHandler) for _ in range(3)]
+        clocks = [handler.clock for handler in handlers] + [handler.meetings.clock for handler in handlers]
+
+        assert {id(container.resolve(Clock))} == {id(clock) for clock in clocks}
+
+    def test_racing_threads_build_a_singleton_once(self, container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Sixteen threads that need a singleton for the first time at the same moment share it."""
+        builds: list[None] = []
+        crowded = threading.Event()
+
+        def build() -> None:
+            builds.append(None)
+            if len(builds) > 1:
+                crowded.set()
+            # Time for the others to come in, were they let in.
+            crowded.wait(0.2)
+
+        monkeypatch.setattr(Shared, "on_build", staticmethod(build))
+        shared = in_threads(lambda: container.resolve(Shared), count=16)
+
+        assert 1 == len(builds)
+        assert 1 == len({id(instance) for instance in shared})
+
+    def test_threads_do_not_share_handlers(self, container: Container) -> None:
+        """Sixteen threads that resolve at the same time get handlers of their own, in good order."""
+        batches = in_threads(lambda: [container.resolve(JoinMeetingHandler) for _ in range(50)], count=16)
+        handlers = [handler for batch in batches for handler in batch]
+
+        assert 800 == len({id(handler) for handler in handlers})
+        assert {id(container.resolve(Clock))} == {id(handler.meetings.clock) for handler in handlers}
+
+    def test_a_constructor_may_resolve(self, container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A singleton that asks the container for something while it is built does not hang."""
+        found: list[Clock] = []
+        monkeypatch.setattr(Shared, "on_build", staticmethod(lambda: found.append(container.resolve(Clock))))
+
+        in_threads(lambda: container.resolve(Shared), count=2)
+
+        assert [container.resolve(Clock)] == found
+
+    def test_a_missing_dependency_is_named_with_its_handler(self, container: Container) -> None:
+        """The error tells which handler cannot be built and what it misses."""
+        with pytest.raises(Exception) as caught:  # noqa: PT011 -- each container has its own
+            container.resolve(ForgottenHandler)
+
+        if self.features.names_what_is_missing:
+            assert "ForgottenHandler" in str(caught.value)
+            assert "Unknown" in str(caught.value)
+
+    def test_what_a_constructor_raises_is_let_through(self, container: Container) -> None:
+        """A constructor that fails is no mistake in the wiring: its error arrives as it was raised, each time."""
+        for _ in range(3):
+            with pytest.raises(ConnectionRefusedError, match="no database"):
+                container.resolve(BrokenHandler)
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+    def test_a_child_forked_amid_construction_builds(
+        self, container: Container, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No lock that a thread of the parent held stops the child."""
+        if not self.features.survives_a_fork_amid_construction:
+            return
+        parent, building, done = os.getpid(), threading.Event(), threading.Event()
+
+        def build() -> None:
+            if os.getpid() == parent:
+                building.set()
+                done.wait(30)
+
+        monkeypatch.setattr(Shared, "on_build", staticmethod(build))
+        thread = threading.Thread(target=container.resolve, args=(Shared,))
+        thread.start()
+        try:
+            assert building.wait(10)
+            assert 0 == in_forked_child(lambda: container.resolve(Shared), timeout=10)
+        finally:
+            done.set()
+            thread.join(10)
+
+
+def in_threads(action: Callable[[], Any], *, count: int, timeout: float = 30.0) -> list[Any]:
+    """
+    Run `action` in `count` threads that start at the same moment; what they returned.
+
+    Raises:
+        AssertionError: a thread was not done after `timeout` seconds.
+        BaseException: what the first thread that failed raised.
+    """
+    start = threading.Barrier(count)
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            start.wait(timeout)
+            results.append(action())
+        except BaseException as error:  # noqa: BLE001 -- raised in the calling thread below
+            errors.append(error)
+
+    # Daemons: a thread that hangs fails its test, and not the end of the run.
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+    assert not any(thread.is_alive() for thread in threads), f"not done after {timeout:g} s"
+    if errors:
+        raise errors[0]
+    return results
+
+
+__all__: Sequence[str] = [
+    "BrokenHandler",
+    "Clock",
+    "ContainerContract",
+    "ContainerFeatures",
+    "ForgottenHandler",
+    "JoinMeetingHandler",
+    "Meetings",
+    "Shared",
+    "Unknown",
+    "in_threads",
+]

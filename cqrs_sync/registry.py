@@ -138,7 +138,8 @@ class EventMap:
         if not isinstance(phase, Phase):
             raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
         with self._lock:
-            if any(known.handler is handler and known.message_type is event_type for known in self._bindings):
+            # Methods are equal, never identical.
+            if any(known.message_type is event_type and known.handler == handler for known in self._bindings):
                 raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
             self._learn_name(event_type)
             self._bindings.append(Binding(event_type, handler, phase))
@@ -155,7 +156,11 @@ class EventMap:
         if found is None:
             with self._lock:
                 matching = [known for known in self._bindings if issubclass(event_type, known.message_type)]
-                found = tuple({known.handler: known for known in reversed(matching)}.values())[::-1]
+                found = tuple(
+                    known
+                    for place, known in enumerate(matching)
+                    if not any(earlier.handler == known.handler for earlier in matching[:place])
+                )
                 self._found[event_type] = found
         return found
 
@@ -223,7 +228,7 @@ def _declared(handler: Any, role: type, messages: type) -> type | None:
         )
     if not callable(handler):
         raise InvalidBinding(f"{handler!r} is neither a {role.__name__} class nor a function")
-    if inspect.iscoroutinefunction(handler):
+    if _is_asynchronous(handler) or _is_asynchronous(type(handler).__call__):
         raise InvalidBinding(f"{_title(handler)} is a coroutine function: this library is synchronous")
     parameters = list(inspect.signature(handler).parameters.values())
     if not parameters:
@@ -241,7 +246,7 @@ def _declared_by_class(handler: type, role: type, messages: type) -> type | None
     if inspect.isabstract(handler):
         missing = ", ".join(sorted(cast("Any", handler).__abstractmethods__))
         raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")
-    if inspect.iscoroutinefunction(cast("Any", handler).handle):
+    if _is_asynchronous(cast("Any", handler).handle):
         raise InvalidBinding(f"{handler.__qualname__}.handle is a coroutine function: this library is synchronous")
     for base in handler.__mro__:
         for generic in base.__dict__.get("__orig_bases__", ()):
@@ -251,6 +256,10 @@ def _declared_by_class(handler: type, role: type, messages: type) -> type | None
                 if isinstance(origin, type) and issubclass(origin, messages):
                     return origin
     return None
+
+
+def _is_asynchronous(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

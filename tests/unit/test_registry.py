@@ -1,0 +1,373 @@
+"""Promises about the maps: what is bound to what, and what cannot be. Requests are in tests/promises/test_d1_*.py."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import attrs
+import pytest
+
+import cqrs_sync as cqrs
+from cqrs_sync.testing.contracts import in_forked_child
+
+
+@attrs.frozen
+class Base(cqrs.DomainEvent):
+    pass
+
+
+@attrs.frozen
+class Sub(Base):
+    pass
+
+
+@attrs.frozen
+class Other(cqrs.DomainEvent):
+    pass
+
+
+@attrs.frozen
+class Told(cqrs.NotificationEvent, topic="told", name="told"):
+    pass
+
+
+@attrs.frozen
+class Do(cqrs.Command[None]):
+    pass
+
+
+class BaseHandler(cqrs.EventHandler[Base]):
+    def handle(self, event):
+        pass
+
+
+class AnyHandler(cqrs.EventHandler[cqrs.Event]):
+    def handle(self, event):
+        pass
+
+
+class DoHandler(cqrs.RequestHandler[Do, None]):
+    def handle(self, request):
+        pass
+
+
+class Asynchronous(cqrs.EventHandler[Base]):
+    async def handle(self, event):
+        pass
+
+
+class Unfinished(cqrs.EventHandler[Base]):
+    pass
+
+
+class Desk:
+    def on_base(self, event: Base) -> None:
+        pass
+
+    def __call__(self, event: Base) -> None:
+        pass
+
+
+@attrs.define
+class Unhashable:
+    """Compares by value, so it has no hash."""
+
+    seen: list[object] = attrs.field(factory=list)
+
+    def __call__(self, event: Base) -> None:
+        self.seen.append(event)
+
+
+def on_base(event: Base) -> None:
+    pass
+
+
+async def on_base_some_time(event: Base) -> None:
+    pass
+
+
+def unannotated(event):
+    pass
+
+
+@pytest.fixture
+def events():
+    return cqrs.EventMap()
+
+
+def handlers(found):
+    return [binding.handler for binding in found]
+
+
+# Finding
+
+
+def test_handlers_are_found_in_the_order_they_were_bound(events):
+    """
+    Those of base classes among them.
+    """
+    events.bind(Sub, on_base)
+    events.bind(BaseHandler)
+    events.bind(AnyHandler)
+    events.bind(Other, unannotated)
+
+    assert [on_base, BaseHandler, AnyHandler] == handlers(events.find(Sub))
+    assert [BaseHandler, AnyHandler] == handlers(events.find(Base))
+    assert [AnyHandler, unannotated] == handlers(events.find(Other))
+    assert [AnyHandler] == handlers(events.find(Told))
+    assert (4, [Sub, Base, cqrs.Event, Other]) == (len(events), [binding.message_type for binding in events])
+
+
+def test_a_handler_of_a_class_and_its_base_is_found_once_where_it_was_bound_first(events):
+    """
+    Neither its second binding nor the handlers between them change its place.
+    """
+    events.bind(Base, AnyHandler)
+    events.bind(Base, on_base)
+    events.bind(Sub, AnyHandler)
+
+    assert [AnyHandler, on_base] == handlers(events.find(Sub))
+
+
+def test_the_first_binding_tells_the_phase(events):
+    """
+    Of a handler that is bound to a class and its base.
+    """
+    events.bind(Base, on_base, phase=cqrs.Phase.INLINE)
+    events.bind(Sub, on_base)
+
+    assert [cqrs.Phase.INLINE] == [binding.phase for binding in events.find(Sub)]
+
+
+def test_a_handler_needs_no_hash(events):
+    """
+    Any callable object is one.
+    """
+    handler = Unhashable()
+    events.bind(Base, handler)
+    with cqrs.bootstrap(events=events, threads=cqrs.SameThread()) as mediator:
+        mediator.events.send(Base())
+
+    assert [Base()] == handler.seen
+
+
+def test_what_is_bound_later_is_found(events):
+    """
+    Also for a type that was looked for before.
+    """
+    assert () == events.find(Sub)
+
+    events.bind(on_base)
+
+    assert [on_base] == handlers(events.find(Sub))
+
+
+def test_maps_may_be_filled_by_many_threads(events):
+    """
+    No binding is lost.
+    """
+    bound = [partial(on_base) for _ in range(400)]
+    together = threading.Barrier(8)
+
+    def bind(number):
+        together.wait(10)
+        for handler in bound[number::8]:
+            events.bind(Base, handler)
+            events.find(Base)
+
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(bind, range(8), timeout=60))
+
+    assert set(map(id, bound)) == {id(handler) for handler in handlers(events.find(Base))}
+
+
+# Binding
+
+
+@pytest.mark.parametrize(
+    ("arguments", "event_type"),
+    [
+        ([BaseHandler], Base),
+        ([Base, BaseHandler], Base),
+        ([Sub, BaseHandler], Sub),
+        ([AnyHandler], cqrs.Event),
+        ([on_base], Base),
+        ([Sub, on_base], Sub),
+        ([Other, unannotated], Other),
+        ([Desk().on_base], Base),
+        ([Base, Desk()], Base),
+    ],
+)
+def test_the_event_is_given_or_read_from_the_handler(events, arguments, event_type):
+    """
+    As with requests; `bind` returns the handler.
+    """
+    assert events.bind(*arguments) == arguments[-1]
+    assert [event_type] == [binding.message_type for binding in events]
+
+
+@pytest.mark.parametrize(
+    "handler", [BaseHandler, on_base, Desk().on_base, Unhashable()], ids=lambda one: repr(one)[:20]
+)
+def test_a_handler_is_bound_to_an_event_once(events, handler):
+    """
+    A module that is set up twice is found out; to another event it may be bound.
+    """
+    events.bind(Base, handler)
+    with pytest.raises(cqrs.AlreadyBound, match="is bound to Base already"):
+        events.bind(Base, handler)
+    events.bind(Sub, handler)
+
+    assert 2 == len(events)
+
+
+def test_a_method_is_the_same_handler_however_often_it_is_looked_up(events):
+    """
+    Python makes a new object each time.
+    """
+    desk = Desk()
+    events.bind(desk.on_base)
+    with pytest.raises(cqrs.AlreadyBound):
+        events.bind(desk.on_base)
+    events.bind(Desk().on_base)
+
+    assert 2 == len(events.find(Base))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([DoHandler], "DoHandler is an? RequestHandler: bind a subclass of EventHandler, or a function"),
+        ([Desk], "Desk is not an? EventHandler: bind a subclass of EventHandler, or a function"),
+        ([Unfinished], "Unfinished does not implement handle: define it"),
+        ([Other, BaseHandler], "BaseHandler handles Base, it cannot be bound to Other"),
+        ([Other, on_base], "on_base handles Base, it cannot be bound to Other"),
+        ([cqrs.DomainEvent, BaseHandler], "BaseHandler handles Base, it cannot be bound to DomainEvent"),
+        ([Asynchronous], r"Asynchronous\.handle is a coroutine function: this library is synchronous"),
+        ([on_base_some_time], "on_base_some_time is a coroutine function: this library is synchronous"),
+        ([BaseHandler()], "an instance of BaseHandler cannot be bound: bind the class"),
+        ([Base, "on_base"], "'on_base' is neither an? EventHandler class nor a function"),
+        ([unannotated], r"unannotated does not say what it handles: .* call bind\(<Event>, unannotated\)"),
+        ([Base, lambda: None], "takes no argument: it must take the event"),
+        ([Do, on_base], "nothing can be bound to Do: it is not an? Event"),
+        ([dict, on_base], "nothing can be bound to dict: it is not an? Event"),
+    ],
+)
+def test_a_wrong_binding_is_refused_when_it_is_bound(events, arguments, words):
+    """
+    In words that say what to change; nothing is bound by it.
+    """
+    with pytest.raises(cqrs.InvalidBinding, match=words):
+        events.bind(*arguments)
+
+    assert [] == list(events)
+
+
+class CalledSomeTime:
+    async def __call__(self, event: Base) -> None:
+        pass
+
+
+class Streams(cqrs.EventHandler[Base]):
+    async def handle(self, event):
+        yield event
+
+
+async def streams(event: Base):
+    yield event
+
+
+@pytest.mark.parametrize("handler", [CalledSomeTime(), Streams, streams], ids=["object", "class", "function"])
+def test_whatever_would_have_to_be_awaited_is_refused(events, handler):
+    """
+    An object that is called asynchronously and asynchronous generators, too: they would never run.
+    """
+    with pytest.raises(cqrs.InvalidBinding, match="this library is synchronous"):
+        events.bind(Base, handler)
+
+
+@pytest.mark.parametrize("phase", ["inline", None, 1])
+def test_a_phase_is_one_of_those_there_are(events, phase):
+    """
+    And the error names them.
+    """
+    with pytest.raises(cqrs.InvalidBinding, match=r"phase must be one of Phase\.INLINE, Phase\.AFTER_COMMIT, not"):
+        events.bind(on_base, phase=phase)
+
+    assert [] == list(events)
+
+
+# Names
+
+
+def test_events_that_may_be_received_are_known_by_their_names(events):
+    """
+    Those notification events that handlers are bound to.
+    """
+    events.bind(Told, unannotated)
+    events.bind(on_base)
+
+    assert {"told": Told} == events.types
+
+
+def test_two_events_under_one_name_are_refused(events):
+    """
+    Or a received message could be either.
+    """
+
+    @attrs.frozen
+    class ToldAgain(cqrs.NotificationEvent, topic="told", name="told"):
+        pass
+
+    events.bind(Told, unannotated)
+    with pytest.raises(cqrs.InvalidBinding, match="ToldAgain and Told are both named 'told': give one another name"):
+        events.bind(ToldAgain, unannotated)
+
+    assert ({"told": Told}, 1) == (events.types, len(events))
+
+
+def test_an_event_with_a_name_and_nothing_else_is_refused(events):
+    """
+    When it is bound, not when it is first raised.
+    """
+
+    @attrs.frozen
+    class Homeless(cqrs.NotificationEvent, name="homeless"):
+        pass
+
+    with pytest.raises(cqrs.InvalidMessage, match="Homeless has no topic"):
+        events.bind(Homeless, unannotated)
+
+    assert ([], {}) == (list(events), events.types)
+
+
+# Life
+
+
+def test_a_map_outlives_its_mediators(events):
+    """
+    It does not keep them alive.
+    """
+    for _ in range(100):
+        cqrs.bootstrap(events=events, threads=cqrs.SameThread())
+    gc.collect()
+    events.bind(on_base)
+
+    assert [] == events._listeners
+
+
+def test_a_child_can_bind_though_its_parent_was_binding_when_it_forked(events):
+    """
+    T5: The lock that a thread of the parent held is not held in the child.
+    """
+    requests = cqrs.RequestMap()
+    with events._lock, requests._lock:
+
+        def bind():
+            events.bind(on_base)
+            requests.bind(DoHandler)
+
+        assert 0 == in_forked_child(bind, timeout=10)

@@ -27,6 +27,8 @@ _REMEMBERED = 4096
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _MESSAGE_ID = 0x8000, 0x2000, 0x1000, 0x0080
 _PERSISTENT = b"\x02"
 _MANDATORY = b"\x01"
+#: What `str.encode` raises for half a surrogate pair, and what is no string at all.
+_NO_TEXT = (UnicodeEncodeError, AttributeError)
 
 
 class LargeMessage(NamedTuple):
@@ -99,20 +101,19 @@ class Encoder:
         entries: list[bytes] = []
         for name, value in message.attributes.items():
             known = names.get(name) or _remember(names, name, _short("an attribute's name", f"ce-{name}") + b"S")
-            entries += (known, _text(f"the attribute {name}", value))
+            try:
+                text = value.encode()
+            except _NO_TEXT as error:
+                raise MessageRejected(f"its attribute {name!r} cannot be sent as text: {error}") from error
+            entries += (known, len(text).to_bytes(4, "big"), text)
         return b"".join(entries)
 
 
-def _text(what: str, value: str) -> bytes:
+def _short(what: str, value: str) -> bytes:
     try:
         encoded = value.encode()
-    except (UnicodeEncodeError, AttributeError) as error:
+    except _NO_TEXT as error:
         raise MessageRejected(f"{what} cannot be sent as text: {error}") from error
-    return len(encoded).to_bytes(4, "big") + encoded
-
-
-def _short(what: str, value: str) -> bytes:
-    encoded = _text(what, value)[4:]
     if len(encoded) > _SHORT:
         raise MessageRejected(f"{what} has {len(encoded)} bytes, AMQP takes {_SHORT}: {value[:40]!r}...")
     return bytes((len(encoded),)) + encoded

@@ -198,6 +198,9 @@ class Run:
             yield None
 
     def _invoke(self, target: Target, event: Event, staged: Staged) -> None:
+        if self._stopped and (not self._cycle or staged.lineage is not None):
+            # An executor may have had it ready before the failure.
+            return
         raised: list[Event] = []
         flow = staged.flow
         if staged.outgoing and (message := staged.outgoing.get(id(event))) is not None:

@@ -399,16 +399,16 @@ def test_d6_a_broker_that_raises_whatever_is_reported_with_the_response(wire):
 # Policies
 
 
-def test_d6_fail_fast_starts_no_handler_after_a_failure(requests, events, ran):
+@pytest.mark.parametrize("sequential", [cqrs.SameThread, partial(cqrs.ThreadPool, 1)], ids=["same-thread", "pool-of-1"])
+def test_d6_fail_fast_starts_no_handler_after_a_failure(requests, events, ran, sequential):
     """
     One after the other: those behind the first failure do not run, nor do those of other events.
     """
     bind_five(events, ran, failing="b")
-    mediator = cqrs.bootstrap(
-        requests, events, broker=MemoryBroker(), threads=cqrs.SameThread(), failures=cqrs.FailFast()
-    )
+    policy = cqrs.FailFast()
+    with cqrs.bootstrap(requests, events, broker=MemoryBroker(), threads=sequential(), failures=policy) as mediator:
+        assert ["b"] == [str(each) for each in failed(mediator, Order(count=3)).exceptions]
 
-    assert ["b"] == [str(each) for each in failed(mediator, Order(count=3)).exceptions]
     assert ["a", "b"] == ran
 
 

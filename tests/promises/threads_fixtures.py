@@ -1,0 +1,271 @@
+"""What the tests of the Threads promises share: messages, a gauge of what runs, gates, and child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import frozen
+
+import cqrs_sync as cqrs
+from cqrs_sync.executor import Call
+from tests.source import ROOT
+
+#: No test waits longer for what is bound to happen.
+BOUND = 20.0
+
+
+@frozen
+class Go(cqrs.Command[str]):
+    """Raise these events."""
+
+    events: tuple[cqrs.Event, ...] = ()
+
+
+@frozen
+class Happened(cqrs.DomainEvent):
+    number: int = 0
+
+
+@frozen
+class Followed(cqrs.DomainEvent):
+    number: int = 0
+
+
+@frozen
+class Told(cqrs.NotificationEvent, topic="told", name="threads.told"):
+    number: int = 0
+
+
+def go(request: Go) -> str:
+    for event in request.events:
+        cqrs.raise_event(event)
+    return "gone"
+
+
+def happenings(count: int) -> Go:
+    return Go(tuple(Happened(number) for number in range(count)))
+
+
+def mediator_of(
+    threads: cqrs.threads.Executor | int | None, *bindings: tuple[type, Callable[..., object]], **options: Any
+) -> cqrs.RequestMediator:
+    """Wire a mediator that answers Go, with these event handlers and further request handlers."""
+    requests = cqrs.RequestMap()
+    requests.bind(Go, go)
+    events = cqrs.EventMap()
+    for message, handler in bindings:
+        (requests if issubclass(message, cqrs.Request) else events).bind(message, handler)
+    return cqrs.bootstrap(requests, events, threads=threads, **options)
+
+
+class Gauge:
+    """How many threads run handlers at once, each counted once however deep it is in them."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.peak = 0
+        self.begun = 0
+        #: The threads that ever ran a handler.
+        self.threads: set[threading.Thread] = set()
+        self._depths: dict[threading.Thread, int] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self._depths)
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        thread = threading.current_thread()
+        with self.changed:
+            self.begun += 1
+            self.threads.add(thread)
+            self._depths[thread] = self._depths.get(thread, 0) + 1
+            self.peak = max(self.peak, len(self._depths))
+            self.changed.notify_all()
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._depths[thread] -= 1
+                if not self._depths[thread]:
+                    del self._depths[thread]
+                self.changed.notify_all()
+
+    def wait_until(self, condition: Callable[[Gauge], bool], timeout: float = BOUND) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: condition(self), timeout), (
+                f"{self.running} running, {self.begun} begun after {timeout} s"
+            )
+
+
+class Calls:
+    """Work for an executor: these calls, and those added while they are made."""
+
+    def __init__(self, *calls: Call) -> None:
+        self.ahead: list[Call] = list(calls)
+        self.failed: list[tuple[Call, BaseException]] = []
+        self.late = threading.Event()
+
+    def add(self, *call: Any) -> None:
+        self.ahead.append(call)
+
+    def next_call(self) -> Call | None:
+        return self.ahead.pop(0) if self.ahead else None
+
+    def call_failed(self, call: Call, error: BaseException, /) -> None:
+        self.failed.append((call, error))
+
+    def finished_late(self) -> None:
+        self.late.set()
+
+
+class Gate:
+    """Where handlers wait until the test lets them go, and never for ever."""
+
+    def __init__(self) -> None:
+        self._opened = threading.Event()
+
+    def wait(self) -> None:
+        assert self._opened.wait(BOUND), "nobody opened the gate"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
+@contextmanager
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Iterator[threading.Thread]:
+    """Run `function` beside the block; at its end wait for it, and raise what it raised."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(BOUND)
+    assert not thread.is_alive(), f"{getattr(function, '__qualname__', function)} still ran after {BOUND} s"
+    if errors:
+        raise errors[0]
+
+
+def in_threads(*functions: Callable[[], object], timeout: float = BOUND) -> None:
+    """Run these at once in a thread each, until all are done; raises the first error."""
+    errors: list[BaseException] = []
+    start = threading.Barrier(len(functions))
+
+    def run(function: Callable[[], object]) -> None:
+        try:
+            start.wait(BOUND)
+            function()
+        except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,), daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    alive = sum(thread.is_alive() for thread in threads)
+    assert alive == 0, f"{alive} of {len(threads)} threads still ran after {timeout} s"
+    if errors:
+        raise errors[0]
+
+
+def on_pool_thread() -> bool:
+    """Tell whether this is a thread of a `concurrent.futures.ThreadPoolExecutor`, by looking at the stack."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "concurrent.futures.thread" and frame.f_code.co_name == "_worker":
+            return True
+        frame = frame.f_back
+    return False
+
+
+# What programs for child processes begin with.
+PREAMBLE = """
+import atexit, json, logging, os, sys, threading, time
+import cqrs_sync as cqrs
+from tests.promises.threads_fixtures import *
+"""
+
+
+def program(source: str, *, timeout: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that begins with PREAMBLE in a new interpreter, to its end."""
+    return subprocess.run(
+        [sys.executable, "-c", PREAMBLE + textwrap.dedent(source)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def answer_of(done: subprocess.CompletedProcess[str]) -> Any:
+    """Return the last line of a program that ended well, read as JSON."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def wait_for_exit(child: int, timeout: float) -> int | None:
+    """Return the exit status of a forked child; None where it had to be killed after `timeout` seconds."""
+    until = time.monotonic() + timeout
+    never = threading.Event()
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        never.wait(0.005)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return None
+
+
+def fork(action: Callable[[], object], *, timeout: float = 5.0) -> int | None:
+    """Run `action` in a forked child: 0 where it returned, 1 where it raised, None where it took too long."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return wait_for_exit(child, timeout)
+
+
+__all__: Sequence[str] = [
+    "BOUND",
+    "Calls",
+    "Followed",
+    "Gate",
+    "Gauge",
+    "Go",
+    "Happened",
+    "Told",
+    "answer_of",
+    "fork",
+    "go",
+    "happenings",
+    "in_thread",
+    "in_threads",
+    "mediator_of",
+    "on_pool_thread",
+    "program",
+    "wait_for_exit",
+]

@@ -93,6 +93,9 @@ class JsonSerializer:
         event_type = types.get(name)
         if event_type is None:
             raise UnknownMessageType(f"no event named {name!r:.200} is bound here")
+        # In anything else cattrs would find no field, and take the defaults.
+        if not isinstance(data, dict):
+            raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: it is no object")
         try:
             event: Event = self._converter.structure(data, event_type)
         except Exception as error:
@@ -156,6 +159,8 @@ def _converter() -> Any:
     converter.register_unstructure_hook(decimal.Decimal, str)
     converter.register_structure_hook(decimal.Decimal, lambda value, _: decimal.Decimal(str(value)))
     converter.register_structure_hook(uuid.UUID, lambda value, _: uuid.UUID(value))
+    # orjson 3.13 writes 10 ms as `00:00:00.10000`.
+    converter.register_unstructure_hook(dt.time, dt.time.isoformat)
     converter.register_structure_hook(dt.time, lambda value, _: dt.time.fromisoformat(value))
     # pydantic and msgspec are recognised by what their classes carry: core imports neither.
     converter.register_unstructure_hook_factory(_is_pydantic, lambda _: _dump_pydantic)

@@ -88,7 +88,7 @@ def main(url: str = "memory") -> None:
         reporting = cqrs.bootstrap(events=received, threads=cqrs.SameThread()).events
         for user in ("ada", "bob"):
             print(f"{mediator.send(JoinMeeting(user, 'weekly'), timeout=10)} in the meeting")
-        while report.total() < 2 and (delivery := inbox.receive(timeout=10)) is not None:
+        while report.total() < 2 and (delivery := inbox.receive(timeout=30)) is not None:
             reporting.receive(delivery.message)
             delivery.ack()
     print(f"the report says: {dict(report)}")

@@ -12,11 +12,10 @@ from typing import Protocol
 import attrs
 
 import cqrs_sync as cqrs
-from cqrs_sync.broker import ReceivingBroker, Subscription
+from cqrs_sync.broker import Delivery, ReceivingBroker, Subscription
 from cqrs_sync.demo.directory import ListParticipants
 from cqrs_sync.demo.ledger import Ledger, Snapshot
 from cqrs_sync.demo.meetings import JoinMeeting, MeetingJoined
-from cqrs_sync.demo.watching import OwnTopics
 from cqrs_sync.demo.wiring import directory_service, meetings_service, services_of_meetings
 from cqrs_sync.demo.world import Meetings, Phones, PhoneSwitchedOff
 from cqrs_sync.messages import publication_of
@@ -39,8 +38,15 @@ class Plan:
     senders: int = 4
     #: Seconds to wait for a message that does not come.
     patience: float = 15.0
+    #: A topic that exists; without one the run has a topic of its own.
+    existing_topic: str | None = None
     #: Keeps this run apart from others on the same broker.
     run: str = attrs.field(factory=lambda: uuid.uuid4().hex[:8])
+
+    @property
+    def topic(self) -> str:
+        """Where events are published in this run."""
+        return self.existing_topic or f"{publication_of(MeetingJoined).topic}-{self.run}"
 
     @property
     def commands(self) -> Sequence[JoinMeeting]:
@@ -85,10 +91,9 @@ class Play:
         self.ledger = Ledger()
         self._plan = plan
         self._broker = broker
-        self._topics = OwnTopics(plan.run)
         self._joined = Meetings()
         services = services_of_meetings(self._joined, Phones(plan.switched_off))
-        self._meetings = meetings_service(broker, services, pool=plan.pool, topics=self._topics, ledger=self.ledger)
+        self._meetings = meetings_service(broker, services, pool=plan.pool, topic=plan.topic, ledger=self.ledger)
         self._directory = directory_service(ledger=self.ledger)
         self._stopped = threading.Event()
         self._all_in = threading.Event()
@@ -156,9 +161,8 @@ class Play:
             self._stopped.set()
 
     def _consume(self, listening: Future[None]) -> None:
-        topic = self._topics.of(publication_of(MeetingJoined).topic or "")
         try:
-            subscription = self._broker.subscribe(topic, group=f"demo-{self._plan.run}")
+            subscription = self._broker.subscribe(self._plan.topic, group=f"demo-{self._plan.run}")
         except Exception as error:  # noqa: BLE001 -- it is raised where the demo is played
             listening.set_exception(error)
             return
@@ -200,14 +204,27 @@ class Play:
 def consume(subscription: Subscription, events: cqrs.EventMediator, all_in: threading.Event) -> None:
     """Bring what a broker delivers to its handlers, until all is in and it is silent: a whole consumer."""
     with subscription as deliveries:
-        while (delivery := deliveries.receive(timeout=_SILENCE)) is not None or not all_in.is_set():
+        while True:
+            try:
+                delivery = deliveries.receive(timeout=_SILENCE)
+            except cqrs.BrokerUnavailable:
+                # It may come back; how long to wait for it is for others to say.
+                delivery = None
+                all_in.wait(_SILENCE)
             if delivery is not None:
-                try:
-                    events.receive(delivery.message)
-                except BaseException:
-                    delivery.nack()
-                    raise
-                delivery.ack()
+                handle(delivery, events)
+            elif all_in.is_set():
+                return
+
+
+def handle(delivery: Delivery, events: cqrs.EventMediator) -> None:
+    """Handle a message and settle it: done, or to be delivered again."""
+    try:
+        events.receive(delivery.message)
+    except BaseException:
+        delivery.nack()
+        raise
+    delivery.ack()
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:

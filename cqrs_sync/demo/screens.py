@@ -104,16 +104,16 @@ def summary_of(outcome: Outcome, checks: Sequence[Check], address: str, width: i
         Text(),
         _sums(checks),
         Text(),
-        *_verdict(snapshot, holds=not any(check.missing for check in checks)),
+        *_verdict(snapshot, holds=not any(check.wrong for check in checks)),
     ]
     return picture.framed(parts, width)
 
 
 def _sums(checks: Sequence[Check]) -> RenderableType:
-    grid = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(), padding=(0, 2, 0, 0))
+    grid = Table.grid(Column(no_wrap=True), Column(no_wrap=True), Column(), padding=(0, 1, 0, 0))
     for check in checks:
-        grid.add_row(Text("no", "bold red") if check.missing else Text("ok", "green"), check.title, check.sum)
-        for line in check.missing:
+        grid.add_row(Text("no", "bold red") if check.wrong else Text("ok", "green"), f"{check.title} ", check.sum)
+        for line in check.wrong:
             grid.add_row("", "", Text(line, "red"))
     return grid
 

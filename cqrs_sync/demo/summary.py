@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import attrs
 
 from cqrs_sync.demo.playing import Outcome
 
+_HANDLERS = ("JoinMeetingHandler", "SendWelcomeMail", "TextTheUser", "UpdateStatistics", "KeepAuditTrail")
 #: Of what is missing, so many are named.
 _SHOWN = 3
 
@@ -19,62 +21,68 @@ class Check:
 
     title: str
     sum: str
-    missing: Sequence[str] = ()
+    wrong: Sequence[str] = ()
 
 
 def add_up(outcome: Outcome) -> Sequence[Check]:
-    """Hold the numbers of a run against each other; all of it adds up where nothing is missing anywhere."""
-    return [
-        _commands(outcome),
-        _handlers(outcome),
-        _failures(outcome),
-        _messages(outcome),
-        _read_model(outcome),
-    ]
+    """Hold the numbers of a run against each other; it adds up where nothing is wrong with any."""
+    return [_commands(outcome), _handlers(outcome), _failures(outcome), _messages(outcome), _read_model(outcome)]
 
 
 def _commands(outcome: Outcome) -> Check:
     planned, sent, answered = outcome.plan.events, outcome.snapshot.sent, outcome.snapshot.answered
-    missing = []
+    wrong = []
     if sent != planned:
-        missing.append(f"{planned - sent} of {planned} commands were not sent")
+        wrong.append(f"{planned - sent} of {planned} commands were not sent")
     if answered != sent:
-        missing.append(f"{sent - answered} commands have no response")
-    return Check("commands", f"{sent} sent = {answered} responses", missing)
+        wrong.append(f"{sent - answered} commands have no response")
+    return Check("commands", _equation((sent, "sent"), (answered, "responses")), wrong)
 
 
 def _handlers(outcome: Outcome) -> Check:
     planned, handlers = outcome.plan.events, outcome.snapshot.handlers
-    names = ["JoinMeetingHandler", "SendWelcomeMail", "TextTheUser", "UpdateStatistics", "KeepAuditTrail"]
-    runs = {name: handlers[name].runs if name in handlers else 0 for name in names}
-    missing = [f"{name} ran {count} times, not {planned}" for name, count in runs.items() if count != planned]
-    return Check("handlers", f"{len(names)} ran {planned} times each = {sum(runs.values())} runs", missing)
+    runs = {name: handlers[name].runs if name in handlers else 0 for name in _HANDLERS}
+    wrong = [f"{name} ran {count} times, not {planned}" for name, count in runs.items() if count != planned]
+    due = planned * len(_HANDLERS)
+    return Check(
+        "handlers", _equation((due, f"due ({len(_HANDLERS)} x {planned})"), (sum(runs.values()), "runs")), wrong
+    )
 
 
 def _failures(outcome: Outcome) -> Check:
     planned, failed = len(outcome.plan.switched_off), outcome.snapshot.failed
-    missing = _some("not planned", outcome.snapshot.problems)
+    wrong = _some("not planned", outcome.snapshot.problems)
     if failed != planned:
-        missing.append(f"TextTheUser failed {failed} times, not {planned}")
-    return Check("failures", f"{failed} of TextTheUser = {planned} phones switched off", missing)
+        wrong.append(f"TextTheUser failed {failed} times, not {planned}")
+    return Check("failures", _equation((failed, "of TextTheUser"), (planned, "phones switched off")), wrong)
 
 
 def _messages(outcome: Outcome) -> Check:
     snapshot, planned = outcome.snapshot, outcome.plan.events
     counts = {"raised": snapshot.raised, "confirmed": snapshot.confirmed, "consumed": snapshot.consumed}
-    missing = [f"{count}, not {planned}, were {name}" for name, count in counts.items() if count != planned]
-    missing += _some("lost", outcome.lost) + _some("doubled", outcome.doubled)
-    sums = " = ".join(f"{count} {name}" for name, count in counts.items())
-    return Check("messages", f"{sums}, {len(outcome.lost)} lost, {len(outcome.doubled)} doubled", missing)
+    wrong = [f"{count}, not {planned}, were {name}" for name, count in counts.items() if count != planned]
+    wrong += _some("lost", outcome.lost) + _some("doubled", outcome.doubled)
+    equation = _equation(*((count, name) for name, count in counts.items()))
+    return Check("messages", f"{equation}, {len(outcome.lost)} lost, {len(outcome.doubled)} doubled", wrong)
 
 
 def _read_model(outcome: Outcome) -> Check:
+    planned = outcome.plan.events
     joined, listed = (sum(map(len, meetings.values())) for meetings in (outcome.joined, outcome.listed))
     lost, doubled = list(_more(outcome.joined, outcome.listed)), list(_more(outcome.listed, outcome.joined))
-    missing = _some("lost", lost) + _some("doubled", doubled)
-    if joined != outcome.plan.events:
-        missing.append(f"{joined}, not {outcome.plan.events}, joined")
-    return Check("read model", f"{joined} joined = {listed} listed, {len(lost)} lost, {len(doubled)} doubled", missing)
+    wrong = _some("lost", lost) + _some("doubled", doubled)
+    if joined != planned:
+        wrong.append(f"{joined}, not {planned}, joined")
+    equation = _equation((joined, "joined"), (listed, "listed"))
+    return Check("read model", f"{equation}, {len(lost)} lost, {len(doubled)} doubled", wrong)
+
+
+def _equation(*terms: tuple[int, str]) -> str:
+    """Write `2 sent = 2 responses`, or `2 sent != 1 responses`."""
+    written = f"{terms[0][0]} {terms[0][1]}"
+    for (before, _), (count, name) in pairwise(terms):
+        written += f" {'=' if before == count else '!='} {count} {name}"
+    return written
 
 
 def _some(what: str, found: Sequence[str]) -> list[str]:

@@ -32,18 +32,14 @@ def watched_events(events: EventMap, ledger: Ledger) -> EventMap:
 
 
 @attrs.frozen
-class OwnTopics:
-    """Around publishing: gives each run of the demo topics of its own, so that runs do not hear each other."""
+class OwnTopic:
+    """Around publishing: gives each run of the demo a topic of its own, so that runs do not hear each other."""
 
-    run: str
+    topic: str
 
     def __call__(self, messages: Sequence[OutgoingMessage], call_next: CallNext, /) -> Any:
         """Publish under another topic."""
-        return call_next(tuple(attrs.evolve(message, topic=self.of(message.topic)) for message in messages))
-
-    def of(self, topic: str) -> str:
-        """Return what a topic is called in this run."""
-        return f"{topic}-{self.run}"
+        return call_next(tuple(attrs.evolve(message, topic=self.topic) for message in messages))
 
 
 @attrs.frozen

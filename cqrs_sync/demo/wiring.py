@@ -7,16 +7,16 @@ import punq
 import cqrs_sync as cqrs
 from cqrs_sync.demo import directory, meetings, world
 from cqrs_sync.demo.ledger import Ledger
-from cqrs_sync.demo.watching import OwnTopics, WatchPublishing, WatchReceiving, watched_events, watched_requests
+from cqrs_sync.demo.watching import OwnTopic, WatchPublishing, WatchReceiving, watched_events, watched_requests
 
 
 def meetings_service(
-    broker: cqrs.MessageBroker, services: punq.Container, *, pool: int, topics: OwnTopics, ledger: Ledger
+    broker: cqrs.MessageBroker, services: punq.Container, *, pool: int, topic: str, ledger: Ledger
 ) -> cqrs.RequestMediator:
     """Wire the service that takes commands; closing it closes the broker."""
     around_publishing = cqrs.MiddlewareChain()
     around_publishing.add(WatchPublishing(ledger), cqrs.OutgoingMessage)
-    around_publishing.add(topics, cqrs.OutgoingMessage)
+    around_publishing.add(OwnTopic(topic), cqrs.OutgoingMessage)
     return cqrs.bootstrap(
         watched_requests(meetings.requests, ledger),
         watched_events(meetings.events, ledger),

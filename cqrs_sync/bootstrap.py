@@ -58,7 +58,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         container = PunqContainer(container)
     resolver: Container = _able("container", "resolve", container)
     executor = ThreadPool(threads) if threads is None or isinstance(threads, int) else _able("threads", "run", threads)
-    serializer = serializer or JsonSerializer()
+    serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     emitter = None
     if broker is not None:
         emitter = EventEmitter(_able("broker", "publish", broker), serializer=serializer, middleware=chain)
@@ -67,10 +67,10 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         resolver,
         emitter=emitter,
         threads=executor,
-        transactions=transactions,
+        transactions=_able("transactions", "on_commit", transactions),
         middleware=chain,
-        failures=failures,
-        max_depth=max_depth,
+        failures=_able("failures", "settle", failures),
+        max_depth=_above_zero("max_depth", max_depth),
     )
     return RequestMediator(
         RequestDispatcher(requests, resolver, dispatcher, middleware=chain),
@@ -91,9 +91,15 @@ def _closing(threads: Executor, broker: MessageBroker | None) -> Callable[[float
 
 
 def _able(role: str, method: str, part: Any) -> Any:
-    if isinstance(part, type) or not callable(getattr(part, method, None)):
+    if part is not None and (isinstance(part, type) or not callable(getattr(part, method, None))):
         raise ConfigurationError(f"{role} must be an object with the method {method}(...), not {part!r}")
     return part
+
+
+def _above_zero(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
+    return value
 
 
 def _checked(value: Any, wanted: type, name: str) -> Any:

@@ -31,6 +31,8 @@ class MiddlewareChain:
 
     def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
         self._entries: list[tuple[Middleware, tuple[type, ...]]] = []
+        if not isinstance(middlewares, Iterable):
+            raise TypeError(f"middlewares come as a list, also where there is one: [{middlewares!r}]")
         for middleware in middlewares:
             self.add(middleware)
 

@@ -1,0 +1,202 @@
+"""One call of `publish`: every message is confirmed, or it is known which was not and why."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from kafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
+
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
+from cqrs_sync.integrations.kafka.doctor import Doctor
+from cqrs_sync.integrations.kafka.failures import delivery_error, is_passing
+from cqrs_sync.integrations.kafka.producer import SharedProducer, TopicNotKnown
+from cqrs_sync.integrations.kafka.wire import key_and_headers_of
+
+logger = logging.getLogger(__name__)
+
+#: Seconds a broker that does not make topics gets to tell about one that was made a moment ago.
+_NEW_TOPIC = 1.0
+#: Seconds between two looks at a topic while another one is waited for as well.
+_LOOK = 0.1
+
+
+class Publishing:
+    """
+    Sends a batch, waits for all answers with one deadline, and keeps what failed.
+
+    An idempotent producer of kafka-python that is refused one record fails all others
+    it has under way with the same error. So a record that was refused in company is
+    only a suspect: it is sent again by a producer that puts each record into a batch
+    of its own, and that answer counts.
+    """
+
+    def __init__(self, messages: Sequence[OutgoingMessage], until: float) -> None:
+        self._messages = messages
+        self._until = until
+        self._failures: dict[int, DeliveryError] = {}
+        self._suspects: dict[int, KafkaError] = {}
+
+    def run(self, together: Doctor, alone: Doctor) -> list[tuple[OutgoingMessage, DeliveryError]]:
+        """Return what was not confirmed and why, in the order of the batch."""
+        self._publish(together, range(len(self._messages)))
+        if self._suspects:
+            self._clear(alone)
+        return [(self._messages[index], self._failures[index]) for index in sorted(self._failures)]
+
+    def _clear(self, alone: Doctor) -> None:
+        """Send every suspect again, except where that would let it arrive after its successor."""
+        suspects, self._suspects = self._suspects, {}
+        confirmed = self._last_confirmed(suspects)
+        again = []
+        for index, error in suspects.items():
+            message = self._messages[index]
+            if message.key is not None and confirmed.get((message.topic, message.key), -1) > index:
+                self._failures[index] = _overtaken(error)
+            else:
+                again.append(index)
+        logger.warning("%d message(s) are sent again, each on its own: %s", len(again), next(iter(suspects.values())))
+        self._publish(alone, again)
+        self._failures.update((index, delivery_error(error)) for index, error in self._suspects.items())
+
+    def _last_confirmed(self, suspects: dict[int, KafkaError]) -> dict[tuple[str, str | None], int]:
+        return {
+            (message.topic, message.key): index
+            for index, message in enumerate(self._messages)
+            if index not in suspects and index not in self._failures
+        }
+
+    def _publish(self, doctor: Doctor, indexes: Sequence[int]) -> None:
+        while indexes:
+            try:
+                producer = doctor.producer(self._until)
+            except BrokerUnavailable as error:
+                self._failures.update(dict.fromkeys(indexes, error))
+                return
+            except Closed as error:
+                self._failures.update(dict.fromkeys(indexes, BrokerUnavailable(f"not sent: {error}")))
+                return
+            started = time.monotonic()
+            sent, indexes = self._send(producer, indexes)
+            self._settle(doctor, producer, sent, started)
+
+    def _send(self, producer: SharedProducer, indexes: Sequence[int]) -> tuple[list[tuple[int, Any]], Sequence[int]]:
+        """Return what is under way, and what is left over because the producer was retired."""
+        sent: list[tuple[int, Any]] = []
+        new_topics: dict[str, list[int]] = {}
+        send, messages = producer.send, self._messages
+        for position, index in enumerate(indexes):
+            message = messages[index]
+            if new_topics and message.topic in new_topics:
+                new_topics[message.topic].append(index)
+                continue
+            try:
+                key, headers = key_and_headers_of(message)
+                sent.append((index, send(message.topic, message.body, key, headers)))
+            except TopicNotKnown:
+                new_topics[message.topic] = [index]
+            except IllegalStateError:
+                return sent, sorted([*indexes[position:], *(one for more in new_topics.values() for one in more)])
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
+                self._refused(producer, index, error, new_topics)
+        return sent, self._send_to_new_topics(producer, new_topics, sent)
+
+    def _refused(
+        self, producer: SharedProducer, index: int, error: Exception, new_topics: dict[str, list[int]]
+    ) -> None:
+        topic = self._messages[index].topic
+        # Between two of its own look-ups, `send` may lose a topic it knew: the broker has lost it as well.
+        if isinstance(error, ValueError) and isinstance(topic, str) and not producer.knows(topic):
+            new_topics[topic] = [index]
+        else:
+            self._failures[index] = delivery_error(error)
+
+    def _send_to_new_topics(
+        self, producer: SharedProducer, new_topics: dict[str, list[int]], sent: list[tuple[int, Any]]
+    ) -> list[int]:
+        """Wait for these topics together, as long as there is time; send to each as soon as it is there."""
+        left_over: list[int] = []
+        started = time.monotonic()
+        look = 0.0
+        while new_topics:
+            for topic in list(new_topics):
+                problem = self._look(producer, topic, look, started)
+                if problem is not _NOT_YET:
+                    indexes = new_topics.pop(topic)
+                    if problem is None:
+                        more, left = self._send(producer, indexes)
+                        sent.extend(more)
+                        left_over.extend(left)
+                    else:
+                        self._failures.update(dict.fromkeys(indexes, problem))
+            look = _LOOK
+        return sorted(left_over)
+
+    def _look(self, producer: SharedProducer, topic: str, timeout: float, started: float) -> DeliveryError | None:
+        """Return None where the topic is there, else what is wrong with it, _NOT_YET while that may change."""
+        left = self._until - time.monotonic()
+        try:
+            producer.await_topic(topic, max(0.0, min(left, timeout)))
+        except KafkaTimeoutError:
+            pass
+        except Exception as error:  # noqa: BLE001 -- an illegal name, missing rights: it concerns this topic only
+            return delivery_error(error)
+        else:
+            return None
+        waited = time.monotonic() - started
+        makes_topics = producer.config["allow_auto_create_topics"]
+        if left > 0 and (makes_topics or waited < _NEW_TOPIC):
+            return _NOT_YET
+        producer.forget_topic(topic)
+        if waited >= _NEW_TOPIC and producer.refreshed_at > started:
+            return MessageRejected(f"there is no topic {topic!r} on the broker: create it")
+        return BrokerUnavailable(f"the broker has not told about the topic {topic!r} in time")
+
+    def _settle(
+        self, doctor: Doctor, producer: SharedProducer, sent: Sequence[tuple[int, Any]], started: float
+    ) -> None:
+        """Wait for the answers and keep those that are no confirmation."""
+        failed: Any = None
+        confirmed = False
+        for index, future in sent:
+            if not future.is_done:
+                _wait(future, self._until - time.monotonic())
+            # In this order: it may be answered between the two.
+            if not future.is_done:
+                self._failures[index] = BrokerUnavailable("not confirmed in time: whether it arrived is unknown")
+                doctor.owes(producer, future, started)
+            elif future.exception is None:
+                confirmed = True
+            else:
+                failed = failed or future.exception
+                self._blame(index, future.exception)
+        if confirmed:
+            doctor.heard_from(producer)
+        if failed is not None:
+            doctor.retire(producer, failed)
+
+    def _blame(self, index: int, error: KafkaError) -> None:
+        if is_passing(error):
+            self._failures[index] = delivery_error(error)
+        else:
+            self._suspects[index] = error
+
+
+def _overtaken(error: KafkaError) -> DeliveryError:
+    ours = BrokerUnavailable(f"not confirmed, while a later message of its key was: {error}")
+    ours.__cause__ = error
+    return ours
+
+
+def _wait(future: Any, timeout: float) -> None:
+    # The future itself says what became of it.
+    with contextlib.suppress(Exception):
+        future.get(max(0.0, timeout))
+
+
+#: Told apart by identity.
+_NOT_YET = BrokerUnavailable("the topic may still come")

@@ -1,0 +1,149 @@
+"""What a KafkaBroker is told: servers, credentials and options of kafka-python."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qsl, unquote
+
+import attrs
+from kafka import KafkaConsumer, KafkaProducer
+
+from cqrs_sync.errors import ConfigurationError
+
+_FINAL = "messages come and go as bytes"
+#: Options that cannot be passed on, and why.
+_OURS = {
+    "auto_offset_reset": "a group starts where its first subscription found the end of the topic",
+    "bootstrap_servers": "servers are the first argument",
+    "enable_auto_commit": "offsets are committed for finished messages only",
+    "group_id": "the group is an argument of subscribe()",
+    "key_deserializer": _FINAL,
+    "key_serializer": _FINAL,
+    "transactional_id": "Kafka's transactions have no part in publishing",
+    "value_deserializer": _FINAL,
+    "value_serializer": _FINAL,
+}
+_SECURITY = {"kafka": ("PLAINTEXT", "SASL_PLAINTEXT"), "kafkas": ("SSL", "SASL_SSL")}
+_FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+
+
+@attrs.frozen
+class Settings:
+    """Where the brokers are, and the complete options for both kinds of client."""
+
+    servers: tuple[str, ...]
+    # They may hold passwords.
+    producer: Mapping[str, Any] = attrs.field(repr=False)
+    consumer: Mapping[str, Any] = attrs.field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        servers_or_url: str | Sequence[str],
+        publish_timeout: float,
+        *,
+        shared: Mapping[str, Any],
+        producer: Mapping[str, Any],
+        consumer: Mapping[str, Any],
+    ) -> Self:
+        """Raise ConfigurationError, without any value in it, for what kafka-python would not take."""
+        servers, from_url = _servers(servers_or_url)
+        both = {**from_url, **shared}
+        _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG})
+        _check(producer, KafkaProducer.DEFAULT_CONFIG)
+        _check(consumer, KafkaConsumer.DEFAULT_CONFIG)
+        return cls(
+            servers,
+            producer=_producer_options(servers, publish_timeout, _merged(both, producer, KafkaProducer)),
+            consumer=_consumer_options(servers, publish_timeout, _merged(both, consumer, KafkaConsumer)),
+        )
+
+
+def _servers(servers_or_url: str | Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    if not isinstance(servers_or_url, str):
+        return tuple(servers_or_url), {}
+    scheme, separator, rest = servers_or_url.partition("://")
+    if not separator:
+        return tuple(server.strip() for server in servers_or_url.split(",")), {}
+    if scheme not in _SECURITY:
+        raise ConfigurationError(f"{scheme}:// is not Kafka: write kafka://host:port, or kafkas:// for TLS")
+    authority, _, query = rest.partition("?")
+    credentials, _, hosts = authority.rstrip("/").rpartition("@")
+    plain, authenticated = _SECURITY[scheme]
+    options: dict[str, Any] = {"security_protocol": authenticated if credentials else plain}
+    if credentials:
+        user, _, password = credentials.partition(":")
+        options["sasl_mechanism"] = "PLAIN"
+        options["sasl_plain_username"] = unquote(user)
+        options["sasl_plain_password"] = unquote(password)
+    options.update((name, _typed(name, value)) for name, value in parse_qsl(query))
+    if not hosts:
+        raise ConfigurationError(f"{scheme}:// names no host: write {scheme}://host:port")
+    return tuple(hosts.split(",")), options
+
+
+def _typed(name: str, text: str) -> Any:
+    default = KafkaProducer.DEFAULT_CONFIG.get(name, KafkaConsumer.DEFAULT_CONFIG.get(name))
+    if isinstance(default, bool):
+        return text.lower() in {"1", "on", "true", "yes"}
+    return int(text) if text.lstrip("-").isdigit() and not name.startswith("sasl_") else text
+
+
+def _check(options: Mapping[str, Any], known: Any) -> None:
+    for name in options:
+        if name in _OURS:
+            raise ConfigurationError(f"the option {name!r} cannot be set: {_OURS[name]}")
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), n=1)
+            hint = f", did you mean {near[0]!r}" if near else ""
+            raise ConfigurationError(f"kafka-python has no option {name!r} here{hint}")
+    for name in _FILES:
+        if options.get(name) and not Path(options[name]).is_file():
+            raise ConfigurationError(f"{name} names no file: {options[name]!r}")
+
+
+def _merged(both: Mapping[str, Any], own: Mapping[str, Any], client: Any) -> dict[str, Any]:
+    return {**{name: value for name, value in both.items() if name in client.DEFAULT_CONFIG}, **own}
+
+
+def _producer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
+    linger = given.get("linger_ms", 0)
+    # What was reported as failed must not be sent half a minute later.
+    delivery = given.get("delivery_timeout_ms", max(_ms(publish_timeout), given.get("request_timeout_ms", 0) + linger))
+    options = {
+        "acks": "all",
+        "bootstrap_servers": list(servers),
+        "bootstrap_timeout_ms": max(_ms(publish_timeout), 5000),
+        "client_id": "cqrs-sync",
+        "delivery_timeout_ms": delivery,
+        "max_block_ms": _ms(publish_timeout),
+        # They cost a tenth of a send; whoever wants them says so.
+        "metrics_enabled": False,
+        "reconnect_backoff_max_ms": 500,
+        "request_timeout_ms": delivery - linger,
+        **given,
+    }
+    if options["delivery_timeout_ms"] < options["request_timeout_ms"] + linger:
+        raise ConfigurationError("delivery_timeout_ms must be at least request_timeout_ms + linger_ms")
+    return options
+
+
+def _consumer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "bootstrap_servers": list(servers),
+        "bootstrap_timeout_ms": max(_ms(publish_timeout), 5000),
+        "client_id": "cqrs-sync",
+        "metrics_enabled": False,
+        "reconnect_backoff_max_ms": 500,
+        **given,
+        # Partitions that come later are read from their first message on: see Start.
+        "auto_offset_reset": "earliest",
+        "enable_auto_commit": False,
+    }
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,205 @@
+"""Receiving from Kafka: one consumer, settled message by message."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka.consumer.subscription_state import ConsumerRebalanceListener
+from kafka.errors import KafkaError
+
+from cqrs_sync.broker import Delivery, IncomingMessage
+from cqrs_sync.errors import BrokerUnavailable
+from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
+from cqrs_sync.integrations.kafka.network import Network
+from cqrs_sync.integrations.kafka.progress import Progress
+from cqrs_sync.integrations.kafka.settings import Settings
+from cqrs_sync.integrations.kafka.start import Start
+from cqrs_sync.integrations.kafka.wire import incoming_message
+
+logger = logging.getLogger(__name__)
+
+#: Seconds without a connection to any broker after which `receive` says so.
+_PATIENCE = 1.0
+#: Seconds between two looks at whether the connection lives and finished messages are committed.
+_LOOK = 0.5
+#: Seconds that closing may take for the last commit, and for leaving the group.
+_LAST_COMMIT, _LEAVING = 2.0, 2.0
+
+
+class KafkaSubscription:
+    """
+    A member of a consumer group, for one thread.
+
+    Its offsets are committed up to the first message that is not finished. When the
+    group's partitions are shared out anew, what is not finished goes to their new
+    owner; settling it here afterwards does nothing.
+    """
+
+    def __init__(self, topics: Sequence[str], group: str, settings: Settings, until: float) -> None:
+        self._servers = ",".join(settings.servers)
+        self._progress: dict[Any, Progress] = {}
+        self._ready: deque[tuple[Any, Any]] = deque()
+        self._uncommitted: dict[Any, int] = {}
+        self._commit: Any = None
+        self._connected_at = time.monotonic()
+        self._closed = False
+        self._network = Network({**settings.consumer, "group_id": group})
+        try:
+            self._consumer = KafkaConsumer(**self._network.options)
+            self._network.completed()
+            self._start = Start(self._consumer, self._network.cluster, topics, until)
+            self._consumer.subscribe(topics, listener=_Rebalanced(self))
+        except BaseException as error:
+            self._network.hang_up()
+            if isinstance(error, KafkaError):
+                raise connection_error(self._network.why or error, self._servers) from error
+            raise
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """Wait at most `timeout` seconds for the next message; None where none came."""
+        until = time.monotonic() + timeout
+        while not self._ready:
+            self._commit_what_is_finished()
+            left = until - time.monotonic()
+            self._fetch(max(0.0, min(left, _LOOK)))
+            if not self._ready:
+                self._check_connection()
+                if left <= 0:
+                    return None
+        partition, record = self._ready.popleft()
+        progress = self._progress[partition]
+        return KafkaDelivery(self, partition, record, progress)
+
+    def settle(self, delivery: KafkaDelivery, *, done: bool) -> None:
+        """Settle a delivery; it does nothing where its partition has gone to another member."""
+        if self._progress.get(delivery.partition) is not delivery.progress:
+            return
+        if not done:
+            self._ready.appendleft((delivery.partition, delivery.record))
+        elif (watermark := delivery.progress.finished(delivery.record.offset)) is not None:
+            self._uncommitted[delivery.partition] = watermark
+            self._commit_what_is_finished()
+
+    def close(self) -> None:
+        """Commit what is finished, and leave the rest to the group's next member."""
+        if self._closed:
+            return
+        self._closed = True
+        offsets = _offsets(self._uncommitted)
+        try:
+            if offsets:
+                self._consumer.commit(offsets, timeout_ms=_LAST_COMMIT * 1000)
+        except KafkaError as error:
+            logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
+        with contextlib.suppress(KafkaError):
+            self._consumer.close(autocommit=False, timeout_ms=_LEAVING * 1000)
+
+    def __iter__(self) -> Iterator[Delivery]:
+        while True:
+            delivery = self.receive(timeout=1.0)
+            if delivery is not None:
+                yield delivery
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def lost(self, partitions: Iterable[Any]) -> None:
+        """Forget partitions that are no longer ours."""
+        gone = set(partitions)
+        for partition in gone:
+            self._progress.pop(partition, None)
+            self._uncommitted.pop(partition, None)
+        self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
+
+    def got(self, partitions: Iterable[Any]) -> None:
+        """Begin with partitions that are ours now."""
+        for partition in partitions:
+            self._progress[partition] = Progress()
+        self._start.hold_back(partitions)
+
+    def _fetch(self, timeout: float) -> None:
+        try:
+            for partition, records in self._consumer.poll(timeout_ms=timeout * 1000).items():
+                for record in records:
+                    self._progress[partition].handed_out(record.offset)
+                    self._ready.append((partition, record))
+            self._start.let_go()
+        except KafkaError as error:
+            if not is_passing(error):
+                raise connection_error(error, self._servers) from error
+
+    def _commit_what_is_finished(self) -> None:
+        """Commit without waiting, one request at a time: the next one holds all that has come together."""
+        if not self._uncommitted or (self._commit is not None and not self._commit.is_done):
+            return
+        offsets, self._uncommitted = _offsets(self._uncommitted), {}
+        self._commit = self._consumer.commit_async(offsets, callback=_committed)
+
+    def _check_connection(self) -> None:
+        now = time.monotonic()
+        client = self._network.client
+        nodes = [broker.node_id for broker in self._network.cluster.brokers()]
+        if any(client.connected(node) or client.connected(f"coordinator-{node}") for node in nodes):
+            self._connected_at = now
+        elif now - self._connected_at > _PATIENCE:
+            raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
+
+
+class KafkaDelivery:
+    """One record of a partition."""
+
+    def __init__(self, subscription: KafkaSubscription, partition: Any, record: Any, progress: Progress) -> None:
+        self.message: IncomingMessage = incoming_message(record)
+        self.partition = partition
+        self.record = record
+        self.progress = progress
+        self._subscription = subscription
+        self._settled = False
+
+    def ack(self) -> None:
+        """It is done: never deliver it again."""
+        self._settle(done=True)
+
+    def nack(self) -> None:
+        """It is not done: deliver it again."""
+        self._settle(done=False)
+
+    def _settle(self, *, done: bool) -> None:
+        if not self._settled:
+            self._settled = True
+            self._subscription.settle(self, done=done)
+
+
+class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Called by kafka-python while the subscription waits in `poll`."""
+
+    def __init__(self, subscription: KafkaSubscription) -> None:
+        self._subscription = subscription
+
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        self._subscription.lost(revoked)
+
+    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        self._subscription.got(assigned)
+
+
+def _offsets(watermarks: dict[Any, int]) -> dict[Any, OffsetAndMetadata]:
+    return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in watermarks.items()}
+
+
+def _committed(offsets: Any, answer: Any) -> None:
+    # The messages are delivered again, to whoever has the partition then.
+    if isinstance(answer, Exception):
+        logger.warning("the offsets of %d partition(s) are not committed: %s", len(offsets), answer)

@@ -1,0 +1,242 @@
+"""Kafka stops, freezes, forgets, or the path to it is cut: nothing confirmed is lost, nobody waits for ever."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+from kafka import KafkaProducer
+from kafka.errors import KafkaTimeoutError
+
+from cqrs_sync.errors import BrokerUnavailable, PublishFailed
+from cqrs_sync.integrations.kafka import KafkaBroker
+from cqrs_sync.testing.contracts import message
+from tests.servers.kafka import bodies_in
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.broker
+
+#: How much later than its deadline a call may return on a busy machine.
+LATE = 1.0
+#: Seconds after the broker's return in which publishing has to work again.
+BACK_IN = 2.0
+#: kafka-python's own order of things in small: it tries again several times before it gives up.
+IMPATIENT = {"request_timeout_ms": 300, "delivery_timeout_ms": 1000}
+
+
+@pytest.fixture
+def broker(own_kafka):
+    broker = KafkaBroker(own_kafka.servers, producer_config=IMPATIENT)
+    broker.publish([message("orders", b"first")], timeout=10)
+    yield broker
+    broker.close()
+
+
+def publish(broker, body=b"x", *, timeout=5.0, topic="orders"):
+    """Publish one message; return why it failed, None where it did not, and the seconds it took."""
+    started = time.monotonic()
+    try:
+        broker.publish([message(topic, body, key="k")], timeout=timeout)
+    except PublishFailed as failed:
+        return failed.failures[0][1], time.monotonic() - started
+    return None, time.monotonic() - started
+
+
+def what_it_owes_is_settled(broker):
+    """Whether kafka-python has given up the record that a call left behind, with nobody looking."""
+    owed = broker._together._owed
+    return owed is None or owed[0].is_done
+
+
+def seconds_until_it_works(broker):
+    started = time.monotonic()
+    eventually(lambda: publish(broker)[0] is None, timeout=30)
+    return time.monotonic() - started
+
+
+def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):
+    """
+    The bug this is all about; where this fails, kafka-python has learnt to do without our care.
+    """
+    producer = KafkaProducer(bootstrap_servers=own_kafka.servers, max_block_ms=1000, **IMPATIENT)
+    producer.send("orders", b"first").get(10)
+    own_kafka.freeze()
+    late = producer.send("orders", b"late")
+    eventually(lambda: late.is_done, timeout=10)
+    own_kafka.thaw()
+
+    with pytest.raises(KafkaTimeoutError):
+        producer.send("orders", b"after").get(BACK_IN * 2)
+    producer._sender.force_close()
+    producer._unregister_cleanup()
+    producer._closed = True
+    producer._sender.join(10)
+
+
+@pytest.mark.parametrize("calls", [1, 4], ids=["one-call", "calls-all-the-time"])
+def test_publishing_works_again_after_a_freeze_longer_than_any_patience(own_kafka, broker, calls):
+    """
+    The broker answers nothing until kafka-python has given up; two seconds after its return it confirms.
+    """
+    own_kafka.freeze()
+    failures = [publish(broker, timeout=1.2) for _ in range(calls)]
+    eventually(lambda: what_it_owes_is_settled(broker))
+    own_kafka.thaw()
+
+    assert BACK_IN > seconds_until_it_works(broker)
+    assert all(isinstance(error, BrokerUnavailable) and took < 1.2 + LATE for error, took in failures)
+
+
+def test_publishing_works_again_after_calls_that_had_little_time(own_kafka, broker):
+    """
+    Deadlines shorter than any timeout of kafka-python leave nothing wedged behind.
+    """
+    own_kafka.freeze()
+    failures = [publish(broker, timeout=0.1) for _ in range(5)]
+    eventually(lambda: what_it_owes_is_settled(broker))
+    own_kafka.thaw()
+
+    assert BACK_IN > seconds_until_it_works(broker)
+    assert all(isinstance(error, BrokerUnavailable) and took < 0.1 + LATE for error, took in failures)
+
+
+def test_a_moment_without_answers_costs_no_producer(own_kafka, broker):
+    """
+    A freeze shorter than the deadline delays a call, and the same producer confirms it.
+    """
+    producer = broker._together._producer
+    own_kafka.freeze()
+    thaw = threading.Timer(0.15, own_kafka.thaw)
+    thaw.start()
+
+    assert (None, True) == (publish(broker)[0], broker._together._producer is producer)
+    thaw.join()
+
+
+def test_publishing_works_again_after_the_broker_has_forgotten_everything(own_kafka, broker):
+    """
+    Killed and started empty, the broker knows no topic and no producer; two seconds later it confirms.
+    """
+    own_kafka.stop()
+    error, took = publish(broker, timeout=1)
+    own_kafka.start()
+
+    assert BACK_IN > seconds_until_it_works(broker)
+    assert isinstance(error, BrokerUnavailable)
+    assert 1 + LATE > took
+
+
+def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka, broker):
+    """
+    An outage between two calls fails neither of them.
+    """
+    own_kafka.stop()
+    own_kafka.start()
+
+    assert None is publish(broker, timeout=BACK_IN + LATE)[0]
+
+
+def test_the_way_back_is_found_however_long_the_outage(own_kafka, broker):
+    """
+    Attempts to connect do not become rare: a broker that was away for long is found as soon as it is back.
+    """
+    own_kafka.stop()
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        publish(broker, timeout=0.5)
+    own_kafka.start()
+
+    assert BACK_IN > seconds_until_it_works(broker)
+
+
+class Ledger:
+    """What sixteen threads were told about the messages they published."""
+
+    def __init__(self, broker: KafkaBroker, timeout: float) -> None:
+        self.confirmed: list[bytes] = []
+        self.failed: list[bytes] = []
+        self.latest = 0.0
+        self._broker = broker
+        self._timeout = timeout
+        self._enough = threading.Event()
+        self._threads = [threading.Thread(target=self._publish_on, args=(name,)) for name in range(16)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._enough.set()
+        for thread in self._threads:
+            thread.join(20)
+
+    def _publish_on(self, name: int) -> None:
+        numbers = itertools.count()
+        while not self._enough.is_set():
+            batch = [message("orders", b"%d-%d" % (name, next(numbers)), key=str(name)) for _ in range(5)]
+            started = time.monotonic()
+            failed = self._publish(batch)
+            self.latest = max(self.latest, time.monotonic() - started - self._timeout)
+            self.failed += failed
+            self.confirmed += [sent.body for sent in batch if sent.body not in failed]
+
+    def _publish(self, batch):
+        try:
+            self._broker.publish(batch, timeout=self._timeout)
+        except PublishFailed as error:
+            return [sent.body for sent, _ in error.failures]
+        return []
+
+
+HARMS = {
+    "path-cut": (lambda server, proxy: proxy.cut(), lambda server, proxy: proxy.restore()),
+    "path-frozen": (lambda server, proxy: proxy.freeze(), lambda server, proxy: proxy.restore()),
+    "broker-frozen": (lambda server, proxy: server.freeze(), lambda server, proxy: server.thaw()),
+}
+
+
+@pytest.mark.parametrize(("harm", "mend"), HARMS.values(), ids=HARMS)
+def test_under_sixteen_threads_no_confirmed_message_is_missing(kafka_behind_proxy, harm, mend):
+    """
+    While the broker or the path to it comes and goes: what was confirmed is there, everything else was
+    reported as failed, and no call returns later than its deadline.
+    """
+    server, proxy = kafka_behind_proxy
+    broker = KafkaBroker(server.servers)
+    publish(broker, timeout=10)
+
+    with Ledger(broker, timeout=1.0) as ledger:
+        for _ in range(3):
+            confirmed = len(ledger.confirmed) + 200
+            eventually(lambda: len(ledger.confirmed) > confirmed, timeout=20)  # noqa: B023
+            failed = len(ledger.failed)
+            harm(server, proxy)
+            eventually(lambda: len(ledger.failed) > failed, timeout=20)  # noqa: B023
+            mend(server, proxy)
+    broker.close()
+
+    assert set() == set(ledger.confirmed) - set(bodies_in(server.servers, "orders"))
+    assert set() == set(ledger.confirmed) & set(ledger.failed)
+    assert LATE > ledger.latest
+
+
+def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):
+    """
+    After several outages there is one producer, and nothing of those before it.
+    """
+    before = set(threading.enumerate())
+    broker = KafkaBroker(own_kafka.servers, producer_config=IMPATIENT)
+    publish(broker)
+    one = len(set(threading.enumerate()) - before)
+    for _ in range(3):
+        own_kafka.stop()
+        publish(broker, timeout=1)
+        own_kafka.start()
+        seconds_until_it_works(broker)
+
+    eventually(lambda: one >= len(set(threading.enumerate()) - before), timeout=10)
+    broker.close()
+    eventually(lambda: not set(threading.enumerate()) - before, timeout=10)

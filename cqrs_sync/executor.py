@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import Any, Protocol, TypeAlias
 
 #: A function and its arguments; it must not raise.
@@ -39,3 +40,18 @@ class Executor(Protocol):
 
     def close(self, timeout: float = 5.0) -> None:
         """Let running calls finish for `timeout` seconds, and let go of the threads."""
+
+
+class SameThread:
+    """Runs calls one after the other in the caller's thread."""
+
+    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
+        """Make every call of `work`, in the order they came."""
+        del until, helping
+        next_call = work.next_call
+        while (call := next_call()) is not None:
+            copy_context().run(*call)
+        return True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Nothing to let go of."""

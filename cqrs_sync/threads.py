@@ -12,7 +12,7 @@ from contextvars import ContextVar, copy_context
 from types import TracebackType
 from typing import Self
 
-from cqrs_sync.executor import Call, Executor, Work
+from cqrs_sync.executor import Call, Executor, SameThread, Work
 from cqrs_sync.fanout import Around, FanOut
 from cqrs_sync.lifecycle import close_at_exit, daemon_executor, reset_in_child
 
@@ -22,21 +22,6 @@ logger = logging.getLogger(__name__)
 
 # The pools on which a call runs that waits for this one, each as the token it has in this process.
 _waiting: ContextVar[tuple[object, ...]] = ContextVar("cqrs_sync.waiting", default=())
-
-
-class SameThread:
-    """Runs calls one after the other in the caller's thread."""
-
-    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
-        """Make every call of `work`, in the order they came."""
-        del until, helping
-        next_call = work.next_call
-        while (call := next_call()) is not None:
-            copy_context().run(*call)
-        return True
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Nothing to let go of."""
 
 
 class ThreadPool:
@@ -188,43 +173,53 @@ class ThreadPool:
             fan.look_ahead()
         return self._enqueue(fan)
 
+    def _next_or_leave(self) -> tuple[FanOut, Call] | None:
+        """Take a call; where there is none, give the place up."""
+        item = self._next()
+        if item is None:
+            self._give_back(1)
+        return item
+
+    def _give_back(self, places: int) -> None:
+        self._busy -= places
+        if self._busy <= 1:
+            self._idle.notify_all()
+
     # -- without it
     def _make(self, fan: FanOut, call: Call | None, wanted: int, *, takes_place: bool) -> None:
         """Have calls of a fan-out made: by threads, and from `call` on by the one that waits for it."""
+        local = self._local
+        nested = getattr(local, "busy", False)
         try:
             if wanted and not self._start(wanted) and call is None:
                 # No thread can be had, as at exit: the caller is the last who can do it.
                 with self._lock:
-                    call = fan.take()
+                    call, takes_place = fan.take(), not nested
+                    self._busy += takes_place
             if call is not None:
+                local.busy = True
                 self._help(fan, call)
         finally:
             if takes_place:
-                self._give_up_place()
+                self._leave()
+            local.busy = nested
 
     def _help(self, fan: FanOut, call: Call | None) -> None:
-        local = self._local
-        was_busy = getattr(local, "busy", False)
-        local.busy = True
-        try:
-            while call is not None:
-                fan.context.copy().run(*call)
-                with self._lock:
-                    wanted = self._settle(fan)
-                    call = fan.take()
-                if wanted:
-                    self._start(wanted)
-        finally:
-            local.busy = was_busy
+        while call is not None:
+            fan.context.copy().run(*call)
+            with self._lock:
+                wanted = self._settle(fan)
+                call = fan.take()
+            if wanted:
+                self._start(wanted)
 
-    def _give_up_place(self) -> None:
+    def _leave(self) -> None:
+        """Give up the place of a caller that helped."""
         with self._lock:
-            self._busy -= 1
-            if self._busy <= 1:
-                self._idle.notify_all()
+            self._give_back(1)
             wanted = self._reserve(1)
         if wanted and not self._start(wanted):
-            # As above: whoever gives up the last place makes what is left.
+            # As above: others may be waiting for calls that nobody else would make.
             with self._lock:
                 self._busy += 1
             self._drain()
@@ -242,20 +237,22 @@ class ThreadPool:
             fan.late = not fan.finished()
             return not fan.late
 
-    def _drain(self) -> None:
-        """Make calls on a pool thread as long as there are any."""
-        local = self._local
-        was_busy = getattr(local, "busy", False)
-        local.busy = True
+    def _serve(self) -> None:
+        """Make calls on a thread of the pool."""
+        self._local.busy = True
+        self._drain(self._around)
+
+    def _drain(self, around: Around | None = None) -> None:
+        """Make calls as long as there are any, in a place that was reserved."""
         with self._lock:
-            item = self._next()
+            item = self._next_or_leave()
             # Each thread wakes two more: no one pays for waking all.
             wanted = self._reserve(2)
         while item is not None:
             if wanted:
                 self._start(wanted)
             fan, call = item
-            fan.call(call, self._around)
+            fan.call(call, around)
             with self._lock:
                 wanted = self._settle(fan)
                 finished = fan.finished()
@@ -263,16 +260,18 @@ class ThreadPool:
             if finished:
                 fan.announce()
             del fan, call
-        local.busy = was_busy
-        self._give_up_place()
+            if item is None:
+                # Only now: `close` waits for what is announced.
+                with self._lock:
+                    item = self._next_or_leave()
 
     def _start(self, wanted: int) -> bool:
-        """Wake threads; False where none can be had, as when the interpreter is leaving."""
+        """Start threads in reserved places; False where none can be had, as when the interpreter is leaving."""
         started = 0
         try:
             executor = self._executor or self._open()
-            for _ in range(wanted):
-                executor.submit(self._drain)
+            while started < wanted:
+                executor.submit(self._serve)
                 started += 1
         except RuntimeError:
             # Told by what is returned.
@@ -280,7 +279,7 @@ class ThreadPool:
         finally:
             if started < wanted:
                 with self._lock:
-                    self._busy -= wanted - started
+                    self._give_back(wanted - started)
         return started > 0
 
     def _open(self) -> ThreadPoolExecutor:

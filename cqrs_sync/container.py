@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, Self, TypeVar, get_args, get_origin
 import punq
 
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
-from cqrs_sync.forks import reset_in_child
+from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.plans import Recorder, View, compiled, locks, understood
 
 T = TypeVar("T")

@@ -22,7 +22,6 @@ from functools import cache, lru_cache
 from types import CodeType
 from typing import Any, Final, ForwardRef, get_type_hints
 
-import attrs
 import punq
 
 _SCOPES: Final = "_Registry__registrations"
@@ -205,11 +204,10 @@ class View(punq.Container):
         return instance
 
 
-@attrs.frozen(eq=False)
-class _Made:
-    """What a step of the plan makes, by the name it has there."""
+class _Made(str):
+    """What a step of the plan makes: the name it has there."""
 
-    name: str
+    __slots__ = ()
 
 
 class Recorder(View):
@@ -227,7 +225,7 @@ class Recorder(View):
     def value(self, result: Any) -> str:
         """Name a value in the plan: what a step makes, or what was there before."""
         if type(result) is _Made:
-            return result.name
+            return result
         name = f"given_{len(self.names)}"
         self.names[name] = result
         return name
@@ -280,5 +278,5 @@ class Recorder(View):
 
     def _step(self, expression: str) -> _Made:
         made = _Made(f"made_{len(self.steps)}")
-        self.steps.append(f"{made.name} = {expression}")
+        self.steps.append(f"{made} = {expression}")
         return made

@@ -1,9 +1,11 @@
 """Promises of PunqContainer: punq's rules, its defects left out, and errors that say what to do."""
 
 import abc
+import functools
 import inspect
+import sys
 import threading
-from typing import Protocol
+from typing import ForwardRef, Protocol
 
 import attrs
 import punq
@@ -80,6 +82,21 @@ def test_a_handler_may_be_registered_later(container):
     assert 1 == len({id(handler) for handler in resolved(container, JoinMeetingHandler)})
 
 
+def test_an_implementation_is_never_replaced_by_its_service(container):
+    """
+    Where the registered implementation misses something, the service itself is not instantiated in its stead.
+    """
+
+    class Replica(Database):
+        def __init__(self, leader: Meetings):
+            pass
+
+    container.register(Database, Replica)
+
+    with pytest.raises(HandlerNotBuilt, match="Meetings"):
+        container.resolve(Database)
+
+
 def test_an_attrs_handler_is_built(container):
     """
     A handler whose constructor attrs has written is built like any other.
@@ -154,6 +171,17 @@ def test_a_singleton_is_built_once(container):
     assert {id(container.resolve(Database))} == {id(room.meetings.database) for room in rooms}
 
 
+def test_a_singleton_registered_before_the_plan_is_made_is_built_once(container):
+    """
+    Between the first resolve and the plan, a service may become a singleton.
+    """
+    container.register(Database).register(Meetings)
+    container.resolve(JoinMeetingHandler)
+    container.register(Database, scope=punq.Scope.singleton)
+
+    assert 1 == len({id(handler.meetings.database) for handler in resolved(container, JoinMeetingHandler)})
+
+
 def test_a_singleton_in_a_list_is_not_built_again():
     """
     Where punq builds singletons anew for each `list[T]`, this hands out the ones there are.
@@ -198,6 +226,17 @@ def test_a_singleton_that_could_not_be_built_is_tried_again():
     assert 1 == len({id(each) for each in in_threads(lambda: container.resolve(Connection), count=8)})
 
 
+def test_a_lock_lasts_no_longer_than_the_construction():
+    """
+    Children that come and go with singletons of their own leave no locks behind.
+    """
+    parent, before = punq.Container(), len(plans.locks._building)
+    for _ in range(10):
+        PunqContainer(parent.child().register(Database, scope=punq.Scope.singleton)).resolve(Database)
+
+    assert before == len(plans.locks._building)
+
+
 # Registrations
 
 
@@ -223,6 +262,20 @@ def test_factories_are_called_with_what_they_were_registered_with(container):
     container.register(Database, lambda name: ("database", name), name="one").register(Meetings)
 
     assert [("database", "one")] * 4 == [handler.database for handler in resolved(container, Meetings)]
+
+
+def test_a_decorated_factory_is_called_as_itself(container):
+    """
+    What a factory wraps does not say what the factory takes.
+    """
+
+    @functools.wraps(clock_in)
+    def utc():
+        return clock_in("UTC")
+
+    container.register(Clock, utc)
+
+    assert ["UTC"] * 4 == resolved(container, Clock)
 
 
 @pytest.mark.parametrize("name", ["class", "with space", "x=1); raise SystemExit(", "given_0", "ﬁ", "made_0", "True"])
@@ -294,6 +347,19 @@ def test_forward_references_are_followed(container):
     assert [(Later, "kafka://")] * 4 == [handler.seen for handler in resolved(container, Handler)]
 
 
+def test_a_forward_reference_of_another_module_is_followed(container):
+    """
+    A name finds what is registered under it, whoever refers to it, and what is registered later.
+    """
+    reference = ForwardRef("Url", module="elsewhere")
+    container.register("Url", instance="amqp://")
+    before = resolved(container, reference)
+    container.register("Url", instance="kafka://")
+
+    assert ["amqp://"] * 4 == before
+    assert ["kafka://"] * 4 == resolved(container, reference)
+
+
 class Replacement(Database):
     pass
 
@@ -346,6 +412,8 @@ def test_a_request_never_sees_the_instance_of_another_request():
             self.user = user
 
     def user_of(number):
+        # Other code may still use punq itself, which leaves behind what is confused later.
+        application.child().register(str, instance="somebody else").resolve(str)
         return PunqContainer(application.child().register(str, instance=f"user {number}")).resolve(Handler).user
 
     assert [f"user {number}" for number in range(100)] == [user_of(number) for number in range(100)]
@@ -368,23 +436,35 @@ def test_a_request_never_sees_the_singleton_of_another_request():
     assert list(range(100)) == [user_of(number) for number in range(100)]
 
 
-def test_threads_may_register_while_others_resolve():
+@pytest.fixture
+def hurried_threads():
+    """Let threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hurried_threads")
+@pytest.mark.parametrize("enlarge", [PunqContainer.register, PunqContainer.resolve])
+def test_threads_may_register_while_others_resolve(enlarge):
     """
-    Registering, and resolving by name, in many threads at once goes well.
+    Registering, and resolving what is new and what has a name, goes well in many threads at once.
     """
     container = PunqContainer().register("Url", instance="amqp://")
+    for number in range(300):
+        container.register(f"{number}", instance=number)
 
     class Handler:
         def __init__(self, url: "Url"):  # noqa: F821 -- as above
             self.url = url
 
-    def resolve_new_services():
-        for _ in range(100):
-            container.register(type("Service", (), {"__init__": lambda self: None}))
-            fresh = PunqContainer(container.punq)
-            assert "amqp://" == fresh.resolve(Handler).url
+    def enlarge_and_resolve():
+        for _ in range(60):
+            enlarge(container, type("Service", (), {"__init__": lambda self: None}))
+            assert "amqp://" == PunqContainer(container.punq).resolve(Handler).url
 
-    in_threads(resolve_new_services, count=8)
+    in_threads(enlarge_and_resolve, count=8)
 
 
 # Plans
@@ -499,6 +579,11 @@ class Unresolvable:
         pass
 
 
+class Misspelt:
+    def __init__(self, container: "punq.Nowhere"):
+        pass
+
+
 class Chicken:
     def __init__(self, egg: "Egg"):
         pass
@@ -514,8 +599,12 @@ class Endless:
         pass
 
 
-def clock_in(zone):
+def clock_in(zone="CET"):
     return zone
+
+
+def clock_of(owner):
+    return owner
 
 
 WRONG_WIRINGS = [
@@ -567,10 +656,10 @@ WRONG_WIRINGS = [
     ),
     (
         NeedsClock,
-        [(Clock, clock_in)],
+        [(Clock, clock_of)],
         (
-            "NeedsClock cannot be built: punq passes no arguments to a function, and clock_in (NeedsClock -> Clock) "
-            "takes zone; container.register(Clock, clock_in, zone=...)"
+            "NeedsClock cannot be built: punq passes no arguments to a function, and clock_of (NeedsClock -> Clock) "
+            "takes owner; container.register(Clock, clock_of, owner=...)"
         ),
     ),
     (
@@ -587,6 +676,14 @@ WRONG_WIRINGS = [
         (
             "Unresolvable cannot be built: an annotation of its constructor cannot be read, "
             "name 'Nowhere' is not defined; import what it names where it is written"
+        ),
+    ),
+    (
+        Misspelt,
+        [],
+        (
+            "Misspelt cannot be built: an annotation of its constructor cannot be read, "
+            "module 'punq' has no attribute 'Nowhere'; import what it names where it is written"
         ),
     ),
     (
@@ -616,17 +713,27 @@ def test_a_wrong_wiring_says_what_to_change(service, registrations, message):
         assert caught.value.__cause__ is not None
 
 
-def test_a_service_without_cache_that_asks_for_itself_is_a_circle():
+class Deep:
+    def __init__(self):
+        deeper(30, list)
+
+
+def deeper(levels, action):
+    return deeper(levels - 1, action) if levels else action()
+
+
+@pytest.mark.parametrize("service", [Database, Deep])
+def test_a_service_without_cache_that_asks_for_itself_is_a_circle(service):
     """
-    What punq runs into the recursion limit with is named, wherever the stack ends.
+    What punq runs into the recursion limit with is named, wherever the stack ends: in punq or in a constructor.
     """
 
     class Sideways:
-        def __init__(self, database: Database, endless: Endless):
+        def __init__(self, first: service, endless: Endless):
             pass
 
-    for padding in range(20):
-        container = PunqContainer().register(Endless, Sideways, cache=False).register(Database)
+    for padding in range(10):
+        container = PunqContainer().register(Endless, Sideways, cache=False).register(service, cache=False)
         with pytest.raises(HandlerNotBuilt, match="circle, Endless -> Endless;"):
             deeper(padding, lambda container=container: container.resolve(Endless))
 
@@ -652,8 +759,19 @@ def test_a_list_that_leads_back_is_a_circle():
         container.resolve(Menu)
 
 
-def deeper(levels, action):
-    return deeper(levels - 1, action) if levels else action()
+def test_explaining_leaves_nothing_behind():
+    """
+    Looking for what is missing builds no singleton and pretends none.
+    """
+    container = PunqContainer().register(Meetings, scope=punq.Scope.singleton)
+    for _ in range(2):
+        with pytest.raises(HandlerNotBuilt):
+            container.resolve(JoinMeetingHandler)
+    container.register(Unannotated, scope=punq.Scope.singleton)
+    with pytest.raises(HandlerNotBuilt):
+        container.resolve(NeedsUnannotated)
+
+    assert {} == container.punq._singletons
 
 
 def test_what_was_missing_may_be_registered(container):

@@ -24,6 +24,7 @@ from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq import publisher as publisher_module
+from cqrs_sync.integrations.rabbitmq.batch import Batch
 from cqrs_sync.integrations.rabbitmq.failures import delivery_error
 from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
@@ -174,8 +175,8 @@ class TestMessagesAtFault:
         assert [bad, bad, bad] == [failed for failed, _ in caught.value.failures]
         assert 3 == len(drained(rabbitmq_url, queue))
 
-    def test_many_unroutable_messages_are_found_quickly(self, broker):
-        """Looking for them does not cost more the more there are."""
+    def test_many_unroutable_messages_are_all_named(self, broker):
+        """In more than one batch."""
         batch = [message("nobody-listens") for _ in range(5_000)]
 
         assert {sent.id for sent in batch} == set(refusals(broker, batch, timeout=30))
@@ -361,6 +362,16 @@ class TestBrokersOutOfReach:
             broker.publish([message("meetings", b"new")])
 
         assert [b"new"] == [body for _, body in drained(rabbitmq_url, queue)]
+
+    def test_what_was_given_up_in_the_queue_is_not_sent_either(self, broker, queue, rabbitmq_url):
+        """However late the I/O thread gets to it."""
+        broker.publish([message("meetings", b"before")])
+        late = Batch([message("meetings", b"given up")], broker._encoder)
+        late.abandoned = True
+        broker._publisher.submit(late)
+        broker.publish([message("meetings", b"after")])
+
+        assert [b"before", b"after"] == [body for _, body in drained(rabbitmq_url, queue)]
 
     def test_a_broker_without_memory_says_so(self, connect, exchange, own_rabbitmq: OwnRabbitMQ):
         """Nothing is queued up behind the alarm; when it is over, publishing works."""

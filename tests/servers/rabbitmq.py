@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-import pika
 import pytest
-from pika.adapters.blocking_connection import BlockingChannel
 
 from tests.servers import answers, free_port, missing
 from tests.waiting import eventually
+
+# pytest loads this file wherever it runs, also where only the core is installed.
+with contextlib.suppress(ImportError):
+    import pika
+    from pika.adapters.blocking_connection import BlockingChannel
 
 _HOW = (
     "set CQRS_TEST_RABBITMQ_URL, start one on 127.0.0.1:5672 (guest/guest), "

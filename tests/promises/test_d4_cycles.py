@@ -5,8 +5,10 @@ D4: A cycle ends in a clear error, not in a hang.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from attrs import frozen
@@ -123,6 +125,23 @@ def test_d4_a_cycle_of_two_handlers_ends_in_an_error(requests, events, threads):
         events.bind(Ping, lambda event: cqrs.raise_event(Ping(event.number + 1)))
 
     cycles(cqrs.bootstrap(requests, events, threads=threads, max_depth=8))
+
+
+def test_d4_a_cycle_is_reported_once_however_many_handlers_find_it(requests, events):
+    """
+    Two that run at the same time find it at the same moment.
+    """
+    together = threading.Barrier(2)
+
+    def meet(event):
+        if event.number == 1:
+            together.wait(10)
+        cqrs.raise_event(Ping(event.number + 1))
+
+    events.bind(Ping, meet)
+    events.bind(Ping, partial(meet))
+    with cqrs.bootstrap(requests, events, threads=2, max_depth=1) as mediator:
+        cycles(mediator)
 
 
 def test_d4_a_cycle_with_two_branches_is_found_in_time(requests, events):

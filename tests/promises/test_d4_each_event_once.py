@@ -216,6 +216,19 @@ def test_d4_an_instance_that_is_raised_twice_is_handled_and_emitted_once(raising
     assert Counter({("handler", "a"): 1, ("handler", "b"): 1, ("published", "b"): 1}) == Counter(journal.entries)
 
 
+def test_d4_a_domain_event_that_is_raised_twice_is_handled_once(raising, events, mediator, journal):
+    """
+    Also where no other event asks for care.
+    """
+    happened = Happened("a")
+    raising(happened, happened)
+    events.bind(Happened, journal.noting("handler"))
+
+    mediator.send(Start())
+
+    assert [("handler", "a")] == journal.entries
+
+
 def test_d4_equal_instances_are_two_events(raising, events, mediator, journal):
     """
     That two users joined is not less true for being told in the same words.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -29,10 +30,16 @@ OPTIONAL = {
 }
 
 
-def run(program: str, *arguments: str) -> Any:
+def run(program: str, *arguments: str, **environment: str) -> Any:
     """Run a program in a new interpreter and return what it printed, read as JSON."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -168,20 +175,27 @@ print(json.dumps(broken))
 
 TIMED_IMPORT = """
 import sys, time
-started = time.perf_counter()
+started = time.process_time()
 for name in sys.argv[1:]:
     __import__(name)
-print(time.perf_counter() - started)
+print(time.process_time() - started)
 """
 
 
-def test_an_import_is_cheap():
+def test_an_import_is_cheap(tmp_path):
     """
     `import cqrs_sync` takes at most 1.5 times what `import attrs, cattrs, punq` takes.
     """
     # The fastest of each: whatever else the machine does only ever makes an import slower.
     rounds = range(9)
-    ours = min(run(TIMED_IMPORT, "cqrs_sync") for _ in rounds)
-    theirs = min(run(TIMED_IMPORT, "attrs", "cattrs", "punq") for _ in rounds)
+    # An installed package has its bytecode; a source tree may have none, and no leave to write it.
+    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    ours, theirs = zip(
+        *(
+            (run(TIMED_IMPORT, "cqrs_sync", **compiled), run(TIMED_IMPORT, "attrs", "cattrs", "punq", **compiled))
+            for _ in rounds
+        ),
+        strict=True,
+    )
 
-    assert ours / theirs <= 1.5
+    assert min(ours) / min(theirs) <= 1.5

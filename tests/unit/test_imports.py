@@ -171,31 +171,3 @@ print(json.dumps(broken))
 """
 
     assert run(program, *CORE) == {}
-
-
-TIMED_IMPORT = """
-import sys, time
-started = time.process_time()
-for name in sys.argv[1:]:
-    __import__(name)
-print(time.process_time() - started)
-"""
-
-
-def test_an_import_is_cheap(tmp_path):
-    """
-    `import cqrs_sync` takes at most 1.5 times what `import attrs, cattrs, punq` takes.
-    """
-    # The fastest of each: whatever else the machine does only ever makes an import slower.
-    rounds = range(9)
-    # An installed package has its bytecode; a source tree may have none, and no leave to write it.
-    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    ours, theirs = zip(
-        *(
-            (run(TIMED_IMPORT, "cqrs_sync", **compiled), run(TIMED_IMPORT, "attrs", "cattrs", "punq", **compiled))
-            for _ in rounds
-        ),
-        strict=True,
-    )
-
-    assert min(ours) / min(theirs) <= 1.5

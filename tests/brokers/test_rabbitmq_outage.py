@@ -164,6 +164,28 @@ def test_a_path_that_is_cut_for_longer_than_the_deadline_fails_in_time(publishin
     assert len(scene.ledger.failed) >= _THREADS
 
 
+def test_a_broker_that_is_slow_to_confirm_is_left_in_peace(own_rabbitmq: OwnRabbitMQ, exchange: str) -> None:
+    """B2: it answers other questions, so nothing is sent again, however long the confirm takes."""
+    with (
+        bound_queue(own_rabbitmq.url, exchange, "meetings") as queue,
+        TcpProxy("127.0.0.1", own_rabbitmq.port) as proxy,
+        contextlib.closing(
+            RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange, publish_timeout=0.5)
+        ) as broker,
+    ):
+        broker.publish([message("meetings")], timeout=10)
+        own_rabbitmq.suspend_queue(queue)
+        publishing = threading.Thread(target=broker.publish, args=([message("meetings")],), kwargs={"timeout": 30})
+        publishing.start()
+        publishing.join(3.0)
+        assert publishing.is_alive()
+        own_rabbitmq.resume_queue(queue)
+        publishing.join(30)
+
+        assert 1 == proxy.accepted
+        assert 2 == len(drained(own_rabbitmq.url, queue))
+
+
 @pytest.mark.slow
 def test_a_path_that_falls_silent_fails_in_time_and_is_left(publishing) -> None:
     """B2: nobody waits for a heartbeat to find out; when the path is back, publishing is."""

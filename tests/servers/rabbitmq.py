@@ -151,6 +151,18 @@ class OwnRabbitMQ:
         """Have the server close every connection."""
         self.ctl("close_all_connections", "closed by a test")
 
+    def suspend_queue(self, queue: str) -> None:
+        """Let a queue confirm nothing until it is resumed."""
+        self._tell_queue(queue, "suspend")
+
+    def resume_queue(self, queue: str) -> None:
+        """Let a queue go on."""
+        self._tell_queue(queue, "resume")
+
+    def _tell_queue(self, queue: str, order: str) -> None:
+        name = f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
+        self.ctl("eval", f"{{ok, Q}} = rabbit_amqqueue:lookup({name}), sys:{order}(amqqueue:get_pid(Q)).")
+
     def __enter__(self) -> Self:
         self.start()
         return self

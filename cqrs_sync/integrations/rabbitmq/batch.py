@@ -21,10 +21,12 @@ class Batch:
     The caller makes it and waits for it; everything between is the I/O thread's.
     """
 
-    __slots__ = ("_done", "_errors", "_left", "_states", "abandoned", "encoded", "messages")
+    __slots__ = ("_done", "_errors", "_left", "_states", "abandoned", "encoded", "messages", "size")
 
     def __init__(self, messages: Sequence[OutgoingMessage], encoder: Encoder) -> None:
         self.messages = messages
+        #: Bytes of all bodies.
+        self.size = sum(len(message.body) for message in messages)
         #: None where a message cannot be encoded: it has failed.
         self.encoded: list[bytes | LargeMessage | None] = []
         #: Whether the caller has gone: what is not sent yet must not be sent any more.

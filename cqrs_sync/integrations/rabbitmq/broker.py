@@ -25,8 +25,9 @@ _MAX_BYTES = 16 * 1024 * 1024
 #: The first of these is on its way while the next is encoded.
 _BATCH_MESSAGES = 100
 _BATCH_BYTES = 1024 * 1024
-#: So many batches of a call are under way at a time: memory is bounded, and the broker never idle.
+#: So much of a call is under way at a time: memory is bounded, and the broker never idle.
 _UNDER_WAY = 10
+_UNDER_WAY_BYTES = 8 * 1024 * 1024
 #: Of the seconds `close` has, this share is kept for saying goodbye.
 _GOODBYE = 0.2
 #: Seconds that leaving the interpreter may take longer for one broker.
@@ -153,7 +154,7 @@ class RabbitMQBroker:
         under_way: deque[Batch] = deque()
         try:
             for part in _parts(messages):
-                if len(under_way) == _UNDER_WAY:
+                while len(under_way) >= _UNDER_WAY or sum(batch.size for batch in under_way) > _UNDER_WAY_BYTES:
                     failures += _outcome(publisher, under_way.popleft(), until)
                 if time.monotonic() >= until:
                     failures += ((message, _too_late(publisher)) for message in part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable
 from itertools import chain
@@ -20,6 +19,7 @@ from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection
 from cqrs_sync.integrations.rabbitmq.failures import blames_a_message, delivery_error
 from cqrs_sync.integrations.rabbitmq.frames import LargeMessage
 from cqrs_sync.integrations.rabbitmq.link import Link
+from cqrs_sync.integrations.rabbitmq.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,8 @@ class Publisher:
     def __init__(self, parameters: Parameters, exchange: str, *, declare: bool, patience: float) -> None:
         self._exchange = exchange
         self._declare = declare
-        #: Seconds without a byte from the broker, with answers due, after which the path counts as dead.
-        self._patience = patience
         self._link = Link(parameters, self, "cqrs-sync-rabbitmq-publisher")
+        self._watch = Watch(self._link, patience, lambda: bool(self._in_flight) and self._blocked is None)
         self._stopped = False
         self._channel: Channel | None = None
         self._frame_max = 0
@@ -63,9 +62,6 @@ class Publisher:
         self._last_returned = 0
         self._writing: list[bytes] = []
         self._written = 0
-        self._watching = False
-        self._heard_at = 0.0
-        self._heard_bytes = 0
 
     def submit(self, batch: Batch) -> None:
         """Send a batch as soon as possible."""
@@ -126,7 +122,6 @@ class Publisher:
         self._in_flight.clear()
         self._writing.clear()
         self._channel = self._blocked = None
-        self._watching = False
         if not blames_a_message(error):
             (self._suspects or self._again).extendleft(reversed(under_way))
         elif len(under_way) == 1:
@@ -182,7 +177,7 @@ class Publisher:
                 for index in range(len(batch.messages)):
                     self._send(batch, index)
         self._write()
-        self._watch_out()
+        self._watch.start()
 
     def _send(self, batch: Batch, index: int) -> None:
         encoded = batch.encoded[index]
@@ -262,26 +257,6 @@ class Publisher:
     def _on_unblocked(self, _: Any, __: Any) -> None:
         self._blocked = None
         self._drain()
-
-    def _watch_out(self) -> None:
-        """Look, as long as answers are due, whether the broker still says anything."""
-        connection = self._link.connection
-        if self._in_flight and not self._watching and connection is not None:
-            self._watching = True
-            self._heard_at, self._heard_bytes = time.monotonic(), connection.bytes_received
-            self._link.later(self._patience / 4, self._look)
-
-    def _look(self) -> None:
-        connection = self._link.connection
-        if not self._watching or not self._in_flight or connection is None:
-            self._watching = False
-            return
-        if self._blocked is not None or connection.bytes_received != self._heard_bytes:
-            self._heard_at, self._heard_bytes = time.monotonic(), connection.bytes_received
-        if time.monotonic() - self._heard_at >= self._patience:
-            self._link.reopen(TimeoutError("no answer"))
-        else:
-            self._link.later(self._patience / 4, self._look)
 
 
 def _settled_by_return(item: Item) -> bool:

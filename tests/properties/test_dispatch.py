@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
+from threading import Barrier
 
 import punq
 import pytest
@@ -98,8 +100,12 @@ def breadth_first(tree: Tree) -> list[tuple[int, int]]:
 class Forest:
     """A mediator whose handlers, all of them singletons, grow the trees of requests."""
 
-    def __init__(self, forest: list[Tree], threads: Executor, **settings: object) -> None:
+    def __init__(
+        self, forest: list[Tree], threads: Executor, meet: Callable[[], object] = lambda: None, **settings: object
+    ) -> None:
         self.trees = forest
+        #: Called by request handlers when they have raised their events.
+        self.meet = meet
         self.calls: list[tuple[int, int, int]] = []
         self.leaks: list[tuple[int, int]] = []
         self.broker = MemoryBroker()
@@ -136,6 +142,7 @@ class Forest:
                 tree = forest.trees[request.request]
                 for number in children(tree, None):
                     self.raise_event(tree[number].event(request.request, number))
+                forest.meet()
                 return request.request
 
         return GrowHandler
@@ -192,9 +199,9 @@ def test_each_event_is_handled_once_by_each_of_its_handlers_and_emitted_once(exe
 @given(forest=st.lists(trees(), min_size=2, max_size=6))
 def test_no_event_leaks_from_one_request_into_another(executors, size, forest):
     """
-    D3: Requests that run at the same time, through handlers that are singletons, keep their events apart.
+    D3: Requests that are in one handler at the same time, as it is a singleton, keep their events apart.
     """
-    growing = Forest(forest, executors[size])
+    growing = Forest(forest, executors[size], partial(Barrier(len(forest)).wait, 10))
     with ThreadPoolExecutor(len(forest)) as callers:
         list(callers.map(growing.send, range(len(forest)), timeout=60))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +16,7 @@ from cqrs_sync.fanout import Call
 from cqrs_sync.handlers import EventHandler
 from cqrs_sync.invocation import Invocation
 from cqrs_sync.messages import Event
+from cqrs_sync.watchdog import stacks_of
 
 
 class Staged:
@@ -168,9 +167,9 @@ class Run:
         with self._surroundings.lock:
             self._unattended = True
             running, ahead = dict(self._running), count - self._begun
-        frames = sys._current_frames()  # noqa: SLF001 -- documented, for this
+        stacks = stacks_of(running)
         for thread, (target, event) in running.items():
-            self.add_failure(Failure(target.name, event, _overran(target, event, frames.get(thread))))
+            self.add_failure(Failure(target.name, event, _overran(target, event, stacks[thread])))
         if ahead > 0:
             error = f"{ahead} call(s) of handlers had not begun at the deadline; they will, with nobody waiting"
             self.add_failure(Failure("events", None, DeadlineExceeded(error)))
@@ -277,7 +276,6 @@ def _finished_late(target: Target, event: Event, late: float) -> HandlerOverran:
     return HandlerOverran(f"{target.name} was finished with {type(event).__qualname__} {late:.1f} s after the deadline")
 
 
-def _overran(target: Target, event: Event, frame: Any) -> HandlerOverran:
-    stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+def _overran(target: Target, event: Event, stack: str) -> HandlerOverran:
     title = type(event).__qualname__
     return HandlerOverran(f"{target.name} was not finished with {title} at the deadline; it goes on, at:\n{stack}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import itertools
 import logging
@@ -9,8 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from cqrs_sync.lifecycle import reset_in_child
@@ -26,6 +28,7 @@ class _Watchdog:
 
     def reset_in_child(self) -> None:
         self._changed = threading.Condition()
+        self._looking = threading.Lock()
         self._watches: list[tuple[float, int, int, str]] = []
         self._over: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -67,7 +70,9 @@ class _Watchdog:
             try:
                 self._report(watch)
             except Exception:
-                logger.exception("%s was not finished at its deadline, and its stack could not be logged", watch[3])
+                # By a handler of that logger, as a rule: then this raises as well.
+                with suppress(Exception):
+                    logger.exception("%s was not finished at its deadline, and its stack cannot be logged", watch[3])
 
     def _due(self) -> tuple[float, int, int, str]:
         with self._changed:
@@ -82,9 +87,25 @@ class _Watchdog:
                     return heapq.heappop(self._watches)
 
     def _report(self, watch: tuple[float, int, int, str]) -> None:
-        frame = sys._current_frames().get(watch[2])  # noqa: SLF001 -- documented, for this
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
-        logger.warning("%s was not finished at its deadline; it goes on, and is at:\n%s", watch[3], stack)
+        _, _, thread, title = watch
+        stack = self.stacks([thread])[thread]
+        logger.warning("%s was not finished at its deadline; it goes on, and is at:\n%s", title, stack)
+
+    def stacks(self, threads: Iterable[int]) -> dict[int, str]:
+        with self._looking:
+            # CPython 3.11 stops for ever where a collection begins while it looks at its threads (gh-106883).
+            collecting = gc.isenabled()
+            gc.disable()
+            try:
+                frames = sys._current_frames()  # noqa: SLF001 -- documented, for this
+            finally:
+                if collecting:
+                    gc.enable()
+        return {thread: _shown(frames.get(thread)) for thread in threads}
+
+
+def _shown(frame: FrameType | None) -> str:
+    return "(its thread is gone)" if frame is None else "".join(traceback.format_stack(frame))
 
 
 _watchdog = _Watchdog()
@@ -98,3 +119,8 @@ def watched(message: Any, timeout: float) -> Iterator[None]:
         yield
     finally:
         _watchdog.forget(number)
+
+
+def stacks_of(threads: Iterable[int]) -> dict[int, str]:
+    """Return where each of these threads is, told by `threading.get_ident()`, as text."""
+    return _watchdog.stacks(threads)

@@ -30,8 +30,7 @@ from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts import message
 from tests.servers import free_port
-from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, opened
+from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, opened, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -238,9 +237,8 @@ class TestMessagesAtFault:
 
     def test_attributes_larger_than_a_frame_are_refused_without_harm(self, queue, connect, rabbitmq_url):
         """RabbitMQ would close the connection for everybody (501)."""
-        parameters = pika.URLParameters(rabbitmq_url)
-        with TcpProxy(parameters.host, parameters.port) as proxy:
-            broker = connect(f"amqp://guest:guest@127.0.0.1:{proxy.port}/")
+        with proxied(rabbitmq_url) as proxy:
+            broker = connect(via(proxy, rabbitmq_url))
             bad = message("meetings", baggage="x" * 140 * 1024)
             errors = refusals(broker, [message("meetings"), bad, message("meetings")])
             broker.publish([message("meetings")])
@@ -286,10 +284,9 @@ class TestBrokersOutOfReach:
 
     def test_a_silent_network_is_reported_at_the_deadline(self, connect, queue, rabbitmq_url):
         """Connecting counts."""
-        parameters = pika.URLParameters(rabbitmq_url)
-        with TcpProxy(parameters.host, parameters.port) as proxy:
+        with proxied(rabbitmq_url) as proxy:
             proxy.freeze()
-            broker = connect(f"amqp://guest:guest@127.0.0.1:{proxy.port}/")
+            broker = connect(via(proxy, rabbitmq_url))
             started = time.monotonic()
 
             error = refusal(broker, message("meetings"), timeout=0.5)
@@ -353,9 +350,8 @@ class TestBrokersOutOfReach:
 
     def test_what_was_given_up_is_not_sent_later(self, connect, queue, rabbitmq_url):
         """The caller has been told that it was not sent."""
-        parameters = pika.URLParameters(rabbitmq_url)
-        with TcpProxy(parameters.host, parameters.port) as proxy:
-            broker = connect(f"amqp://guest:guest@127.0.0.1:{proxy.port}/")
+        with proxied(rabbitmq_url) as proxy:
+            broker = connect(via(proxy, rabbitmq_url))
             proxy.cut()
             refusals(broker, [message("meetings", b"given up") for _ in range(300)], timeout=0.3)
             proxy.restore()

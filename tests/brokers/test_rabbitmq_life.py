@@ -21,7 +21,7 @@ from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts import in_forked_child, message
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import bound_queue, drained
+from tests.servers.rabbitmq import bound_queue, drained, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -35,17 +35,14 @@ def queue(rabbitmq_url: str, exchange: str) -> Iterator[str]:
 
 @pytest.fixture
 def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
-    parameters = pika.URLParameters(rabbitmq_url)
-    with TcpProxy(parameters.host, parameters.port) as proxy:
+    with proxied(rabbitmq_url) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def broker(proxy: TcpProxy, exchange: str, queue: str) -> Iterator[RabbitMQBroker]:
+def broker(proxy: TcpProxy, rabbitmq_url: str, exchange: str, queue: str) -> Iterator[RabbitMQBroker]:
     """A broker that connects through the proxy."""
-    with contextlib.closing(
-        RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/?heartbeat=1", exchange=exchange)
-    ) as broker:
+    with contextlib.closing(RabbitMQBroker(f"{via(proxy, rabbitmq_url)}?heartbeat=1", exchange=exchange)) as broker:
         yield broker
 
 
@@ -53,10 +50,10 @@ def io_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "rabbitmq" in thread.name]
 
 
-def test_nothing_starts_before_the_first_use(proxy, exchange):
+def test_nothing_starts_before_the_first_use(proxy, rabbitmq_url, exchange):
     """T5: no thread and no connection at construction; closing what was never used is fine."""
     before = threading.active_count()
-    broker = RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange)
+    broker = RabbitMQBroker(via(proxy, rabbitmq_url), exchange=exchange)
     broker.publish([])
 
     assert before == threading.active_count()
@@ -199,7 +196,7 @@ broker.publish([message("meetings")])
 
 def test_a_process_that_closes_nothing_leaves_politely(proxy, exchange, queue, rabbitmq_url):
     """T5: at exit connections are closed, within a time limit, without a word on stderr."""
-    url = f"amqp://guest:guest@127.0.0.1:{proxy.port}/"
+    url = via(proxy, rabbitmq_url)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _SCRIPT, url, exchange],
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},

@@ -14,7 +14,7 @@ from cqrs_sync.errors import BrokerUnavailable, DeliveryError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts import message
 from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained
+from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -92,11 +92,9 @@ def publishing(own_rabbitmq: OwnRabbitMQ, exchange: str) -> Callable[[], context
     def scene() -> Iterator[Scene]:
         with (
             bound_queue(own_rabbitmq.url, exchange, "meetings") as queue,
-            TcpProxy("127.0.0.1", own_rabbitmq.port) as proxy,
+            proxied(own_rabbitmq.url) as proxy,
             contextlib.closing(
-                RabbitMQBroker(
-                    f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange, publish_timeout=_TIMEOUT
-                )
+                RabbitMQBroker(via(proxy, own_rabbitmq.url), exchange=exchange, publish_timeout=_TIMEOUT)
             ) as broker,
         ):
             ledger = Ledger()
@@ -168,9 +166,9 @@ def test_a_broker_that_is_slow_to_confirm_is_left_in_peace(own_rabbitmq: OwnRabb
     """B2: it answers other questions, so nothing is sent again, however long the confirm takes."""
     with (
         bound_queue(own_rabbitmq.url, exchange, "meetings") as queue,
-        TcpProxy("127.0.0.1", own_rabbitmq.port) as proxy,
+        proxied(own_rabbitmq.url) as proxy,
         contextlib.closing(
-            RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/", exchange=exchange, publish_timeout=0.5)
+            RabbitMQBroker(via(proxy, own_rabbitmq.url), exchange=exchange, publish_timeout=0.5)
         ) as broker,
     ):
         broker.publish([message("meetings")], timeout=10)

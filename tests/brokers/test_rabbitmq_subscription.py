@@ -16,7 +16,7 @@ from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts import in_forked_child, message, receive
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import opened
+from tests.servers.rabbitmq import opened, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -24,8 +24,7 @@ pytestmark = pytest.mark.broker
 
 @pytest.fixture
 def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
-    parameters = pika.URLParameters(rabbitmq_url)
-    with TcpProxy(parameters.host, parameters.port) as proxy:
+    with proxied(rabbitmq_url) as proxy:
         yield proxy
 
 
@@ -33,7 +32,7 @@ def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
 def broker(proxy: TcpProxy, rabbitmq_url: str, exchange: str) -> Iterator[RabbitMQBroker]:
     """A broker that connects through the proxy; its exchange and its group's queue are removed afterwards."""
     with contextlib.closing(
-        RabbitMQBroker(f"amqp://guest:guest@127.0.0.1:{proxy.port}/?heartbeat=1", exchange=exchange, prefetch=10)
+        RabbitMQBroker(f"{via(proxy, rabbitmq_url)}?heartbeat=1", exchange=exchange, prefetch=10)
     ) as broker:
         yield broker
     with opened(rabbitmq_url) as channel:

@@ -11,10 +11,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.servers import answers, free_port, missing
+from tests.servers.proxy import TcpProxy
 from tests.waiting import eventually
 
 # pytest loads this file wherever it runs, also where only the core is installed.
@@ -189,6 +191,19 @@ class OwnRabbitMQ:
         process.wait(_BOOT)
         # The script may end before the machine it started: then the port is still taken.
         eventually(lambda: not answers("127.0.0.1", self.port), _BOOT)
+
+
+def via(proxy: TcpProxy, url: str) -> str:
+    """The URL of the same broker, behind a proxy."""
+    parts = urlsplit(url)
+    credentials, _, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{credentials}@127.0.0.1:{proxy.port}").geturl()
+
+
+def proxied(url: str) -> TcpProxy:
+    """A proxy in front of a broker."""
+    parts = urlsplit(url)
+    return TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672)
 
 
 @contextlib.contextmanager

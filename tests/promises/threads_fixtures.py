@@ -16,11 +16,8 @@ from typing import Any
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.executor import Call
+from cqrs_sync.testing.threads import BOUND, Calls, in_threads
 from tests.source import ROOT
-
-#: No test waits longer for what is bound to happen.
-BOUND = 20.0
 
 
 @frozen
@@ -107,27 +104,6 @@ class Gauge:
             )
 
 
-class Calls:
-    """Work for an executor: these calls, and those added while they are made."""
-
-    def __init__(self, *calls: Call) -> None:
-        self.ahead: list[Call] = list(calls)
-        self.failed: list[tuple[Call, BaseException]] = []
-        self.late = threading.Event()
-
-    def add(self, *call: Any) -> None:
-        self.ahead.append(call)
-
-    def next_call(self) -> Call | None:
-        return self.ahead.pop(0) if self.ahead else None
-
-    def call_failed(self, call: Call, error: BaseException, /) -> None:
-        self.failed.append((call, error))
-
-    def finished_late(self) -> None:
-        self.late.set()
-
-
 class Gate:
     """Where handlers wait until the test lets them go, and never for ever."""
 
@@ -157,30 +133,6 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Iterator[threadi
     yield thread
     thread.join(BOUND)
     assert not thread.is_alive(), f"{getattr(function, '__qualname__', function)} still ran after {BOUND} s"
-    if errors:
-        raise errors[0]
-
-
-def in_threads(*functions: Callable[[], object], timeout: float = BOUND) -> None:
-    """Run these at once in a thread each, until all are done; raises the first error."""
-    errors: list[BaseException] = []
-    start = threading.Barrier(len(functions))
-
-    def run(function: Callable[[], object]) -> None:
-        try:
-            start.wait(BOUND)
-            function()
-        except BaseException as error:  # noqa: BLE001 -- raised where it is waited for
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,), daemon=True) for function in functions]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    alive = sum(thread.is_alive() for thread in threads)
-    assert alive == 0, f"{alive} of {len(threads)} threads still ran after {timeout} s"
     if errors:
         raise errors[0]
 

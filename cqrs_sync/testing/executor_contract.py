@@ -1,0 +1,289 @@
+"""
+The promises of an executor as a test class: T1 to T5, as far as they are an executor's.
+
+```python
+class TestMyExecutor(ExecutorContract):
+    features = ExecutorFeatures(limit=4)
+
+    @pytest.fixture
+    def executor(self):
+        executor = MyExecutor(4)
+        yield executor
+        executor.close()
+```
+
+Where an executor cannot do something, it says so in `features`; it skips no test by hand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+
+import attrs
+import pytest
+
+from cqrs_sync.bootstrap import bootstrap
+from cqrs_sync.executor import Executor
+from cqrs_sync.testing.contracts import in_forked_child
+from cqrs_sync.testing.orders import Order, order_maps
+from cqrs_sync.testing.threads import BOUND, Calls, in_threads
+
+_value: ContextVar[str] = ContextVar("cqrs_sync.testing.value", default="nobody's")
+
+
+@attrs.frozen
+class ExecutorFeatures:
+    """What an executor can do."""
+
+    #: It makes calls in threads of its own, not only in the caller's.
+    has_threads: bool = True
+    #: How many calls run at a time, those of all callers together; None where nothing limits them.
+    limit: int | None = None
+
+
+class ExecutorContract:
+    """What every Executor promises."""
+
+    features = ExecutorFeatures()
+
+    # What is made
+
+    def test_every_call_is_made_once_before_run_returns(self, executor: Executor) -> None:
+        """However many there are."""
+        for count in (0, 1, 2, 3, 10, 300):
+            made: list[int] = []
+            work = Calls(*[(made.append, number) for number in range(count)])
+
+            assert executor.run(work)
+
+            assert list(range(count)) == sorted(made)
+            assert [] == work.failed
+            assert not work.was_crowded
+
+    def test_calls_that_come_while_others_are_made_are_made(self, executor: Executor) -> None:
+        """As events are that handlers raise: run returns when there is nothing left."""
+        made: list[int] = []
+        work = Calls()
+
+        def make(depth: int) -> None:
+            made.append(depth)
+            if depth:
+                work.add(make, depth - 1)
+                work.add(make, depth - 1)
+
+        work.add(make, 6)
+
+        assert executor.run(work)
+
+        assert [2**level for level in range(7)] == [made.count(6 - level) for level in range(7)]
+        assert not work.was_crowded
+
+    def test_calls_of_an_only_thread_are_made_in_their_order(self, executor: Executor) -> None:
+        """Where nothing runs beside a call, calls are made as they came."""
+        if self.features.has_threads and self.features.limit != 1:
+            return
+        made: list[int] = []
+
+        assert executor.run(Calls(*[(made.append, number) for number in range(50)]))
+
+        assert list(range(50)) == made
+
+    def test_an_event_is_handled_when_send_returns(self, executor: Executor) -> None:
+        """The executor does what the library needs of it."""
+        handled: list[str] = []
+        mediator = bootstrap(*order_maps(handled), threads=executor)
+        for number in range(20):
+            assert "ordered" == mediator.send(Order(f"lamp {number}"), timeout=None if number % 2 else BOUND)
+            assert f"lamp {number}" == handled[-1]
+
+        assert 20 == len(handled)
+
+    # Contexts
+
+    def test_each_call_has_its_own_copy_of_the_callers_context(self, executor: Executor) -> None:
+        """What the caller has set is seen by all, what a call sets by nobody else."""
+        seen: list[str] = []
+
+        def make(number: int) -> None:
+            seen.append(_value.get())
+            _value.set(f"call {number}")
+
+        token = _value.set("the caller's")
+        try:
+            executor.run(Calls(*[(make, number) for number in range(50)]))
+            assert ["the caller's"] * 50 == seen
+            assert "the caller's" == _value.get()
+        finally:
+            _value.reset(token)
+
+        executor.run(Calls(*[(make, number) for number in range(50)]))
+        assert ["nobody's"] * 50 == seen[50:]
+
+    # Threads
+
+    def test_a_call_may_run_calls_and_wait(self, executor: Executor) -> None:
+        """Five deep, two at each level, with and without a deadline, whatever the limit."""
+        lock, made = threading.Lock(), [0]
+
+        def make(depth: int, until: float | None) -> None:
+            with lock:
+                made[0] += 1
+            if depth:
+                assert executor.run(Calls((make, depth - 1, until), (make, depth - 1, until)), until=until)
+
+        for until in (None, time.monotonic() + BOUND):
+            in_threads(lambda until=until: executor.run(Calls((make, 5, until)), until=until))  # type: ignore[misc]
+
+        assert 2 * 63 == made[0]
+
+    def test_any_thread_may_run_calls(self, executor: Executor) -> None:
+        """Sixteen callers at once, those that are not to help and those with a deadline too."""
+        lock, made = threading.Lock(), [0]
+
+        def make() -> None:
+            with lock:
+                made[0] += 1
+
+        def run() -> None:
+            for _ in range(10):
+                assert executor.run(Calls(*[(make,)] * 5))
+                assert executor.run(Calls(*[(make,)] * 5), helping=False)
+                assert executor.run(Calls(*[(make,)] * 5), until=time.monotonic() + BOUND)
+
+        in_threads(*[run] * 16)
+
+        assert 16 * 10 * 15 == made[0]
+
+    def test_no_more_calls_run_at_a_time_than_the_limit(self, executor: Executor) -> None:
+        """Those of all callers together."""
+        if self.features.limit is None:
+            return
+        changed, running, peak = threading.Condition(), [0], [0]
+
+        def make() -> None:
+            with changed:
+                running[0] += 1
+                peak[0] = max(peak[0], running[0])
+                # One call more would end this wait at once.
+                changed.notify_all()
+                changed.wait_for(lambda: running[0] > limit, 0.02)
+                running[0] -= 1
+
+        limit = self.features.limit
+        in_threads(*[lambda: executor.run(Calls(*[(make,)] * 5))] * 6)
+
+        assert 1 <= peak[0] <= limit
+
+    def test_calls_run_in_the_callers_thread_only_where_they_may(self, executor: Executor) -> None:
+        """A caller that is not to help, as with an open transaction, is left alone."""
+        seen: list[threading.Thread] = []
+
+        executor.run(Calls(*[(lambda: seen.append(threading.current_thread()),)] * 30), helping=False)
+
+        assert 30 == len(seen)
+        if self.features.has_threads:
+            assert threading.current_thread() not in seen
+        else:
+            assert {threading.current_thread()} == set(seen)
+
+    # Deadlines
+
+    def test_a_caller_waits_until_its_deadline_and_no_longer(self, executor: Executor) -> None:
+        """What is not made by then is made later, and told to the work, once, in the caller's context."""
+        if not self.features.has_threads:
+            return
+        gate, made, seen = threading.Event(), threading.Semaphore(0), []
+
+        def make() -> None:
+            assert gate.wait(BOUND)
+            made.release()
+
+        class Seeing(Calls):
+            def finished_late(self) -> None:
+                seen.append(_value.get())
+                super().finished_late()
+
+        work = Seeing(*[(make,)] * 20)
+        token = _value.set("the caller's")
+        begin = time.monotonic()
+        finished = executor.run(work, until=begin + 0.2)
+        took = time.monotonic() - begin
+        _value.reset(token)
+
+        assert not finished
+        assert 0.2 <= took < 2
+        assert not work.late.is_set()
+
+        gate.set()
+        for _ in range(20):
+            assert made.acquire(timeout=BOUND)
+        assert work.late.wait(BOUND)
+        assert 1 == work.finished_late_calls
+        assert ["the caller's"] == seen
+
+    def test_a_deadline_that_is_kept_is_told_to_nobody(self, executor: Executor) -> None:
+        """True, and no later word to the work."""
+        made: list[int] = []
+        work = Calls(*[(made.append, number) for number in range(20)])
+
+        assert executor.run(work, until=time.monotonic() + BOUND)
+
+        assert 20 == len(made)
+        assert 0 == work.finished_late_calls
+
+    # Closing
+
+    def test_calls_after_close_are_made(self, executor: Executor) -> None:
+        """Closing lets go of threads, not of work; a second time does nothing."""
+        executor.run(Calls(*[(int,)] * 5), helping=False)
+        before = threading.active_count()
+        executor.close()
+        executor.close(timeout=0.1)
+        made: list[int] = []
+
+        assert executor.run(Calls(*[(made.append, number) for number in range(5)]))
+        assert executor.run(Calls((made.append, 5)), helping=False)
+
+        assert [0, 1, 2, 3, 4, 5] == sorted(made)
+        assert threading.active_count() <= before
+
+    def test_close_waits_no_longer_than_it_is_given(self, executor: Executor) -> None:
+        """A call that hangs is left running; it is not killed."""
+        if not self.features.has_threads:
+            return
+        gate, ended = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            assert gate.wait(BOUND)
+            ended.set()
+
+        executor.run(Calls((hang,)), until=time.monotonic())
+        begin = time.monotonic()
+        executor.close(timeout=0.2)
+
+        assert time.monotonic() - begin < 2
+        gate.set()
+        assert ended.wait(BOUND)
+
+    # Forks
+
+    @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+    def test_a_forked_child_runs_calls(self, executor: Executor) -> None:
+        """With threads of its own, while the parent goes on with its own."""
+
+        def run() -> None:
+            made: list[int] = []
+            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), until=time.monotonic() + 5)
+            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), helping=False)
+            assert sorted([*range(20), *range(20)]) == sorted(made)
+
+        run()
+        for _ in range(3):
+            assert 0 == in_forked_child(run, timeout=10)
+            run()
+
+
+__all__: Sequence[str] = ["ExecutorContract", "ExecutorFeatures"]

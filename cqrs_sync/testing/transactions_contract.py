@@ -1,0 +1,256 @@
+"""
+The promises of a transactions socket as test classes.
+
+```python
+class TestMyTransactions(OpenTransactionsContract):
+    @pytest.fixture
+    def transactions(self):
+        return MyTransactions(...)
+
+    @pytest.fixture
+    def atomic(self):
+        return my_database.transaction   # a context manager: commits, rolls back for what is raised in it
+```
+
+`TransactionsContract` alone is for sockets whose transactions no test can open.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeAlias
+
+import attrs
+import pytest
+
+from cqrs_sync.bootstrap import bootstrap
+from cqrs_sync.executor import Executor
+from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.testing.orders import Order, Ordered, order_maps
+from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.transactions import Transactions
+
+#: Opens a transaction, inside one a savepoint.
+Atomic: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+
+@attrs.frozen
+class TransactionsFeatures:
+    """What transactions can do."""
+
+    #: A block inside a block may fail alone.
+    has_savepoints: bool = True
+
+
+class _Rollback(Exception):
+    """Raised to roll back."""
+
+
+class TransactionsContract:
+    """What every Transactions promises."""
+
+    @pytest.fixture
+    def handled(self) -> list[str]:
+        """What was ordered in events that were handled."""
+        return []
+
+    @pytest.fixture(params=[None, 1, 4], ids=["same-thread", "pool-of-1", "pool-of-4"])
+    def mediator(self, request: pytest.FixtureRequest, transactions: Transactions, handled: list[str]) -> object:
+        """A mediator with these transactions; handlers run in the same thread, then on pools."""
+        threads: Executor = SameThread() if request.param is None else ThreadPool(request.param)
+        with bootstrap(*order_maps(handled), threads=threads, transactions=transactions) as mediator:
+            yield mediator
+
+    def test_none_is_active_where_none_was_opened(self, transactions: Transactions) -> None:
+        """In this thread as in any other."""
+        assert [False, False] == [transactions.active(), _elsewhere(transactions.active)]
+
+    def test_events_of_no_transaction_are_handled_when_send_returns(
+        self, mediator: RequestMediator, handled: list[str]
+    ) -> None:
+        """Commit is now."""
+        assert "ordered" == mediator.send(Order("lamp"))
+
+        assert ["lamp"] == handled
+
+
+class OpenTransactionsContract(TransactionsContract):
+    """What every Transactions promises whose transactions a test can open."""
+
+    features = TransactionsFeatures()
+
+    # active
+
+    def test_one_is_active_inside_its_block(self, transactions: Transactions, atomic: Atomic) -> None:
+        """Not before, not after the commit, not after a rollback."""
+        assert not transactions.active()
+        with atomic():
+            assert transactions.active()
+        assert not transactions.active()
+        with _rolled_back(atomic):
+            assert transactions.active()
+        assert not transactions.active()
+
+    def test_one_is_active_until_the_outermost_block_ends(self, transactions: Transactions, atomic: Atomic) -> None:
+        """The end of a block inside it is no commit."""
+        with atomic():
+            with atomic():
+                assert transactions.active()
+            assert transactions.active()
+        assert not transactions.active()
+
+    def test_it_belongs_to_its_thread(self, transactions: Transactions, atomic: Atomic) -> None:
+        """Another thread has its own, as it has its own connection."""
+        with atomic():
+            assert not _elsewhere(transactions.active)
+
+    # on_commit
+
+    def test_what_waits_for_the_commit_is_called_once_after_it(
+        self, transactions: Transactions, atomic: Atomic
+    ) -> None:
+        """In the thread that commits, when no transaction is open there any more, in the order it came."""
+        calls: list[tuple[int, threading.Thread, bool]] = []
+
+        def note(number: int) -> None:
+            calls.append((number, threading.current_thread(), transactions.active()))
+
+        with atomic():
+            for number in range(5):
+                transactions.on_commit(lambda number=number: note(number))  # type: ignore[misc]
+            assert [] == calls
+
+        assert [(number, threading.current_thread(), False) for number in range(5)] == calls
+        with atomic():
+            pass
+        assert 5 == len(calls)
+
+    def test_nothing_is_called_after_a_rollback(self, transactions: Transactions, atomic: Atomic) -> None:
+        """Neither then nor with the next commit."""
+        calls: list[str] = []
+        with _rolled_back(atomic):
+            transactions.on_commit(lambda: calls.append("rolled back"))
+            with atomic():
+                transactions.on_commit(lambda: calls.append("rolled back with what is around it"))
+        with atomic():
+            transactions.on_commit(lambda: calls.append("committed"))
+
+        assert ["committed"] == calls
+
+    def test_what_a_block_inside_a_block_waits_for_is_the_outermost_commit(
+        self, transactions: Transactions, atomic: Atomic
+    ) -> None:
+        """It is called with the rest, in order."""
+        calls: list[int] = []
+        with atomic():
+            transactions.on_commit(lambda: calls.append(1))
+            with atomic():
+                transactions.on_commit(lambda: calls.append(2))
+            transactions.on_commit(lambda: calls.append(3))
+            assert [] == calls
+
+        assert [1, 2, 3] == calls
+
+    def test_what_a_rolled_back_savepoint_waited_for_is_dropped(
+        self, transactions: Transactions, atomic: Atomic
+    ) -> None:
+        """The rest of the transaction commits without it."""
+        if not self.features.has_savepoints:
+            return
+        calls: list[str] = []
+        with atomic():
+            transactions.on_commit(lambda: calls.append("before"))
+            with _rolled_back(atomic):
+                transactions.on_commit(lambda: calls.append("rolled back"))
+            assert transactions.active()
+            transactions.on_commit(lambda: calls.append("after"))
+
+        assert ["before", "after"] == calls
+
+    def test_what_is_called_may_open_a_transaction(self, transactions: Transactions, atomic: Atomic) -> None:
+        """It has a commit of its own."""
+        calls: list[str] = []
+
+        def open_another() -> None:
+            with atomic():
+                transactions.on_commit(lambda: calls.append("of the second"))
+                calls.append("in the second")
+
+        with atomic():
+            transactions.on_commit(open_another)
+            calls.append("in the first")
+
+        assert ["in the first", "in the second", "of the second"] == calls
+        assert not transactions.active()
+
+    # As the library uses it
+
+    def test_events_are_handled_when_their_transaction_has_committed(
+        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+    ) -> None:
+        """Not when `send` returns."""
+        with atomic():
+            mediator.send(Order("lamp"))
+            with atomic():
+                mediator.send(Order("table"))
+            assert [] == handled
+
+        assert ["lamp", "table"] == sorted(handled)
+
+    def test_events_of_a_rolled_back_transaction_are_never_handled(
+        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+    ) -> None:
+        """What did not happen is told to nobody."""
+        with _rolled_back(atomic):
+            mediator.send(Order("lamp"))
+        with atomic():
+            mediator.send(Order("table"))
+
+        assert ["table"] == handled
+
+    def test_events_of_a_rolled_back_savepoint_are_never_handled(
+        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+    ) -> None:
+        """Those of the transaction around it are."""
+        if not self.features.has_savepoints:
+            return
+        with atomic():
+            mediator.send(Order("lamp"))
+            with _rolled_back(atomic):
+                mediator.send(Order("table"))
+            assert [] == handled
+
+        assert ["lamp"] == handled
+
+    def test_handlers_have_no_transaction_but_their_own(self, transactions: Transactions, atomic: Atomic) -> None:
+        """Wherever they run, none is open there."""
+        seen: list[bool] = []
+        requests, events = order_maps([])
+        events.bind(Ordered, lambda _: seen.append(transactions.active()))
+        for threads in (SameThread(), ThreadPool(1), ThreadPool(4)):
+            with bootstrap(requests, events, threads=threads, transactions=transactions) as mediator, atomic():
+                for number in range(5):
+                    mediator.send(Order(str(number)))
+
+        assert [False] * 15 == seen
+
+
+@contextmanager
+def _rolled_back(atomic: Atomic) -> Iterator[None]:
+    with pytest.raises(_Rollback), atomic():  # noqa: PT012 -- the block under test is the caller's
+        yield
+        raise _Rollback
+
+
+def _elsewhere(function: Callable[[], bool]) -> bool | None:
+    """Call `function` in another thread; None where it did not answer."""
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(function()), daemon=True)
+    thread.start()
+    thread.join(10)
+    return answers[0] if answers else None
+
+
+__all__: Sequence[str] = ["OpenTransactionsContract", "TransactionsContract", "TransactionsFeatures"]

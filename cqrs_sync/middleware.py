@@ -30,6 +30,8 @@ class MiddlewareChain:
     """Middlewares in order, the first one added outermost."""
 
     def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
+        if not isinstance(middlewares, Iterable):
+            raise TypeError(f"middlewares come in a list: write [{middlewares!r}]")
         self._entries: list[tuple[Middleware, tuple[type, ...]]] = []
         if not isinstance(middlewares, Iterable):
             raise TypeError(f"middlewares come as a list, also where there is one: [{middlewares!r}]")

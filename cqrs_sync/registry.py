@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import enum
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
+from cqrs_sync.declarations import Handler, checked, lacks_a_handler, title
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, Request, publication_of
 
 H = TypeVar("H")
-Handler = type | Callable[..., Any]
 
 
 class Phase(enum.Enum):
@@ -56,26 +56,32 @@ class RequestMap:
         reset_in_child(self)
 
     @overload
-    def bind(self, handler: H, /) -> H: ...
+    def bind(self, request_type: type[Request[Any]], /) -> Callable[[H], H]: ...
 
     @overload
     def bind(self, request_type: type[Request[Any]], handler: H, /) -> H: ...
+
+    @overload
+    def bind(self, handler: H, /) -> H: ...
 
     def bind(self, *arguments: Any) -> Any:
         """
         Bind a request to the handler that answers it; returns the handler, so it decorates.
 
         The request may be left out: it is read from `RequestHandler[Request, Response]`
-        or from the annotation of a function's first parameter. Raises InvalidBinding
+        or from the annotation of a function's first parameter. With the request alone,
+        `@requests.bind(JoinMeeting)`, it returns a decorator. Raises InvalidBinding
         for what cannot be bound, AlreadyBound for a second handler.
         """
-        request_type, handler = _checked(arguments, RequestHandler, Request)
+        if lacks_a_handler(arguments, Request):
+            return partial(self.bind, *arguments)
+        request_type, handler = checked(arguments, RequestHandler, Request)
         with self._lock:
             known = self._bindings.get(request_type)
             if known is not None:
                 raise AlreadyBound(
                     f"{request_type.__qualname__} is answered by {known.name}; "
-                    f"it cannot be bound to {_title(handler)} as well"
+                    f"it cannot be bound to {title(handler)} as well"
                 )
             self._bindings[request_type] = Binding(request_type, handler)
         return handler
@@ -122,25 +128,34 @@ class EventMap:
         reset_in_child(self)
 
     @overload
-    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+    def bind(self, *, phase: Phase = Phase.AFTER_COMMIT) -> Callable[[H], H]: ...
+
+    @overload
+    def bind(self, event_type: type[Event], /, *, phase: Phase = Phase.AFTER_COMMIT) -> Callable[[H], H]: ...
 
     @overload
     def bind(self, event_type: type[Event], handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+
+    @overload
+    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
 
     def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT) -> Any:
         """
         Bind an event to a handler; it receives events of subclasses, too.
 
-        The event may be left out, as in `RequestMap.bind`. Raises InvalidBinding for
+        The event may be left out, as in `RequestMap.bind`; without a handler it returns a
+        decorator, as in `@events.bind(phase=Phase.INLINE)`. Raises InvalidBinding for
         what cannot be bound, AlreadyBound where this handler is bound to it already.
         """
-        event_type, handler = _checked(arguments, EventHandler, Event)
+        if lacks_a_handler(arguments, Event):
+            return partial(self.bind, *arguments, phase=phase)
+        event_type, handler = checked(arguments, EventHandler, Event)
         if not isinstance(phase, Phase):
             raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
         with self._lock:
             # Methods are equal, never identical.
             if any(known.message_type is event_type and known.handler == handler for known in self._bindings):
-                raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
+                raise AlreadyBound(f"{title(handler)} is bound to {event_type.__qualname__} already")
             self._learn_name(event_type)
             self._bindings.append(Binding(event_type, handler, phase))
             self._found.clear()
@@ -193,81 +208,3 @@ class EventMap:
             raise InvalidBinding(
                 f"{event_type.__qualname__} and {known.__qualname__} are both named {name!r}: give one another name"
             )
-
-
-def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[type, Handler]:
-    """Return message type and handler of a `bind`, or say what is wrong with them."""
-    if len(arguments) not in (1, 2):
-        raise TypeError(f"bind takes a handler, or a message type and a handler, not {len(arguments)} arguments")
-    handler = arguments[-1]
-    declared = _declared(handler, role, messages)
-    message_type = arguments[0] if len(arguments) == 2 else declared
-    if message_type is None:
-        raise InvalidBinding(
-            f"{_title(handler)} does not say what it handles: write {role.__name__}[<{messages.__name__}>, ...], "
-            f"annotate its first parameter, or call bind(<{messages.__name__}>, {_title(handler)})"
-        )
-    message_type = get_origin(message_type) or message_type
-    if not (isinstance(message_type, type) and issubclass(message_type, messages)):
-        raise InvalidBinding(f"nothing can be bound to {_title(message_type)}: it is not a {messages.__name__}")
-    if declared is not None and not issubclass(message_type, declared):
-        raise InvalidBinding(
-            f"{_title(handler)} handles {declared.__qualname__}, it cannot be bound to {message_type.__qualname__}"
-        )
-    return message_type, handler
-
-
-def _declared(handler: Any, role: type, messages: type) -> type | None:
-    """Return the message type a handler declares, after a look at whether it is a handler at all."""
-    if isinstance(handler, type):
-        return _declared_by_class(handler, role, messages)
-    if isinstance(handler, (RequestHandler, EventHandler)):
-        raise InvalidBinding(
-            f"an instance of {type(handler).__qualname__} cannot be bound: bind the class, "
-            "and register the instance in the container where it must be this one"
-        )
-    if not callable(handler):
-        raise InvalidBinding(f"{handler!r} is neither a {role.__name__} class nor a function")
-    if _is_asynchronous(handler) or _is_asynchronous(type(handler).__call__):
-        raise InvalidBinding(f"{_title(handler)} is a coroutine function: this library is synchronous")
-    parameters = list(inspect.signature(handler).parameters.values())
-    if not parameters:
-        raise InvalidBinding(f"{_title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
-    annotation = _hints(handler).get(parameters[0].name)
-    origin = get_origin(annotation) or annotation
-    return origin if isinstance(origin, type) and issubclass(origin, messages) else None
-
-
-def _declared_by_class(handler: type, role: type, messages: type) -> type | None:
-    if not issubclass(handler, role):
-        other = next((base.__name__ for base in (RequestHandler, EventHandler) if issubclass(handler, base)), None)
-        what = f"is a {other}" if other else f"is not a {role.__name__}"
-        raise InvalidBinding(f"{handler.__qualname__} {what}: bind a subclass of {role.__name__}, or a function")
-    if inspect.isabstract(handler):
-        missing = ", ".join(sorted(cast("Any", handler).__abstractmethods__))
-        raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")
-    if _is_asynchronous(cast("Any", handler).handle):
-        raise InvalidBinding(f"{handler.__qualname__}.handle is a coroutine function: this library is synchronous")
-    for base in handler.__mro__:
-        for generic in base.__dict__.get("__orig_bases__", ()):
-            if isinstance(get_origin(generic), type) and issubclass(cast("Any", get_origin(generic)), role):
-                declared = get_args(generic)[0]
-                origin = get_origin(declared) or declared
-                if isinstance(origin, type) and issubclass(origin, messages):
-                    return origin
-    return None
-
-
-def _is_asynchronous(function: Any) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return get_type_hints(function)
-    except Exception:  # noqa: BLE001 -- a name under TYPE_CHECKING, or an object without annotations
-        return dict(getattr(function, "__annotations__", {}))
-
-
-def _title(thing: Any) -> str:
-    return str(getattr(thing, "__qualname__", None) or repr(thing))

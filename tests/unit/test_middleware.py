@@ -329,3 +329,11 @@ def test_publishing_may_be_tried_again(requests, events):
     mediator.events.send(SaveTold())
 
     assert tried == [[message.id for message in broker.published]]
+
+
+def test_a_middleware_that_is_not_in_a_list_is_an_error_that_says_so():
+    """
+    `middleware=LoggingMiddleware()` is what one tries first.
+    """
+    with pytest.raises(TypeError, match="come in a list"):
+        cqrs.bootstrap(middleware=cqrs.LoggingMiddleware())

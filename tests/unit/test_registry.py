@@ -371,3 +371,40 @@ def test_a_child_can_bind_though_its_parent_was_binding_when_it_forked(events):
             requests.bind(DoHandler)
 
         assert 0 == in_forked_child(bind, timeout=10)
+
+
+def test_bind_decorates_with_a_message_type_and_with_a_phase():
+    """
+    `@requests.bind(Do)`, `@events.bind(Base)` and `@events.bind(phase=...)` bind what they decorate, and return it.
+    """
+    requests, events = cqrs.RequestMap(), cqrs.EventMap()
+
+    def do(request):
+        return request
+
+    def done(event):
+        return event
+
+    def noted(event: Base) -> None:
+        pass
+
+    assert [do, done, noted] == [
+        requests.bind(Do)(do),
+        events.bind(Base)(done),
+        events.bind(phase=cqrs.Phase.INLINE)(noted),
+    ]
+    assert do is requests.find(Do).handler
+    assert [(done, cqrs.Phase.AFTER_COMMIT), (noted, cqrs.Phase.INLINE)] == [
+        (binding.handler, binding.phase) for binding in events.find(Base)
+    ]
+
+
+def test_a_decorator_refuses_what_bind_refuses():
+    """
+    A wrong handler is refused when it is decorated.
+    """
+    with pytest.raises(cqrs.InvalidBinding, match="handles Base"):
+
+        @cqrs.EventMap().bind(Other)
+        def done(event: Base) -> None:
+            pass

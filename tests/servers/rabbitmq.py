@@ -236,12 +236,19 @@ def bound_queue(url: str, exchange: str, *topics: str) -> Iterator[str]:
 
 def drained(url: str, queue: str) -> list[tuple[pika.BasicProperties, bytes]]:
     """Take everything out of a queue."""
+    taken: list[tuple[pika.BasicProperties, bytes]] = []
     with opened(url) as channel:
-        taken: list[tuple[pika.BasicProperties, bytes]] = []
-        for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=0.5):
-            if method is None:
-                return taken
-            taken.append((properties, body))
+        channel.basic_qos(prefetch_count=500)
+        # A queue that delivers nothing for a while may only be slow: its own count says when it is empty.
+        while waiting := channel.queue_declare(queue, passive=True).method.message_count:
+            for method, properties, body in channel.consume(queue, inactivity_timeout=30):
+                assert method is not None, f"{waiting} messages of {queue} are not delivered"
+                taken.append((properties, body))
+                channel.basic_ack(method.delivery_tag)
+                waiting -= 1
+                if waiting == 0:
+                    break
+            channel.cancel()
     return taken
 
 

@@ -155,7 +155,8 @@ class RabbitMQBroker:
         try:
             for part in _parts(messages):
                 while len(under_way) >= _UNDER_WAY or sum(batch.size for batch in under_way) > _UNDER_WAY_BYTES:
-                    failures += _outcome(publisher, under_way.popleft(), until)
+                    failures += _outcome(publisher, under_way[0], until)
+                    under_way.popleft()
                 if time.monotonic() >= until:
                     failures += ((message, _too_late(publisher)) for message in part)
                     continue
@@ -163,8 +164,10 @@ class RabbitMQBroker:
                 under_way.append(batch)
                 publisher.submit(batch)
             while under_way:
-                failures += _outcome(publisher, under_way.popleft(), until)
+                failures += _outcome(publisher, under_way[0], until)
+                under_way.popleft()
         finally:
+            # Whoever was interrupted, by Ctrl-C or a worker's time limit, does not want the rest sent.
             for batch in under_way:
                 batch.abandoned = True
         return failures

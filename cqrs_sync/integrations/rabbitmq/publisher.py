@@ -55,6 +55,7 @@ class Publisher:
         self._again: deque[Item] = deque()
         #: One of these ended the channel: they are sent one by one, until it does so again.
         self._suspects: deque[Item] = deque()
+        self._one_by_one = False
         #: By delivery tag, in the order they were sent.
         self._in_flight: dict[int, Item] = {}
         self._tag = 0
@@ -86,10 +87,11 @@ class Publisher:
 
     def trouble(self) -> str:
         """Say why messages are not confirmed."""
-        if self._blocked is not None:
-            return f"the broker blocks publishers: {self._blocked} (RabbitMQ at {self._link.address})"
-        if self._link.trouble is not None:
-            return str(self._link.trouble)
+        blocked, trouble = self._blocked, self._link.trouble
+        if blocked is not None:
+            return f"the broker blocks publishers: {blocked} (RabbitMQ at {self._link.address})"
+        if trouble is not None:
+            return str(trouble)
         return f"no answer (RabbitMQ at {self._link.address})"
 
     def stop(self, until: float) -> None:
@@ -121,14 +123,16 @@ class Publisher:
         under_way = [item for item in self._in_flight.values() if not _settled_by_return(item)]
         self._in_flight.clear()
         self._writing.clear()
+        self._written = 0
         self._channel = self._blocked = None
         if not blames_a_message(error):
-            (self._suspects or self._again).extendleft(reversed(under_way))
+            (self._suspects if self._one_by_one else self._again).extendleft(reversed(under_way))
         elif len(under_way) == 1:
             batch, index = under_way[0]
             batch.fail(index, delivery_error(error, self._link.address))
         else:
             self._suspects.extendleft(reversed(under_way))
+        self._one_by_one = bool(self._suspects)
 
     def refused(self, error: DeliveryError) -> None:
         """Fail everything that waits: nothing can be published at all."""
@@ -167,17 +171,22 @@ class Publisher:
             if self.wanted():
                 self._link.ensure()
             return
-        while self._suspects and not self._in_flight:
-            self._send(*self._suspects.popleft())
-        if not self._suspects:
-            while self._again:
-                self._send(*self._again.popleft())
-            while self._queue:
-                batch = self._queue.popleft()
-                for index in range(len(batch.messages)):
-                    self._send(batch, index)
+        if self._one_by_one:
+            while self._suspects and not self._in_flight:
+                self._send(*self._suspects.popleft())
+            self._one_by_one = bool(self._in_flight)
+        if not self._one_by_one:
+            self._send_all()
         self._write()
         self._watch.start()
+
+    def _send_all(self) -> None:
+        while self._again:
+            self._send(*self._again.popleft())
+        while self._queue:
+            batch = self._queue.popleft()
+            for index in range(len(batch.messages)):
+                self._send(batch, index)
 
     def _send(self, batch: Batch, index: int) -> None:
         encoded = batch.encoded[index]
@@ -231,7 +240,7 @@ class Publisher:
                 batch.confirm(index)
         if method.multiple:
             self._lowest_open = tag + 1
-        if self._suspects and not self._in_flight:
+        if self._one_by_one and not self._in_flight:
             self._drain()
 
     def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:

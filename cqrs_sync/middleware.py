@@ -33,8 +33,6 @@ class MiddlewareChain:
         if not isinstance(middlewares, Iterable):
             raise TypeError(f"middlewares come in a list: write [{middlewares!r}]")
         self._entries: list[tuple[Middleware, tuple[type, ...]]] = []
-        if not isinstance(middlewares, Iterable):
-            raise TypeError(f"middlewares come as a list, also where there is one: [{middlewares!r}]")
         for middleware in middlewares:
             self.add(middleware)
 

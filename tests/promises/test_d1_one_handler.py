@@ -269,6 +269,23 @@ def test_d1_binding_decorates(requests, mediator):
     assert "by function" == leave(LeaveMeeting()) == mediator.send(LeaveMeeting())
 
 
+def test_d1_binding_decorates_with_the_request_given(requests, mediator):
+    """
+    Where the handler does not say it, or says a base class.
+    """
+
+    @requests.bind(JoinMeeting)
+    def unannotated(request):
+        return f"{request.user_id} by hand"
+
+    @requests.bind(JoinMeetingLate)
+    class Late(JoinMeetingHandler):
+        pass
+
+    assert "ada by hand" == unannotated(JoinMeeting()) == mediator.send(JoinMeeting())
+    assert "bob joined" == Late().handle(JoinMeetingLate("bob")) == mediator.send(JoinMeetingLate("bob"))
+
+
 # Wrong bindings
 
 

@@ -136,7 +136,11 @@ def bindings(requests: cqrs.RequestMap, events: cqrs.EventMap) -> None:
     def on_placed(event: OrderPlaced) -> None:
         cqrs.raise_event(OrderShipped(event.number))
 
+    @events.bind(OrderPlaced, phase=cqrs.Phase.INLINE)
+    def on_any(event: cqrs.Event) -> None: ...
+
     on_placed(OrderPlaced(1))
+    on_any(OrderPlaced(1))
 
 
 def timed(message: Any, call_next: Callable[[Any], Any]) -> Any:

@@ -45,16 +45,25 @@ class PunqContainer:
         self._plans: dict[Any, Callable[[], Any]] = {}
         reset_in_child(locks)
 
-    def register(self, service: Any, *args: Any, **kwargs: Any) -> Self:
+    def register(
+        self,
+        service: Any,
+        factory: Any = punq.empty,
+        instance: Any = punq.empty,
+        scope: punq.Scope = punq.Scope.transient,
+        cache: bool = True,
+        **kwargs: Any,
+    ) -> Self:
         """
-        Register a service as `punq.Container.register` does, with the same arguments.
+        Register a service, as `punq.Container.register` does.
 
         Raises:
             InvalidBinding: punq refuses it, or an annotation of the constructor cannot be read.
         """
         try:
             with locks.reading:
-                self.punq.register(service, *args, **kwargs)
+                # Its overloads tell the three ways apart that its implementation takes.
+                self.punq.register(service, factory, instance, scope, cache, **kwargs)  # type: ignore[call-overload]
         except (*_VENDOR_ERRORS, punq.InvalidRegistrationException) as error:
             raise InvalidBinding(f"{_named(service)} cannot be registered: {error}") from error
         return self
@@ -89,9 +98,10 @@ class PunqContainer:
         return instance
 
     def _second(self, service: Any) -> Any:
-        plan = compiled(self.punq, service, again=partial(self._first, service), failed=partial(_note, service))
+        again, failed = partial(self._first, service), partial(_note, service)
+        plan = compiled(_Examiner(self.punq), service, again, failed) if understood(self.punq) else None
         if plan is None:
-            return self._first(service)
+            return again()
         self._plans[service] = plan
         return plan()
 
@@ -173,13 +183,14 @@ def _trouble(container: punq.Container, service: Any) -> str | None:
 
 
 class _Examiner(Recorder):
-    """Looks for the first call that cannot succeed."""
+    """Looks for the first call that cannot succeed; there can be no plan then."""
 
     doubt: str | None = None
 
     def call(self, registration: Any, arguments: dict[str, Any]) -> Any:
         if self.doubt is None:
             self.doubt = _doubt(registration.service, registration.builder, arguments, self.path)
+            self.settled = self.settled and self.doubt is None
         return super().call(registration, arguments)
 
 
@@ -230,6 +241,8 @@ def _endless(path: list[Any]) -> str | None:
 def _missing(path: list[Any]) -> str:
     missing = _named(path[-1])
     subject = {1: "it", 2: f"its dependency {missing}"}.get(len(path), f"its dependency {missing} ({_way(path)})")
+    if len(path) > 1 and getattr(path[-1], "__module__", None) == "builtins":
+        return f"{subject} is not registered; container.register({_named(path[-2])}, ...) with a value for it"
     return f"{subject} is not registered; container.register({missing}, ...)"
 
 

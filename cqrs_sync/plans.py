@@ -59,7 +59,7 @@ def understood(container: punq.Container) -> bool:
 
 
 def compiled(
-    container: punq.Container, service: Any, again: Callable[[], Any], failed: Callable[[Exception], object]
+    recorder: Recorder, service: Any, again: Callable[[], Any], failed: Callable[[Exception], object]
 ) -> Callable[[], Any] | None:
     """
     Compile what punq does for a service that it has built before.
@@ -67,9 +67,6 @@ def compiled(
     The plan calls `again` where a registration has changed, and `failed` with what a
     constructor raised. None where there can be no plan.
     """
-    if not understood(container):
-        return None
-    recorder = Recorder(container)
     try:
         result = recorder.value(recorder.request(service))
     except Exception:  # noqa: BLE001 -- what stops the recorder stops punq as well, which says so itself
@@ -217,7 +214,7 @@ class Recorder(View):
         super().__init__(container)
         self.steps: list[str] = []
         self.names: dict[str, Any] = {}
-        #: Whether every singleton is built: a plan would build the others each time.
+        #: Whether a plan may be made: one would build each time what singletons are not built yet.
         self.settled = True
         #: The services under construction; where one is missing, the way to it.
         self.path: list[Any] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import punq
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cqrs_sync import plans
@@ -177,7 +177,7 @@ class Worlds:
         self.punq = [punq.Container()]
         self.ours = [PunqContainer()]
         self.pairs: dict[int, Any] = {}
-        self.alive: list[Any] = []
+        self.asked: dict[tuple[int, Any], bool] = {}
 
     def run(self, step: Register | Child | Resolve) -> None:
         if isinstance(step, Child):
@@ -186,6 +186,8 @@ class Worlds:
             self.ours.append(PunqContainer(self.ours[here].punq.child()))
         elif isinstance(step, Register):
             self.register(step, step.container % len(self.punq))
+            for (container, asked), instantiate in self.asked.items():
+                self.both(container, asked, instantiate=instantiate)
         else:
             self.resolve(step, step.container % len(self.punq))
 
@@ -203,11 +205,12 @@ class Worlds:
         service = class_with(step.handler) if step.service is None else KEYS[step.service]
         if step.listed and step.service in LISTED:
             service = list[service]
+        self.asked[here, service] = step.service is None
         # The first is built by punq, the second makes a plan, the third follows it.
         outcomes = [self.both(here, service, instantiate=step.service is None) for _ in range(3)]
 
         if all(outcomes):
-            assert plans.compiled(self.ours[here].punq, service, again=list, failed=list) is not None
+            assert plans.compiled(plans.Recorder(self.ours[here].punq), service, again=list, failed=list) is not None
 
     def both(self, here: int, service: Any, *, instantiate: bool) -> bool:
         """Resolve on both sides and compare; tell whether it could be built."""
@@ -256,7 +259,8 @@ def outcome(ask: Any, service: Any) -> Any:
         return error
 
 
-@settings(max_examples=500)
+# Shrinking takes minutes, more than a test may: add Phase.shrink to look into a failure.
+@settings(max_examples=500, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(program=programs)
 def test_what_is_built_is_what_punq_builds(program):
     """

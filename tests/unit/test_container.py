@@ -574,6 +574,11 @@ class NeedsClock:
         pass
 
 
+class NeedsNumber:
+    def __init__(self, timeout: float):
+        pass
+
+
 class Unresolvable:
     def __init__(self, nowhere: "Nowhere"):  # noqa: F821 -- that is the point
         pass
@@ -622,6 +627,14 @@ WRONG_WIRINGS = [
         (
             "JoinMeetingHandler cannot be built: its dependency Database (JoinMeetingHandler -> Meetings -> Database) "
             "is not registered; container.register(Database, ...)"
+        ),
+    ),
+    (
+        NeedsNumber,
+        [],
+        (
+            "NeedsNumber cannot be built: its dependency float is not registered; "
+            "container.register(NeedsNumber, ...) with a value for it"
         ),
     ),
     ("Url", [], "'Url' cannot be built: it is not registered; container.register('Url', ...)"),
@@ -772,6 +785,20 @@ def test_explaining_leaves_nothing_behind():
         container.resolve(NeedsUnannotated)
 
     assert {} == container.punq._singletons
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(Storage, "abstract"), (Unannotated, "annotate"), (Rooms, "Meetings")])
+def test_a_wiring_that_goes_wrong_before_the_plan_is_made_says_so(wrong, message):
+    """
+    Between the first resolve and the plan, a registration may make the service impossible to build.
+    """
+    container = PunqContainer().register(Database)
+    container.resolve(Database)
+    container.register(Database, wrong)
+
+    for _ in range(3):
+        with pytest.raises(HandlerNotBuilt, match=message):
+            container.resolve(Database)
 
 
 def test_what_was_missing_may_be_registered(container):

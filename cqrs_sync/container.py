@@ -118,7 +118,6 @@ class _Builder(View):
             built = super()._build_impl(registration, resolution_args, context)
             # Keeps the registration alive: another could inherit its id, by which punq knows the singleton.
             self._singletons[~id(registration)] = registration
-            locks.forget(registration)
             return built
 
 

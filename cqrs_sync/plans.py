@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from types import CodeType
 from typing import Any, Final, ForwardRef, get_type_hints
+from weakref import WeakValueDictionary
 
 import punq
 
@@ -97,15 +98,13 @@ class Locks:
     def reset_in_child(self) -> None:
         """Begin with new ones: the threads that held the old ones do not exist in the child."""
         self.reading = threading.RLock()
-        self._building: dict[int, threading.RLock] = {}
+        # A lock is there as long as a thread holds it or waits for it.
+        self._building: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
 
     def of(self, thing: object) -> threading.RLock:
         """Give every thread the same lock; reentrant, because a constructor may resolve something itself."""
-        return self._building.setdefault(id(thing), threading.RLock())
-
-    def forget(self, thing: object) -> None:
-        """Drop the lock of what is built; whoever waits for it finds it built."""
-        self._building.pop(id(thing), None)
+        with self.reading:
+            return self._building.setdefault(id(thing), threading.RLock())
 
 
 #: One set for all containers: a child container shares the singletons of its parent.

@@ -828,21 +828,34 @@ class NeedsFailing:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("no"), TypeError("no"), punq.MissingDependencyError("no"), RecursionError("no"), KeyError("no")],
+    [ValueError("no"), TypeError("no"), RecursionError("no"), KeyError("no")],
 )
 def test_an_error_of_a_constructor_is_let_through(container, error):
     """
     It is no mistake in the wiring, whatever its type; a single note tells for whom it was called.
     """
     container.register(Exception, instance=error).register(Failing).register(Unannotated, storage=1)
-    if isinstance(error, punq.MissingDependencyError) and not plans.understood(container.punq):
-        return
 
     for _ in range(3):
         with pytest.raises(type(error)) as caught:
             container.resolve(NeedsFailing)
         assert error is caught.value
     assert ["raised while NeedsFailing was being built"] == error.__notes__
+
+
+def test_an_error_of_punq_in_a_constructor_is_the_constructors():
+    """
+    A constructor that asks a punq container itself lets out what that raises.
+    """
+
+    class Locating:
+        def __init__(self):
+            punq.Container().resolve(Database)
+
+    with pytest.raises(punq.MissingDependencyError, match="Database") as caught:
+        PunqContainer().resolve(Locating)
+
+    assert ["raised while Locating was being built"] == caught.value.__notes__
 
 
 def test_an_error_of_a_planned_constructor_is_let_through(container):

@@ -89,9 +89,9 @@ def _contenders() -> Iterator[dict[str, Callable[[], float]]]:
     ):
         plain = [stack.enter_context(_blocking(_URL)) for _ in range(_THREADS)]
         yield {
-            "raw, window 1": lambda: raw.rate(60, 1),
-            "ours x1": lambda: _rate(60, lambda: _publish(broker, 60, 1)),
-            "pika x1": lambda: _rate(60, lambda: _one_by_one(plain[0], exchange, 60)),
+            "raw, window 1": lambda: raw.rate(100, 1),
+            "ours x1": lambda: _rate(100, lambda: _publish(broker, 100, 1)),
+            "pika x1": lambda: _rate(100, lambda: _one_by_one(plain[0], exchange, 100)),
             "raw, window 5": lambda: raw.rate(200, 5),
             "ours x5": lambda: _rate(200, lambda: _publish(broker, 40, 5)),
             "raw, window 16": lambda: raw.rate(800, 16),
@@ -99,8 +99,8 @@ def _contenders() -> Iterator[dict[str, Callable[[], float]]]:
             "pika, 16 connections": lambda: _rate(
                 800, lambda: _together(lambda n: _one_by_one(plain[n], exchange, 50))
             ),
-            "raw, window 500": lambda: raw.rate(2000, 500),
-            "ours x500": lambda: _rate(2000, lambda: _publish(broker, 4, 500)),
+            "raw, window 500": lambda: raw.rate(3000, 500),
+            "ours x500": lambda: _rate(3000, lambda: _publish(broker, 6, 500)),
             "purge": lambda: _rate(1, lambda: plain[0].queue_purge(queue)),
         }
 

@@ -254,11 +254,12 @@ class TestMessagesAtFault:
             name = f"{exchange}.full"
             channel.queue_declare(name, durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
             channel.queue_bind(name, exchange, "meetings")
-            broker = connect(rabbitmq_url)
-            broker.publish([message("meetings")])
-            error = refusal(broker, message("meetings"))
-            channel.queue_delete(name)
-            channel.exchange_delete(exchange)
+            try:
+                broker = connect(rabbitmq_url)
+                broker.publish([message("meetings")])
+                error = refusal(broker, message("meetings"))
+            finally:
+                channel.queue_delete(name)
 
         assert isinstance(error, BrokerUnavailable)
         assert "nack" in str(error)

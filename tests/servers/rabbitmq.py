@@ -65,9 +65,12 @@ def own_rabbitmq(own_rabbitmq_node: OwnRabbitMQ) -> OwnRabbitMQ:
 
 
 @pytest.fixture
-def exchange() -> str:
+def exchange(rabbitmq_url: str) -> Iterator[str]:
     """The name of an exchange that nobody else uses."""
-    return f"test-{uuid.uuid4().hex[:12]}"
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    yield name
+    with opened(rabbitmq_url) as channel:
+        channel.exchange_delete(name)
 
 
 class OwnRabbitMQ:

@@ -29,7 +29,22 @@ Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
 
-_RESERVED = frozenset({"id", "source", "specversion", "type", "time", "datacontenttype", "dataschema", "subject"})
+# What CloudEvents or the serializer says of a message itself.
+_RESERVED = frozenset(
+    {
+        "data",
+        "datacontenttype",
+        "dataschema",
+        "eventversion",
+        "id",
+        "partitionkey",
+        "source",
+        "specversion",
+        "subject",
+        "time",
+        "type",
+    }
+)
 
 
 def raise_event(event: Event, /) -> None:

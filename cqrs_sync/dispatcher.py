@@ -23,7 +23,8 @@ from cqrs_sync.messages import Event, NotificationEvent, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.routes import Routes
-from cqrs_sync.runs import InlineTarget, Run, Staged
+from cqrs_sync.runs import Run
+from cqrs_sync.staging import InlineTarget, Staged
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
@@ -145,7 +146,10 @@ class EventDispatcher:
         until = context.deadline_at()
         if until is not None and any(staged.outgoing for staged in stages):
             until -= _reserve(until)
-        run = Run(stages, self, until)
+        run = Run(stages[:1], self, until)
+        for staged in stages[1:]:
+            # Of a middleware, or of a handler that a middleware called again.
+            run.follow(staged)
         helping = not (self._transactional and self._transactions.active())
         if self.threads.run(run, until=until, helping=helping):
             run.finish()
@@ -157,27 +161,28 @@ class EventDispatcher:
 
     def _stage_with_care(self, staged: Staged, *, emit: bool) -> None:
         """Stage events of which some are notifications, have inline handlers, or no handler at all."""
-        waiting = deque((event, staged.lineage) for event in staged.events)
+        waiting = deque((event, staged.lineage, staged.flow) for event in staged.events)
         events: dict[int, Event] = {}
         outgoing: dict[int, OutgoingMessage] = {}
         while waiting:
-            event, parent = waiting.popleft()
+            event, parent, flow = waiting.popleft()
             if id(event) in events:
                 continue
             events[id(event)] = event
             route = self.routes[type(event)]
             if emit and route.notification:
-                outgoing[id(event)] = self._prepare(cast("NotificationEvent", event))
+                message = outgoing[id(event)] = self._prepare(cast("NotificationEvent", event), flow)
+                flow = {**flow, "causationid": message.id}
             elif not route.targets and not route.inline:
                 logger.warning("no handler is bound to %s: it was raised for nobody", type(event).__qualname__)
             for target in route.inline:
-                waiting.extend(self._call_inline(target, event, (event, parent), staged.flow))
+                waiting.extend(self._call_inline(target, event, (event, parent), flow))
         staged.events = list(events.values())
         staged.outgoing = outgoing
 
     def _call_inline(
         self, target: InlineTarget, event: Event, lineage: Lineage, flow: Flow
-    ) -> list[tuple[Event, Lineage | None]]:
+    ) -> list[tuple[Event, Lineage | None, Flow]]:
         raised: list[Event] = []
         token = context.current.set((raised, flow, lineage))
         try:
@@ -189,15 +194,19 @@ class EventDispatcher:
             context.current.reset(token)
         if batches:
             self._check_depth(lineage)
-        return [(follow_up, lineage) for batch in batches for follow_up in batch]
+        return [(follow_up, lineage, flow) for batch in batches for follow_up in batch]
 
-    def _prepare(self, event: NotificationEvent) -> OutgoingMessage:
+    def _prepare(self, event: NotificationEvent, flow: Flow) -> OutgoingMessage:
         if self.emitter is None:
             raise BrokerNotConfigured(
                 f"{type(event).__qualname__} has nowhere to go: give bootstrap a broker, "
                 "cqrs_sync.memory.MemoryBroker() where nobody is to receive it"
             )
-        return self.emitter.prepare(event)
+        token = enter((context.outside, flow, None))
+        try:
+            return self.emitter.prepare(event)
+        finally:
+            leave(token)
 
     def _check_depth(self, lineage: Lineage | None) -> None:
         titles: list[str] = []

@@ -205,8 +205,16 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
 
     def derive(self, errors: Sequence[Exception], /) -> EventsFailed:  # type: ignore[override]
         """Keep the facts when `except*` or `split` takes the group apart."""
-        kept = [failure for failure in self.failures if any(failure.error is error for error in errors)]
+        leaves = {id(leaf) for error in errors for leaf in _leaves(error)}
+        kept = [failure for failure in self.failures if any(id(leaf) in leaves for leaf in _leaves(failure.error))]
         return EventsFailed(self.message, errors, self.response, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.exceptions), self.__dict__
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """Return the errors that are no group: taking a group apart makes new groups, of the same leaves."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

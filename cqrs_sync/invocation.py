@@ -28,6 +28,11 @@ def is_plain(binding: Binding) -> bool:
     return isinstance(handler, type) and handler.events in (RequestHandler.events, EventHandler.events)  # type: ignore[attr-defined]
 
 
+def take_strays(handler: Any) -> Sequence[Event]:
+    """Take what was raised in a thread that knows nothing of the message."""
+    return handler.__dict__.pop("_raised") if handler._raised else ()  # noqa: SLF001
+
+
 def compile_invocation(
     binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
 ) -> Invocation[T]:
@@ -52,9 +57,12 @@ def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invoc
         except Exception as error:
             error.add_note(f"while {binding.name} was built")
             raise
-        response = handler.handle(message)
-        if handler._raised:  # noqa: SLF001 -- raised in a thread that knows nothing of this message
-            raised.extend(handler.__dict__.pop("_raised"))
+        try:
+            response = handler.handle(message)
+        finally:
+            # Dropped where it fails: left, they would go with the next message of a singleton.
+            if handler._raised:  # noqa: SLF001 -- a further call is what every request would pay for
+                raised.extend(take_strays(handler))
         if raised:
             return response, (stage(raised),)
         return response, ()
@@ -76,6 +84,7 @@ def _for_class_with_own_events(binding: Binding, container: Container, stage: St
             )
         response = handler.handle(message)
         raised.extend(handler.events)
+        raised.extend(take_strays(handler))
         return response, ((stage(raised),) if raised else ())
 
     return invoke
@@ -86,7 +95,12 @@ def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> In
     services = _services(function, binding.name)
 
     def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
-        response = function(message, **{name: container.resolve(service) for name, service in services.items()})
+        try:
+            arguments: dict[str, Any] = {name: container.resolve(service) for name, service in services.items()}
+        except Exception as error:
+            error.add_note(f"while what {binding.name} takes was built")
+            raise
+        response = function(message, **arguments)
         return response, ((stage(raised),) if raised else ())
 
     return invoke
@@ -110,21 +124,17 @@ def _inside(middlewares: Sequence[Middleware], innermost: Invocation[None], stag
 
     call: Callable[[Any, list[Event], list[T]], Any] = call_handler
     for middleware in reversed(middlewares):
-        call = _wrap(middleware, call)
+        call = _wrap(middleware, call, stage)
 
     def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
         staged: list[T] = []
-        response = call(message, raised, staged)
-        if raised:
-            # By a middleware.
-            staged.append(stage(raised))
-        return response, staged
+        return call(message, raised, staged), staged
 
     return invoke
 
 
 def _wrap(
-    middleware: Middleware, inner: Callable[[Any, list[Event], list[T]], Any]
+    middleware: Middleware, inner: Callable[[Any, list[Event], list[T]], Any], stage: Stage[T]
 ) -> Callable[[Any, list[Event], list[T]], Any]:
     def call(message: Any, raised: list[Event], staged: list[T]) -> Any:
         def call_next(message: Any) -> Any:
@@ -136,7 +146,15 @@ def _wrap(
                 del staged[before:]
                 raise
 
-        return middleware(message, call_next)
+        before = len(raised)
+        try:
+            response = middleware(message, call_next)
+            if len(raised) > before:
+                # Its own, inside of what the outer ones have opened.
+                staged.append(stage(raised[before:]))
+            return response
+        finally:
+            del raised[before:]
 
     return call
 

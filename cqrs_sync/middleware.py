@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import Event, Request
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class MiddlewareChain:
         if not isinstance(middlewares, Iterable):
             raise TypeError(f"middlewares come in a list: write [{middlewares!r}]")
         self._entries: list[tuple[Middleware, tuple[type, ...]]] = []
+        self._in_use = False
         for middleware in middlewares:
             self.add(middleware)
 
@@ -43,6 +45,8 @@ class MiddlewareChain:
         `OutgoingMessage` selects publishing: the middleware is given a tuple of them.
         `IncomingMessage` selects what is received from a broker, before it becomes an event.
         """
+        if self._in_use:
+            raise ConfigurationError("this chain is in use by a mediator: add middlewares before bootstrap")
         if not callable(middleware) or isinstance(middleware, type):
             raise TypeError(f"a middleware is an instance called with (message, call_next), {middleware!r} is not")
         for message_type in message_types:
@@ -52,7 +56,8 @@ class MiddlewareChain:
         return self
 
     def of(self, message_type: type, /) -> list[Middleware]:
-        """Return those that wrap messages of this type."""
+        """Return those that wrap messages of this type; no others can be added then."""
+        self._in_use = True
         return [middleware for middleware, chosen in self._entries if issubclass(message_type, chosen)]
 
     def wrap(self, message_type: type, inner: CallNext, /) -> CallNext:

@@ -7,6 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 from cqrs_sync.declarations import Handler, checked, lacks_a_handler, title
@@ -118,7 +120,7 @@ class EventMap:
     """Events and their handlers, in the order they were bound."""
 
     def __init__(self) -> None:
-        self._bindings: list[Binding] = []
+        self._bindings: dict[type, list[tuple[int, Binding]]] = {}
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type] = {}
         self._listeners: list[weakref.ref[Forgetful]] = []
@@ -154,12 +156,14 @@ class EventMap:
             raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
         with self._lock:
             # Methods are equal, never identical.
-            if any(known.message_type is event_type and known.handler == handler for known in self._bindings):
+            bound = self._bindings.get(event_type, [])
+            if any(known.handler == handler for _, known in bound):
                 raise AlreadyBound(f"{title(handler)} is bound to {event_type.__qualname__} already")
             self._learn_name(event_type)
-            self._bindings.append(Binding(event_type, handler, phase))
-            self._found.clear()
             self.version += 1
+            # A new list: others may be reading the old one.
+            self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase))]
+            self._found.clear()
         for reference in list(self._listeners):
             if (listener := reference()) is not None:
                 listener.forget()
@@ -170,7 +174,8 @@ class EventMap:
         found = self._found.get(event_type)
         if found is None:
             with self._lock:
-                matching = [known for known in self._bindings if issubclass(event_type, known.message_type)]
+                bound = [self._bindings.get(base, []) for base in event_type.__mro__]
+                matching = [known for _, known in sorted(chain.from_iterable(bound), key=itemgetter(0))]
                 found = tuple(
                     known
                     for place, known in enumerate(matching)
@@ -189,10 +194,11 @@ class EventMap:
         self._listeners.append(weakref.ref(listener, self._listeners.remove))
 
     def __iter__(self) -> Iterator[Binding]:
-        return iter(list(self._bindings))
+        bound = sorted(chain.from_iterable(list(self._bindings.values())), key=itemgetter(0))
+        return iter([known for _, known in bound])
 
     def __len__(self) -> int:
-        return len(self._bindings)
+        return sum(map(len, list(self._bindings.values())))
 
     def reset_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from cqrs_sync.container import Container
 from cqrs_sync.invocation import Stage, compile_invocation, is_plain
-from cqrs_sync.messages import NotificationEvent
+from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap, Phase
-from cqrs_sync.runs import InlineTarget, Route, Staged, Target
+from cqrs_sync.staging import InlineTarget, Route, Staged, Target
 
 
 class Routes(dict[type, Route]):
@@ -27,6 +27,8 @@ class Routes(dict[type, Route]):
         event_map.on_change(self)
 
     def __missing__(self, event_type: type) -> Route:
+        if not issubclass(event_type, Event):
+            raise TypeError(f"what is raised is an event, {event_type.__qualname__} is none: raise an instance of one")
         while True:
             version = self._event_map.version
             route = self[event_type] = self._make(event_type)

@@ -6,75 +6,17 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import Flow, Lineage, current
+from cqrs_sync.context import current
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.fanout import Call
-from cqrs_sync.handlers import EventHandler
-from cqrs_sync.invocation import Invocation
+from cqrs_sync.invocation import take_strays
 from cqrs_sync.messages import Event
+from cqrs_sync.staging import Route, Staged, Target
 from cqrs_sync.watchdog import stacks_of
-
-
-class Staged:
-    """
-    Events that were raised and are to be dispatched once their transaction has committed.
-
-    All that can fail without other threads or a broker has been done.
-    """
-
-    __slots__ = ("commit", "committed", "events", "flow", "lineage", "outgoing")
-
-    def __init__(self, events: list[Event], flow: Flow, lineage: Lineage | None) -> None:
-        self.events = events
-        #: The messages of notification events, by the identity of the event.
-        self.outgoing: dict[int, OutgoingMessage] | None = None
-        #: What messages that follow from these events carry.
-        self.flow = flow
-        #: The event whose handler raised these, None for those of a request.
-        self.lineage = lineage
-        self.committed = True
-
-    commit: Callable[[], object]
-
-    def await_commit(self) -> Callable[[], object]:
-        """Return what is to be called at the commit; `commit` may be replaced until then."""
-        self.committed = False
-        self.commit = self._note_commit
-        # Looked up at the commit.
-        return lambda: self.commit()  # noqa: PLW0108
-
-    def _note_commit(self) -> None:
-        self.committed = True
-
-
-class Target(NamedTuple):
-    """A handler that runs after the commit, ready to be called."""
-
-    name: str
-    invoke: Invocation[Staged]
-    #: Where `invoke` would only build the handler, call it and stage what it raised: builds it.
-    build: Callable[[], EventHandler[Any]] | None = None
-
-
-class InlineTarget(NamedTuple):
-    """A handler that runs inside the transaction, ready to be called."""
-
-    name: str
-    invoke: Invocation[list[Event]]
-
-
-class Route(NamedTuple):
-    """What is to be done with events of a type."""
-
-    targets: tuple[Target, ...]
-    inline: tuple[InlineTarget, ...]
-    notification: bool
-    #: Nothing is to be done inside the transaction.
-    plain: bool
 
 
 class Surroundings(Protocol):
@@ -104,6 +46,7 @@ class Run:
     # Defaults that most runs never change: a run is made for each request with events.
     _seen: set[int] | None = None
     _taken = 0
+    _recurring = 0
     _emitted = 0
     #: What has failed by now.
     failures: list[Failure] | None = None
@@ -196,7 +139,7 @@ class Run:
             # Asked again after a handler may have raised more.
             yield None
 
-    def _invoke(self, target: Target, event: Event, staged: Staged) -> None:
+    def _invoke(self, target: Target, event: Event, staged: Staged) -> None:  # noqa: PLR0912 -- each spares events a call
         if self._stopped and (not self._cycle or staged.lineage is not None):
             # An executor may have had it ready before the failure.
             return
@@ -210,14 +153,16 @@ class Run:
             if target.build is not None:
                 # What most handlers are, without a further call: this is the cost of an event.
                 handler = target.build()
-                handler.handle(event)
-                if handler._raised:  # noqa: SLF001 -- raised in a thread that knows nothing of this event
-                    raised.extend(handler.__dict__.pop("_raised"))
+                try:
+                    handler.handle(event)
+                finally:
+                    if handler._raised:  # noqa: SLF001 -- as in `invocation`
+                        raised.extend(take_strays(handler))
                 if raised:
-                    self._follow(self._surroundings.stage(raised))
+                    self.follow(self._surroundings.stage(raised))
             else:
                 for follow_up in target.invoke(event, raised)[1]:
-                    self._follow(follow_up)
+                    self.follow(follow_up)
         except BaseException as error:  # noqa: BLE001 -- every failure goes to the policy
             self._fail(target, event, error)
 
@@ -256,7 +201,7 @@ class Run:
         if not self._surroundings.failures.goes_on(failure):
             self._stopped, self._cycle = True, False
 
-    def _follow(self, staged: Staged) -> None:
+    def follow(self, staged: Staged) -> None:
         """Join follow-up events to this run, each instance once."""
         if not staged.committed:
             self._surroundings.leave_to_commit(staged)
@@ -270,6 +215,26 @@ class Run:
             staged.events = [event for event in staged.events if id(event) not in seen]
             seen.update(map(id, staged.events))
             self._stages.append(staged)
+            self._recurring += _recurring(staged)
+        if self._recurring > _MOST_RECURRING:
+            raise EventCycle(
+                f"{_MOST_RECURRING} events followed from events of their own type, "
+                f"the last one was {type(staged.events[0]).__qualname__}; the rest was dropped, break the cycle"
+            )
+
+
+_MOST_RECURRING = 10_000
+
+
+def _recurring(staged: Staged) -> int:
+    """Count events that follow, at any distance, from one of their own type."""
+    types = {type(event) for event in staged.events}
+    lineage = staged.lineage
+    while lineage is not None:
+        event, lineage = lineage
+        if type(event) in types:
+            return sum(type(each) is type(event) for each in staged.events)
+    return 0
 
 
 def _finished_late(target: Target, event: Event, late: float) -> HandlerOverran:

@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-import redis
 
 from tests.servers import answers, free_port, missing
 from tests.waiting import eventually
@@ -39,6 +38,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def redis_url(redis_server: str) -> Iterator[str]:
     """The URL of a database that was empty, and is emptied again."""
+    import redis  # noqa: PLC0415 -- this module is loaded where nobody needs Redis, too
+
     for number in range(15, -1, -1):
         url = urlunsplit(urlsplit(redis_server)._replace(path=f"/{number}"))
         with redis.Redis.from_url(url) as database:

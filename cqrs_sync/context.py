@@ -49,7 +49,7 @@ _RESERVED = frozenset(
 
 def raise_event(event: Event, /) -> None:
     """
-    Raise an event from the handler that is running.
+    Raise an event from the handler that is running, before it returns.
 
     It is dispatched after the handler has returned, and dropped when the handler
     fails. For handlers that are plain functions, and for code below a handler.
@@ -62,11 +62,12 @@ def raise_event(event: Event, /) -> None:
 @contextmanager
 def annotate(**attributes: str) -> Iterator[None]:
     """
-    Put attributes on every message published from this block.
+    Put attributes on every message published from this block: put it around `send`.
 
-    For a correlation id, a tenant, a trace context: names as CloudEvents wants them,
-    lower-case letters and digits, 20 at most. `correlationid` is made where nobody
-    gives one.
+    Messages of a handler's events are made when the handler has returned, so a block
+    inside a handler is left by then. For a correlation id, a tenant, a trace context:
+    names as CloudEvents wants them, lower-case letters and digits, 20 at most.
+    `correlationid` is made where nobody gives one.
     """
     for name, value in attributes.items():
         if name in _RESERVED or not (name.isascii() and name.isalnum() and name.islower() and len(name) <= 20):

@@ -48,7 +48,8 @@ class ScriptedKafka:
 
     `topics` are those it has; it makes none. `judge` is given the bodies of a batch and
     returns an error code, 0 to take it. `password_error` is what it answers to any
-    password. `written` holds every body it took, in order, `asked` the topics asked for.
+    password. `written` holds every body it took, in order, `asked` the topics asked for,
+    `may_make_topics` whether the last request for them allowed to make them.
     """
 
     def __init__(self, *topics: str) -> None:
@@ -57,15 +58,21 @@ class ScriptedKafka:
         self.password_error = NO_ERROR
         self.written: list[bytes] = []
         self.asked: list[str] = []
+        self.may_make_topics: bool | None = None
         self._producer_ids = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._connections: list[socket.socket] = []
+        self._mute: set[socket.socket] = set()
         self._spawn(self._accept)
 
     @property
     def servers(self) -> str:
         return f"127.0.0.1:{self._port}"
+
+    def mute(self) -> None:
+        """Answer nothing any more on the connections there are; new ones are served."""
+        self._mute.update(self._connections)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -87,7 +94,9 @@ class ScriptedKafka:
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(OSError, EOFError), connection, connection.makefile("rb") as stream:
             while True:
-                connection.sendall(self._answer(_frame(stream)))
+                answer = self._answer(_frame(stream))
+                if connection not in self._mute:
+                    connection.sendall(answer)
 
     def _answer(self, frame: bytes) -> bytes:
         key, version, correlation = struct.unpack_from(">hhi", frame)
@@ -109,6 +118,7 @@ class ScriptedKafka:
     def _on_MetadataRequest(self, request):
         asked = [topic.name for topic in request.topics or ()]
         self.asked += asked
+        self.may_make_topics = request.allow_auto_topic_creation
         return MetadataResponse(
             throttle_time_ms=0,
             brokers=[MetadataResponse.MetadataResponseBroker(1, "127.0.0.1", self._port, None)],

@@ -10,6 +10,8 @@ import attrs
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, from_structured_event
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import IllegalStateError
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 
 from cqrs_sync import NotificationEvent
 from cqrs_sync.broker import OutgoingMessage
@@ -22,6 +24,7 @@ from cqrs_sync.errors import (
     PublishFailed,
 )
 from cqrs_sync.integrations.kafka import KafkaBroker
+from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts import message
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR, ScriptedKafka
@@ -196,6 +199,29 @@ def test_what_the_broker_refuses_fails_for_its_own_thread_only(scripted, scripte
     assert 80 <= len(scripted.written)
 
 
+def test_no_message_is_sent_again_after_its_successor(scripted):
+    """
+    Where a later message of its key has arrived, a refused one is reported instead of tried on its own.
+    """
+    refused_once = {b"1", b"2"}
+
+    def judge(bodies):
+        again = refused_once.isdisjoint(bodies)
+        refused_once.difference_update(bodies)
+        return NO_ERROR if again else INVALID_RECORD
+
+    scripted.judge = judge
+    broker = KafkaBroker(scripted.servers, producer_config={"enable_idempotence": False, "batch_size": 0})
+    batch = [message("known", b"1", key="k"), message("known", b"2"), message("known", b"3", key="k")]
+
+    failures = failures_of(broker, batch)
+    broker.close()
+
+    assert [batch[0]] == [failed for failed, _ in failures]
+    assert isinstance(failures[0][1], BrokerUnavailable)
+    assert [b"3", b"2"] == scripted.written
+
+
 def test_a_topic_that_does_not_exist_is_refused_by_name(scripted, scripted_broker):
     """
     Where the broker makes no topics, an unknown one fails its messages and nobody else's, within two seconds.
@@ -209,6 +235,7 @@ def test_a_topic_that_does_not_exist_is_refused_by_name(scripted, scripted_broke
     assert isinstance(failures[0][1], MessageRejected)
     assert "'unknown'" in str(failures[0][1])
     assert [b"good"] == scripted.written
+    assert scripted.may_make_topics is False
     assert 2 + LATE > time.monotonic() - started
 
 
@@ -287,6 +314,58 @@ def test_an_unreachable_broker_fails_in_time():
     assert 0.5 + LATE > took
 
 
+def test_a_connection_on_which_nobody_answers_is_given_up(scripted):
+    """
+    A path that has died without a word costs one call; the next one goes another way, long before any timeout.
+    """
+    broker = KafkaBroker(scripted.servers, publish_timeout=30)
+    broker.publish([message("known", b"1")])
+    scripted.mute()
+
+    failures_of(broker, [message("known", b"lost")], timeout=1.2)
+    started = time.monotonic()
+    broker.publish([message("known", b"2")])
+    took = time.monotonic() - started
+    broker.close(timeout=0.1)
+
+    assert 1 + LATE > took
+
+
+class RetiredHalfway:
+    """A producer that takes one record and is then retired by another thread."""
+
+    def __init__(self, taken: list[bytes]) -> None:
+        self._taken = taken
+        self._retired = False
+
+    def send(self, topic, value, key, headers):
+        if self._retired:
+            raise IllegalStateError("RecordAccumulator is closed")
+        self._retired = True
+        self._taken.append(value)
+        return FutureRecordMetadata(FutureProduceResult(None), 0, 0, 0, 0, 0, 0).success(None)
+
+
+class OneAfterTheOther:
+    """A doctor with nothing but such producers."""
+
+    def __init__(self, taken: list[bytes]) -> None:
+        self.producer = lambda until: RetiredHalfway(taken)
+        self.heard_from = self.owes = self.retire = lambda *_: None
+
+
+def test_a_batch_goes_on_through_the_next_producer():
+    """
+    When another thread's failure retires the producer in the middle of a batch, the rest follows in its order.
+    """
+    taken: list[bytes] = []
+    batch = [message("orders", b"%d" % n, key="k") for n in range(5)]
+
+    failures = Publishing(batch, time.monotonic() + 5).run(OneAfterTheOther(taken), OneAfterTheOther([]))
+
+    assert ([], [b"0", b"1", b"2", b"3", b"4"]) == (failures, taken)
+
+
 def test_the_nearest_deadline_counts():
     """
     A deadline of the request ends the call before its own timeout does.
@@ -300,6 +379,19 @@ def test_the_nearest_deadline_counts():
     broker.close()
 
     assert 0.3 + LATE > took
+
+
+def test_after_the_deadline_nothing_is_sent(scripted, scripted_broker):
+    """
+    A call that has no time left fails without sending: what it reports as failed does not arrive later.
+    """
+    scripted_broker.publish([message("known", b"1")])
+
+    failures = failures_of(scripted_broker, [message("known", b"late"), message("known", b"late")], timeout=0)
+    scripted_broker.publish([message("known", b"2")])
+
+    assert 2 == len(failures)
+    assert [b"1", b"2"] == scripted.written
 
 
 def test_a_host_that_does_not_exist_is_an_error_that_names_it():
@@ -341,6 +433,18 @@ def test_nothing_is_left_of_a_closed_broker(kafka_servers, kafka_topic):
     broker.close()
 
     eventually(lambda: not set(threading.enumerate()) - before)
+
+
+def test_nothing_is_left_of_a_broker_that_never_connected():
+    """
+    Closing ends the attempt to connect as well.
+    """
+    before = set(threading.enumerate())
+    broker = KafkaBroker(f"127.0.0.1:{free_port()}")
+    failures_of(broker, [message("orders")], timeout=0.2)
+    broker.close()
+
+    eventually(lambda: not set(threading.enumerate()) - before, timeout=2)
 
 
 def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):

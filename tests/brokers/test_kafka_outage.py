@@ -12,6 +12,8 @@ from kafka.errors import KafkaTimeoutError
 
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
 from cqrs_sync.integrations.kafka import KafkaBroker
+from cqrs_sync.integrations.kafka.network import Network
+from cqrs_sync.integrations.kafka.producer import SharedProducer
 from cqrs_sync.testing.contracts import message
 from tests.servers.kafka import bodies_in
 from tests.waiting import eventually
@@ -138,6 +140,18 @@ def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka,
     assert None is publish(broker, timeout=BACK_IN + LATE)[0]
 
 
+def test_a_connection_that_the_other_side_closes_costs_nothing(kafka_behind_proxy):
+    """
+    Whoever has been idle too long is disconnected by his broker or a firewall: the next call connects again.
+    """
+    server, proxy = kafka_behind_proxy
+    broker = KafkaBroker(server.servers)
+    for _ in range(5):
+        assert None is publish(broker)[0]
+        assert 0 < proxy.drop()
+    broker.close()
+
+
 def test_the_way_back_is_found_however_long_the_outage(own_kafka, broker):
     """
     Attempts to connect do not become rare: a broker that was away for long is found as soon as it is back.
@@ -221,6 +235,23 @@ def test_under_sixteen_threads_no_confirmed_message_is_missing(kafka_behind_prox
     assert set() == set(ledger.confirmed) - set(bodies_in(server.servers, "orders"))
     assert set() == set(ledger.confirmed) & set(ledger.failed)
     assert LATE > ledger.latest
+
+
+def test_a_producer_can_be_closed_while_nobody_answers(own_kafka):
+    """
+    Closing waits as long as it may, then fails what is under way; kafka-python's own `close` raises and goes on.
+    """
+    producer = SharedProducer(Network({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
+    producer.await_topic("orders", 10)
+    own_kafka.freeze()
+    stuck = producer.send("orders", b"1")
+    started = time.monotonic()
+
+    producer.close(0.3)
+
+    assert 0.3 + LATE > time.monotonic() - started
+    eventually(stuck.failed, timeout=5)
+    eventually(lambda: not producer._sender.is_alive(), timeout=5)
 
 
 def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -16,6 +18,7 @@ from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.testing.contracts import message
 from tests.servers import free_port
 from tests.servers.kafka import bodies_in
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -90,6 +93,30 @@ def test_a_hundred_children_publish_and_leave(kafka_servers, kafka_topic):
     assert 101 == bodies.count(b"parent")
 
 
+def test_connecting_imports_nothing(kafka_servers, kafka_topic):
+    """
+    A child that is forked while a thread imports a module waits for that import for ever: there must be none.
+    """
+    completed, _ = run(
+        """
+        import sys
+        from cqrs_sync.integrations.kafka import KafkaBroker
+        from cqrs_sync.testing.contracts import message
+        servers, topic = sys.argv[1:]
+        before = set(sys.modules)
+        broker = KafkaBroker(servers)
+        broker.publish([message(topic, key="k")], timeout=10)
+        broker.subscribe(topic, group="g").close()
+        broker.close()
+        assert set(sys.modules) == before, set(sys.modules) - before
+        """,
+        kafka_servers,
+        kafka_topic,
+    )
+
+    assert (0, "") == (completed.returncode, completed.stderr)
+
+
 def test_children_come_and_go_while_threads_publish(kafka_servers, kafka_topic):
     """
     A fork at any moment, even while a producer is made, leaves neither parent nor child hanging.
@@ -126,6 +153,34 @@ def test_children_come_and_go_while_threads_publish(kafka_servers, kafka_topic):
     )
 
     assert (0, "") == (completed.returncode, completed.stderr)
+
+
+def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy):
+    """
+    When the parent dies, the broker hears of it, however long its children live.
+    """
+    server, proxy = kafka_behind_proxy
+    script = """
+        import os, signal, sys
+        from cqrs_sync.integrations.kafka import KafkaBroker
+        from cqrs_sync.testing.contracts import message
+        broker = KafkaBroker(sys.argv[1])
+        broker.publish([message("orders")], timeout=10)
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+        signal.pause()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), server.servers]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            assert proxy._pairs
+            parent.kill()
+            eventually(lambda: not proxy._pairs, timeout=5)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_process_that_leaves_without_closing_has_lost_nothing(kafka_servers, kafka_topic):

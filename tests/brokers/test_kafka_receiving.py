@@ -126,6 +126,25 @@ def test_a_message_that_is_given_back_comes_first(group, broker, topic):
         assert [b"1", b"2"] == bodies(receive(deliveries, 2))
 
 
+def test_what_was_fetched_from_a_lost_partition_is_not_delivered(group, broker, topic):
+    """
+    When partitions are shared out anew, messages that wait here are somebody else's, and settling one does nothing.
+    """
+    with broker.subscribe(topic, group=group) as deliveries:
+        publish(broker, topic, b"1", b"2", b"3")
+        first = receive(deliveries, 1, settle=False)[0]
+        eventually(lambda: 2 == len(deliveries._ready))
+        deliveries.lost(deliveries._consumer.assignment())
+
+        assert deliveries.receive(timeout=0.2) is None
+        first.ack()
+        first.nack()
+        assert deliveries.receive(timeout=0.2) is None
+
+    with broker.subscribe(topic, group=group) as deliveries:
+        assert [b"1", b"2", b"3"] == bodies(receive(deliveries, 3))
+
+
 def test_members_of_a_group_share_its_messages(group, broker, kafka_servers, kafka_topic):
     """
     Two members receive everything once, between them.
@@ -232,6 +251,15 @@ def test_subscribing_to_a_topic_that_does_not_exist_is_an_error_that_names_it(gr
     scripted.close()
 
 
+@pytest.mark.parametrize("topics", [(), ("no spaces, please",), (None,)])
+def test_subscribing_to_no_topic_or_an_illegal_one_is_an_error(broker, topics):
+    """
+    What cannot be a topic is refused as a wrong configuration.
+    """
+    with pytest.raises(ConfigurationError, match=r"(?i)topic"):
+        broker.subscribe(*topics, group="g")
+
+
 def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     """
     When all connections are lost, `receive` says so instead of returning nothing for ever.
@@ -271,6 +299,35 @@ def test_a_subscription_outlives_an_outage(group, kafka_behind_proxy):
 
     assert [b"2"] == bodies(receive(deliveries, 1))
     deliveries.close()
+    broker.close()
+
+
+def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behind_proxy):
+    """
+    A commit that failed is repeated as soon as the path is there again, and the partition with it.
+    """
+    server, proxy = kafka_behind_proxy
+    make_topic(server.servers, "orders", partitions=1)
+    broker = KafkaBroker(server.servers, consumer_config={**QUICK_GROUPS, "session_timeout_ms": 6000})
+    deliveries = broker.subscribe("orders", group=group)
+    publish(broker, "orders", b"1")
+    delivery = receive(deliveries, 1, settle=False)[0]
+
+    proxy.cut()
+    delivery.ack()
+    eventually(lambda: deliveries._commit.is_done)
+    assert deliveries._commit.failed()
+    # What kafka-python does with most lost connections, and here with every one.
+    partitions = deliveries._consumer.assignment()
+    deliveries.lost(partitions)
+    deliveries.got(partitions)
+    proxy.restore()
+    eventually(lambda: not is_unreachable(deliveries) and not deliveries._start._finished, timeout=15)
+    deliveries.close()
+
+    with broker.subscribe("orders", group=group) as deliveries:
+        publish(broker, "orders", b"2")
+        assert [b"2"] == bodies(receive(deliveries, 1))
     broker.close()
 
 

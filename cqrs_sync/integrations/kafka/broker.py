@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import deadline_at
-from cqrs_sync.errors import Closed, PublishFailed
+from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.integrations.kafka.settings import Settings
@@ -32,8 +32,8 @@ class KafkaBroker:
     - `servers_or_url`: `"host:port,host:port"`, a list of `"host:port"`, or
       `kafka://user:password@host:port?option=value`, `kafkas://` for TLS.
     - `publish_timeout`: seconds a call may take at most where nobody says otherwise,
-      connecting included. A nearer deadline of the context counts. A message that was
-      not confirmed by then is not tried any longer.
+      connecting included. A nearer deadline of the context counts. Nothing is tried for
+      longer than that, not even where a call brings a longer timeout of its own.
     - `options`: of kafka-python, for producers and consumers alike (`sasl_mechanism`,
       `ssl_cafile`, ...); `producer_config` and `consumer_config` for one of them.
 
@@ -94,6 +94,8 @@ class KafkaBroker:
         """
         if self._closed:
             raise Closed("this KafkaBroker is closed")
+        if not topics:
+            raise ConfigurationError("there is nothing to subscribe to: name a topic")
         deadline = deadline_at()
         until = time.monotonic() + max(self._publish_timeout, 5.0)
         return KafkaSubscription(topics, group, self._settings, until if deadline is None else min(until, deadline))

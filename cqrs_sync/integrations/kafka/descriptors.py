@@ -14,10 +14,10 @@ class Descriptors:
     """
     Remembers what one Kafka client watches; given to kafka-python as its `selector`.
 
-    A child shares the parent's epoll descriptor. When the child's copy of the client
-    is collected, generators in it end and take their sockets off the watch list: the
-    parent would never hear of its connections again. So the child puts /dev/null in
-    the place of each descriptor before anything else runs.
+    A child has a copy of each socket: while it lives, the broker does not hear of its
+    parent's death. And it shares the parent's epoll descriptor: wherever its copy of the
+    client is collected, generators in it take the parent's sockets off the watch list. So
+    it puts /dev/null in the place of each descriptor before anything else runs.
     """
 
     def __init__(self, kind: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector) -> None:

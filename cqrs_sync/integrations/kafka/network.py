@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+
+# Looking up a host imports it: a child forked at that moment would wait for its import lock for ever.
+import encodings.idna  # noqa: F401
 import errno
 import selectors
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kafka.errors import KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
@@ -58,6 +62,10 @@ class Network:
     def completed(self) -> None:
         """The producer or consumer is made: from now on connections may come and go."""
         self._complete = True
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return why connecting took too long, where that is what `error` says."""
+        return self.why if self.why is not None and isinstance(error, KafkaTimeoutError) else error
 
     def give_up(self) -> None:
         """Wait for no answer any more."""

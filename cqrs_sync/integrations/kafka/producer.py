@@ -39,7 +39,7 @@ class SharedProducer(KafkaProducer):  # type: ignore[misc]  # kafka-python has n
             super().__init__(**network.options)
         except BaseException as error:
             network.hang_up()
-            raise network.why or error from error
+            raise network.explain(error) from error
         network.completed()
         network.cluster.add_listener(self._refreshed)
         # The doctor closes it when the interpreter leaves.

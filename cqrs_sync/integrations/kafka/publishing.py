@@ -8,21 +8,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from kafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
+from kafka.errors import IllegalStateError, KafkaError
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
+from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
 from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.failures import delivery_error, is_passing
 from cqrs_sync.integrations.kafka.producer import SharedProducer, TopicNotKnown
+from cqrs_sync.integrations.kafka.topics import NewTopics
 from cqrs_sync.integrations.kafka.wire import key_and_headers_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a broker that does not make topics gets to tell about one that was made a moment ago.
-_NEW_TOPIC = 1.0
-#: Seconds between two looks at a topic while another one is waited for as well.
-_LOOK = 0.1
+#: A mask: once in so many messages.
+_LOOK_AT_THE_CLOCK = 63
+
+_NO_TIME = BrokerUnavailable("not sent: there was no time left")
 
 
 class Publishing:
@@ -56,11 +57,14 @@ class Publishing:
         for index, error in suspects.items():
             message = self._messages[index]
             if message.key is not None and confirmed.get((message.topic, message.key), -1) > index:
-                self._failures[index] = _overtaken(error)
+                self._failures[index] = _undecided(error, "a later message of its key was confirmed")
+            elif time.monotonic() >= self._until:
+                self._failures[index] = _undecided(error, "there was no time to send it on its own")
             else:
                 again.append(index)
-        logger.warning("%d message(s) are sent again, each on its own: %s", len(again), next(iter(suspects.values())))
-        self._publish(alone, again)
+        if again:
+            logger.warning("%d message(s) are sent again, each on its own: %s", len(again), suspects[again[0]])
+            self._publish(alone, again)
         self._failures.update((index, delivery_error(error)) for index, error in self._suspects.items())
 
     def _last_confirmed(self, suspects: dict[int, KafkaError]) -> dict[tuple[str, str | None], int]:
@@ -87,74 +91,46 @@ class Publishing:
     def _send(self, producer: SharedProducer, indexes: Sequence[int]) -> tuple[list[tuple[int, Any]], Sequence[int]]:
         """Return what is under way, and what is left over because the producer was retired."""
         sent: list[tuple[int, Any]] = []
-        new_topics: dict[str, list[int]] = {}
+        new_topics = NewTopics(producer, self._until)
         send, messages = producer.send, self._messages
         for position, index in enumerate(indexes):
             message = messages[index]
             if new_topics and message.topic in new_topics:
-                new_topics[message.topic].append(index)
+                new_topics.add(message.topic, index)
                 continue
+            if not position & _LOOK_AT_THE_CLOCK and time.monotonic() >= self._until:
+                self._failures.update(dict.fromkeys(indexes[position:], _NO_TIME))
+                break
             try:
                 key, headers = key_and_headers_of(message)
                 sent.append((index, send(message.topic, message.body, key, headers)))
             except TopicNotKnown:
-                new_topics[message.topic] = [index]
+                new_topics.add(message.topic, index)
             except IllegalStateError:
-                return sent, sorted([*indexes[position:], *(one for more in new_topics.values() for one in more)])
+                return sent, sorted([*indexes[position:], *new_topics.remaining()])
             except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
                 self._refused(producer, index, error, new_topics)
-        return sent, self._send_to_new_topics(producer, new_topics, sent)
+        return sent, self._send_to(new_topics, producer, sent) if new_topics else ()
 
-    def _refused(
-        self, producer: SharedProducer, index: int, error: Exception, new_topics: dict[str, list[int]]
-    ) -> None:
+    def _refused(self, producer: SharedProducer, index: int, error: Exception, new_topics: NewTopics) -> None:
         topic = self._messages[index].topic
         # Between two of its own look-ups, `send` may lose a topic it knew: the broker has lost it as well.
         if isinstance(error, ValueError) and isinstance(topic, str) and not producer.knows(topic):
-            new_topics[topic] = [index]
+            new_topics.add(topic, index)
         else:
             self._failures[index] = delivery_error(error)
 
-    def _send_to_new_topics(
-        self, producer: SharedProducer, new_topics: dict[str, list[int]], sent: list[tuple[int, Any]]
-    ) -> list[int]:
-        """Wait for these topics together, as long as there is time; send to each as soon as it is there."""
+    def _send_to(self, new_topics: NewTopics, producer: SharedProducer, sent: list[tuple[int, Any]]) -> Sequence[int]:
+        """Send to each topic as soon as it is there; return what is left over."""
         left_over: list[int] = []
-        started = time.monotonic()
-        look = 0.0
-        while new_topics:
-            for topic in list(new_topics):
-                problem = self._look(producer, topic, look, started)
-                if problem is not _NOT_YET:
-                    indexes = new_topics.pop(topic)
-                    if problem is None:
-                        more, left = self._send(producer, indexes)
-                        sent.extend(more)
-                        left_over.extend(left)
-                    else:
-                        self._failures.update(dict.fromkeys(indexes, problem))
-            look = _LOOK
+        for indexes, problem in new_topics.answers():
+            if problem is not None:
+                self._failures.update(dict.fromkeys(indexes, problem))
+                continue
+            under_way, rest = self._send(producer, indexes)
+            sent.extend(under_way)
+            left_over.extend(rest)
         return sorted(left_over)
-
-    def _look(self, producer: SharedProducer, topic: str, timeout: float, started: float) -> DeliveryError | None:
-        """Return None where the topic is there, else what is wrong with it, _NOT_YET while that may change."""
-        left = self._until - time.monotonic()
-        try:
-            producer.await_topic(topic, max(0.0, min(left, timeout)))
-        except KafkaTimeoutError:
-            pass
-        except Exception as error:  # noqa: BLE001 -- an illegal name, missing rights: it concerns this topic only
-            return delivery_error(error)
-        else:
-            return None
-        waited = time.monotonic() - started
-        makes_topics = producer.config["allow_auto_create_topics"]
-        if left > 0 and (makes_topics or waited < _NEW_TOPIC):
-            return _NOT_YET
-        producer.forget_topic(topic)
-        if waited >= _NEW_TOPIC and producer.refreshed_at > started:
-            return MessageRejected(f"there is no topic {topic!r} on the broker: create it")
-        return BrokerUnavailable(f"the broker has not told about the topic {topic!r} in time")
 
     def _settle(
         self, doctor: Doctor, producer: SharedProducer, sent: Sequence[tuple[int, Any]], started: float
@@ -186,8 +162,8 @@ class Publishing:
             self._suspects[index] = error
 
 
-def _overtaken(error: KafkaError) -> DeliveryError:
-    ours = BrokerUnavailable(f"not confirmed, while a later message of its key was: {error}")
+def _undecided(error: KafkaError, why: str) -> DeliveryError:
+    ours = BrokerUnavailable(f"not confirmed, whether this message is at fault is unknown, because {why}: {error}")
     ours.__cause__ = error
     return ours
 
@@ -196,7 +172,3 @@ def _wait(future: Any, timeout: float) -> None:
     # The future itself says what became of it.
     with contextlib.suppress(Exception):
         future.get(max(0.0, timeout))
-
-
-#: Told apart by identity.
-_NOT_YET = BrokerUnavailable("the topic may still come")

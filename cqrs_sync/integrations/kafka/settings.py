@@ -89,7 +89,8 @@ def _typed(name: str, text: str) -> Any:
     default = KafkaProducer.DEFAULT_CONFIG.get(name, KafkaConsumer.DEFAULT_CONFIG.get(name))
     if isinstance(default, bool):
         return text.lower() in {"1", "on", "true", "yes"}
-    return int(text) if text.lstrip("-").isdigit() and not name.startswith("sasl_") else text
+    is_number = isinstance(default, (int, float)) or name.endswith(("_bytes", "_ms"))
+    return int(text) if is_number and text.lstrip("-").isdigit() else text
 
 
 def _check(options: Mapping[str, Any], known: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kafka import OffsetAndMetadata, TopicPartition
@@ -30,6 +30,10 @@ class Start:
     only while it has no members. A group that has members and is new to a topic begins
     there once it knows its partitions. Partitions that come later are read from their
     first message on.
+
+    kafka-python leaves its group and joins it again with every lost connection. What was
+    finished and could not be committed is `remember`ed until the partition comes back:
+    whoever had it meanwhile may be further, not less far.
     """
 
     def __init__(self, consumer: Any, cluster: Any, topics: Sequence[str], until: float) -> None:
@@ -40,23 +44,34 @@ class Start:
         known = {partition.topic for partition, place in places.items() if place is not None}
         new = [partition for partition in partitions if partition.topic not in known]
         self._ends: dict[Any, int] = consumer.end_offsets(new, timeout_ms=self._left()) if new else {}
+        self._finished: dict[Any, int] = {}
         self._held: set[Any] = set()
         if self._ends:
             self._keep_places(self._ends)
 
+    def remember(self, finished: Mapping[Any, int]) -> None:
+        """Keep in mind how far we were in partitions that are taken from us."""
+        self._finished.update(finished)
+
     def hold_back(self, partitions: Iterable[Any]) -> None:
         """Read nothing from partitions whose beginning is not settled yet."""
-        held = [partition for partition in partitions if partition in self._ends]
-        self._held = set(held)
-        self._consumer.pause(*held)
+        self._held = {one for one in partitions if one in self._ends or one in self._finished}
+        self._consumer.pause(*self._held)
 
     def let_go(self) -> None:
         """Settle the beginning of partitions that were held back."""
         for partition in list(self._held):
-            if self._consumer.committed(partition, timeout_ms=_LOOK_UP * 1000) is None:
-                self._consumer.seek(partition, self._ends[partition])
-                self._consumer.commit_async({partition: OffsetAndMetadata(self._ends[partition], "", -1)})
+            place = self._consumer.committed(partition, timeout_ms=_LOOK_UP * 1000)
+            begin = self._ends.get(partition) if place is None else place
+            finished = self._finished.get(partition)
+            if finished is not None and (begin is None or begin < finished):
+                begin = finished
+            if begin is not None and begin != place:
+                self._consumer.seek(partition, begin)
+                self._consumer.commit({partition: OffsetAndMetadata(begin, "", -1)}, timeout_ms=_LOOK_UP * 1000)
             self._consumer.resume(partition)
+            self._ends.pop(partition, None)
+            self._finished.pop(partition, None)
             self._held.discard(partition)
 
     def _keep_places(self, ends: dict[Any, int]) -> None:

@@ -46,9 +46,11 @@ class KafkaSubscription:
         self._servers = ",".join(settings.servers)
         self._progress: dict[Any, Progress] = {}
         self._ready: deque[tuple[Any, Any]] = deque()
-        self._uncommitted: dict[Any, int] = {}
+        #: What is finished and not known to be committed, and what of it is under way.
+        self._finished: dict[Any, int] = {}
+        self._sent: dict[Any, int] = {}
         self._commit: Any = None
-        self._connected_at = time.monotonic()
+        self._lost_at: float | None = None
         self._closed = False
         self._network = Network({**settings.consumer, "group_id": group})
         try:
@@ -58,17 +60,18 @@ class KafkaSubscription:
             self._consumer.subscribe(topics, listener=_Rebalanced(self))
         except BaseException as error:
             self._network.hang_up()
-            if isinstance(error, KafkaError):
-                raise connection_error(self._network.why or error, self._servers) from error
+            # A ValueError or TypeError is about the name of a topic or group.
+            if isinstance(error, (KafkaError, TypeError, ValueError)):
+                raise connection_error(self._network.explain(error), self._servers) from error
             raise
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
         until = time.monotonic() + timeout
         while not self._ready:
-            self._commit_what_is_finished()
             left = until - time.monotonic()
             self._fetch(max(0.0, min(left, _LOOK)))
+            self._commit_what_is_finished()
             if not self._ready:
                 self._check_connection()
                 if left <= 0:
@@ -84,7 +87,7 @@ class KafkaSubscription:
         if not done:
             self._ready.appendleft((delivery.partition, delivery.record))
         elif (watermark := delivery.progress.finished(delivery.record.offset)) is not None:
-            self._uncommitted[delivery.partition] = watermark
+            self._finished[delivery.partition] = watermark
             self._commit_what_is_finished()
 
     def close(self) -> None:
@@ -92,10 +95,9 @@ class KafkaSubscription:
         if self._closed:
             return
         self._closed = True
-        offsets = _offsets(self._uncommitted)
         try:
-            if offsets:
-                self._consumer.commit(offsets, timeout_ms=_LAST_COMMIT * 1000)
+            if self._finished:
+                self._consumer.commit(_offsets(self._finished), timeout_ms=_LAST_COMMIT * 1000)
         except KafkaError as error:
             logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
         with contextlib.suppress(KafkaError):
@@ -118,10 +120,14 @@ class KafkaSubscription:
     def lost(self, partitions: Iterable[Any]) -> None:
         """Forget partitions that are no longer ours."""
         gone = set(partitions)
+        self._start.remember({one: self._finished.pop(one) for one in gone if one in self._finished})
         for partition in gone:
             self._progress.pop(partition, None)
-            self._uncommitted.pop(partition, None)
         self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
+
+    def rejoin(self) -> None:
+        """Keep asking for a place in the group until there is one."""
+        self._consumer._coordinator.request_rejoin()  # noqa: SLF001 -- see where it is called
 
     def got(self, partitions: Iterable[Any]) -> None:
         """Begin with partitions that are ours now."""
@@ -142,18 +148,29 @@ class KafkaSubscription:
 
     def _commit_what_is_finished(self) -> None:
         """Commit without waiting, one request at a time: the next one holds all that has come together."""
-        if not self._uncommitted or (self._commit is not None and not self._commit.is_done):
+        if self._finished != self._sent and (self._commit is None or self._commit.is_done):
+            self._sent = dict(self._finished)
+            self._commit = self._consumer.commit_async(_offsets(self._sent), callback=self._committed)
+
+    def _committed(self, offsets: dict[Any, OffsetAndMetadata], answer: object) -> None:
+        # Called by kafka-python in our thread.
+        self._sent = {}
+        if isinstance(answer, Exception):
+            logger.warning("the offsets of %d partition(s) are not committed: %s", len(offsets), answer)
             return
-        offsets, self._uncommitted = _offsets(self._uncommitted), {}
-        self._commit = self._consumer.commit_async(offsets, callback=_committed)
+        for partition, place in offsets.items():
+            if self._finished.get(partition) == place.offset:
+                del self._finished[partition]
 
     def _check_connection(self) -> None:
-        now = time.monotonic()
         client = self._network.client
         nodes = [broker.node_id for broker in self._network.cluster.brokers()]
         if any(client.connected(node) or client.connected(f"coordinator-{node}") for node in nodes):
-            self._connected_at = now
-        elif now - self._connected_at > _PATIENCE:
+            self._lost_at = None
+            return
+        now = time.monotonic()
+        self._lost_at = self._lost_at or now
+        if now - self._lost_at > _PATIENCE:
             raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
 
 
@@ -190,6 +207,8 @@ class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         self._subscription.lost(revoked)
+        # kafka-python forgets a rejoin for new metadata when `poll` times out during it, and then waits for ever.
+        self._subscription.rejoin()
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         self._subscription.got(assigned)
@@ -197,9 +216,3 @@ class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
 def _offsets(watermarks: dict[Any, int]) -> dict[Any, OffsetAndMetadata]:
     return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in watermarks.items()}
-
-
-def _committed(offsets: Any, answer: Any) -> None:
-    # The messages are delivered again, to whoever has the partition then.
-    if isinstance(answer, Exception):
-        logger.warning("the offsets of %d partition(s) are not committed: %s", len(offsets), answer)

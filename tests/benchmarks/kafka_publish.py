@@ -1,0 +1,124 @@
+"""
+What our Kafka broker costs beside a bare `KafkaProducer` that does the same sends and checks.
+
+    python -m tests.benchmarks.kafka_publish [rounds]
+
+Both get the same messages, make the same headers of them, and wait for every future.
+They take turns on one Tansu that is started for it; more than 1 is faster than bare.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from kafka import KafkaProducer
+
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.integrations.kafka import KafkaBroker
+from cqrs_sync.testing.contracts import message
+from tests.servers.kafka import Tansu
+
+BAR = 0.95
+#: Name, threads, messages in a call, calls of each thread in a round.
+LOADS = (
+    ("one message", 1, 1, 100),
+    ("five in a request", 1, 5, 80),
+    ("batches of 500", 1, 500, 8),
+    ("16 threads, one message each", 16, 1, 20),
+    ("16 threads, five in a request", 16, 5, 10),
+)
+
+Publish = Callable[[Sequence[OutgoingMessage]], None]
+
+
+def run(rounds: int) -> list[tuple[str, float, float]]:
+    """Return the name of each load, ours against bare in messages per second, and the bar."""
+    ratios: dict[str, list[float]] = {name: [] for name, *_ in LOADS}
+    with Tansu() as server:
+        for number in range(rounds):
+            # Connections are not equal: two bare producers differ by up to a tenth, the one made later being slower.
+            for name, *load in LOADS if number % 2 else reversed(LOADS):
+                ratios[name].append(_round(server.servers, load, ours_first=bool(number % 2)))
+    return [(f"kafka, {name}", statistics.median(ratios[name]), BAR) for name, *_ in LOADS]
+
+
+def _round(servers: str, load: Sequence[int], *, ours_first: bool) -> float:
+    threads, size, calls = load
+    batch = [message("benchmark", b'{"n": "%0190d"}' % n, key=str(n)) for n in range(size)]
+    broker = KafkaBroker(servers)
+    if ours_first:
+        broker.publish(batch)
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", metrics_enabled=False)
+    bare = _bare(producer)
+    try:
+        for publish in (bare, broker.publish) * 3:
+            publish(batch)
+        if threads == 1:
+            return _alone(bare, broker.publish, batch, calls)
+        return _together(threads, bare, broker.publish, batch, calls)
+    finally:
+        broker.close()
+        producer.close()
+
+
+def _bare(producer: KafkaProducer) -> Publish:
+    def publish(messages: Sequence[OutgoingMessage]) -> None:
+        futures = []
+        for sent in messages:
+            headers = [(f"ce_{name}", value.encode()) for name, value in sent.attributes.items()]
+            headers.append(("content-type", sent.content_type.encode()))
+            key = None if sent.key is None else sent.key.encode()
+            futures.append(producer.send(sent.topic, sent.body, key, headers))
+        for future in futures:
+            future.get(timeout=5)
+
+    return publish
+
+
+def _alone(bare: Publish, ours: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
+    """Take turns call by call; the median call, because one in a hundred meets the machine's other work."""
+    took: dict[Publish, list[float]] = {bare: [], ours: []}
+    for number in range(calls):
+        for publish in (bare, ours) if number % 2 else (ours, bare):
+            started = time.perf_counter()
+            publish(batch)
+            took[publish].append(time.perf_counter() - started)
+    return statistics.median(took[bare]) / statistics.median(took[ours])
+
+
+def _together(count: int, bare: Publish, ours: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
+    """Take turns crowd by crowd, each until its last call."""
+    took: dict[Publish, float] = {bare: 0.0, ours: 0.0}
+    for publish in (bare, ours, ours, bare):
+        took[publish] += _crowd(count, publish, batch, calls)
+    return took[bare] / took[ours]
+
+
+def _crowd(count: int, publish: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
+    def repeat() -> None:
+        for _ in range(calls):
+            publish(batch)
+
+    workers = [threading.Thread(target=repeat) for _ in range(count)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print a table."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    print(f"{'ours against a bare KafkaProducer':<45}{'ratio':>7}{'bar':>7}")
+    for name, ratio, bar in run(rounds):
+        print(f"{name:<45}{ratio:>7.3f}{bar:>7.2f}{'' if ratio >= bar else '  missed'}")
+
+
+if __name__ == "__main__":
+    main()

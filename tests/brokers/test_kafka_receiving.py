@@ -376,3 +376,25 @@ def test_the_place_kept_is_before_the_first_unfinished_message(order, count):
         place = progress.finished(100 + offset) or place
 
     assert next(offset for offset in range(100, 113) if offset not in finished) == place
+
+
+def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(group, kafka_servers, kafka_topic):
+    """
+    A group that is shared out anew pauses partitions while some of their messages are fetched: none is held for ever.
+    """
+    make_topic(kafka_servers, kafka_topic, partitions=3)
+    several = KafkaBroker(kafka_servers, consumer_config={**QUICK_GROUPS, "max_poll_records": 10})
+    try:
+        with several.subscribe(kafka_topic, group=group) as deliveries:
+            several.publish([message(kafka_topic, b"%d" % n, key="one partition") for n in range(90)], timeout=10)
+            first = receive(deliveries, 10)
+            consumer, paused = deliveries._consumer, first[0].partition
+            consumer.pause(paused)
+            # Long enough for the other partitions to answer that they have nothing.
+            assert deliveries.receive(timeout=1.5) is None
+            consumer.resume(paused)
+            rest = receive(deliveries, 80, timeout=10)
+    finally:
+        several.close()
+
+    assert [b"%d" % n for n in range(90)] == bodies(first + rest)

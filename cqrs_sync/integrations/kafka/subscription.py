@@ -136,6 +136,7 @@ class KafkaSubscription:
         self._start.hold_back(partitions)
 
     def _fetch(self, timeout: float) -> None:
+        _free_parked_records(self._consumer)
         try:
             for partition, records in self._consumer.poll(timeout_ms=timeout * 1000).items():
                 for record in records:
@@ -212,6 +213,18 @@ class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         self._subscription.got(assigned)
+
+
+def _free_parked_records(consumer: Any) -> None:
+    """
+    Let kafka-python 3.0.12 give out what it had fetched of a partition that was paused and resumed.
+
+    It does so when no other batch is in its hands, and takes one that is used up for one
+    that is not: it would neither give these records out nor fetch the partition again.
+    """
+    fetcher = getattr(consumer, "_fetcher", None)
+    if fetcher and getattr(fetcher, "_paused_partition_records", None) and not fetcher._next_partition_records:  # noqa: SLF001
+        fetcher._next_partition_records = None  # noqa: SLF001
 
 
 def _offsets(watermarks: dict[Any, int]) -> dict[Any, OffsetAndMetadata]:

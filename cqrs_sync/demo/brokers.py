@@ -9,6 +9,8 @@ from cqrs_sync.memory import MemoryBroker
 
 #: What the demo publishes to on RabbitMQ, away from what an application uses there.
 _EXCHANGE = "cqrs-demo"
+#: Milliseconds after which RabbitMQ drops the queue of a run that is over, however it ended.
+_EXPIRES = {"x-expires": 60_000}
 #: The shortest session a Kafka broker allows by default: some let a new group wait for half of one.
 _SESSION = {"session_timeout_ms": 6000, "heartbeat_interval_ms": 2000}
 
@@ -27,7 +29,7 @@ def open_broker(url: str) -> ReceivingBroker:
         from cqrs_sync.integrations.rabbitmq import RabbitMQBroker  # noqa: PLC0415 -- optional
 
         address_of(url)
-        return RabbitMQBroker(url, exchange=_EXCHANGE)
+        return RabbitMQBroker(url, exchange=_EXCHANGE, queue_arguments=_EXPIRES)
     if scheme in {"kafka", "kafkas"}:
         from cqrs_sync.integrations.kafka import KafkaBroker  # noqa: PLC0415 -- optional
 

@@ -13,5 +13,5 @@ def needs(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f"cqrs_sync.integrations.{extra} needs a package that is not installed: run `pip install 'cqrs-sync[{extra}]'`"
+            f"cqrs_sync.integrations.{extra} needs what is not installed: run `pip install 'cqrs-sync[{extra}]'`"
         ) from error

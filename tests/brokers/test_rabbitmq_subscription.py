@@ -229,3 +229,21 @@ def _publish_unreadable(channel, exchange: str, body: bytes) -> None:
         ]
     )
     channel.connection.process_data_events()
+
+
+def test_a_queue_is_declared_with_the_arguments_it_is_to_have(rabbitmq_url, exchange):
+    """
+    `queue_arguments` reach the server: it refuses to take the queue for one without them.
+    """
+    name = f"{exchange}.expiring"
+    with (
+        contextlib.closing(
+            RabbitMQBroker(rabbitmq_url, exchange=exchange, queue_arguments={"x-expires": 60_000})
+        ) as broker,
+        broker.subscribe("expiring", group="expiring"),
+        opened(rabbitmq_url) as channel,
+        pytest.raises(pika.exceptions.ChannelClosedByBroker, match="x-expires"),
+    ):
+        channel.queue_declare(name, durable=True)
+    with opened(rabbitmq_url) as channel:
+        channel.queue_delete(name)

@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pika.connection import Parameters
 
@@ -57,6 +58,9 @@ class RabbitMQBroker:
       connecting included. A nearer deadline of the context counts.
     - `max_bytes`: larger bodies are refused here; RabbitMQ has a limit of its own.
     - `prefetch`: messages a subscription holds that are not settled yet.
+    - `queue_arguments`: of the queues that subscriptions declare, such as
+      `{"x-queue-type": "quorum"}`, or `{"x-expires": 60_000}` for queues that go away by
+      themselves; they cannot be changed for a queue that exists.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class RabbitMQBroker:
         publish_timeout: float = 5.0,
         max_bytes: int = _MAX_BYTES,
         prefetch: int = 100,
+        queue_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if not exchange:
             raise ValueError("the exchange must have a name")
@@ -78,6 +83,7 @@ class RabbitMQBroker:
         self._declare = declare
         self._publish_timeout = publish_timeout
         self._prefetch = prefetch
+        self._queue_arguments = dict(queue_arguments or {})
         self._encoder = Encoder(exchange, max_bytes)
         self._calls = 0
         self._closed = False
@@ -114,7 +120,13 @@ class RabbitMQBroker:
         with self._changed:
             self._check_open()
             subscription = RabbitMQSubscription(
-                self._parameters, self._exchange, topics, queue, declare=self._declare, prefetch=self._prefetch
+                self._parameters,
+                self._exchange,
+                topics,
+                queue,
+                declare=self._declare,
+                prefetch=self._prefetch,
+                queue_arguments=self._queue_arguments,
             )
             self._subscriptions.add(subscription)
         try:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,13 +37,22 @@ class RabbitMQSubscription:
     """
 
     def __init__(
-        self, parameters: Parameters, exchange: str, topics: Sequence[str], queue: str, *, declare: bool, prefetch: int
+        self,
+        parameters: Parameters,
+        exchange: str,
+        topics: Sequence[str],
+        queue: str,
+        *,
+        declare: bool,
+        prefetch: int,
+        queue_arguments: Mapping[str, Any],
     ) -> None:
         self._exchange = exchange
         self._topics = topics
         self._queue = queue
         self._declare = declare
         self._prefetch = prefetch
+        self._queue_arguments = dict(queue_arguments)
         self._link = Link(parameters, self, "cqrs-sync-rabbitmq-subscription")
         self._channel: Channel | None = None
         self._arrived: deque[RabbitMQDelivery] = deque()
@@ -142,7 +151,7 @@ class RabbitMQSubscription:
         channel.add_on_cancel_callback(self._on_cancelled)
         if self._declare:
             channel.exchange_declare(self._exchange, exchange_type="topic", durable=True, callback=_nothing)
-        channel.queue_declare(self._queue, durable=True, callback=_nothing)
+        channel.queue_declare(self._queue, durable=True, arguments=self._queue_arguments, callback=_nothing)
         for topic in self._topics:
             channel.queue_bind(self._queue, self._exchange, topic, callback=_nothing)
         channel.basic_qos(prefetch_count=self._prefetch, callback=_nothing)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cqrs_record() -> Iterator[Callable[[RequestMediator], Recorder]]:
-    """Record a mediator until the end of the test, as in `recorder = cqrs_record(mediator)`."""
+    """Record a mediator until the end of the test: call it with the mediator, and it returns the recorder."""
     from cqrs_sync.testing.recorder import record  # noqa: PLC0415 -- see above
 
     with ExitStack() as stack:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread
 import logging
 import os
-import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Protocol
 
 logger = logging.getLogger(__name__)
@@ -56,47 +52,6 @@ def close_at_exit(closable: Closable, /) -> None:
     if not _closing_at_exit:
         atexit.register(_close_all)
         _closing_at_exit = True
-
-
-def daemon_executor(workers: int, name: str) -> ThreadPoolExecutor:
-    """
-    Make an executor whose threads do not keep the interpreter from leaving.
-
-    All of them are started here, from a daemon thread: they inherit that from it.
-    There are fewer where the system gives no more. Raises RuntimeError where it
-    gives none, as when the interpreter is leaving.
-    """
-    executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
-    starter = threading.Thread(target=_fill, args=(executor, workers), daemon=True)
-    starter.start()
-    starter.join()
-    started = len(executor._threads)  # noqa: SLF001 -- it does not tell otherwise
-    if started == 0:
-        raise RuntimeError("no thread can be started")
-    if started < workers:
-        logger.warning("only %d of %d threads could be started for %s", started, workers, name)
-        # It would try again at each call, and raise after it had taken the call in.
-        executor._max_workers = started  # noqa: SLF001 -- as above
-    return executor
-
-
-def _fill(executor: ThreadPoolExecutor, workers: int) -> None:
-    """Make the executor start all its threads: none of these calls ends before all have begun."""
-    barrier = threading.Barrier(workers)
-    try:
-        for _ in range(workers):
-            executor.submit(_meet, barrier)
-    except RuntimeError:
-        barrier.abort()
-    # At exit, concurrent.futures joins its threads without a limit; ours are closed with one.
-    queues = getattr(concurrent.futures.thread, "_threads_queues", {})
-    for thread in executor._threads:  # noqa: SLF001 -- as above
-        queues.pop(thread, None)
-
-
-def _meet(barrier: threading.Barrier) -> None:
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait()
 
 
 def _reset_all() -> None:

@@ -7,14 +7,13 @@ import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from types import TracebackType
 from typing import Self
 
+from cqrs_sync.daemons import Daemons
 from cqrs_sync.executor import Call, Executor, SameThread, Work
-from cqrs_sync.fanout import Around, FanOut
-from cqrs_sync.lifecycle import close_at_exit, daemon_executor, reset_in_child
+from cqrs_sync.fanout import Around, FanOut, Places
+from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 __all__ = ["Executor", "SameThread", "ThreadPool"]
 
@@ -66,7 +65,7 @@ class ThreadPool:
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._executor: ThreadPoolExecutor | None = None
+        self._daemons: Daemons | None = None
         # Fan-outs that have calls nobody has started, served in turns.
         self._queue: deque[FanOut] = deque()
         # Calls that may run now: threads that take calls, and callers that help.
@@ -80,25 +79,23 @@ class ThreadPool:
         context = copy_context()
         if not (inside := self._token in (outer := _waiting.get())):
             context.run(_waiting.set, (*outer, self._token))
-        with self._lock:
-            call = work.next_call()
-            if call is None:
-                return True
-            fan = FanOut(work, context, call)
-            free = self._busy < self.max_workers
-            # Whoever has the places of a full pool may be waiting for this caller, himself or over another pool.
-            stuck = nested or inside
-            helps = self._closed or (free or stuck if helping and until is None else stuck and not free)
-            takes_place = helps and not nested
-            self._busy += takes_place
-            call = fan.take() if helps else None
-            wanted = self._enqueue(fan)
+        fan = FanOut(work, context)
         try:
-            self._make(fan, call, wanted, takes_place=takes_place)
+            with self._lock:
+                fan.look_ahead()
+                free = self._busy < self.max_workers
+                # Whoever has the places of a full pool may be waiting for this caller, himself or over another pool.
+                stuck = nested or inside
+                helps = self._closed or (free or stuck if helping and until is None else stuck and not free)
+                call = fan.take() if helps else None
+                if call is not None and not nested:
+                    self._busy += 1
+                    fan.held = 1
+                self._enqueue(fan, fan)
+            self._make(fan, call, nested=nested)
             finished = self._wait(fan, until)
         except BaseException:
-            with self._lock:
-                fan.abandon()
+            self._withdraw(fan, nested=nested)
             raise
         if finished and fan.error is not None:
             raise fan.error
@@ -112,8 +109,8 @@ class ThreadPool:
         leaving. Calls that come later run in their caller's thread.
         """
         until = time.monotonic() + timeout
-        executor: ThreadPoolExecutor | None = None
-        with self._idle:
+        daemons: Daemons | None = None
+        with self._lock:
             self._closed = True
             mine = getattr(self._local, "busy", False)
             while self._busy > mine and (left := until - time.monotonic()) > 0:
@@ -121,37 +118,41 @@ class ThreadPool:
             running = self._busy - mine
             if running <= 0:
                 # Only then: whoever still waits for calls needs the threads that make them.
-                executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=not mine)
+                daemons, self._daemons = self._daemons, None
+        if daemons is not None:
+            daemons.end(max(0.1, until - time.monotonic()))
         if running > 0:
             logger.warning("%d handler(s) still ran %.1f s after close(); they were left running", running, timeout)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"ThreadPool({self.max_workers})"
 
     # -- with `self._lock` held
-    def _enqueue(self, fan: FanOut) -> int:
-        """Offer the calls of a fan-out; how many threads to wake for them."""
-        if fan.ahead is None or fan.queued or (self._closed and self._executor is None):
-            return 0
-        fan.queued = True
-        self._queue.append(fan)
-        return self._reserve(1)
+    def _enqueue(self, fan: FanOut, places: Places) -> None:
+        """Offer the calls of a fan-out, and reserve a place for a thread that takes them."""
+        if fan.ahead is not None and not fan.queued:
+            fan.queued = True
+            self._queue.append(fan)
+            self._reserve(1, places)
 
-    def _reserve(self, most: int) -> int:
+    def _reserve(self, most: int, places: Places) -> None:
         """Reserve places for threads that take queued calls."""
-        wanted = max(0, min(most, self.max_workers - self._busy)) if self._queue else 0
-        self._busy += wanted
-        return wanted
+        wanted = min(most, self.max_workers - self._busy) if self._queue else 0
+        if wanted > 0:
+            self._busy += wanted
+            places.reserved += wanted
+
+    def _release(self, places: Places) -> None:
+        self._busy -= places.held + places.reserved
+        places.held = places.reserved = 0
+        if self._busy <= 1:
+            self._idle.notify_all()
 
     def _next(self) -> tuple[FanOut, Call] | None:
         """Take a call of the fan-out whose turn it is."""
@@ -166,63 +167,61 @@ class ThreadPool:
                 return fan, call
         return None
 
-    def _settle(self, fan: FanOut) -> int:
-        """Count a call as finished; how many threads to wake for calls it brought."""
+    def _settle(self, fan: FanOut, places: Places) -> None:
+        """Count a call as finished, and offer those it brought."""
         fan.running -= 1
         if fan.ahead is None:
             fan.look_ahead()
-        return self._enqueue(fan)
-
-    def _next_or_leave(self) -> tuple[FanOut, Call] | None:
-        """Take a call; where there is none, give the place up."""
-        item = self._next()
-        if item is None:
-            self._give_back(1)
-        return item
-
-    def _give_back(self, places: int) -> None:
-        self._busy -= places
-        if self._busy <= 1:
-            self._idle.notify_all()
+        self._enqueue(fan, places)
 
     # -- without it
-    def _make(self, fan: FanOut, call: Call | None, wanted: int, *, takes_place: bool) -> None:
+    def _make(self, fan: FanOut, call: Call | None, *, nested: bool) -> None:
         """Have calls of a fan-out made: by threads, and from `call` on by the one that waits for it."""
-        local = self._local
-        nested = getattr(local, "busy", False)
-        try:
-            if wanted and not self._start(wanted) and call is None:
-                # No thread can be had, as at exit: the caller is the last who can do it.
-                with self._lock:
-                    call, takes_place = fan.take(), not nested
-                    self._busy += takes_place
-            if call is not None:
-                local.busy = True
-                self._help(fan, call)
-        finally:
-            if takes_place:
-                self._leave()
-            local.busy = nested
+        if fan.reserved and not self._start(fan) and call is None:
+            # No thread can be had, as at exit: the caller is the last who can do it.
+            with self._lock:
+                call = fan.take()
+                if call is not None and not nested:
+                    self._busy += 1
+                    fan.held = 1
+        if call is not None:
+            self._local.busy = True
+            self._help(fan, call)
+            self._local.busy = nested
+        if fan.held:
+            self._leave(fan)
 
     def _help(self, fan: FanOut, call: Call | None) -> None:
         while call is not None:
             fan.context.copy().run(*call)
             with self._lock:
-                wanted = self._settle(fan)
+                self._settle(fan, fan)
                 call = fan.take()
-            if wanted:
-                self._start(wanted)
+            if fan.reserved:
+                self._start(fan)
 
-    def _leave(self) -> None:
+    def _leave(self, fan: FanOut) -> None:
         """Give up the place of a caller that helped."""
         with self._lock:
-            self._give_back(1)
-            wanted = self._reserve(1)
-        if wanted and not self._start(wanted):
+            self._release(fan)
+            self._reserve(1, fan)
+        if fan.reserved and not self._start(fan):
             # As above: others may be waiting for calls that nobody else would make.
             with self._lock:
                 self._busy += 1
+            self._local.busy = True
             self._drain()
+            self._local.busy = False
+
+    def _withdraw(self, fan: FanOut, *, nested: bool) -> None:
+        """Drop what nobody has started: the caller was interrupted."""
+        self._local.busy = nested
+        with self._lock:
+            fan.abandon()
+            if nested:
+                self._release(fan)
+        if not nested:
+            self._leave(fan)
 
     def _wait(self, fan: FanOut, until: float | None) -> bool:
         with self._lock:
@@ -244,17 +243,18 @@ class ThreadPool:
 
     def _drain(self, around: Around | None = None) -> None:
         """Make calls as long as there are any, in a place that was reserved."""
+        places = Places(held=1)
         with self._lock:
-            item = self._next_or_leave()
+            item = self._next_or_leave(places)
             # Each thread wakes two more: no one pays for waking all.
-            wanted = self._reserve(2)
+            self._reserve(2, places)
         while item is not None:
-            if wanted:
-                self._start(wanted)
+            if places.reserved:
+                self._start(places)
             fan, call = item
             fan.call(call, around)
             with self._lock:
-                wanted = self._settle(fan)
+                self._settle(fan, places)
                 finished = fan.finished()
                 item = self._next()
             if finished:
@@ -263,33 +263,37 @@ class ThreadPool:
             if item is None:
                 # Only now: `close` waits for what is announced.
                 with self._lock:
-                    item = self._next_or_leave()
+                    item = self._next_or_leave(places)
 
-    def _start(self, wanted: int) -> bool:
-        """Start threads in reserved places; False where none can be had, as when the interpreter is leaving."""
-        started = 0
+    def _next_or_leave(self, places: Places) -> tuple[FanOut, Call] | None:
+        """Take a call; where there is none, give the place up."""
+        item = self._next()
+        if item is None:
+            self._release(places)
+        return item
+
+    def _start(self, places: Places) -> bool:
+        """Wake threads for reserved places; False where none can be had, as when the interpreter is leaving."""
         try:
-            executor = self._executor or self._open()
-            while started < wanted:
-                executor.submit(self._serve)
-                started += 1
+            wake = (self._daemons or self._open()).wake
         except RuntimeError:
-            # Told by what is returned.
-            pass
-        finally:
-            if started < wanted:
-                with self._lock:
-                    self._give_back(wanted - started)
-        return started > 0
+            with self._lock:
+                self._busy -= places.reserved
+                places.reserved = 0
+            return False
+        while places.reserved:
+            places.reserved -= 1
+            wake(True)
+        return True
 
-    def _open(self) -> ThreadPoolExecutor:
+    def _open(self) -> Daemons:
         with self._starting:
-            if self._executor is None:
+            if self._daemons is None:
                 if self._closed:
                     raise RuntimeError("this pool is closed")
-                self._executor = daemon_executor(self.max_workers, self._name)
+                self._daemons = Daemons(self._serve, self.max_workers, self._name)
                 close_at_exit(self)
-            return self._executor
+            return self._daemons
 
     def close_at_exit(self) -> None:
         """Let running calls finish for `exit_timeout` seconds."""

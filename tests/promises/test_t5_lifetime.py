@@ -13,6 +13,7 @@ import gc
 import threading
 import time
 import weakref
+from functools import partial
 
 import pytest
 
@@ -328,3 +329,29 @@ def test_t5_a_pool_that_nobody_holds_ends_its_threads():
 
     assert known() is None
     eventually(lambda: not pool_threads())
+
+
+def test_t5_a_caller_that_waits_when_an_unused_pool_is_closed_is_served():
+    """
+    Though no thread was ever started: whoever had the last place makes the others' calls, and those they bring.
+    """
+    gate, gauge = Gate(), Gauge()
+    followed = []
+
+    def hold(event):
+        with gauge.handling():
+            gate.wait()
+            cqrs.raise_event(Followed(event.number))
+            cqrs.raise_event(Followed(event.number))
+
+    pool = cqrs.ThreadPool(1)
+    mediator = mediator_of(pool, (Happened, hold), (Followed, lambda event: followed.append(event.number)))
+    with in_thread(mediator.send, Go((Happened(1),))):
+        gauge.wait_until(lambda gauge: gauge.running == 1)
+        with in_thread(partial(mediator.send, Go((Happened(2),)), timeout=BOUND)):
+            eventually(lambda: len(pool._queue) == 1)
+            with in_thread(pool.close):
+                eventually(lambda: pool._closed)
+                gate.open()
+
+    assert [1, 1, 2, 2] == sorted(followed)

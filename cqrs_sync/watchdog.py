@@ -27,7 +27,9 @@ class _Watchdog:
         self.reset_in_child()
 
     def reset_in_child(self) -> None:
-        self._changed = threading.Condition()
+        # Entered itself, not over the condition: an interrupt in there would leave it held for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._looking = threading.Lock()
         self._watches: list[tuple[float, int, int, str]] = []
         self._over: set[int] = set()
@@ -38,7 +40,7 @@ class _Watchdog:
         if self._thread is None:
             # Before the lock is taken: a child may be forked while it is held.
             reset_in_child(self)
-        with self._changed:
+        with self._lock:
             heapq.heappush(self._watches, (time.monotonic() + timeout, number, threading.get_ident(), title))
             if self._thread is None:
                 self._thread = self._start()
@@ -47,7 +49,7 @@ class _Watchdog:
         return number
 
     def forget(self, number: int) -> None:
-        with self._changed:
+        with self._lock:
             self._over.add(number)
             # Those in time are the rule: without this they would pile up until their deadline.
             if len(self._over) > 64 + len(self._watches) // 2:
@@ -75,7 +77,7 @@ class _Watchdog:
                     logger.exception("%s was not finished at its deadline, and its stack cannot be logged", watch[3])
 
     def _due(self) -> tuple[float, int, int, str]:
-        with self._changed:
+        with self._lock:
             while True:
                 if not self._watches:
                     self._changed.wait()
@@ -95,8 +97,8 @@ class _Watchdog:
         with self._looking:
             # CPython 3.11 stops for ever where a collection begins while it looks at its threads (gh-106883).
             collecting = gc.isenabled()
-            gc.disable()
             try:
+                gc.disable()
                 frames = sys._current_frames()  # noqa: SLF001 -- documented, for this
             finally:
                 if collecting:

@@ -116,8 +116,8 @@ class EventDispatcher:
         if run.interruption is not None:
             log_failures(run.take_failures())
             raise run.interruption
-        if run.failures:
-            self.failures.settle(run.take_failures(), response)
+        if (run.failures or run.unattended) and (failures := run.take_failures()):
+            self.failures.settle(failures, response)
 
     def leave_to_commit(self, staged: Staged, /) -> None:
         """Conclude events at their commit, with nobody left to be told of failures."""
@@ -131,13 +131,14 @@ class EventDispatcher:
         run.finish()
         if self.emitter is not None:
             self._emit(run, self.emitter)
-        self._log(run)
+        self._log(run, run.take_late_failures())
 
     def _conclude_unattended(self, staged: Staged) -> None:
-        self._log(self._run([staged]))
+        run = self._run([staged])
+        self._log(run, run.take_failures())
 
-    def _log(self, run: Run) -> None:
-        log_failures(run.take_failures())
+    def _log(self, run: Run, failures: Sequence[Failure]) -> None:
+        log_failures(failures)
         if run.interruption is not None:
             logger.error("a handler raised what is no Exception, and nobody waits for it", exc_info=run.interruption)
 

@@ -52,7 +52,9 @@ class Run:
     failures: list[Failure] | None = None
     _stopped = False
     _cycle = False
-    _unattended = False
+    _settled = False
+    #: The caller has left at its deadline.
+    unattended = False
     #: What a handler raised that is no Exception, such as SystemExit.
     interruption: BaseException | None = None
 
@@ -92,8 +94,17 @@ class Run:
         return [message for staged in fresh if staged.outgoing for message in staged.outgoing.values()]
 
     def take_failures(self) -> list[Failure]:
-        """Take the failures there are by now."""
+        """Take the failures there are by now, for whoever sent the request."""
         with self._surroundings.lock:
+            self._settled = True
+            failures, self.failures = self.failures, None
+        return failures or []
+
+    def take_late_failures(self) -> list[Failure]:
+        """Take the failures that whoever sent the request can no longer take."""
+        with self._surroundings.lock:
+            if not self._settled:
+                return []
             failures, self.failures = self.failures, None
         return failures or []
 
@@ -108,7 +119,7 @@ class Run:
         """Note as failures what is not finished at the deadline; it goes on with nobody waiting."""
         count = 0 if self._stopped else self._count()
         with self._surroundings.lock:
-            self._unattended = True
+            self.unattended = True
             running, ahead = dict(self._running), count - self._begun
         stacks = stacks_of(running)
         for thread, (target, event) in running.items():
@@ -177,7 +188,7 @@ class Run:
             # Either whoever leaves at the deadline reports it, or this does.
             with self._surroundings.lock:
                 del self._running[thread]
-                unattended = self._unattended
+                unattended = self.unattended
             late = time.monotonic() - (self._until or math.inf)
             if late > 0 and not unattended:
                 self.add_failure(Failure(target.name, event, _finished_late(target, event, late)))

@@ -38,13 +38,19 @@ from tests.waiting import eventually
 SIZES = [1, 2, 16]
 
 
+#: Of pools that other tests of the same run keep.
+_others: set[threading.Thread] = set()
+
+
 def pool_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("cqrs_")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("cqrs_") and thread not in _others]
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
-    eventually(lambda: not pool_threads())
+    _others.clear()
+    gc.collect()
+    _others.update(pool_threads())
     yield
     gc.collect()
     eventually(lambda: not pool_threads())

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kafka import KafkaProducer
 
@@ -23,13 +24,14 @@ from cqrs_sync.testing.contracts import message
 from tests.servers.kafka import Tansu
 
 BAR = 0.95
-#: Name, threads, messages in a call, calls of each thread in a round.
+_CALLS_IN_A_CROWD = 10
+#: Name, threads, messages in a call, turns of each contender in a round.
 LOADS = (
     ("one message", 1, 1, 100),
     ("five in a request", 1, 5, 80),
     ("batches of 500", 1, 500, 8),
-    ("16 threads, one message each", 16, 1, 20),
-    ("16 threads, five in a request", 16, 5, 10),
+    ("16 threads, one message each", 16, 1, 8),
+    ("16 threads, five in a request", 16, 5, 6),
 )
 
 Publish = Callable[[Sequence[OutgoingMessage]], None]
@@ -47,7 +49,7 @@ def run(rounds: int) -> list[tuple[str, float, float]]:
 
 
 def _round(servers: str, load: Sequence[int], *, ours_first: bool) -> float:
-    threads, size, calls = load
+    threads, size, turns = load
     batch = [message("benchmark", b'{"n": "%0190d"}' % n, key=str(n)) for n in range(size)]
     broker = KafkaBroker(servers)
     if ours_first:
@@ -57,9 +59,8 @@ def _round(servers: str, load: Sequence[int], *, ours_first: bool) -> float:
     try:
         for publish in (bare, broker.publish) * 3:
             publish(batch)
-        if threads == 1:
-            return _alone(bare, broker.publish, batch, calls)
-        return _together(threads, bare, broker.publish, batch, calls)
+        measure = partial(_call, batch) if threads == 1 else partial(_crowd, threads, batch)
+        return _ratio(measure, bare, broker.publish, turns)
     finally:
         broker.close()
         producer.close()
@@ -79,28 +80,24 @@ def _bare(producer: KafkaProducer) -> Publish:
     return publish
 
 
-def _alone(bare: Publish, ours: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
-    """Take turns call by call; the median call, because one in a hundred meets the machine's other work."""
+def _ratio(measure: Callable[[Publish], float], bare: Publish, ours: Publish, turns: int) -> float:
+    """Let both take turns, now this one first, now that; medians, because one turn in many meets other work."""
     took: dict[Publish, list[float]] = {bare: [], ours: []}
-    for number in range(calls):
+    for number in range(turns):
         for publish in (bare, ours) if number % 2 else (ours, bare):
-            started = time.perf_counter()
-            publish(batch)
-            took[publish].append(time.perf_counter() - started)
+            took[publish].append(measure(publish))
     return statistics.median(took[bare]) / statistics.median(took[ours])
 
 
-def _together(count: int, bare: Publish, ours: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
-    """Take turns crowd by crowd, each until its last call."""
-    took: dict[Publish, float] = {bare: 0.0, ours: 0.0}
-    for publish in (bare, ours, ours, bare):
-        took[publish] += _crowd(count, publish, batch, calls)
-    return took[bare] / took[ours]
+def _call(batch: Sequence[OutgoingMessage], publish: Publish) -> float:
+    started = time.perf_counter()
+    publish(batch)
+    return time.perf_counter() - started
 
 
-def _crowd(count: int, publish: Publish, batch: Sequence[OutgoingMessage], calls: int) -> float:
+def _crowd(count: int, batch: Sequence[OutgoingMessage], publish: Publish) -> float:
     def repeat() -> None:
-        for _ in range(calls):
+        for _ in range(_CALLS_IN_A_CROWD):
             publish(batch)
 
     workers = [threading.Thread(target=repeat) for _ in range(count)]

@@ -351,7 +351,7 @@ class OneAfterTheOther:
 
     def __init__(self, taken: list[bytes]) -> None:
         self.producer = lambda until: RetiredHalfway(taken)
-        self.heard_from = self.owes = self.retire = lambda *_: None
+        self.owes = self.retire = lambda *_: None
 
 
 def test_a_batch_goes_on_through_the_next_producer():

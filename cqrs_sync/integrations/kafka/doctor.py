@@ -43,7 +43,8 @@ class Doctor:
         self._producer: SharedProducer | None = None
         #: A record that was not answered in time, and when it was sent.
         self._owed: tuple[Any, float] | None = None
-        self._heard_at = float("-inf")
+        #: When the latest call began that was confirmed.
+        self.heard_at = float("-inf")
         self._making = False
         self._waiting = 0
         #: Why the last attempt to make one failed.
@@ -59,7 +60,7 @@ class Doctor:
         does not take its options.
         """
         producer = self._producer
-        if producer is not None and self._is_trusted(producer):
+        if producer is not None and (self._owed is None or self._is_trusted(producer)):
             return producer
         with self._changed:
             failed_before = self._failed
@@ -71,11 +72,6 @@ class Doctor:
                 if self._failed is not failed_before and is_final(self._failed):
                     raise self._unreachable()
                 self._wait(until)
-
-    def heard_from(self, producer: SharedProducer) -> None:
-        """Take note that the broker has confirmed something."""
-        if producer is self._producer:
-            self._heard_at = time.monotonic()
 
     def owes(self, producer: SharedProducer, future: Any, since: float) -> None:
         """Take note that this record, sent at `since`, was not answered in time."""
@@ -133,7 +129,7 @@ class Doctor:
         if future.is_done and future.exception is None:
             self._owed = None
             return True
-        if not future.is_done and max(since, self._heard_at) + _PATIENCE > time.monotonic():
+        if not future.is_done and max(since, self.heard_at) + _PATIENCE > time.monotonic():
             return True
         self.retire(producer, future.exception or f"no answer for {time.monotonic() - since:.1f} s")
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -85,40 +84,45 @@ class Publishing:
                 self._failures.update(dict.fromkeys(indexes, BrokerUnavailable(f"not sent: {error}")))
                 return
             started = time.monotonic()
+            if started >= self._until:
+                self._failures.update(dict.fromkeys(indexes, _NO_TIME))
+                return
             sent, indexes = self._send(producer, indexes)
             self._settle(doctor, producer, sent, started)
 
     def _send(self, producer: SharedProducer, indexes: Sequence[int]) -> tuple[list[tuple[int, Any]], Sequence[int]]:
         """Return what is under way, and what is left over because the producer was retired."""
         sent: list[tuple[int, Any]] = []
-        new_topics = NewTopics(producer, self._until)
+        new_topics: NewTopics | None = None
         send, messages = producer.send, self._messages
         for position, index in enumerate(indexes):
             message = messages[index]
-            if new_topics and message.topic in new_topics:
+            if new_topics is not None and message.topic in new_topics:
                 new_topics.add(message.topic, index)
                 continue
-            if not position & _LOOK_AT_THE_CLOCK and time.monotonic() >= self._until:
+            if position and not position & _LOOK_AT_THE_CLOCK and time.monotonic() >= self._until:
                 self._failures.update(dict.fromkeys(indexes[position:], _NO_TIME))
                 break
             try:
                 key, headers = key_and_headers_of(message)
                 sent.append((index, send(message.topic, message.body, key, headers)))
-            except TopicNotKnown:
-                new_topics.add(message.topic, index)
             except IllegalStateError:
-                return sent, sorted([*indexes[position:], *new_topics.remaining()])
+                waiting = () if new_topics is None else new_topics.remaining()
+                return sent, sorted([*indexes[position:], *waiting])
             except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
-                self._refused(producer, index, error, new_topics)
-        return sent, self._send_to(new_topics, producer, sent) if new_topics else ()
+                if self._is_early(error, message, producer):
+                    new_topics = new_topics or NewTopics(producer, self._until)
+                    new_topics.add(message.topic, index)
+                else:
+                    self._failures[index] = delivery_error(error)
+        return sent, () if new_topics is None else self._send_to(new_topics, producer, sent)
 
-    def _refused(self, producer: SharedProducer, index: int, error: Exception, new_topics: NewTopics) -> None:
-        topic = self._messages[index].topic
-        # Between two of its own look-ups, `send` may lose a topic it knew: the broker has lost it as well.
-        if isinstance(error, ValueError) and isinstance(topic, str) and not producer.knows(topic):
-            new_topics.add(topic, index)
-        else:
-            self._failures[index] = delivery_error(error)
+    @staticmethod
+    def _is_early(error: Exception, message: OutgoingMessage, producer: SharedProducer) -> bool:
+        # A ValueError without a topic: between two looks of `send`, the broker has lost a topic it had.
+        return isinstance(error, TopicNotKnown) or (
+            isinstance(error, ValueError) and isinstance(message.topic, str) and not producer.knows(message.topic)
+        )
 
     def _send_to(self, new_topics: NewTopics, producer: SharedProducer, sent: list[tuple[int, Any]]) -> Sequence[int]:
         """Send to each topic as soon as it is there; return what is left over."""
@@ -137,21 +141,18 @@ class Publishing:
     ) -> None:
         """Wait for the answers and keep those that are no confirmation."""
         failed: Any = None
-        confirmed = False
         for index, future in sent:
             if not future.is_done:
-                _wait(future, self._until - time.monotonic())
+                _wait(future, self._until)
             # In this order: it may be answered between the two.
             if not future.is_done:
                 self._failures[index] = BrokerUnavailable("not confirmed in time: whether it arrived is unknown")
                 doctor.owes(producer, future, started)
             elif future.exception is None:
-                confirmed = True
+                doctor.heard_at = started
             else:
                 failed = failed or future.exception
                 self._blame(index, future.exception)
-        if confirmed:
-            doctor.heard_from(producer)
         if failed is not None:
             doctor.retire(producer, failed)
 
@@ -168,7 +169,8 @@ def _undecided(error: KafkaError, why: str) -> DeliveryError:
     return ours
 
 
-def _wait(future: Any, timeout: float) -> None:
-    # The future itself says what became of it.
-    with contextlib.suppress(Exception):
-        future.get(max(0.0, timeout))
+def _wait(future: Any, until: float) -> None:
+    try:  # noqa: SIM105 -- this costs least
+        future.get(max(0.0, until - time.monotonic()))
+    except Exception:  # noqa: BLE001, S110 -- the future itself says what became of it
+        pass

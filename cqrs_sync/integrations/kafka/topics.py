@@ -33,9 +33,6 @@ class NewTopics:
     def __contains__(self, topic: str) -> bool:
         return topic in self._waiting
 
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
     def add(self, topic: str, index: int) -> None:
         """Put a message behind those that wait for this topic already."""
         self._waiting.setdefault(topic, []).append(index)

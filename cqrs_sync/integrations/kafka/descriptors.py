@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import socket
+import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -23,12 +26,22 @@ class Descriptors:
     def __init__(self, kind: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector) -> None:
         self._kind = kind
         self._selectors: list[selectors.BaseSelector] = []
+        #: Every socket that was ever watched: one that nobody waits for is not, at the moment of a fork.
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         reset_in_child(self)
 
     def __call__(self) -> selectors.BaseSelector:
         """Make a selector and remember it."""
         selector = self._kind()
         self._selectors.append(selector)
+        register = selector.register
+
+        def remember(fileobj: Any, *rest: Any, **named: Any) -> Any:
+            if isinstance(fileobj, socket.socket):
+                self._sockets.add(fileobj)
+            return register(fileobj, *rest, **named)
+
+        selector.register = remember  # type: ignore[method-assign]
         return selector
 
     def reset_in_child(self) -> None:
@@ -42,6 +55,7 @@ class Descriptors:
             os.close(nothing)
 
     def _open(self) -> Iterator[int]:
+        yield from {watched.fileno() for watched in list(self._sockets)} - {-1}
         for selector in self._selectors:
             # A closed selector has no map.
             for key in list((selector.get_map() or {}).values()):

@@ -237,6 +237,25 @@ def test_under_sixteen_threads_no_confirmed_message_is_missing(kafka_behind_prox
     assert LATE > ledger.latest
 
 
+def test_closing_waits_for_what_is_under_way(own_kafka, broker):
+    """
+    A call that waits for its confirmation while another thread closes the broker still gets it.
+    """
+    results: list[object] = []
+    own_kafka.freeze()
+    waiting = threading.Thread(target=lambda: results.append(publish(broker)[0]))
+    waiting.start()
+    eventually(lambda: broker._together._producer._sender._in_flight_batches)
+    thaw = threading.Timer(0.2, own_kafka.thaw)
+    thaw.start()
+
+    broker.close(timeout=3)
+    waiting.join(10)
+    thaw.join()
+
+    assert [None] == results
+
+
 def test_a_producer_can_be_closed_while_nobody_answers(own_kafka):
     """
     Closing waits as long as it may, then fails what is under way; kafka-python's own `close` raises and goes on.

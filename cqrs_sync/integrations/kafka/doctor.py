@@ -181,6 +181,7 @@ class Doctor:
                     self._changed.wait(pause)
                     return False
             self._making = False
+            self._attempt = None
             self._changed.notify_all()
         if producer is not None and producer is not self._producer:
             producer.close(self._grace)

@@ -24,7 +24,8 @@ _PAGE = """\
 `python -m tests.benchmarks --write` measures and writes this page. Each limit and
 each candidate run in one process and take turns; a figure is the median over
 {rounds} rounds of their ratio, so that a slow moment of the machine meets both.
-These figures are from Python {python}, two cores shared with the broker.
+These figures are from Python {python}, two cores shared with the broker and with whatever
+else ran; the ratios with RabbitMQ in them move most. What misses its bar is shown as missed.
 
 {tables}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# Resolving a host name imports it: a child forked meanwhile would wait for that import for ever.
+import encodings.idna  # noqa: F401
 import os
 import socket
 from typing import Any

@@ -9,50 +9,56 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from queue import SimpleQueue
+from typing import TypeAlias
 from weakref import WeakMethod, finalize
 
 logger = logging.getLogger(__name__)
+
+#: A lock that a thread sleeps on: releasing it wakes the thread.
+Latch: TypeAlias = threading.Lock
 
 
 class Daemons:
     """
     The threads of a `concurrent.futures.ThreadPoolExecutor`, each of which calls a method whenever it is woken.
 
-    They are not woken by `submit`: an interrupt in there leaves its locks held for
-    ever, and a queue takes a tenth of the time. They end with `end()`, or when
-    nobody holds the object whose method it is.
+    The method is given the thread's latch, and puts it among the `sleepers` again.
+    They are not woken by `submit`: what a signal handler raises in there would leave
+    its locks held for ever, and it takes ten times as long. They end with `end()`,
+    or when nobody holds the object whose method it is.
     """
 
-    def __init__(self, method: Callable[[], object], count: int, name: str) -> None:
+    def __init__(self, method: Callable[[Latch], object], count: int, name: str) -> None:
         """
         Start `count` threads, fewer where the system gives no more.
 
         Raises RuntimeError where it gives none, as when the interpreter is leaving.
         """
+        #: The latches of the threads that sleep, the last one to be woken first.
+        self.sleepers: list[Latch] = []
+        #: No thread is to sleep any more.
+        self.ended = False
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._wakes: SimpleQueue[bool] = SimpleQueue()
-        #: Wakes a thread with True, one that is busy afterwards; False ends them all.
-        self.wake = self._wakes.put
         known = WeakMethod(method)
-        finalize(known().__self__, self.wake, False).atexit = False  # type: ignore[union-attr]
+        finalize(known().__self__, self.end, 0.0).atexit = False  # type: ignore[union-attr]
         # A thread is a daemon where the one that starts it is.
-        starter = threading.Thread(target=self._start, args=(count, partial(_serve, known, self._wakes)), daemon=True)
+        starter = threading.Thread(target=self._start, args=(known, count), daemon=True)
         starter.start()
         starter.join()
-        started = len(self._threads)
-        if started == 0:
+        if not self.sleepers:
             raise RuntimeError("no thread can be started")
-        if started < count:
-            logger.warning("only %d of %d threads could be started for %s", started, count, name)
+        if len(self.sleepers) < count:
+            logger.warning("only %d of %d threads could be started for %s", len(self.sleepers), count, name)
 
     def end(self, timeout: float) -> None:
-        """End the threads once they have called what they were woken for; wait `timeout` seconds for it."""
+        """End the threads, those that sleep at once; wait `timeout` seconds for it."""
         until = time.monotonic() + timeout
-        self.wake(False)
+        self.ended = True
         self._executor.shutdown(wait=False)
-        for thread in self._threads:
+        sleepers, self.sleepers = self.sleepers, []
+        for latch in sleepers:
+            latch.release()
+        for thread in self._threads if timeout > 0 else ():
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
 
@@ -60,22 +66,27 @@ class Daemons:
     def _threads(self) -> list[threading.Thread]:
         return list(self._executor._threads)  # noqa: SLF001 -- it does not tell otherwise
 
-    def _start(self, count: int, serve: Callable[[], object]) -> None:
+    def _start(self, method: WeakMethod[Callable[[Latch], object]], count: int) -> None:
         # None of these calls ends, so each is given a thread.
         with suppress(RuntimeError):
             for _ in range(count):
-                self._executor.submit(serve)
+                latch = threading.Lock()
+                latch.acquire()
+                self._executor.submit(self._serve, method, latch)
+                self.sleepers.append(latch)
         # At exit, concurrent.futures joins its threads without a limit; ours are ended with one.
         queues = getattr(concurrent.futures.thread, "_threads_queues", {})
         for thread in self._threads:
             queues.pop(thread, None)
 
-
-def _serve(method: WeakMethod[Callable[[], object]], wakes: SimpleQueue[bool]) -> None:
-    while wakes.get():
-        alive = method()
-        if alive is not None:
-            alive()
-        del alive
-    # For the next one.
-    wakes.put(False)
+    def _serve(self, method: WeakMethod[Callable[[Latch], object]], latch: Latch) -> None:
+        while not self.ended:
+            latch.acquire()
+            alive = method()
+            try:
+                if alive is not None and not self.ended:
+                    alive(latch)
+            except BaseException:
+                logger.exception("what was meant not to raise did; a thread of a pool ends for it")
+                return
+            del alive

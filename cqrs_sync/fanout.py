@@ -13,42 +13,26 @@ from cqrs_sync.executor import Call, Work
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Around", "Call", "FanOut", "Places", "Work"]
+__all__ = ["Around", "Call", "FanOut", "Work"]
 
 #: Makes what is entered around each call on a pool thread.
 Around: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
-class Places:
-    """
-    Places of a pool that somebody holds.
-
-    They change in one step with what the pool counts, so that a signal handler that
-    raises anywhere (Ctrl-C, a time limit of Celery) leaves nothing in between.
-    """
-
-    __slots__ = ("held", "reserved")
-
-    def __init__(self, held: int = 0) -> None:
-        #: For calls made by whoever holds them.
-        self.held = held
-        #: For threads that are not woken yet.
-        self.reserved = 0
-
-
-class FanOut(Places):
+class FanOut:
     """The calls of one caller: what is ahead, what runs, and who waits."""
 
-    __slots__ = ("ahead", "context", "error", "latch", "late", "queued", "running", "work")
+    __slots__ = ("ahead", "context", "error", "held", "latch", "late", "queued", "running", "work")
 
     def __init__(self, work: Work, context: Context) -> None:
-        self.held = self.reserved = 0
         self.work = work
         self.context = context
         self.ahead: Call | None = None
         self.running = 0
         self.queued = False
         self.late = False
+        #: How many places of the pool the caller has taken, to help.
+        self.held = 0
         self.latch: threading.Lock | None = None
         #: What went wrong when the work was asked for calls.
         self.error: Exception | None = None

@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from typing import Self
 
-from cqrs_sync.daemons import Daemons
+from cqrs_sync.daemons import Daemons, Latch
 from cqrs_sync.executor import Call, Executor, SameThread, Work
-from cqrs_sync.fanout import Around, FanOut, Places
+from cqrs_sync.fanout import Around, FanOut
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 __all__ = ["Executor", "SameThread", "ThreadPool"]
@@ -70,6 +71,8 @@ class ThreadPool:
         self._queue: deque[FanOut] = deque()
         # Calls that may run now: threads that take calls, and callers that help.
         self._busy = 0
+        # Threads that were woken and have not come yet.
+        self._coming = 0
         self._local = threading.local()
         self._token = object()
 
@@ -83,16 +86,14 @@ class ThreadPool:
         try:
             with self._lock:
                 fan.look_ahead()
-                free = self._busy < self.max_workers
-                # Whoever has the places of a full pool may be waiting for this caller, himself or over another pool.
-                stuck = nested or inside
-                helps = self._closed or (free or stuck if helping and until is None else stuck and not free)
-                call = fan.take() if helps else None
-                if call is not None and not nested:
-                    self._busy += 1
-                    fan.held = 1
-                self._enqueue(fan, fan)
-            self._make(fan, call, nested=nested)
+                call = self._take_if(fan, self._helps(nested or inside, helping=helping and until is None), nested)
+                self._enqueue(fan)
+            if fan.queued and self._daemons is None and not self._open() and call is None:
+                # No thread can be had, as at exit: the caller is the last who can do it.
+                with self._lock:
+                    call = self._take_if(fan, True, nested)
+            if call is not None:
+                self._help(fan, call, nested=nested)
             finished = self._wait(fan, until)
         except BaseException:
             self._withdraw(fan, nested=nested)
@@ -119,6 +120,8 @@ class ThreadPool:
             if running <= 0:
                 # Only then: whoever still waits for calls needs the threads that make them.
                 daemons, self._daemons = self._daemons, None
+                if daemons is not None:
+                    daemons.ended = True
         if daemons is not None:
             daemons.end(max(0.1, until - time.monotonic()))
         if running > 0:
@@ -133,26 +136,42 @@ class ThreadPool:
     def __repr__(self) -> str:
         return f"ThreadPool({self.max_workers})"
 
-    # -- with `self._lock` held
-    def _enqueue(self, fan: FanOut, places: Places) -> None:
-        """Offer the calls of a fan-out, and reserve a place for a thread that takes them."""
+    # -- with `self._lock` held. A signal handler may raise wherever a call ends: what counts places is changed,
+    # and noted by whoever has them, with no call in between.
+    def _helps(self, stuck: bool, *, helping: bool) -> bool:
+        """Tell whether a caller makes calls; `stuck` where the pool may be full of those who wait for him."""
+        free = self._busy < self.max_workers
+        if helping or self._closed:
+            return free or stuck or self._closed
+        # He is not to, but without him there might be nobody.
+        return stuck and not (free and (self._daemons is None or self._daemons.sleepers))
+
+    def _take_if(self, fan: FanOut, helps: bool, nested: bool) -> Call | None:
+        """Take the first call of a caller who helps, and a place unless he has one."""
+        call = fan.take() if helps else None
+        if call is not None and not nested:
+            self._busy += 1
+            fan.held = 1
+        return call
+
+    def _enqueue(self, fan: FanOut) -> None:
+        """Offer the calls of a fan-out, and wake a thread for them."""
         if fan.ahead is not None and not fan.queued:
             fan.queued = True
             self._queue.append(fan)
-            self._reserve(1, places)
+            if not self._coming:
+                self._wake(1)
 
-    def _reserve(self, most: int, places: Places) -> None:
-        """Reserve places for threads that take queued calls."""
-        wanted = min(most, self.max_workers - self._busy) if self._queue else 0
-        if wanted > 0:
-            self._busy += wanted
-            places.reserved += wanted
-
-    def _release(self, places: Places) -> None:
-        self._busy -= places.held + places.reserved
-        places.held = places.reserved = 0
-        if self._busy <= 1:
-            self._idle.notify_all()
+    def _wake(self, most: int) -> None:
+        """Wake threads for queued calls."""
+        sleepers = () if self._daemons is None else self._daemons.sleepers
+        while most and sleepers and self._queue and self._busy < self.max_workers:
+            most -= 1
+            latch = sleepers[-1]
+            del sleepers[-1]
+            self._busy += 1
+            self._coming += 1
+            latch.release()
 
     def _next(self) -> tuple[FanOut, Call] | None:
         """Take a call of the fan-out whose turn it is."""
@@ -167,68 +186,68 @@ class ThreadPool:
                 return fan, call
         return None
 
-    def _settle(self, fan: FanOut, places: Places) -> None:
+    def _next_or_sleep(self, latch: Latch | None) -> tuple[FanOut, Call] | None:
+        """Take a call; where there is none, give the place up."""
+        item = self._next()
+        if item is None:
+            self._busy -= 1
+            if latch is not None and self._daemons is not None:
+                self._daemons.sleepers.append(latch)
+            if self._busy <= 1:
+                self._idle.notify_all()
+        return item
+
+    def _settle(self, fan: FanOut) -> None:
         """Count a call as finished, and offer those it brought."""
         fan.running -= 1
         if fan.ahead is None:
             fan.look_ahead()
-        self._enqueue(fan, places)
+        self._enqueue(fan)
 
     # -- without it
-    def _make(self, fan: FanOut, call: Call | None, *, nested: bool) -> None:
-        """Have calls of a fan-out made: by threads, and from `call` on by the one that waits for it."""
-        if fan.reserved and not self._start(fan) and call is None:
-            # No thread can be had, as at exit: the caller is the last who can do it.
-            with self._lock:
-                call = fan.take()
-                if call is not None and not nested:
-                    self._busy += 1
-                    fan.held = 1
-        if call is not None:
-            self._local.busy = True
-            self._help(fan, call)
-            self._local.busy = nested
-        if fan.held:
-            self._leave(fan)
-
-    def _help(self, fan: FanOut, call: Call | None) -> None:
+    def _help(self, fan: FanOut, call: Call | None, *, nested: bool) -> None:
+        """Make calls in the thread that waits for them."""
+        self._local.busy = True
         while call is not None:
             fan.context.copy().run(*call)
             with self._lock:
-                self._settle(fan, fan)
+                self._settle(fan)
                 call = fan.take()
-            if fan.reserved:
-                self._start(fan)
+        if fan.held:
+            self._leave(fan)
+        self._local.busy = nested
 
     def _leave(self, fan: FanOut) -> None:
-        """Give up the place of a caller that helped."""
+        """Give up the place of a caller who helped."""
         with self._lock:
-            self._release(fan)
-            self._reserve(1, fan)
-        if fan.reserved and not self._start(fan):
-            # As above: others may be waiting for calls that nobody else would make.
-            with self._lock:
-                self._busy += 1
-            self._local.busy = True
+            alone = self._daemons is None and bool(self._queue)
+            if not alone:
+                self._busy -= fan.held
+                fan.held = 0
+                if self._busy <= 1:
+                    self._idle.notify_all()
+                if not self._coming:
+                    self._wake(1)
+        if alone:
+            # No thread would make what others may be waiting for.
+            fan.held = 0
             self._drain()
-            self._local.busy = False
 
     def _withdraw(self, fan: FanOut, *, nested: bool) -> None:
         """Drop what nobody has started: the caller was interrupted."""
-        self._local.busy = nested
         with self._lock:
             fan.abandon()
-            if nested:
-                self._release(fan)
-        if not nested:
+        if fan.held:
             self._leave(fan)
+        self._local.busy = nested
 
     def _wait(self, fan: FanOut, until: float | None) -> bool:
         with self._lock:
             if fan.finished():
                 return True
-            latch = fan.latch = threading.Lock()
+            latch = threading.Lock()
             latch.acquire()
+            fan.latch = latch
         left = -1 if until is None else min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
         if latch.acquire(timeout=left):
             return True
@@ -236,25 +255,24 @@ class ThreadPool:
             fan.late = not fan.finished()
             return not fan.late
 
-    def _serve(self) -> None:
-        """Make calls on a thread of the pool."""
+    def _serve(self, latch: Latch) -> None:
+        """Make calls on a thread of the pool that was woken."""
         self._local.busy = True
-        self._drain(self._around)
+        self._drain(latch)
 
-    def _drain(self, around: Around | None = None) -> None:
-        """Make calls as long as there are any, in a place that was reserved."""
-        places = Places(held=1)
+    def _drain(self, latch: Latch | None = None) -> None:
+        """Make calls as long as there are any, in a place that is taken already."""
+        around = None if latch is None else self._around
         with self._lock:
-            item = self._next_or_leave(places)
+            self._coming -= latch is not None
+            item = self._next_or_sleep(latch)
             # Each thread wakes two more: no one pays for waking all.
-            self._reserve(2, places)
+            self._wake(2)
         while item is not None:
-            if places.reserved:
-                self._start(places)
             fan, call = item
             fan.call(call, around)
             with self._lock:
-                self._settle(fan, places)
+                self._settle(fan)
                 finished = fan.finished()
                 item = self._next()
             if finished:
@@ -263,37 +281,19 @@ class ThreadPool:
             if item is None:
                 # Only now: `close` waits for what is announced.
                 with self._lock:
-                    item = self._next_or_leave(places)
+                    item = self._next_or_sleep(latch)
 
-    def _next_or_leave(self, places: Places) -> tuple[FanOut, Call] | None:
-        """Take a call; where there is none, give the place up."""
-        item = self._next()
-        if item is None:
-            self._release(places)
-        return item
-
-    def _start(self, places: Places) -> bool:
-        """Wake threads for reserved places; False where none can be had, as when the interpreter is leaving."""
-        try:
-            wake = (self._daemons or self._open()).wake
-        except RuntimeError:
-            with self._lock:
-                self._busy -= places.reserved
-                places.reserved = 0
-            return False
-        while places.reserved:
-            places.reserved -= 1
-            wake(True)
-        return True
-
-    def _open(self) -> Daemons:
+    def _open(self) -> bool:
+        """Start threads; False where none can be had, as when the interpreter is leaving."""
         with self._starting:
-            if self._daemons is None:
-                if self._closed:
-                    raise RuntimeError("this pool is closed")
-                self._daemons = Daemons(self._serve, self.max_workers, self._name)
-                close_at_exit(self)
-            return self._daemons
+            if self._daemons is None and not self._closed:
+                with suppress(RuntimeError):
+                    daemons = Daemons(self._serve, self.max_workers, self._name)
+                    close_at_exit(self)
+                    with self._lock:
+                        self._daemons = daemons
+                        self._wake(1)
+            return self._daemons is not None
 
     def close_at_exit(self) -> None:
         """Let running calls finish for `exit_timeout` seconds."""

@@ -28,6 +28,8 @@ Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 # One variable, not three: every request sets it, and setting is what costs.
 current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
+#: Sets the deadline of this context; in one step, where a block could be left by a signal in the middle of it.
+set_deadline = _deadline.set
 
 # What CloudEvents or the serializer says of a message itself.
 _RESERVED = frozenset(
@@ -105,15 +107,20 @@ def correlation_of(flow: Flow) -> str:
     return known if known is not None else flow.setdefault("correlationid", str(uuid.uuid4()))
 
 
-@contextmanager
-def deadline(timeout: float) -> Iterator[None]:
-    """Let nothing in this block wait longer than `timeout` seconds; the nearest deadline counts."""
+def nearest(timeout: float) -> float:
+    """Return the moment that `timeout` seconds are over, or that of the deadline around, whichever is first."""
     # The same words for NaN, which no comparison is true of, and for what no lock can wait.
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"a timeout is a number of seconds above 0 and below 292 years, not {timeout!r}")
     until = time.monotonic() + timeout
     outer = _deadline.get()
-    token = _deadline.set(until if outer is None else min(until, outer))
+    return until if outer is None else min(until, outer)
+
+
+@contextmanager
+def deadline(timeout: float) -> Iterator[None]:
+    """Let nothing in this block wait longer than `timeout` seconds; the nearest deadline counts."""
+    token = _deadline.set(nearest(timeout))
     try:
         yield
     finally:

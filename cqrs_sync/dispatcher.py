@@ -73,12 +73,12 @@ class EventDispatcher:
         Inside a transaction it returns at once, and all this happens when that commits.
         Raises EventsFailed, as the failure policy says.
         """
-        scope = get() or (context.outside, {}, None)
-        token = enter(scope)
+        scope = get()
         try:
+            enter(scope or (context.outside, {}, None))
             staged = self.stage(list(events), emit=emit)
         finally:
-            leave(token)
+            enter(scope)
         self.conclude((staged,), None)
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
@@ -268,11 +268,13 @@ class RequestDispatcher:
         invoke = self._invocations.get(type(request)) or self._compile(type(request))
         scope = get()
         raised: list[Event] = []
-        token = enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
         try:
+            # Set back to what it was, not by a token: a signal handler may raise before that is kept, and what this
+            # request carries would be carried by all that come after it.
+            enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
             response, stages = invoke(request, raised)
         finally:
-            leave(token)
+            enter(scope)
         if stages:
             self._events.conclude(stages, response)
         return cast("R", response)

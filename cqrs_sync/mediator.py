@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
@@ -14,7 +14,10 @@ from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap
 from cqrs_sync.serializer import JsonSerializer, Serializer
-from cqrs_sync.watchdog import watched
+from cqrs_sync.watchdog import forget, watch
+
+M = TypeVar("M")
+T = TypeVar("T")
 
 
 class EventMediator:
@@ -45,8 +48,7 @@ class EventMediator:
         if timeout is None:
             self.dispatcher.dispatch(event)
         else:
-            with context.deadline(timeout), watched(event, timeout):
-                self.dispatcher.dispatch(event)
+            _within(timeout, self.dispatcher.dispatch, event)
 
     def receive(self, message: IncomingMessage, /) -> None:
         """
@@ -108,8 +110,7 @@ class RequestMediator:
             raise Closed("this mediator is closed")
         if timeout is None:
             return self._dispatch(request)
-        with context.deadline(timeout), watched(request, timeout):
-            return self._dispatch(request)
+        return _within(timeout, self._dispatch, request)
 
     def close(self, timeout: float = 10.0) -> None:
         """
@@ -130,3 +131,16 @@ class RequestMediator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
         self.close()
+
+
+def _within(timeout: float, dispatch: Callable[[M], T], message: M) -> T:
+    until, outer = context.nearest(timeout), context.deadline_at()
+    number = watch(message, timeout)
+    try:
+        context.set_deadline(until)
+        return dispatch(message)
+    finally:
+        # Here and not in a block of its own: what a signal handler raises (Ctrl-C, a time limit of Celery) would
+        # keep it from being left, and this thread would never have time again.
+        context.set_deadline(outer)
+        forget(number)

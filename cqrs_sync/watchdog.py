@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -113,14 +113,14 @@ def _shown(frame: FrameType | None) -> str:
 _watchdog = _Watchdog()
 
 
-@contextmanager
-def watched(message: Any, timeout: float) -> Iterator[None]:
-    """Log the stack of this thread if the block takes longer than `timeout` seconds."""
-    number = _watchdog.watch(type(message).__qualname__, timeout)
-    try:
-        yield
-    finally:
-        _watchdog.forget(number)
+def watch(message: Any, timeout: float) -> int:
+    """Log where this thread is in `timeout` seconds, unless that is forgotten before."""
+    return _watchdog.watch(type(message).__qualname__, timeout)
+
+
+def forget(number: int) -> None:
+    """Forget what `watch` has returned."""
+    _watchdog.forget(number)
 
 
 def stacks_of(threads: Iterable[int]) -> dict[int, str]:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import cqrs_sync as cqrs
+from cqrs_sync import context
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
 from tests.promises.threads_fixtures import Followed, Gauge, Go, Happened, Told, fork, in_threads, mediator_of
 from tests.source import ROOT
@@ -254,6 +255,8 @@ def _interrupt_often(pool: cqrs.ThreadPool) -> int:
     mediator.send(Go((Happened(), Happened())), timeout=CALM)
     for _ in range(50):
         _send_until_interrupted(mediator)
+        assert context.current.get() is None, "what was interrupted is still carried"
+        assert context.deadline_at() is None, "the deadline of what was interrupted still counts"
     # Whatever was interrupted: others are served, those too that only wait.
     in_threads(*[lambda: mediator.send(Go((Followed(1), Followed(2))), timeout=CALM)] * 4, timeout=CALM)
     with suppress(AssertionError):

@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetad
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.integrations.kafka.progress import Progress
+from cqrs_sync.records import Progress
 from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port

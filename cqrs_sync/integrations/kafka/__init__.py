@@ -7,7 +7,7 @@ broker = KafkaBroker("127.0.0.1:9092")
 
 One module per concern: `broker` is the front door, `publishing` is one call of
 `publish`, `doctor` keeps a healthy `producer` for it, `subscription` receives;
-`wire`, `settings` and `failures` translate messages, options and errors.
+`settings` and `failures` translate options and errors, `cqrs_sync.records` messages.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ from cqrs_sync.broker import Delivery, IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
 from cqrs_sync.integrations.kafka.network import Network
-from cqrs_sync.integrations.kafka.progress import Progress
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.start import Start
-from cqrs_sync.integrations.kafka.wire import incoming_message
+from cqrs_sync.records import Progress, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +178,7 @@ class KafkaDelivery:
     """One record of a partition."""
 
     def __init__(self, subscription: KafkaSubscription, partition: Any, record: Any, progress: Progress) -> None:
-        self.message: IncomingMessage = incoming_message(record)
+        self.message: IncomingMessage = incoming_message(record.topic, record.value, record.key, record.headers)
         self.partition = partition
         self.record = record
         self.progress = progress

@@ -9,7 +9,14 @@ import threading
 from collections.abc import Callable
 
 from kafka.protocol.broker_version_data import BROKER_API_VERSIONS
-from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
+from kafka.protocol.metadata import (
+    ApiVersionsRequest,
+    ApiVersionsResponse,
+    FindCoordinatorRequest,
+    FindCoordinatorResponse,
+    MetadataRequest,
+    MetadataResponse,
+)
 from kafka.protocol.producer import (
     InitProducerIdRequest,
     InitProducerIdResponse,
@@ -29,6 +36,7 @@ _REQUESTS = {
     request.API_KEY: request
     for request in (
         ApiVersionsRequest,
+        FindCoordinatorRequest,
         InitProducerIdRequest,
         MetadataRequest,
         ProduceRequest,
@@ -38,6 +46,7 @@ _REQUESTS = {
 }
 
 UNKNOWN_TOPIC = 3
+NO_COORDINATOR = 15
 NO_ERROR = 0
 INVALID_RECORD = 87
 
@@ -144,6 +153,11 @@ class ScriptedKafka:
             name=name,
             is_internal=False,
             partitions=[partition] if there else [],
+        )
+
+    def _on_FindCoordinatorRequest(self, request):
+        return FindCoordinatorResponse(
+            throttle_time_ms=0, error_code=NO_COORDINATOR, error_message="", node_id=-1, host="", port=-1
         )
 
     def _on_InitProducerIdRequest(self, request):

@@ -16,6 +16,7 @@ OPTIONAL = {
     "celery",
     "click",
     "cloudevents",
+    "confluent_kafka",
     "crc32c",
     "django",
     "google.protobuf",

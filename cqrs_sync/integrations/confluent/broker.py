@@ -1,0 +1,127 @@
+"""Kafka as a message broker, through librdkafka."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.context import deadline_at
+from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
+from cqrs_sync.integrations.confluent.doctor import Doctor
+from cqrs_sync.integrations.confluent.publishing import Publishing
+from cqrs_sync.integrations.confluent.settings import Settings
+from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
+from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+
+#: What a process that leaves without `close` waits for.
+_AT_EXIT = 1.0
+#: Beyond every limit of the user: no sequence numbers that a refusal breaks, no request
+#: that two records share, one request at a time for the order.
+_ALONE = {"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight.requests.per.connection": 1}
+
+
+class ConfluentKafkaBroker:
+    """
+    Publishes to Kafka topics, with the message's key as the record's key.
+
+    `publish` returns when every in-sync replica has every message (`acks=all`, each
+    report checked; idempotence on). One producer per process serves all threads; it is
+    made with the first call and replaced whenever it is not well. Delivery is at least
+    once, in order per key.
+
+    - `servers_or_url`: `"host:port,host:port"`, a list of `"host:port"`, or
+      `kafka://user:password@host:port?option=value`, `kafkas://` for TLS.
+    - `publish_timeout`: seconds a call may take at most where nobody says otherwise,
+      connecting included. A nearer deadline of the context counts. Nothing is tried for
+      longer than that, not even where a call brings a longer timeout of its own.
+    - `config`: options of librdkafka by their names with dots, for producers and
+      consumers alike (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and
+      `consumer_config` for one of them.
+    """
+
+    def __init__(
+        self,
+        servers_or_url: str | Sequence[str],
+        *,
+        publish_timeout: float = 5.0,
+        config: Mapping[str, Any] | None = None,
+        producer_config: Mapping[str, Any] | None = None,
+        consumer_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = Settings.of(
+            servers_or_url,
+            publish_timeout,
+            shared=config or {},
+            producer=producer_config or {},
+            consumer=consumer_config or {},
+        )
+        self._servers = ",".join(self._settings.servers)
+        self._publish_timeout = publish_timeout
+        grace = self._settings.delivery_timeout + 1.0
+        self._together = Doctor(self._settings.producer, grace=grace)
+        self._alone = Doctor({**self._settings.producer, **_ALONE}, grace=grace)
+        self._closed = False
+        reset_in_child(self)
+        close_at_exit(self)
+        # Nobody can be publishing then.
+        weakref.finalize(self, _end, self._together, self._alone).atexit = False
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """Make a broker from `kafka://user:password@host:port,host:port?option=value`."""
+        return cls(url, **options)
+
+    def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
+        """Publish a batch and return when the broker has confirmed every message."""
+        if self._closed:
+            raise Closed("this ConfluentKafkaBroker is closed")
+        until = time.monotonic() + (self._publish_timeout if timeout is None else timeout)
+        deadline = deadline_at()
+        if deadline is not None and deadline < until:
+            until = deadline
+        failures = Publishing(messages, until, self._servers).run(self._together, self._alone)
+        if failures:
+            raise PublishFailed(failures)
+
+    def subscribe(self, *topics: str, group: str) -> ConfluentSubscription:
+        """
+        Receive what is published to these topics.
+
+        The first subscription of a group starts at the end of each topic, and from
+        then on the broker keeps the group's place. Raises BrokerUnavailable, and
+        ConfigurationError for a topic that is not there and not made by the broker.
+        """
+        if self._closed:
+            raise Closed("this ConfluentKafkaBroker is closed")
+        if not topics:
+            raise ConfigurationError("there is nothing to subscribe to: name a topic")
+        deadline = deadline_at()
+        until = time.monotonic() + max(self._publish_timeout, 5.0)
+        return ConfluentSubscription(topics, group, self._settings, until if deadline is None else min(until, deadline))
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
+        self._closed = True
+        until = time.monotonic() + timeout
+        self._together.close(timeout)
+        self._alone.close(max(0.0, until - time.monotonic()))
+
+    def close_at_exit(self) -> None:
+        """Close within a second: every call of `publish` that matters has returned."""
+        self.close(_AT_EXIT)
+
+    def reset_in_child(self) -> None:
+        """Leave the parent's connections alone; the next call makes new ones."""
+        self._together.reset_in_child()
+        self._alone.reset_in_child()
+
+    def __repr__(self) -> str:
+        return f"ConfluentKafkaBroker({self._servers!r}, publish_timeout={self._publish_timeout})"
+
+
+def _end(*doctors: Doctor) -> None:
+    for doctor in doctors:
+        doctor.close(0.0)

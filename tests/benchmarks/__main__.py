@@ -13,7 +13,7 @@ import argparse
 import platform
 from pathlib import Path
 
-from tests.benchmarks import dispatch, fanout, imports, kafka_publish, rabbitmq_publish, resolve
+from tests.benchmarks import confluent_publish, dispatch, fanout, imports, kafka_publish, rabbitmq_publish, resolve
 from tests.benchmarks.figures import Figure, table
 
 _DOCS = Path(__file__).parents[2] / "docs"
@@ -47,6 +47,7 @@ def main() -> None:
         ("Container", _resolve),
         ("RabbitMQ", _rabbitmq),
         ("Kafka", _kafka),
+        ("Kafka through librdkafka", _confluent),
     ):
         groups[title] = run(options.rounds)
         print(f"\n## {title}\n\n{table(groups[title])}", flush=True)
@@ -73,6 +74,10 @@ def _rabbitmq(rounds: int) -> list[Figure]:
 
 def _kafka(rounds: int) -> list[Figure]:
     return [Figure(name, value, bar, at_most=False) for name, value, bar in kafka_publish.run(rounds)]
+
+
+def _confluent(rounds: int) -> list[Figure]:
+    return [Figure(name, value, bar, at_most=False) for name, value, bar in confluent_publish.run(rounds)]
 
 
 def _plot(figures: list[Figure]) -> None:

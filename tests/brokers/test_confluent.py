@@ -105,6 +105,21 @@ def test_a_message_that_cannot_be_sent_fails_alone(broker, kafka_topic, field, v
     assert isinstance(failures[0][1], MessageRejected)
 
 
+def test_an_illegal_topic_is_refused_without_asking_anybody():
+    """
+    It is the message's fault whether or not a broker is there to say so.
+    """
+    broker = ConfluentKafkaBroker(f"127.0.0.1:{free_port()}")
+    started = time.monotonic()
+
+    failures = failures_of(broker, [message("no spaces, please")])
+    took = time.monotonic() - started
+    broker.close()
+
+    assert isinstance(failures[0][1], MessageRejected)
+    assert LATE > took
+
+
 def test_what_the_broker_refuses_fails_alone(scripted, scripted_broker):
     """
     One record the broker will not take is named; all others are confirmed, in order, and so is what comes after.

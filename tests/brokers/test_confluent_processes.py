@@ -13,7 +13,7 @@ import pytest
 
 from cqrs_sync.errors import Closed, PublishFailed
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts import in_forked_child, message
 from tests.servers import free_port
 from tests.servers.kafka import bodies_in
 
@@ -153,6 +153,24 @@ def test_children_come_and_go_while_threads_publish(kafka_servers, kafka_topic):
     assert (0, "") == (completed.returncode, completed.stderr)
 
 
+def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, kafka_topic):
+    """
+    Its threads are not there to end: whoever destroys it waits for ever, so that must not happen even to the last one.
+    """
+    broker = ConfluentKafkaBroker(kafka_servers)
+    broker.publish([message(kafka_topic)], timeout=10)
+    inherited = broker._together._producer._producer
+    references = sys.getrefcount(inherited)
+
+    def compare():
+        # One that nobody will ever give back.
+        assert references < sys.getrefcount(inherited)
+
+    assert 0 == in_forked_child(compare, timeout=5)
+    assert references == sys.getrefcount(inherited)
+    broker.close()
+
+
 def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
     """
     A child that inherits a subscription, even inside its `with` block, leaves without touching it; the parent receives.
@@ -237,17 +255,21 @@ def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
         """
         import logging, os, signal, sys
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
+        from cqrs_sync.testing.contracts import message, receive
         logging.getLogger("cqrs_sync.integrations.confluent").setLevel(logging.CRITICAL)
-        deliveries = ConfluentKafkaBroker(sys.argv[1]).subscribe("orders", group="g")
+        quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
+        broker = ConfluentKafkaBroker(sys.argv[1], consumer_config=quick)
+        deliveries = broker.subscribe("orders", group="g")
+        broker.publish([message("orders")], timeout=10)
+        receive(deliveries, 1)
         os.kill(int(sys.argv[2]), signal.SIGSTOP)
-        deliveries.receive(timeout=0.1)
         """,
         own_kafka.servers,
         str(own_kafka._process.pid),
     )
 
     assert (0, "") == (completed.returncode, completed.stderr)
-    assert 5 > took
+    assert 6 > took
 
 
 def test_a_broker_nobody_refers_to_ends_its_thread(kafka_servers, kafka_topic):

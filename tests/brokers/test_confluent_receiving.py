@@ -361,16 +361,21 @@ def is_unreachable(deliveries):
     return False
 
 
-def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, broker, topic, caplog):
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, kafka_servers, topic, caplog, strategy):
     """
     Where the broker does not tell the place of a partition that we were further in, nothing is read from a wrong one.
     """
+    broker = ConfluentKafkaBroker(
+        kafka_servers, consumer_config={**QUICK_GROUPS, "partition.assignment.strategy": strategy}
+    )
     with broker.subscribe(topic, group=group) as deliveries:
-        deliveries._start.remember({(topic, 0): 0})
+        deliveries._start.remember({(topic, 0): 1})
         deliveries._start.begin = fails_once(deliveries._start.begin)
-        publish(broker, topic, b"1")
+        publish(broker, topic, b"finished already", b"1")
 
         assert [b"1"] == bodies(receive(deliveries, 1))
+    broker.close()
     assert "joined again" in caplog.text
 
 

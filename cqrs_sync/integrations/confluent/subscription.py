@@ -148,15 +148,15 @@ class ConfluentSubscription:
             logger.warning("kafka at %s does not answer: the group has to miss this member first", self._servers)
 
     def _got(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
-        for one in partitions:
-            self._progress[one.topic, one.partition] = Progress()
-        assign = consumer.incremental_assign if self._in_part else consumer.assign
         try:
-            self._start.begin(partitions, assign)
+            self._start.begin(partitions, consumer.incremental_assign if self._in_part else consumer.assign)
         except KafkaException as error:
+            # They are ours now, and what comes from them is not looked at: they will be ours once more.
             logger.warning("where to begin is not known, the group is joined again: %s", error)
             self._has_to_rejoin = True
-            assign([])
+            return
+        for one in partitions:
+            self._progress[one.topic, one.partition] = Progress()
 
     def _lost(self, _consumer: Any, partitions: Iterable[TopicPartition]) -> None:
         gone = {(one.topic, one.partition) for one in partitions}

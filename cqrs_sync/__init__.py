@@ -24,6 +24,7 @@ from cqrs_sync.errors import (
     EventCycle,
     EventNotSerializable,
     EventsFailed,
+    EventTooLarge,
     Failure,
     HandlerNotBuilt,
     HandlerNotFound,
@@ -33,6 +34,9 @@ from cqrs_sync.errors import (
     InvalidMessage,
     MalformedMessage,
     MessageRejected,
+    NotInTransaction,
+    OutboxNotInstalled,
+    OutboxUnavailable,
     PublishFailed,
     SerializationError,
     UnknownMessageType,
@@ -49,7 +53,10 @@ from cqrs_sync.middleware import (
     TimingMiddleware,
     ValidationMiddleware,
 )
+from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, Phase, RequestMap
+from cqrs_sync.relay import Relay
+from cqrs_sync.retries import Retries, RetryPolicy, WhenDead
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads import SameThread, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
@@ -75,6 +82,7 @@ __all__ = [
     "EventMap",
     "EventMediator",
     "EventNotSerializable",
+    "EventTooLarge",
     "EventsFailed",
     "FailFast",
     "Failure",
@@ -94,19 +102,26 @@ __all__ = [
     "Middleware",
     "MiddlewareChain",
     "NoTransactions",
+    "NotInTransaction",
     "NotificationEvent",
+    "Outbox",
+    "OutboxNotInstalled",
+    "OutboxUnavailable",
     "OutgoingMessage",
     "Phase",
     "PublishFailed",
     "PunqContainer",
     "Query",
+    "Relay",
     "Request",
     "RequestDispatcher",
     "RequestHandler",
     "RequestMap",
     "RequestMediator",
     "Response",
+    "Retries",
     "RetryMiddleware",
+    "RetryPolicy",
     "SameThread",
     "SerializationError",
     "Serializer",
@@ -115,6 +130,7 @@ __all__ = [
     "Transactions",
     "UnknownMessageType",
     "ValidationMiddleware",
+    "WhenDead",
     "annotate",
     "bootstrap",
     "carried",

@@ -16,7 +16,10 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.mediator import EventMediator, RequestMediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
+from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
+from cqrs_sync.relay import Relay
+from cqrs_sync.retries import Retries, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads import Executor, ThreadPool
 from cqrs_sync.transactions import Transactions
@@ -28,6 +31,9 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     *,
     container: Container | punq.Container | None = None,
     broker: MessageBroker | None = None,
+    outbox: Outbox | None = None,
+    retries: Retries | RetryPolicy | None = None,
+    fast_path: bool = True,
     threads: Executor | int | None = None,
     transactions: Transactions | None = None,
     middleware: MiddlewareChain | Iterable[Middleware] = (),
@@ -40,9 +46,13 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
 
     - `container` builds handlers and what they need; without one, those that need nothing.
     - `broker` is where notification events go; without one, raising them is an error.
+    - `outbox` keeps notification events, and those of durable handlers, in the transaction in which
+      they were raised, and delivers them after its commit; it brings its `transactions` along.
+    - `retries` is when what the outbox keeps is tried again where it fails, and when it is given up.
+    - `fast_path`: what was committed is delivered by this process, at once. Otherwise only relays do.
     - `threads` is where event handlers run: a `ThreadPool` of a size fit for this
       machine, one of the size given, or `SameThread()`.
-    - `transactions` tells when a surrounding transaction commits; none is assumed.
+    - `transactions` tells when a surrounding transaction commits; those of the outbox, else none is assumed.
     - `middleware` wraps each request and each event handler, the first one outermost;
       a `MiddlewareChain` chooses by message type.
     - `failures` decides about failing event handlers: `Collect()`, `FailFast()`, `Log()`.
@@ -54,35 +64,73 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     requests = RequestMap() if requests is None else _checked(requests, RequestMap, "requests")
     events = EventMap() if events is None else _checked(events, EventMap, "events")
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-    if container is None or isinstance(container, punq.Container):
-        container = PunqContainer(container)
-    resolver: Container = _able("container", "resolve", container)
+    resolver = _resolver(container)
     executor = ThreadPool(threads) if threads is None or isinstance(threads, int) else _able("threads", "run", threads)
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
-    emitter = None
-    if broker is not None:
-        emitter = EventEmitter(_able("broker", "publish", broker), serializer=serializer, middleware=chain)
     dispatcher = EventDispatcher(
         events,
         resolver,
-        emitter=emitter,
+        emitter=_emitter(broker, serializer, chain) if broker is not None or outbox is not None else None,
+        outbox=outbox,
         threads=executor,
-        transactions=_able("transactions", "on_commit", transactions),
+        transactions=_transactions(transactions, outbox),
         middleware=chain,
         failures=_able("failures", "settle", failures),
         max_depth=_above_zero("max_depth", max_depth),
     )
+    relay = _relay(outbox, dispatcher, events, serializer, retries, fast_path=fast_path)
     return RequestMediator(
         RequestDispatcher(requests, resolver, dispatcher, middleware=chain),
         EventMediator(dispatcher, events, serializer=serializer, middleware=chain),
-        close=_closing(executor, broker),
+        relay=relay,
+        close=_closing(relay, executor, broker),
     )
 
 
-def _closing(threads: Executor, broker: MessageBroker | None) -> Callable[[float], None]:
+def _resolver(container: Container | punq.Container | None) -> Container:
+    if container is None or isinstance(container, punq.Container):
+        return PunqContainer(container)
+    resolver: Container = _able("container", "resolve", container)
+    return resolver
+
+
+def _transactions(transactions: Transactions | None, outbox: Outbox | None) -> Transactions | None:
+    if outbox is not None and transactions is None:
+        transactions = _able("outbox", "claim", outbox).transactions
+    known: Transactions | None = _able("transactions", "on_commit", transactions)
+    return known
+
+
+def _emitter(broker: MessageBroker | None, serializer: Serializer, chain: MiddlewareChain) -> EventEmitter:
+    return EventEmitter(_able("broker", "publish", broker), serializer=serializer, middleware=chain)
+
+
+def _relay(
+    outbox: Outbox | None,
+    dispatcher: EventDispatcher,
+    events: EventMap,
+    serializer: Serializer,
+    retries: Retries | RetryPolicy | None,
+    *,
+    fast_path: bool,
+) -> Relay | None:
+    if outbox is None:
+        return None
+    if isinstance(retries, RetryPolicy):
+        retries = Retries(retries)
+    policies = _checked(Retries() if retries is None else retries, Retries, "retries")
+    relay = Relay(outbox, dispatcher, events, serializer=serializer, retries=policies, fast_path=fast_path)
+    dispatcher.stager.kept = relay.wake
+    return relay
+
+
+def _closing(relay: Relay | None, threads: Executor, broker: MessageBroker | None) -> Callable[[float], None]:
     def close(timeout: float) -> None:
-        # Handlers publish: the threads go first.
+        # Durable handlers run on the threads, and handlers publish: who needs others goes first.
         until = time.monotonic() + timeout
+        if relay is not None:
+            relay.stop(timeout / 2, drain=True)
+            timeout = max(0.1, until - time.monotonic())
         threads.close(timeout)
         if broker is not None:
             broker.close(max(0.1, until - time.monotonic()))

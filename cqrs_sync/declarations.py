@@ -8,9 +8,12 @@ from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from cqrs_sync.errors import InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
-from cqrs_sync.messages import Event
+from cqrs_sync.messages import Event, publication_of
 
 Handler: TypeAlias = "type | Callable[..., Any]"
+
+#: Characters of the stable name of a durable handler: a database keeps it in an index.
+LONGEST_NAME = 200
 
 
 def lacks_a_handler(arguments: tuple[Any, ...], messages: type) -> bool:
@@ -41,6 +44,31 @@ def checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[typ
             f"{title(handler)} handles {declared.__qualname__}, it cannot be bound to {message_type.__qualname__}"
         )
     return message_type, handler
+
+
+def check_stable_name(name: object, event_type: type, handler: Any, *, durable: bool) -> None:
+    """Raise InvalidBinding where a durable handler, or what it handles, could not be found again by another process."""
+    if not durable:
+        if name is not None:
+            raise InvalidBinding(
+                f"{title(handler)} needs no name: only durable handlers do, bind it with Phase.DURABLE"
+            )
+        return
+    if name is None:
+        raise InvalidBinding(
+            f"{title(handler)} is durable and has no stable name, by which another process could find it: "
+            'write bind(..., phase=Phase.DURABLE, name="...")'
+        )
+    if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()):
+        raise InvalidBinding(
+            f"the name of {title(handler)} must be one line of at most {LONGEST_NAME} characters, not {name!r}"
+        )
+    if cast("type[Event]", event_type).__publication__.name is None:
+        raise InvalidBinding(
+            f"{title(handler)} is durable, and {event_type.__qualname__} has no stable name to be stored by: "
+            f'write `class {event_type.__name__}(..., name="...")`'
+        )
+    publication_of(event_type)
 
 
 def _declared(handler: Any, role: type, messages: type) -> type | None:

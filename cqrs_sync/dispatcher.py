@@ -5,32 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, cast
 
 from cqrs_sync import context
-from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.container import Container
-from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.errors import BrokerNotConfigured, EventCycle, Failure
+from cqrs_sync.errors import Failure, HandlerNotFound
 from cqrs_sync.failures import Collect, FailurePolicy, log_failures
 from cqrs_sync.invocation import Invocation, compile_invocation
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.messages import Event, NotificationEvent, R, Request
+from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import MiddlewareChain
+from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.routes import Routes
 from cqrs_sync.runs import Run
-from cqrs_sync.staging import InlineTarget, Staged
+from cqrs_sync.stager import Stager
+from cqrs_sync.staging import Staged
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
 logger = logging.getLogger(__name__)
 
-get, enter, leave = context.current.get, context.current.set, context.current.reset
+get, enter = context.current.get, context.current.set
 
 
 class EventDispatcher:
@@ -40,28 +38,36 @@ class EventDispatcher:
     It closes nothing of what it is given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- all but two are keywords
         self,
         event_map: EventMap,
         container: Container,
         *,
         emitter: EventEmitter | None = None,
+        outbox: Outbox | None = None,
         threads: Executor | None = None,
         transactions: Transactions | None = None,
         middleware: MiddlewareChain | None = None,
         failures: FailurePolicy | None = None,
         max_depth: int = 16,
     ) -> None:
-        self.emitter = emitter
+        #: Does with events what belongs inside the transaction.
+        self.stager = Stager(
+            event_map,
+            container,
+            middleware=middleware or MiddlewareChain(),
+            emitter=emitter,
+            outbox=outbox,
+            transactions=transactions or NoTransactions(),
+            max_depth=max_depth,
+        )
+        self.stage = self.stager.stage
+        #: What is to be done with events of each type.
+        self.routes = self.stager.routes
         self.threads = threads or SameThread()
         self.failures = failures or Collect()
         #: Told of the events of each handler before they are dispatched; for tests.
         self.observer: Callable[[Sequence[Event]], object] | None = None
-        self._max_depth = max_depth
-        self._transactions = transactions or NoTransactions()
-        self._transactional = not isinstance(self._transactions, NoTransactions)
-        #: What is to be done with events of each type.
-        self.routes = Routes(event_map, container, middleware or MiddlewareChain(), self.stage)
         #: Guards what handlers of one request add while others run.
         self.lock = threading.Lock()
         reset_in_child(self)
@@ -81,26 +87,28 @@ class EventDispatcher:
             enter(scope)
         self.conclude((staged,), None)
 
-    def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
+    def run_durable(self, name: str, event: Event, /) -> None:
         """
-        Do what belongs inside the transaction: inline handlers, and the bytes of notifications.
+        Run one durable handler with an event that was stored, and dispatch what it raises.
 
-        What raises here fails the handler that raised the events.
+        Raises what the handler raises; HandlerNotFound where none of this stable name is bound
+        to the event. What fails after the handler is logged: the handler is not to run again for it.
         """
-        _, flow, lineage = get() or (raised, {}, None)
-        if lineage is not None:
-            self._check_depth(lineage)
-        staged = Staged(raised, flow, lineage)
-        routes = self.routes
-        if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
-            staged.events = list({id(event): event for event in raised}.values())
-        for event in staged.events:
-            if not routes[type(event)].plain:
-                self._stage_with_care(staged, emit=emit)
-                break
-        if self._transactional and self._transactions.active():
-            self._transactions.on_commit(staged.await_commit())
-        return staged
+        target = self.routes.durable_target(type(event), name)
+        if target is None:
+            raise HandlerNotFound(f"no durable handler named {name!r} is bound to {type(event).__qualname__}")
+        scope = get()
+        raised: list[Event] = []
+        try:
+            enter((raised, {} if scope is None else scope[1], (event, None)))
+            _, stages = target.invoke(event, raised)
+        finally:
+            enter(scope)
+        for staged in stages:
+            if staged.committed:
+                self._conclude_unattended(staged)
+            else:
+                self.leave_to_commit(staged)
 
     def conclude(self, stages: Sequence[Staged], response: Any) -> None:
         """Dispatch and emit what has committed; what has not is left to its commit."""
@@ -129,8 +137,7 @@ class EventDispatcher:
         """Conclude a run whose caller has left at its deadline."""
         context.forget_deadline()
         run.finish()
-        if self.emitter is not None:
-            self._emit(run, self.emitter)
+        self._emit(run)
         self._log(run, run.take_late_failures())
 
     def _conclude_unattended(self, staged: Staged) -> None:
@@ -151,80 +158,17 @@ class EventDispatcher:
         for staged in stages[1:]:
             # Of a middleware, or of a handler that a middleware called again.
             run.follow(staged)
-        helping = not (self._transactional and self._transactions.active())
-        if self.threads.run(run, until=until, helping=helping):
+        if self.threads.run(run, until=until, helping=not self.stager.transaction_is_open()):
             run.finish()
         else:
             run.leave()
-        if self.emitter is not None:
-            self._emit(run, self.emitter)
+        self._emit(run)
         return run
 
-    def _stage_with_care(self, staged: Staged, *, emit: bool) -> None:
-        """Stage events of which some are notifications, have inline handlers, or no handler at all."""
-        waiting = deque((event, staged.lineage, staged.flow) for event in staged.events)
-        events: dict[int, Event] = {}
-        outgoing: dict[int, OutgoingMessage] = {}
-        while waiting:
-            event, parent, flow = waiting.popleft()
-            if id(event) in events:
-                continue
-            events[id(event)] = event
-            route = self.routes[type(event)]
-            if emit and route.notification:
-                message = outgoing[id(event)] = self._prepare(cast("NotificationEvent", event), flow)
-                flow = {**flow, "causationid": message.id}
-            elif not route.targets and not route.inline:
-                logger.warning("no handler is bound to %s: it was raised for nobody", type(event).__qualname__)
-            for target in route.inline:
-                waiting.extend(self._call_inline(target, event, (event, parent), flow))
-        staged.events = list(events.values())
-        staged.outgoing = outgoing
-
-    def _call_inline(
-        self, target: InlineTarget, event: Event, lineage: Lineage, flow: Flow
-    ) -> list[tuple[Event, Lineage | None, Flow]]:
-        raised: list[Event] = []
-        token = context.current.set((raised, flow, lineage))
-        try:
-            _, batches = target.invoke(event, raised)
-        except Exception as error:
-            error.add_note(f"in {target.name}, inline, handling {type(event).__qualname__}")
-            raise
-        finally:
-            context.current.reset(token)
-        if batches:
-            self._check_depth(lineage)
-        return [(follow_up, lineage, flow) for batch in batches for follow_up in batch]
-
-    def _prepare(self, event: NotificationEvent, flow: Flow) -> OutgoingMessage:
-        if self.emitter is None:
-            raise BrokerNotConfigured(
-                f"{type(event).__qualname__} has nowhere to go: give bootstrap a broker, "
-                "cqrs_sync.memory.MemoryBroker() where nobody is to receive it"
-            )
-        token = enter((context.outside, flow, None))
-        try:
-            return self.emitter.prepare(event)
-        finally:
-            leave(token)
-
-    def _check_depth(self, lineage: Lineage | None) -> None:
-        titles: list[str] = []
-        while lineage is not None:
-            event, lineage = lineage
-            titles.append(type(event).__qualname__)
-        if len(titles) > self._max_depth:
-            shown = " -> ".join(reversed(titles[:6]))
-            raise EventCycle(
-                f"events raise each other without end: ... -> {shown}; "
-                f"after {self._max_depth} follow-ups the rest was dropped, "
-                "break the cycle or give bootstrap a larger max_depth"
-            )
-
-    def _emit(self, run: Run, emitter: EventEmitter) -> None:
-        outgoing = run.take_outgoing()
-        if not outgoing:
+    def _emit(self, run: Run) -> None:
+        emitter = self.stager.emitter
+        if emitter is None or self.stager.outbox is not None or not (outgoing := run.take_outgoing()):
+            # What is in an outbox is published from there.
             return
         deadline = context.deadline_at()
         try:

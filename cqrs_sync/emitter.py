@@ -6,21 +6,22 @@ from collections.abc import Sequence
 
 from cqrs_sync.broker import MessageBroker, OutgoingMessage
 from cqrs_sync.context import time_left
-from cqrs_sync.messages import NotificationEvent
+from cqrs_sync.errors import BrokerNotConfigured
+from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.serializer import JsonSerializer, Serializer
 
 
 class EventEmitter:
     """
-    Turns notification events into messages and gives them to the broker.
+    Turns events into messages and gives them to the broker.
 
-    It does not close the broker.
+    It does not close the broker. Without one it only makes messages, for an outbox.
     """
 
     def __init__(
         self,
-        broker: MessageBroker,
+        broker: MessageBroker | None,
         *,
         serializer: Serializer | None = None,
         middleware: MiddlewareChain | None = None,
@@ -38,14 +39,20 @@ class EventEmitter:
         """
         self.publish([self.prepare(event) for event in events])
 
-    def prepare(self, event: NotificationEvent, /) -> OutgoingMessage:
+    def prepare(self, event: Event, /) -> OutgoingMessage:
         """Make an event's message, with everything that can fail without a broker."""
         return self._serializer.dump(event)
 
     def publish(self, messages: Sequence[OutgoingMessage], /) -> None:
-        """Publish prepared messages as one batch."""
+        """
+        Publish prepared messages as one batch.
+
+        Raises PublishFailed with what was not confirmed, BrokerNotConfigured without a broker.
+        """
         if messages:
             self._publish(tuple(messages))
 
     def _to_broker(self, messages: Sequence[OutgoingMessage]) -> None:
+        if self.broker is None:
+            raise BrokerNotConfigured("there is no broker to publish to: give bootstrap one")
         self.broker.publish(messages, timeout=time_left())

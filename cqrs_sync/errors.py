@@ -10,7 +10,9 @@ CqrsError
 │   ├── HandlerNotFound           nothing is bound to this request
 │   ├── HandlerNotBuilt           the container could not build a handler
 │   ├── HandlerReused             events of one request would leak into the next
-│   └── BrokerNotConfigured       a notification event has nowhere to go
+│   ├── BrokerNotConfigured       a notification event has nowhere to go
+│   ├── NotInTransaction          an event is to be kept, and no transaction is open
+│   └── OutboxNotInstalled        the tables of the outbox are not there
 ├── Closed                        it was used after `close()`
 ├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
 │   └── HandlerOverran            a handler was not finished by then
@@ -18,8 +20,10 @@ CqrsError
 ├── EventsFailed                  what came after the response failed (an ExceptionGroup)
 ├── SerializationError
 │   ├── EventNotSerializable      an event cannot become bytes
+│   ├── EventTooLarge             an event is larger than an outbox takes
 │   ├── MalformedMessage          bytes cannot become an event
 │   └── UnknownMessageType        no bound event has this name
+├── OutboxUnavailable             the database of the outbox cannot be reached
 ├── PublishFailed                 some messages of a batch were not confirmed
 └── DeliveryError                 why one message was not confirmed
     ├── MessageRejected           the message is at fault: never send it again as it is
@@ -84,6 +88,18 @@ class BrokerNotConfigured(ConfigurationError):
     """A notification event has nowhere to go."""
 
 
+class NotInTransaction(ConfigurationError):
+    """
+    An event is to be kept in the outbox, and no transaction is open to keep it in.
+
+    Outside of one, what it tells of and the event itself could not be true together.
+    """
+
+
+class OutboxNotInstalled(ConfigurationError):
+    """The tables of the outbox are not there, or not as this version needs them."""
+
+
 class Closed(CqrsError):
     """It was used after `close()`."""
 
@@ -112,12 +128,22 @@ class EventNotSerializable(SerializationError):
     """An event cannot become bytes."""
 
 
+class EventTooLarge(SerializationError):
+    """An event is larger than an outbox takes."""
+
+
 class MalformedMessage(SerializationError):
     """Bytes cannot become the event they claim to be."""
 
 
 class UnknownMessageType(SerializationError):
     """No event with this name is bound here."""
+
+
+class OutboxUnavailable(CqrsError):
+    """The database of the outbox cannot be reached, or is too busy; the cause says why."""
+
+    retryable = True
 
 
 class DeliveryError(CqrsError):

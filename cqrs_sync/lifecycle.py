@@ -33,6 +33,7 @@ class Closable(Protocol):
 _resettables: weakref.WeakSet[Resettable] = weakref.WeakSet()
 _registered = False
 _closables: weakref.WeakSet[Closable] = weakref.WeakSet()
+_closed_first: weakref.WeakSet[Closable] = weakref.WeakSet()
 _closing_at_exit = False
 
 
@@ -45,10 +46,10 @@ def reset_in_child(resettable: Resettable, /) -> None:
         _registered = True
 
 
-def close_at_exit(closable: Closable, /) -> None:
-    """Call `closable.close_at_exit()` when the interpreter leaves, if it still lives."""
+def close_at_exit(closable: Closable, /, *, first: bool = False) -> None:
+    """Call `closable.close_at_exit()` when the interpreter leaves, if it still lives; `first` where it needs others."""
     global _closing_at_exit  # noqa: PLW0603 -- as above
-    _closables.add(closable)
+    (_closed_first if first else _closables).add(closable)
     if not _closing_at_exit:
         atexit.register(_close_all)
         _closing_at_exit = True
@@ -60,7 +61,7 @@ def _reset_all() -> None:
 
 
 def _close_all() -> None:
-    for closable in list(_closables):
+    for closable in [*_closed_first, *_closables]:
         try:
             closable.close_at_exit()
         except Exception:

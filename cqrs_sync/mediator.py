@@ -13,6 +13,7 @@ from cqrs_sync.errors import Closed
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap
+from cqrs_sync.relay import Relay
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.watchdog import forget, watch
 
@@ -84,10 +85,17 @@ class RequestMediator:
     """
 
     def __init__(
-        self, dispatcher: RequestDispatcher, events: EventMediator, *, close: Callable[[float], object] | None = None
+        self,
+        dispatcher: RequestDispatcher,
+        events: EventMediator,
+        *,
+        relay: Relay | None = None,
+        close: Callable[[float], object] | None = None,
     ) -> None:
         #: For events that no request raises, and for messages received from a broker.
         self.events = events
+        #: Delivers what the outbox keeps; None without an outbox.
+        self.relay = relay
         self._dispatch = dispatcher.dispatch
         self._close = close
         self._closed = False
@@ -98,6 +106,7 @@ class RequestMediator:
 
         Events it raises are handled and notification events confirmed by the broker
         when this returns; inside a surrounding transaction, when that has committed.
+        What an outbox keeps is delivered after the commit, which this does not wait for.
 
         `timeout` (seconds) is a deadline for everything that waits: event handlers,
         brokers, nested sends. A handler is never killed by it, but reported with its stack.
@@ -116,7 +125,8 @@ class RequestMediator:
         """
         Refuse further requests, let running handlers finish, close threads and broker.
 
-        All that within `timeout` seconds. A second call does nothing.
+        What an outbox keeps is delivered before, as far as there is time. All that within
+        `timeout` seconds. A second call does nothing.
         """
         if not self._closed:
             self._closed = True

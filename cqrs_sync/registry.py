@@ -11,11 +11,11 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
-from cqrs_sync.declarations import Handler, checked, lacks_a_handler, title
+from cqrs_sync.declarations import Handler, check_stable_name, checked, lacks_a_handler, title
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.messages import Event, Request, publication_of
+from cqrs_sync.messages import Event, NotificationEvent, Request, publication_of
 
 H = TypeVar("H")
 
@@ -27,6 +27,9 @@ class Phase(enum.Enum):
     INLINE = "inline"
     #: On the pool, once the surrounding transaction has committed; at once where there is none.
     AFTER_COMMIT = "after commit"
+    #: As after the commit, but written down in the transaction: run again where it fails, by any
+    #: process where this one dies.
+    DURABLE = "durable"
 
 
 class Binding(NamedTuple):
@@ -35,6 +38,8 @@ class Binding(NamedTuple):
     message_type: type
     handler: Handler
     phase: Phase = Phase.AFTER_COMMIT
+    #: The stable name of a durable handler, which outlives this process.
+    stable_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -122,7 +127,8 @@ class EventMap:
     def __init__(self) -> None:
         self._bindings: dict[type, list[tuple[int, Binding]]] = {}
         self._found: dict[type, tuple[Binding, ...]] = {}
-        self._names: dict[str, type] = {}
+        self._names: dict[str, type[Event]] = {}
+        self._handlers: dict[str, Handler] = {}
         self._listeners: list[weakref.ref[Forgetful]] = []
         #: Grows with each binding.
         self.version = 0
@@ -130,39 +136,51 @@ class EventMap:
         reset_in_child(self)
 
     @overload
-    def bind(self, *, phase: Phase = Phase.AFTER_COMMIT) -> Callable[[H], H]: ...
+    def bind(self, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> Callable[[H], H]: ...
 
     @overload
-    def bind(self, event_type: type[Event], /, *, phase: Phase = Phase.AFTER_COMMIT) -> Callable[[H], H]: ...
+    def bind(
+        self, event_type: type[Event], /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None
+    ) -> Callable[[H], H]: ...
 
     @overload
-    def bind(self, event_type: type[Event], handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+    def bind(
+        self, event_type: type[Event], handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None
+    ) -> H: ...
 
     @overload
-    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT) -> H: ...
+    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> H: ...
 
-    def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT) -> Any:
+    def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> Any:
         """
         Bind an event to a handler; it receives events of subclasses, too.
 
         The event may be left out, as in `RequestMap.bind`; without a handler it returns a
-        decorator, as in `@events.bind(phase=Phase.INLINE)`. Raises InvalidBinding for
+        decorator, as in `@events.bind(phase=Phase.INLINE)`. A durable handler has a
+        stable name, by which other processes and later versions find it:
+        `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Raises InvalidBinding for
         what cannot be bound, AlreadyBound where this handler is bound to it already.
         """
         if lacks_a_handler(arguments, Event):
-            return partial(self.bind, *arguments, phase=phase)
+            return partial(self.bind, *arguments, phase=phase, name=name)
         event_type, handler = checked(arguments, EventHandler, Event)
         if not isinstance(phase, Phase):
             raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
+        check_stable_name(name, event_type, handler, durable=phase is Phase.DURABLE)
         with self._lock:
             # Methods are equal, never identical.
             bound = self._bindings.get(event_type, [])
             if any(known.handler == handler for _, known in bound):
                 raise AlreadyBound(f"{title(handler)} is bound to {event_type.__qualname__} already")
+            if name is not None and self._handlers.get(name, handler) != handler:
+                known = title(self._handlers[name])
+                raise AlreadyBound(f"{known} is named {name!r} already: give {title(handler)} another name")
             self._learn_name(event_type)
+            if name is not None:
+                self._handlers[name] = handler
             self.version += 1
             # A new list: others may be reading the old one.
-            self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase))]
+            self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
             self._found.clear()
         for reference in list(self._listeners):
             if (listener := reference()) is not None:
@@ -187,7 +205,21 @@ class EventMap:
     @property
     def types(self) -> Mapping[str, type]:
         """The notification events that have handlers here, by their stable names: what may be received."""
-        return dict(self._names)
+        return {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
+
+    @property
+    def durable_names(self) -> frozenset[str]:
+        """The stable names of the durable handlers."""
+        return frozenset(self._handlers)
+
+    def stored_type(self, name: str, /) -> type[Event] | None:
+        """Return the event of this stable name that a durable handler may be given, None where there is none."""
+        known = self._names.get(name)
+        if known is None:
+            # A handler that is bound to a base class receives events that are bound nowhere.
+            bound = [binding.message_type for binding in self if binding.phase is Phase.DURABLE]
+            known = next((each for base in bound for each in _below(base) if each.__publication__.name == name), None)
+        return known
 
     def on_change(self, listener: Forgetful, /) -> None:
         """Call `listener.forget()` after each later `bind`, as long as it lives."""
@@ -204,8 +236,8 @@ class EventMap:
         """Replace the lock, which another thread of the parent may have held."""
         self._lock = threading.Lock()
 
-    def _learn_name(self, event_type: type) -> None:
-        name = getattr(getattr(event_type, "__publication__", None), "name", None)
+    def _learn_name(self, event_type: type[Event]) -> None:
+        name = event_type.__publication__.name
         if name is None:
             return
         publication_of(event_type)
@@ -214,3 +246,10 @@ class EventMap:
             raise InvalidBinding(
                 f"{event_type.__qualname__} and {known.__qualname__} are both named {name!r}: give one another name"
             )
+
+
+def _below(event_type: type[Event]) -> Iterator[type[Event]]:
+    """Find the subclasses of an event, the latest first: attrs builds a class with slots a second time."""
+    for subclass in reversed(event_type.__subclasses__()):
+        yield subclass
+        yield from _below(subclass)

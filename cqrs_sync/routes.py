@@ -9,7 +9,7 @@ from cqrs_sync.container import Container
 from cqrs_sync.invocation import Stage, compile_invocation, is_plain
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.registry import EventMap, Phase
+from cqrs_sync.registry import Binding, EventMap, Phase
 from cqrs_sync.staging import InlineTarget, Route, Staged, Target
 
 
@@ -24,6 +24,8 @@ class Routes(dict[type, Route]):
         self._container = container
         self._middleware = middleware
         self._stage = stage
+        self._durable_at_once = False
+        self._durable: dict[tuple[type, str], Target | None] = {}
         event_map.on_change(self)
 
     def __missing__(self, event_type: type) -> Route:
@@ -38,25 +40,47 @@ class Routes(dict[type, Route]):
     def forget(self) -> None:
         """Find the handlers of each event again: more were bound."""
         self.clear()
+        self._durable.clear()
+
+    @property
+    def durable_at_once(self) -> bool:
+        """Run durable handlers as those that run after the commit, with nothing written down; for tests."""
+        return self._durable_at_once
+
+    @durable_at_once.setter
+    def durable_at_once(self, at_once: bool) -> None:
+        self._durable_at_once = at_once
+        self.forget()
+
+    def durable_target(self, event_type: type, name: str) -> Target | None:
+        """Return the durable handler of this stable name, None where it is not bound to these events."""
+        if (event_type, name) not in self._durable:
+            bindings = self._event_map.find(event_type)
+            binding = next((each for each in bindings if each.stable_name == name), None)
+            self._durable[event_type, name] = None if binding is None else self._target(binding, event_type)
+        return self._durable[event_type, name]
 
     def _make(self, event_type: type) -> Route:
-        middlewares = self._middleware.of(event_type)
         bindings = self._event_map.find(event_type)
-        targets = tuple(
-            Target(
-                binding.name,
-                compile_invocation(binding, self._container, middlewares, self._stage),
-                partial(self._container.resolve, cast("type[Any]", binding.handler))
-                if is_plain(binding) and not middlewares
-                else None,
-            )
-            for binding in bindings
-            if binding.phase is Phase.AFTER_COMMIT
-        )
+        phases = {Phase.AFTER_COMMIT, Phase.DURABLE} if self._durable_at_once else {Phase.AFTER_COMMIT}
+        targets = tuple(self._target(binding, event_type) for binding in bindings if binding.phase in phases)
+        middlewares = self._middleware.of(event_type)
         inline = tuple(
             InlineTarget(binding.name, compile_invocation(binding, self._container, middlewares, list))
             for binding in bindings
             if binding.phase is Phase.INLINE
         )
+        durable = () if self._durable_at_once else tuple(each.stable_name for each in bindings if each.stable_name)
         notification = issubclass(event_type, NotificationEvent)
-        return Route(targets, inline, notification, plain=bool(targets) and not inline and not notification)
+        plain = bool(targets) and not (inline or durable or notification)
+        return Route(targets, inline, durable, notification, plain)
+
+    def _target(self, binding: Binding, event_type: type) -> Target:
+        middlewares = self._middleware.of(event_type)
+        return Target(
+            binding.name,
+            compile_invocation(binding, self._container, middlewares, self._stage),
+            partial(self._container.resolve, cast("type[Any]", binding.handler))
+            if is_plain(binding) and not middlewares
+            else None,
+        )

@@ -16,7 +16,7 @@ from cattrs.preconf.orjson import make_converter
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
 from cqrs_sync.context import carried, correlation_of, current
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
-from cqrs_sync.messages import Event, NotificationEvent, publication_of
+from cqrs_sync.messages import Event, publication_of
 
 STRUCTURED = "application/cloudevents+json"
 
@@ -24,7 +24,7 @@ STRUCTURED = "application/cloudevents+json"
 class Serializer(Protocol):
     """Turns events into messages and messages into events."""
 
-    def dump(self, event: NotificationEvent, /) -> OutgoingMessage:
+    def dump(self, event: Event, /) -> OutgoingMessage:
         """Make the final bytes and attributes. Raises EventNotSerializable and InvalidMessage."""
 
     def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> tuple[Event, Mapping[str, str]]:
@@ -54,7 +54,7 @@ class JsonSerializer:
         self._max_bytes = max_bytes
         self._converter = _converter()
 
-    def dump(self, event: NotificationEvent, /) -> OutgoingMessage:
+    def dump(self, event: Event, /) -> OutgoingMessage:
         """Make the final bytes and attributes."""
         event_type = type(event)
         publication = publication_of(event_type)
@@ -136,7 +136,7 @@ def _flow() -> dict[str, str]:
     return dict(carried())
 
 
-def _key(event: NotificationEvent, field: str) -> str:
+def _key(event: Event, field: str) -> str:
     value = getattr(event, field)
     if value is None or (isinstance(value, str) and not value):
         raise EventNotSerializable(f"{type(event).__qualname__}.{field} is its key and must not be empty")

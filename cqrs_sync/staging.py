@@ -65,6 +65,8 @@ class Route(NamedTuple):
 
     targets: tuple[Target, ...]
     inline: tuple[InlineTarget, ...]
+    #: Durable handlers, by their stable names.
+    durable: tuple[str, ...]
     notification: bool
     #: Nothing is to be done inside the transaction.
     plain: bool

@@ -59,20 +59,23 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
     """
     Record what a mediator does in this block.
 
-    Event handlers run in the thread that sends, one after the other; notification
-    events stay in memory instead of going to the broker. All that is put back at the
-    end. For tests: whatever else uses this mediator meanwhile is recorded as well.
+    Event handlers run in the thread that sends, one after the other, durable ones as well;
+    notification events stay in memory instead of going to the outbox or the broker. All
+    that is put back at the end. For tests: whatever else uses this mediator meanwhile is recorded as well.
     """
     recorder = Recorder()
     dispatcher = mediator.events.dispatcher
-    emitter, threads = dispatcher.emitter, dispatcher.threads
-    dispatcher.emitter = _RecordingEmitter(recorder, emitter or EventEmitter(MemoryBroker()))
+    stager = dispatcher.stager
+    emitter, outbox, threads = stager.emitter, stager.outbox, dispatcher.threads
+    stager.emitter, stager.outbox = _RecordingEmitter(recorder, emitter or EventEmitter(MemoryBroker())), None
+    stager.routes.durable_at_once = True
     dispatcher.threads = SameThread()
     dispatcher.observer = recorder.dispatched.extend
     try:
         yield recorder
     finally:
-        dispatcher.emitter, dispatcher.threads, dispatcher.observer = emitter, threads, None
+        stager.emitter, stager.outbox, dispatcher.threads, dispatcher.observer = emitter, outbox, threads, None
+        stager.routes.durable_at_once = False
 
 
 class _RecordingEmitter(EventEmitter):
@@ -84,9 +87,10 @@ class _RecordingEmitter(EventEmitter):
         self._emitter = emitter
         self._prepared: dict[str, NotificationEvent] = {}
 
-    def prepare(self, event: NotificationEvent, /) -> OutgoingMessage:
+    def prepare(self, event: Event, /) -> OutgoingMessage:
         message = self._emitter.prepare(event)
-        self._prepared[message.id] = event
+        if isinstance(event, NotificationEvent):
+            self._prepared[message.id] = event
         return message
 
     def publish(self, messages: Sequence[OutgoingMessage], /) -> None:

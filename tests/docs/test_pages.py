@@ -89,7 +89,8 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
     The Python blocks of a page run, one after the other.
     """
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType(page.stem.replace("-", "_"))
+    # A page about a package is not that package.
+    module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
     # Type hints are looked up in the module that a class names.
     monkeypatch.setitem(sys.modules, module.__name__, module)
     for block in blocks_of(page, _PYTHON):

@@ -27,7 +27,17 @@ def test_nothing_else_is_listed():
     """
     What the page lists is there.
     """
-    others = {"MemoryBroker", "MemoryTransactions", "contracts", "demo"}
+    others = {
+        "MemoryBroker",
+        "MemoryOutbox",
+        "MemoryTransactions",
+        "contracts",
+        "demo",
+        "relay",
+        "status",
+        "dead",
+        "purge",
+    }
 
     assert set(LISTED) == {*PUBLIC, *others}
-    assert {name for name in others if hasattr(memory, name)} == {"MemoryBroker", "MemoryTransactions"}
+    assert {name for name in others if hasattr(memory, name)} == {"MemoryBroker", "MemoryOutbox", "MemoryTransactions"}

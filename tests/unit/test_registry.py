@@ -294,7 +294,9 @@ def test_a_phase_is_one_of_those_there_are(events, phase):
     """
     And the error names them.
     """
-    with pytest.raises(cqrs.InvalidBinding, match=r"phase must be one of Phase\.INLINE, Phase\.AFTER_COMMIT, not"):
+    with pytest.raises(
+        cqrs.InvalidBinding, match=r"phase must be one of Phase\.INLINE, Phase\.AFTER_COMMIT, Phase\.DURABLE, not"
+    ):
         events.bind(on_base, phase=phase)
 
     assert [] == list(events)

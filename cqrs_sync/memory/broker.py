@@ -1,12 +1,11 @@
-"""The broker and the transactions in memory: the reference of their sockets, and test doubles."""
+"""A broker in memory."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -165,52 +164,3 @@ class MemoryDelivery:
     def give_back(self) -> None:
         """Put the message back where it came from; under the broker's lock."""
         self._queue.appendleft(self.message)
-
-
-class MemoryTransactions:
-    """
-    Transactions without a database, for tests: nested like Django's `atomic`.
-
-    A block inside a block is a savepoint: when it fails, what was registered in it
-    is dropped; the rest runs when the outermost block commits. Each thread has its
-    own transactions, as it has its own database connection.
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def active(self) -> bool:
-        """Tell whether this thread is inside a block."""
-        return bool(self._blocks())
-
-    def on_commit(self, callback: Callable[[], object], /) -> None:
-        """Call `callback` after the outermost block has committed, at once outside of any."""
-        blocks = self._blocks()
-        if blocks:
-            blocks[-1].append(callback)
-        else:
-            callback()
-
-    @contextmanager
-    def atomic(self) -> Iterator[None]:
-        """Open a transaction, or a savepoint inside one."""
-        blocks = self._blocks()
-        callbacks: list[Callable[[], object]] = []
-        blocks.append(callbacks)
-        try:
-            yield
-        except BaseException:
-            blocks.pop()
-            raise
-        blocks.pop()
-        if blocks:
-            blocks[-1].extend(callbacks)
-            return
-        for callback in callbacks:
-            callback()
-
-    def _blocks(self) -> list[list[Callable[[], object]]]:
-        if not hasattr(self._local, "blocks"):
-            self._local.blocks = []
-        blocks: list[list[Callable[[], object]]] = self._local.blocks
-        return blocks

@@ -1,0 +1,72 @@
+"""Transactions without a database."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import attrs
+
+
+@attrs.define
+class _Block:
+    """What a transaction, or a savepoint in one, has to do when it commits."""
+
+    writes: list[Callable[[], object]] = attrs.field(factory=list)
+    callbacks: list[Callable[[], object]] = attrs.field(factory=list)
+
+
+class MemoryTransactions:
+    """
+    Transactions without a database, for tests: nested like Django's `atomic`.
+
+    A block inside a block is a savepoint: when it fails, what was registered in it
+    is dropped; the rest runs when the outermost block commits. Each thread has its
+    own transactions, as it has its own database connection.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def active(self) -> bool:
+        """Tell whether this thread is inside a block."""
+        return bool(self._blocks())
+
+    def on_commit(self, callback: Callable[[], object], /) -> None:
+        """Call `callback` after the outermost block has committed, at once outside of any."""
+        blocks = self._blocks()
+        if blocks:
+            blocks[-1].callbacks.append(callback)
+        else:
+            callback()
+
+    def at_commit(self, write: Callable[[], object], /) -> None:
+        """Call `write` as the outermost block commits, before all that waits for the commit; at once outside of any."""
+        blocks = self._blocks()
+        if blocks:
+            blocks[-1].writes.append(write)
+        else:
+            write()
+
+    @contextmanager
+    def atomic(self) -> Iterator[None]:
+        """Open a transaction, or a savepoint inside one."""
+        blocks, block = self._blocks(), _Block()
+        blocks.append(block)
+        try:
+            yield
+        finally:
+            blocks.pop()
+        if blocks:
+            blocks[-1].writes.extend(block.writes)
+            blocks[-1].callbacks.extend(block.callbacks)
+            return
+        for call in [*block.writes, *block.callbacks]:
+            call()
+
+    def _blocks(self) -> list[_Block]:
+        if not hasattr(self._local, "blocks"):
+            self._local.blocks = []
+        blocks: list[_Block] = self._local.blocks
+        return blocks

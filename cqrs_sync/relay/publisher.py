@@ -1,0 +1,191 @@
+"""Give the broker what the outbox keeps for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import attrs
+
+from cqrs_sync import context
+from cqrs_sync.emitter import EventEmitter
+from cqrs_sync.errors import BrokerUnavailable, Closed, OutboxUnavailable, PublishFailed
+from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
+from cqrs_sync.relay.outages import Outages
+from cqrs_sync.relay.settling import Settling
+from cqrs_sync.retries import Retries
+
+logger = logging.getLogger(__name__)
+
+_DONE = Verdict.DONE
+#: Messages that find out whether a broker is back.
+_PROBE = 1
+#: Seconds a probe may take.
+_PROBE_TIMEOUT = 2.0
+#: Of the time a claim holds, one batch may take this share to be published.
+_SHARE = 1 / 3
+#: Seconds until a message is tried again whose topic cannot be reached while others can.
+_TOPIC_PAUSE = 2.0
+
+
+@attrs.define
+class Progress:
+    """How many deliveries were made, for those who watch."""
+
+    delivered: int = 0
+    #: Durable handlers that run at the moment.
+    running: int = 0
+
+
+class Publisher:
+    """
+    Claims messages, publishes them and settles them; no transaction is open meanwhile.
+
+    Messages whose key is to be blocked by one that fails are published one after the other
+    for each key, side by side for different keys: a batch takes as many rounds as its
+    busiest key has messages. All others are published in one go.
+    """
+
+    def __init__(
+        self, outbox: Outbox, emitter: EventEmitter, retries: Retries, *, lease: float, batch: int, progress: Progress
+    ) -> None:
+        self._outbox = outbox
+        self._emitter = emitter
+        self._retries = retries
+        self._lease = lease
+        self._batch = batch
+        self._progress = progress
+        self._outages = Outages()
+        self._settling = Settling(outbox)
+        self._finishing = self._ending = False
+
+    def deliver(self) -> float | None:
+        """Publish one batch."""
+        pause = self._outages.pause()
+        if self._ending or (self._finishing and pause > 0):
+            return None
+        if pause > 0:
+            return pause
+        begun = time.monotonic()
+        limit = _PROBE if self._outages.probing else self._batch
+        claimed = self._outbox.claim(limit, self._lease, besides=self._outages.unreachable_topics())
+        if not claimed:
+            return None if self._finishing else self._next_due()
+        outcomes = self._publish(claimed, begun)
+        self._settling.settle(outcomes, begun + self._lease)
+        self._progress.delivered += sum(outcome.verdict is Verdict.DONE for outcome in outcomes)
+        return self._outages.pause()
+
+    def _next_due(self) -> float | None:
+        waits = (self._outages.next_topic(), self._settling.next_due())
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def finish(self, *, drain: bool) -> None:
+        """Publish what there is, or nothing more."""
+        self._finishing = True
+        self._ending = not drain
+
+    def let_go(self) -> None:
+        """Give up the database connection of this thread."""
+        self._outbox.let_go()
+
+    def _publish(self, claimed: Sequence[Claimed], begun: float) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        stopped: set[tuple[str, str | None]] = set()
+        for round_ in self._rounds(claimed):
+            ready: list[Claimed] = []
+            for each in round_:
+                if stopped and _lane(each) in stopped and self._blocks(each):
+                    outcomes.append(_given_back(each))
+                else:
+                    ready.append(each)
+            if not ready:
+                continue
+            if self._outages.pause() > 0 or time.monotonic() - begun > self._lease * _SHARE * 2:
+                # Somebody else may hold them before these are confirmed.
+                outcomes += map(_given_back, ready)
+                continue
+            failed = self._publish_round(ready, self._timeout())
+            stopped.update(_lane(outcome.claimed) for outcome in failed)
+            missing = {outcome.claimed.number for outcome in failed}
+            outcomes += failed
+            outcomes += [Outcome(each, _DONE) for each in ready if each.number not in missing]
+        return outcomes
+
+    def _rounds(self, claimed: Sequence[Claimed]) -> Sequence[list[Claimed]]:
+        """Cut a batch into rounds in which each key that is to be blocked by a failure comes once."""
+        rounds: list[list[Claimed]] = [[]]
+        seen: dict[tuple[str, str | None], int] = {}
+        blocks = {target: self._retries.of(target).blocks for target in {each.target for each in claimed}}
+        for each in claimed:
+            place = 0
+            if each.message.key is not None and blocks[each.target]:
+                lane = _lane(each)
+                place = seen[lane] = seen.get(lane, -1) + 1
+                if place == len(rounds):
+                    rounds.append([])
+            rounds[place].append(each)
+        return rounds
+
+    def _blocks(self, claimed: Claimed) -> bool:
+        return self._retries.of(claimed.target).blocks
+
+    def _timeout(self) -> float:
+        return _PROBE_TIMEOUT if self._outages.probing else self._lease * _SHARE
+
+    def _publish_round(self, ready: Sequence[Claimed], timeout: float) -> list[Outcome]:
+        """Publish messages and return the outcomes of those that were not confirmed."""
+        most = {target: self._retries.of(target).attempts for target in {each.target for each in ready}}
+        worn_out = [each for each in ready if each.attempts > most[each.target]]
+        fresh = [each for each in ready if each not in worn_out] if worn_out else ready
+        errors = self._errors_of(fresh, timeout)
+        unavailable = (
+            {each.target for each in fresh if _is_unavailable(errors.get(each.message.id))} if errors else set()
+        )
+        reached = {each.target for each in fresh if not errors or not _is_unavailable(errors.get(each.message.id))}
+        some = next((error for error in errors.values() if _is_unavailable(error)), None)
+        self._outages.note(reached, unavailable, some)
+        lost = [self._settling.worn_out(each, self._retries.of(each.target)) for each in worn_out]
+        return lost + [
+            self._failed(each, errors[each.message.id], others_pass=bool(reached))
+            for each in (fresh if errors else ())
+            if each.message.id in errors
+        ]
+
+    def _errors_of(self, ready: Sequence[Claimed], timeout: float) -> dict[str, Exception]:
+        """Publish messages and return why those failed that did."""
+        if not ready:
+            return {}
+        try:
+            with context.allowing(timeout):
+                self._emitter.publish([each.message for each in ready])
+        except PublishFailed as failed:
+            return {message.id: error for message, error in failed.failures}
+        except (Closed, BrokerUnavailable, TimeoutError) as error:
+            return dict.fromkeys((each.message.id for each in ready), error)
+        except Exception as error:  # noqa: BLE001 -- of a middleware: no message is to suffer for another
+            if len(ready) == 1:
+                return {ready[0].message.id: error}
+            alone = [self._errors_of([each], timeout) for each in ready]
+            return {identity: why for errors in alone for identity, why in errors.items()}
+        return {}
+
+    def _failed(self, claimed: Claimed, error: Exception, *, others_pass: bool) -> Outcome:
+        if _is_unavailable(error):
+            after = _TOPIC_PAUSE if others_pass else self._outages.pause()
+            return Outcome.failed(claimed, error, after=after, counted=False)
+        return self._settling.failed(claimed, error, self._retries.of(claimed.target))
+
+
+def _lane(claimed: Claimed) -> tuple[str, str | None]:
+    # Without a key, it is alone in its lane.
+    return claimed.target, claimed.message.key or f"\0{claimed.number}"
+
+
+def _is_unavailable(error: Exception | None) -> bool:
+    return isinstance(error, (BrokerUnavailable, Closed, TimeoutError, OutboxUnavailable))
+
+
+def _given_back(claimed: Claimed) -> Outcome:
+    return Outcome(claimed, Verdict.AGAIN, counted=False)

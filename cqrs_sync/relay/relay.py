@@ -1,0 +1,192 @@
+"""The loops that deliver what the outbox keeps."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from cqrs_sync.dispatcher import EventDispatcher
+from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+from cqrs_sync.outbox import Outbox
+from cqrs_sync.registry import EventMap
+from cqrs_sync.relay.loop import Courier, Loop
+from cqrs_sync.relay.publisher import Progress, Publisher
+from cqrs_sync.relay.runner import Runner
+from cqrs_sync.relay.scout import Ear, Scout
+from cqrs_sync.retries import Retries
+from cqrs_sync.serializer import Serializer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after which the fast path looks for what nobody has told it of, such as what a dead process has left.
+_SWEEP = 20.0
+#: Seconds that leaving the interpreter may take longer.
+_AT_EXIT = 3.0
+
+
+class Relay:
+    """
+    Delivers what an outbox keeps: to the broker, and to durable handlers on the mediator's pool.
+
+    As the *fast path* it starts by itself with the first commit it is told of, in the process
+    that made it, and delivers within milliseconds. `start` makes it a relay that looks for
+    work of all processes.
+
+    Threads are started by the first commit or by `start`, anew in a forked child. The
+    mediator closes it; at exit it is closed within seconds.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        dispatcher: EventDispatcher,
+        event_map: EventMap,
+        *,
+        serializer: Serializer,
+        retries: Retries | None = None,
+        fast_path: bool = True,
+    ) -> None:
+        self.outbox = outbox
+        self._dispatcher = dispatcher
+        self._event_map = event_map
+        self._serializer = serializer
+        self._retries = retries or Retries()
+        self._fast_path = fast_path
+        self._lease, self._batch = 30.0, 500
+        self._closed = False
+        self.reset_in_child()
+
+    def reset_in_child(self) -> None:
+        """Start over: the parent's threads are not in the child."""
+        self._progress = Progress()
+        self._loops: Sequence[Loop] = ()
+        self._starting = threading.Lock()
+
+    @property
+    def delivered(self) -> int:
+        """How many deliveries this process has made."""
+        return self._progress.delivered
+
+    def wake(self) -> None:
+        """Look for work now; starts the fast path. Never raises: what is not delivered now is by somebody, later."""
+        if not self._loops and self._fast_path and not self._closed:
+            try:
+                self._start([*self._couriers(publishers=1)], _SWEEP)
+            except Exception:
+                logger.exception("the fast path cannot be started; what was committed waits for a relay")
+        self._wake_all()
+
+    def start(
+        self, *, publishers: int = 2, poll: tuple[float, float] = (0.05, 4.0), lease: float = 30.0, batch: int = 500
+    ) -> None:
+        """
+        Look for work of all processes until `stop`.
+
+        `publishers` publish side by side: while one waits for the broker, another one talks to
+        the database. Without a hint the outbox is asked after `poll` seconds, the first while
+        there is work and up to the second while there is none. Claims last `lease` seconds:
+        what a process that died had claimed is delivered by others after that. They take
+        `batch` messages at most. Raises ConfigurationError for numbers that cannot be.
+        """
+        self._lease, self._batch = _checked(lease, batch)
+        scout = Scout(self.outbox, self._event_map, self._wake_all, self._progress, shortest=poll[0], longest=poll[1])
+        couriers = [*self._couriers(publishers), ("scout", scout), ("ear", Ear(self.outbox, self._wake_all))]
+        self.stop(0)
+        self._closed = False
+        self._start(couriers, max(60.0, poll[1]))
+
+    def stop(self, timeout: float = 5.0, *, drain: bool = False) -> bool:
+        """
+        Deliver what is under way, with `drain` also what waits, and end the threads within `timeout` seconds.
+
+        What is not delivered then stays in the outbox. False where a handler still runs; it goes on.
+        """
+        self._closed = True
+        return self._end(timeout, drain=drain)
+
+    def rest(self, timeout: float = 5.0) -> bool:
+        """
+        Deliver what waits and end the threads within `timeout` seconds, until the next commit; False as for `stop`.
+
+        For a process that has used its mediator and is about to fork: no child then inherits a
+        connection that is in the middle of something, which SQLite takes for a lock held for ever.
+        """
+        return self._end(timeout, drain=True)
+
+    def _end(self, timeout: float, *, drain: bool) -> bool:
+        with self._starting:
+            loops, self._loops = self._loops, ()
+        until = time.monotonic() + timeout
+        for loop in loops:
+            loop.stop(until, drain=drain)
+        # A loop that is ending does nothing that takes long, unless its database does.
+        ended = [loop.join(until + 0.5) for loop in loops]
+        return all(ended)
+
+    def next_due(self) -> float | None:
+        """Return the seconds until something may be delivered here, None where nothing waits."""
+        return self.outbox.next_due(self._event_map.durable_names)
+
+    @property
+    def running(self) -> int:
+        """How many durable handlers run that this relay has started."""
+        return self._progress.running
+
+    def close_at_exit(self) -> None:
+        """Deliver what waits, within a time that a leaving process can spare."""
+        self.stop(_AT_EXIT, drain=True)
+
+    def _couriers(self, publishers: int) -> Sequence[tuple[str, Courier]]:
+        couriers: list[tuple[str, Courier]] = []
+        emitter = self._dispatcher.stager.emitter
+        if emitter is not None and emitter.broker is not None:
+            for number in range(publishers):
+                publisher = Publisher(
+                    self.outbox,
+                    emitter,
+                    self._retries,
+                    lease=self._lease,
+                    batch=self._batch,
+                    progress=self._progress,
+                )
+                couriers.append((f"publisher-{number + 1}", publisher))
+        runner = Runner(
+            self.outbox,
+            self._dispatcher,
+            self._event_map,
+            serializer=self._serializer,
+            retries=self._retries,
+            lease=self._lease,
+            progress=self._progress,
+        )
+        # Also where nothing durable is bound yet: it asks the outbox for nothing then.
+        return [*couriers, ("runner", runner)]
+
+    def _start(self, couriers: Sequence[tuple[str, Courier]], longest: float) -> None:
+        with self._starting:
+            if self._loops or self._closed:
+                return
+            loops = [Loop(f"cqrs-relay-{name}", courier, longest) for name, courier in couriers]
+            for loop, (_, courier) in zip(loops, couriers, strict=True):
+                if isinstance(courier, Runner):
+                    courier.wake = loop.wake
+                loop.start()
+            self._loops = loops
+        reset_in_child(self)
+        # It needs the threads and the broker for that.
+        close_at_exit(self, first=True)
+
+    def _wake_all(self) -> None:
+        for loop in self._loops:
+            loop.wake()
+
+
+def _checked(lease: float, batch: int) -> tuple[float, int]:
+    if not 1 <= lease <= threading.TIMEOUT_MAX:
+        raise ConfigurationError(f"a lease is a number of seconds, 1 at least, not {lease!r}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ConfigurationError(f"batch must be a whole number above 0, not {batch!r}")
+    return lease, batch

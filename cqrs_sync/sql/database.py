@@ -1,0 +1,58 @@
+"""What the store asks of a way to a database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from cqrs_sync.outbox import Listener
+from cqrs_sync.sql.dialects import Dialect
+from cqrs_sync.transactions import Transactions
+
+
+class Connection(Protocol):
+    """
+    A connection with a transaction open.
+
+    Statements are in the paramstyle `format`: a `%s` for each parameter, `%%` for a per cent sign.
+    """
+
+    def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
+        """Execute a statement and return its rows; none where it returns no rows."""
+
+    def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
+        """Execute a statement and return how many rows it has changed."""
+
+
+class Database(Protocol):
+    """A way to a database; safe from any thread and in a forked child."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Return the SQL it speaks."""
+
+    @property
+    def transactions(self) -> Transactions:
+        """Return the transactions of the application on this database."""
+
+    def joined(self) -> Connection:
+        """Return the connection on which the calling thread has its transaction open; called only where it has one."""
+
+    def begun(self) -> AbstractContextManager[Connection]:
+        """
+        Open a transaction of the library's own, and commit it at the end of the block.
+
+        It is rolled back for whatever is raised in the block; a connection that is broken
+        then is not used again. Raises OutboxUnavailable where the database cannot be reached,
+        and for its own errors in the block; OutboxNotInstalled where a table is missing.
+        """
+
+    def elsewhere(self) -> str | None:
+        """Name another database on which the calling thread has a transaction open, for an error."""
+
+    def listener(self, channel: str, /) -> Listener | None:
+        """Listen for what is notified on a channel; None where the database or its driver has no such thing."""
+
+    def let_go(self) -> None:
+        """Give up the connection of the calling thread that `begun` has used."""

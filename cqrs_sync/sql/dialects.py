@@ -1,0 +1,87 @@
+"""What databases say differently: time, and rows that others have locked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+#: Seconds after which PostgreSQL ends a transaction of ours whose process was stopped in the middle of it.
+_IDLE = 10
+
+
+@attrs.frozen
+class Dialect:
+    """The SQL of one kind of database; in the paramstyle `format`."""
+
+    name: str
+    #: The present moment by the database's clock, in UTC.
+    now: str
+    #: The moment that is a number of seconds away; takes one parameter, made by `seconds`.
+    later: str
+    seconds: Callable[[float], Any]
+    #: Seconds from now until the moment in a column.
+    until: str
+    #: Makes a SELECT lock its rows and leave out those that others have locked.
+    skip_locked: str
+    #: Begins a transaction that claims or settles: it sees what has committed by each statement.
+    #: `{deliveries}` is the table.
+    begin: str
+    quote: str = '"'
+    #: Changes and deletes rows of a table by their primary keys, and looks at no others.
+    update: str = "UPDATE {table} SET"
+    delete: str = "DELETE FROM {table} WHERE"
+    #: It compares with an array, which is one parameter.
+    arrays: bool = False
+    #: Tells listeners on a channel, its parameter, at the commit; None where there is no such thing.
+    notify: str | None = None
+
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect(
+            name="postgresql",
+            now="clock_timestamp()",
+            later="clock_timestamp() + %s * interval '1 second'",
+            seconds=float,
+            until="extract(epoch from ({column} - clock_timestamp()))",
+            skip_locked="FOR UPDATE SKIP LOCKED",
+            # What is lost with the database is claimed or settled again: nobody has to wait for the disk.
+            # Statistics of tables that fill and empty all day are wrong most of the time: indexes are right.
+            begin=(
+                "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit TO OFF; "
+                "SET LOCAL enable_seqscan TO OFF; "
+                f"SET LOCAL idle_in_transaction_session_timeout TO '{_IDLE}s'"
+            ),
+            arrays=True,
+            notify="SELECT pg_notify(%s, '')",
+        ),
+        Dialect(
+            name="mysql",
+            now="UTC_TIMESTAMP(6)",
+            later="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
+            seconds=lambda seconds: round(seconds * 1_000_000),
+            until="TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {column}) / 1000000",
+            skip_locked="FOR UPDATE SKIP LOCKED",
+            # Under REPEATABLE READ a locking SELECT would lock gaps as well, and inserts would wait for it.
+            begin="SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            quote="`",
+            # It would rather read a small table as a whole, and wait for each row that somebody else has inserted.
+            update="UPDATE {table} FORCE INDEX (PRIMARY) SET",
+            delete="DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE",
+        ),
+        Dialect(
+            name="sqlite",
+            now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') || '000'",
+            later="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
+            seconds=lambda seconds: f"{seconds:+.3f} seconds",
+            until="(julianday({column}) - julianday('now')) * 86400.0",
+            skip_locked="",
+            # A transaction that reads first and writes then is refused where another has written in between;
+            # one that begins with a write waits for its turn.
+            begin="UPDATE {deliveries} SET attempts = attempts WHERE id = 0",
+        ),
+    )
+}

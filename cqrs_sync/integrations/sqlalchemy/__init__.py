@@ -1,0 +1,25 @@
+"""
+SQLAlchemy 2: sessions with commands, and the outbox in your database. Install `cqrs-sync[sqlalchemy]`.
+
+```python
+sessions = Sessions(sessionmaker(engine))
+outbox = SQLAlchemyOutbox(sessions)
+```
+
+`tables` are what you create, `sessions` opens a transaction per command, `transactions` and
+`commits` tell when one commits, `database` is the way of the outbox to yours, with what it
+needs of a `connection`, of its `failures`, and of `listening` to others.
+"""
+
+from __future__ import annotations
+
+from cqrs_sync.integrations import needs
+
+with needs("sqlalchemy"):
+    from cqrs_sync.integrations.sqlalchemy.outbox import SQLAlchemyOutbox
+    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
+    from cqrs_sync.integrations.sqlalchemy.sqlite import begin_immediate
+    from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables, tables
+    from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
+
+__all__ = ["OutboxTables", "SQLAlchemyOutbox", "SessionTransactions", "Sessions", "begin_immediate", "tables"]

@@ -1,0 +1,45 @@
+"""A connection of SQLAlchemy, as the statements of the outbox see it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import SQLAlchemyError
+
+from cqrs_sync.errors import CqrsError
+
+_MARK = re.compile("%([%s])")
+
+
+class OpenConnection:
+    """A connection with a transaction open; `translate` makes errors of ours, or returns None."""
+
+    def __init__(
+        self, connection: Connection, translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None
+    ) -> None:
+        self._connection = connection
+        self._translate = translate
+        self._asks_with_marks = connection.dialect.paramstyle == "qmark"
+
+    def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
+        """Execute a statement and return its rows; none where it returns no rows."""
+        result = self._run(statement, parameters)
+        return result.fetchall() if result.returns_rows else ()
+
+    def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
+        """Execute a statement and return how many rows it has changed."""
+        return self._run(statement, parameters).rowcount
+
+    def _run(self, statement: str, parameters: Sequence[Any]) -> CursorResult[Any]:
+        if self._asks_with_marks:
+            statement = _MARK.sub(lambda found: "?" if found[1] == "s" else "%", statement)
+        try:
+            return self._connection.exec_driver_sql(statement, tuple(parameters) or None)
+        except SQLAlchemyError as error:
+            translated = self._translate(error) if self._translate is not None else None
+            if translated is None:
+                raise
+            raise translated from error

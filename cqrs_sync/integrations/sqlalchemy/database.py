@@ -1,0 +1,129 @@
+"""The way of the outbox to a database, through SQLAlchemy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
+from sqlalchemy.orm import Session
+
+from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.integrations.sqlalchemy.connection import OpenConnection
+from cqrs_sync.integrations.sqlalchemy.failures import not_installed, translated
+from cqrs_sync.integrations.sqlalchemy.listening import PsycopgListener, listener
+from cqrs_sync.integrations.sqlalchemy.losses import watch
+from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
+from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.sql.dialects import DIALECTS, Dialect
+
+
+class SessionDatabase:
+    """A database that `engine` reaches, and on which sessions have their transactions."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: SessionTransactions,
+        *,
+        names: Sequence[str],
+        bind_arguments: Mapping[str, Any],
+    ) -> None:
+        self._engine = engine
+        self._sessions = sessions
+        self._names = names
+        self._transactions = TransactionsHere(engine, sessions, bind_arguments)
+        self._dialect = _dialect_of(engine)
+        self._of_the_parent: list[object] = []
+        watch(engine)
+        reset_in_child(self)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The SQL it speaks."""
+        return self._dialect
+
+    @property
+    def transactions(self) -> TransactionsHere:
+        """The transactions of the application on this database."""
+        return self._transactions
+
+    def joined(self) -> OpenConnection:
+        """Return the connection on which the calling thread has its transaction open."""
+        session = self._sessions.open_session()
+        assert session is not None
+        # It must not commit half of what it did: see `losses`.
+        self._sessions.commits(session)
+        connection = session.connection(bind_arguments=self._transactions.bind_arguments)
+        return OpenConnection(connection, partial(not_installed, names=self._names))
+
+    @contextmanager
+    def begun(self) -> Iterator[OpenConnection]:
+        """Open a transaction of the library's own, and commit it at the end of the block."""
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                yield OpenConnection(connection)
+        except SQLAlchemyError as error:
+            raise translated(error, self._names) from error
+
+    def elsewhere(self) -> str | None:
+        """Name another database on which the calling thread has a transaction open."""
+        session = self._sessions.open_session()
+        bind = None if session is None else self._transactions.bind_of(session)
+        return None if bind is None else bind.url.render_as_string(hide_password=True)
+
+    def listener(self, channel: str, /) -> PsycopgListener | None:
+        """Listen for what is notified on a channel."""
+        return listener(self._engine, channel)
+
+    def let_go(self) -> None:
+        """Do nothing: connections are the pool's, between two transactions."""
+
+    def reset_in_child(self) -> None:
+        """Leave connections to the parent, whose they are."""
+        # Kept: what is thrown away is closed, and SQLite would roll back for the parent.
+        self._of_the_parent.append(self._engine.pool)
+        self._engine.dispose(close=False)
+
+
+class TransactionsHere:
+    """The transactions of sessions, as far as they are on one database."""
+
+    def __init__(self, engine: Engine, sessions: SessionTransactions, bind_arguments: Mapping[str, Any]) -> None:
+        self.bind_arguments = dict(bind_arguments)
+        self._engine = engine
+        self._sessions = sessions
+
+    def active(self) -> bool:
+        """Tell whether the calling thread is inside a transaction on it."""
+        session = self._sessions.open_session()
+        if session is None:
+            return False
+        bind = self.bind_of(session)
+        # Engines that differ in their options share a pool.
+        return bind is not None and bind.pool is self._engine.pool
+
+    def on_commit(self, callback: Callable[[], object], /) -> None:
+        """Call `callback` in this thread once the outermost transaction has committed."""
+        self._sessions.on_commit(callback)
+
+    def bind_of(self, session: Session) -> Engine | None:
+        """Return the engine that a session writes to; None where it depends on what is written."""
+        try:
+            return session.get_bind(**self.bind_arguments).engine
+        except UnboundExecutionError:
+            return None
+
+
+def _dialect_of(engine: Engine) -> Dialect:
+    name = engine.dialect.name.replace("mariadb", "mysql")
+    if name not in DIALECTS or engine.dialect.is_async:
+        raise ConfigurationError(
+            f"the outbox is for PostgreSQL, MariaDB, MySQL and SQLite, with drivers that wait, not for {engine.url!r}"
+        )
+    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise ConfigurationError(f"{engine.url!r} commits each statement by itself: give the outbox an engine without")
+    return DIALECTS[name]

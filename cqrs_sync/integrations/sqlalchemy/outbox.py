@@ -1,0 +1,70 @@
+"""The outbox in a database that SQLAlchemy reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import scoped_session
+
+from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.integrations.sqlalchemy.database import SessionDatabase
+from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
+from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables
+from cqrs_sync.integrations.sqlalchemy.transactions import SessionOf, SessionTransactions
+from cqrs_sync.sql import SqlOutbox
+
+
+class SQLAlchemyOutbox(SqlOutbox):
+    """
+    An outbox in a database that SQLAlchemy reaches: PostgreSQL, MariaDB, MySQL or SQLite.
+
+    Messages are written on the connection of the session that is open in the calling thread,
+    and claimed and settled on connections of the engine's pool.
+
+    - `where` is `Sessions`; or an engine, and `session` a function that returns the session of
+      the calling thread, for applications that have theirs already. A `scoped_session` will do,
+      and so will `Sessions` that have no engine.
+    - `tables` is what `tables(...)` returned, where the tables have names of your own.
+    - `bind_arguments` choose among the engines of a session that has several, as
+      `Session.connection` takes them: `{"mapper": Order}`.
+    - `max_bytes`, `strict`, `relayed` and `notify` are those of `SqlOutbox`.
+    """
+
+    def __init__(
+        self,
+        where: Sessions | Engine,
+        /,
+        *,
+        session: SessionOf | scoped_session[Any] | SessionTransactions | None = None,
+        tables: OutboxTables | None = None,
+        bind_arguments: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        names = (
+            ("cqrs_message", "cqrs_delivery")
+            if tables is None
+            else (tables.messages.fullname, tables.deliveries.fullname)
+        )
+        engine, sessions = _found(where, session)
+        database = SessionDatabase(engine, sessions, names=names, bind_arguments=bind_arguments or {})
+        super().__init__(database, messages=names[0], deliveries=names[1], **options)
+
+
+def _found(
+    where: Sessions | Engine, session: SessionOf | scoped_session[Any] | SessionTransactions | None
+) -> tuple[Engine, SessionTransactions]:
+    if isinstance(where, Engine) and session is not None:
+        return where, session if isinstance(session, SessionTransactions) else SessionTransactions(session)
+    if isinstance(where, Sessions) and session is None:
+        if where.engine is not None:
+            return where.engine, where
+        raise ConfigurationError(
+            "these sessions have no engine of their own, so the outbox cannot tell which database it is in: "
+            "SQLAlchemyOutbox(engine, session=sessions)"
+        )
+    raise ConfigurationError(
+        "an outbox is made of sessions, SQLAlchemyOutbox(sessions), or of an engine and a function that returns the "
+        "session of the calling thread, SQLAlchemyOutbox(engine, session=lambda: db.session)"
+    )

@@ -1,0 +1,103 @@
+"""The tables of the outbox, on metadata of yours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from cqrs_sync.outbox import LONGEST
+
+_MYSQL = ("mysql", "mariadb")
+#: Text is compared by its characters: MySQL would take `a` for `A` and `ä`.
+_OPTIONS = {
+    f"{name}_{option}": value
+    for name in _MYSQL
+    for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
+}
+
+
+@attrs.frozen
+class OutboxTables:
+    """The two tables of an outbox."""
+
+    messages: sa.Table
+    deliveries: sa.Table
+
+
+def tables(
+    metadata: sa.MetaData,
+    *,
+    schema: str | None = None,
+    messages: str = "cqrs_message",
+    deliveries: str = "cqrs_delivery",
+) -> OutboxTables:
+    """
+    Put the tables of an outbox on `metadata`: `create_all` makes them, and Alembic sees them.
+
+    Where they have other names than these, or are in a schema, give the outbox the record that is returned.
+    """
+    return OutboxTables(_messages(metadata, schema, messages), _deliveries(metadata, schema, deliveries))
+
+
+def _messages(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("id", _text(), primary_key=True),
+        sa.Column("topic", _text(), nullable=False),
+        sa.Column("type", _text(), nullable=False),
+        sa.Column("partition_key", _text()),
+        sa.Column("content_type", _text(), nullable=False),
+        sa.Column("payload", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB()), nullable=False),
+        sa.Column("headers", _on_mysql(sa.Text(), mysql.LONGTEXT()), nullable=False),
+        sa.Column("created_at", _moment(), nullable=False),
+        sa.Index(f"ix_{name}_created", "created_at"),
+        schema=schema,
+        **_options(),
+    )
+
+
+def _deliveries(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
+    return sa.Table(
+        name,
+        metadata,
+        # SQLite counts only what it calls an INTEGER.
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        # No foreign key and no index: both would be kept up with each message, and nothing asks for them.
+        sa.Column("message_id", _text(), nullable=False),
+        sa.Column("kind", sa.String(7), nullable=False),
+        sa.Column("target", _text(), nullable=False),
+        sa.Column("lane", sa.BigInteger()),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("status", sa.String(7), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", _moment(), nullable=False),
+        sa.Column("token", sa.String(32)),
+        sa.Column("reason", _text(), nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=False),
+        sa.Index(f"ix_{name}_queue", "kind", "status", "id"),
+        sa.Index(f"ix_{name}_lane", "lane", "status", "id"),
+        schema=schema,
+        # Numbers are given out once: an operator who names one means no other.
+        sqlite_autoincrement=True,
+        **_options(),
+    )
+
+
+def _text() -> sa.String:
+    return sa.String(LONGEST)
+
+
+def _moment() -> sa.types.TypeEngine[Any]:
+    return _on_mysql(sa.DateTime(timezone=True), mysql.DATETIME(fsp=6))
+
+
+def _on_mysql(usual: sa.types.TypeEngine[Any], there: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    return usual.with_variant(there, *_MYSQL)
+
+
+def _options() -> Any:
+    return _OPTIONS

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+from functools import partial
 
 try:
     import click
@@ -15,6 +16,8 @@ except ImportError:
     raise SystemExit("the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`") from None
 
 from cqrs_sync.broker import ReceivingBroker
+from cqrs_sync.commands import dead, purge, relay, status
+from cqrs_sync.commands.application import load
 from cqrs_sync.demo.brokers import address_of, open_broker
 from cqrs_sync.demo.playing import Plan, Play
 from cqrs_sync.demo.screens import LivePicture, PlainLog, summary_of
@@ -34,8 +37,20 @@ class CannotBegin(click.ClickException):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
+@click.option(
+    "--app",
+    envvar="CQRS_SYNC_APP",
+    metavar="MODULE:NAME",
+    help="Where the application's mediator is, or a function that returns it; for all commands but demo.",
+)
+@click.pass_context
+def main(context: click.Context, app: str | None) -> None:
     """Commands, queries and events, synchronously: threads, Kafka and RabbitMQ."""
+    context.obj = None if app is None else partial(load, app)
+
+
+for command in (relay, status, dead, purge):
+    main.add_command(command)
 
 
 @main.command()

@@ -24,12 +24,15 @@ class JoinMeetingHandler(cqrs.RequestHandler[JoinMeeting, int]):
         return meeting.participation_set.count()
 
 
-# These run after the commit, side by side: one perhaps in the thread of the view, the others on the pool.
+# Written down in the transaction of the view and run after its commit, by this process or, if that dies, by another.
 
 
-@events.bind
+@events.bind(phase=cqrs.Phase.DURABLE, name="welcome")
 def welcome(event: UserJoined) -> None:
     Participation.objects.filter(pk=event.participation_id).update(welcomed=True)
+
+
+# Run after the commit, while the view waits, and lost if this process dies.
 
 
 @events.bind

@@ -14,7 +14,7 @@ class JoinMeeting(cqrs.Command[int]):
 
 
 @frozen
-class UserJoined(cqrs.DomainEvent):
+class UserJoined(cqrs.DomainEvent, name="meetings.user-joined"):
     participation_id: int
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from django.db import IntegrityError, transaction
 from django.test import TransactionTestCase
 
+from cqrs_sync.testing import record
+from cqrs_sync.testing.waiting import eventually
 from meetings.mediator import broker, mediator
-from meetings.messages import JoinMeeting
+from meetings.messages import JoinMeeting, MeetingJoined
 from meetings.models import Meeting, Participation
 
 
+def tearDownModule() -> None:
+    """What delivers has a connection of its own, and the test database is to be dropped."""
+    mediator.close()
+
+
 class JoiningAMeeting(TransactionTestCase):
+    available_apps = ("cqrs_sync.integrations.django", "meetings")
+
     def setUp(self) -> None:
         broker.published.clear()
 
@@ -18,6 +27,8 @@ class JoiningAMeeting(TransactionTestCase):
         return self.client.post("/meetings/weekly/join", {"user": user_id}).status_code
 
     def published(self) -> list[str]:
+        """What has left, once nothing waits any more."""
+        eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
         return [message.type for message in broker.published]
 
     def test_a_request_that_commits_is_announced(self) -> None:
@@ -32,7 +43,7 @@ class JoiningAMeeting(TransactionTestCase):
         """Inside a transaction `send` returns the answer, and the events wait."""
         with transaction.atomic():
             assert mediator.send(JoinMeeting("ada", "weekly")) == 1
-            assert self.published() == []
+            assert len(broker.published) == 0
             assert not Participation.objects.get().welcomed
         assert self.published() == ["meeting.joined"]
 
@@ -68,4 +79,11 @@ class JoiningAMeeting(TransactionTestCase):
 
         assert [record.getMessage() for record in logs.records] == ["ada joined weekly"]
         assert logs.records[0].threadName.startswith("cqrs")
+        assert eventually(lambda: Participation.objects.get().welcomed)
+
+    def test_a_test_that_records_needs_no_outbox(self) -> None:
+        """Everything happens in its own thread, and nothing is written down."""
+        with record(mediator) as recorder:
+            mediator.send(JoinMeeting("ada", "weekly"))
+        recorder.assert_published(MeetingJoined("weekly", "ada"))
         assert Participation.objects.get().welcomed

@@ -1,0 +1,31 @@
+"""
+Django: commands in its transactions, and the outbox in its database. Install `cqrs-sync[django]`.
+
+```python
+INSTALLED_APPS = [..., "cqrs_sync.integrations.django"]     # settings; then `manage.py migrate`
+CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}
+
+mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
+```
+
+`wiring` is the front door; `transactions`, `database` and `outbox` are what it wires; `models`,
+`admin`, `checks` and the management commands are found by Django.
+"""
+
+from __future__ import annotations
+
+from cqrs_sync.integrations import needs
+
+with needs("django"):
+    from cqrs_sync.integrations.django.outbox import DjangoOutbox
+    from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
+    from cqrs_sync.integrations.django.wiring import bootstrap, mediator_of_settings
+
+__all__ = [
+    "Atomic",
+    "DjangoOutbox",
+    "DjangoTransactions",
+    "bootstrap",
+    "mediator_of_settings",
+    "old_connections_closed",
+]

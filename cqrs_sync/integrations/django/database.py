@@ -1,0 +1,153 @@
+"""The way of the outbox to a database, through Django."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import DatabaseError, Error, connections, transaction
+
+from cqrs_sync.errors import ConfigurationError, CqrsError, OutboxNotInstalled, OutboxUnavailable
+from cqrs_sync.integrations.django.listening import PsycopgListener, listener
+from cqrs_sync.integrations.django.transactions import DjangoTransactions
+from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.sql.dialects import DIALECTS, Dialect
+
+#: A table or a column that is not there, as PostgreSQL says it, and as MySQL does.
+_MISSING = {"42P01", "42703", 1146, 1054}
+_MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
+
+
+class DjangoDatabase:
+    """A database of `settings.DATABASES`, by its alias."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self._transactions = DjangoTransactions(using)
+        # Of the library's own threads. In a forked child those are gone and their connections would be closed,
+        # which some drivers do politely: by telling the parent's server.
+        self._in_use: dict[int, Any] = {}
+        reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """Leave the connection of this thread to the parent, whose it is: Django makes another one."""
+        connection = connections[self.using]
+        if connection.connection is not None and not connection.in_atomic_block:
+            self._in_use[0] = connection.connection
+            connection.connection = None
+
+    @property
+    def dialect(self) -> Dialect:
+        """The SQL it speaks."""
+        vendor = connections[self.using].vendor
+        if vendor not in DIALECTS:
+            raise ConfigurationError(
+                f"the outbox is for PostgreSQL, MariaDB, MySQL and SQLite; {self.using!r} is none of them: {vendor}"
+            )
+        return DIALECTS[vendor]
+
+    @property
+    def transactions(self) -> DjangoTransactions:
+        """The transactions of the application on this database."""
+        return self._transactions
+
+    def joined(self) -> _Joined:
+        """Return the connection on which the calling thread is inside `atomic`."""
+        return _Joined(connections[self.using], self.using)
+
+    @contextmanager
+    def begun(self) -> Iterator[_Open]:
+        """Open a transaction of the library's own, and commit it at the end of the block."""
+        connection = connections[self.using]
+        try:
+            with transaction.atomic(using=self.using):
+                self._in_use[threading.get_ident()] = connection.connection
+                yield _Open(connection)
+        except Error as error:
+            # Django would ask at the end of a request, which never comes here.
+            if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
+                connection.close()
+            raise translated(error, self.using) from error
+
+    def elsewhere(self) -> str | None:
+        """Name another database on which the calling thread is inside `atomic`."""
+        others = [each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block]
+        return next((f"{alias!r}, DjangoOutbox(using={alias!r})" for alias in others if alias != self.using), None)
+
+    def listener(self, channel: str, /) -> PsycopgListener | None:
+        """Listen for what is notified on a channel."""
+        try:
+            return listener(self.using, channel)
+        except Error as error:
+            raise translated(error, self.using) from error
+
+    def let_go(self) -> None:
+        """Close the connection of the calling thread, unless it is inside `atomic`."""
+        connection = connections[self.using]
+        self._in_use.pop(threading.get_ident(), None)
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+class _Open:
+    """A connection of Django with a transaction open."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
+        """Execute a statement and return its rows; none where it returns no rows."""
+        with self._connection.cursor() as cursor:
+            self._run(cursor, statement, parameters)
+            rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
+            return rows
+
+    def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
+        """Execute a statement and return how many rows it has changed."""
+        with self._connection.cursor() as cursor:
+            self._run(cursor, statement, parameters)
+            return int(cursor.rowcount)
+
+    def _run(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
+        # Without parameters drivers leave per cent signs as they are, and take several statements at once.
+        cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
+
+
+class _Joined(_Open):
+    """The same inside of the caller's transaction, which is not to commit half of what was to be kept."""
+
+    def __init__(self, connection: Any, using: str) -> None:
+        super().__init__(connection)
+        self._using = using
+
+    def _run(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
+        try:
+            super()._run(cursor, statement, parameters)
+        except DatabaseError as error:
+            # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
+            transaction.set_rollback(True, using=self._using)
+            if is_missing(error):
+                raise translated(error, self._using) from error
+            raise
+
+
+def translated(error: Error, using: str) -> CqrsError:
+    """Make an error of ours of what went wrong in a transaction of ours."""
+    line = str(error).strip().partition("\n")[0]
+    if is_missing(error):
+        return OutboxNotInstalled(
+            f"the tables of the outbox are not in the database {using!r}, or not as this version needs them ({line}): "
+            "put 'cqrs_sync.integrations.django' into INSTALLED_APPS, and run "
+            f"`manage.py migrate cqrs_sync --database {using}`"
+        )
+    return OutboxUnavailable(f"{type(error).__name__}: {line}")
+
+
+def is_missing(error: Error) -> bool:
+    """Tell whether a table or a column is not there."""
+    cause: Any = error.__cause__
+    first = next(iter(getattr(cause, "args", ())), None)
+    codes = {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}
+    return bool(codes & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)

@@ -1,0 +1,68 @@
+"""The tables of the outbox; what writes to them is `cqrs_sync.sql`, never a model."""
+
+from __future__ import annotations
+
+from django.db import models
+
+from cqrs_sync.outbox import LONGEST
+
+
+class Message(models.Model):
+    """Final bytes, inserted with what they tell of, and never changed."""
+
+    id = models.CharField(primary_key=True, max_length=LONGEST, editable=False)
+    topic = models.CharField(max_length=LONGEST, blank=True)
+    type = models.CharField(max_length=LONGEST)
+    partition_key = models.CharField(max_length=LONGEST, null=True, blank=True)  # noqa: DJ001 -- none is not an empty one
+    content_type = models.CharField(max_length=LONGEST)
+    payload = models.BinaryField()
+    headers = models.TextField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "cqrs_message"
+        default_permissions = ("view",)
+        permissions = (("view_payload", "Can view the payloads of messages"),)
+        indexes = (models.Index(fields=["created_at"], name="cqrs_message_created"),)
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.id}"
+
+
+class Delivery(models.Model):
+    """What is still to be done with a message: give it to its topic, or run one durable handler with it."""
+
+    message = models.ForeignKey(
+        Message,
+        on_delete=models.DO_NOTHING,
+        related_name="deliveries",
+        # Neither a constraint nor an index: both would be kept up with each message, and nothing asks for them.
+        db_constraint=False,
+        db_index=False,
+    )
+    kind = models.CharField(max_length=7)
+    target = models.CharField(max_length=LONGEST)
+    lane = models.BigIntegerField(null=True)
+    size = models.IntegerField()
+    status = models.CharField(max_length=7)
+    attempts = models.IntegerField()
+    due_at = models.DateTimeField()
+    token = models.CharField(max_length=32, null=True)  # noqa: DJ001 -- none is not an empty one
+    reason = models.CharField(max_length=LONGEST, blank=True)
+    last_error = models.TextField(blank=True)
+
+    class Meta:
+        db_table = "cqrs_delivery"
+        verbose_name_plural = "deliveries"
+        default_permissions = ("view",)
+        permissions = (
+            ("replay_delivery", "Can replay dead deliveries"),
+            ("discard_delivery", "Can discard dead deliveries"),
+        )
+        indexes = (
+            models.Index(fields=["kind", "status", "id"], name="cqrs_delivery_queue"),
+            models.Index(fields=["lane", "status", "id"], name="cqrs_delivery_lane"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.message_id} for {self.target}"

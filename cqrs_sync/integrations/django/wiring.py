@@ -1,0 +1,90 @@
+"""The front door: a mediator wired as Django wants it, and the one that the settings name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from cqrs_sync.bootstrap import bootstrap as bootstrap_core
+from cqrs_sync.broker import MessageBroker
+from cqrs_sync.integrations.django.outbox import DjangoOutbox
+from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
+from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.messages import Command
+from cqrs_sync.middleware import Middleware, MiddlewareChain
+from cqrs_sync.registry import EventMap, RequestMap
+from cqrs_sync.threads import Executor, ThreadPool
+
+
+def bootstrap(
+    requests: RequestMap | None = None,
+    events: EventMap | None = None,
+    *,
+    using: str = "default",
+    outbox: DjangoOutbox | bool = True,
+    atomic: type | tuple[type, ...] = Command,
+    broker: MessageBroker | None = None,
+    threads: Executor | int | None = None,
+    middleware: MiddlewareChain | Iterable[Middleware] = (),
+    **options: Any,
+) -> RequestMediator:
+    """
+    Make a mediator for Django: nothing that belongs together is wired apart.
+
+    - `using` is the database that commands write to.
+    - `atomic` are the messages whose handlers get a transaction on it, or a savepoint in that of the request:
+      commands. Add `Event` where event handlers raise events; `()` where you open transactions yourself.
+    - `outbox` keeps events in that database, with the app `cqrs_sync.integrations.django` installed and migrated; False
+      where notification events may be lost with the process, and nothing is durable.
+    - `threads` is where event handlers run; a pool made here closes old connections as Django does.
+    - `middleware` is around the transaction. Everything else is as for `cqrs_sync.bootstrap`.
+
+    Nothing is started and no model is loaded by it: it may be called at import, in any app.
+    """
+    chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
+    if atomic:
+        chain.add(Atomic(using), *(atomic if isinstance(atomic, tuple) else (atomic,)))
+    if threads is None or isinstance(threads, int):
+        threads = ThreadPool(threads, around=old_connections_closed)
+    kept = DjangoOutbox(using) if outbox is True else outbox or None
+    if kept is not None and kept.using != using:
+        raise ImproperlyConfigured(
+            f"the outbox is in the database {kept.using!r} and the transactions are on {using!r}: "
+            "events are kept in the transaction they are raised in, give both the same database"
+        )
+    transactions = DjangoTransactions(using) if kept is None else None
+    return bootstrap_core(
+        requests,
+        events,
+        broker=broker,
+        outbox=kept,
+        threads=threads,
+        transactions=transactions,
+        middleware=chain,
+        **options,
+    )
+
+
+def mediator_of_settings() -> RequestMediator:
+    """
+    Return the mediator that `CQRS_SYNC = {"MEDIATOR": "package.module.name"}` names, or what such a function returns.
+
+    Raises ImproperlyConfigured where there is none.
+    """
+    path = getattr(settings, "CQRS_SYNC", {}).get("MEDIATOR")
+    if not path:
+        raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"CQRS_SYNC names {path!r} as the mediator, which cannot be imported: {error}"
+        ) from error
+    mediator = found() if callable(found) and not isinstance(found, RequestMediator) else found
+    if not isinstance(mediator, RequestMediator):
+        raise ImproperlyConfigured(f"CQRS_SYNC names {path!r} as the mediator, which is {mediator!r}")
+    return mediator

@@ -13,7 +13,16 @@ import argparse
 import platform
 from pathlib import Path
 
-from tests.benchmarks import confluent_publish, dispatch, fanout, imports, kafka_publish, rabbitmq_publish, resolve
+from tests.benchmarks import (
+    confluent_publish,
+    dispatch,
+    fanout,
+    imports,
+    kafka_publish,
+    rabbitmq_publish,
+    relay,
+    resolve,
+)
 from tests.benchmarks.figures import Figure, table
 
 _DOCS = Path(__file__).parents[2] / "docs"
@@ -48,6 +57,7 @@ def main() -> None:
         ("RabbitMQ", _rabbitmq),
         ("Kafka", _kafka),
         ("Kafka through librdkafka", _confluent),
+        ("Relay", relay.run),
     ):
         groups[title] = run(options.rounds)
         print(f"\n## {title}\n\n{table(groups[title])}", flush=True)

@@ -1,0 +1,76 @@
+"""
+Storms over the outbox: kills, stops, outages, long transactions, on real servers.
+
+    python -m tests.storms.outbox          # in full: about 12 minutes
+    python -m tests.storms.outbox kills    # only those whose name begins like this
+
+Each ends with its figures. The tests run a short form of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.storms.outbox import kills, troubles
+from tests.storms.outbox.weather import Figures
+
+Storm = Callable[[Path], Figures]
+
+STORMS: dict[str, Storm] = {
+    **{
+        f"kills-{database}-{broker}": lambda directory, database=database, broker=broker: kills.storm(  # type: ignore[misc]
+            database, broker, directory, orders=10_000, kills=20
+        )
+        for database, broker in (("postgresql", "rabbitmq"), ("mariadb", "rabbitmq"), ("postgresql", "kafka"))
+    },
+    **{
+        f"calm-{relays}-{database}": lambda directory, relays=relays, database=database: troubles.calm(  # type: ignore[misc]
+            database, "rabbitmq", directory, orders=10_000, relays=relays
+        )
+        for relays in (2, 4)
+        for database in ("postgresql", "mariadb")
+    },
+    **{
+        f"{fault}-{database}": lambda directory, fault=fault, database=database: troubles.stopped(  # type: ignore[misc]
+            database, directory, orders=1000, fault=fault
+        )
+        for fault in ("stop-settle", "stop-claim")
+        for database in ("postgresql", "mariadb")
+    },
+    "skewed-clocks": lambda directory: troubles.calm(
+        "postgresql", "rabbitmq", directory, orders=10_000, relays=4, skew=300
+    ),
+    "deploys": lambda directory: troubles.deploys("postgresql", directory, orders=2000, times=20),
+    "cut-off-postgresql": lambda directory: troubles.cut_off("postgresql", directory, orders=4000, times=30),
+    "late-commit-postgresql": lambda directory: troubles.late_commit("postgresql", directory, orders=5000, seconds=60),
+    "late-commit-mariadb": lambda directory: troubles.late_commit("mariadb", directory, orders=5000, seconds=60),
+    "durable-postgresql": lambda directory: troubles.durable("postgresql", directory, orders=20),
+    "durable-mariadb": lambda directory: troubles.durable("mariadb", directory, orders=20),
+    "outage": lambda directory: troubles.outage("postgresql", directory, orders=5000, seconds=60),
+}
+
+
+def main() -> int:
+    """Return the exit status: 0 when nothing was lost, doubled without need, or out of order."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().partition("\n")[0])
+    parser.add_argument("name", nargs="?", default="", help="how the names of those to be run begin")
+    options = parser.parse_args()
+    chosen = {name: storm for name, storm in STORMS.items() if name.startswith(options.name)}
+    wrong = 0
+    for name, storm in chosen.items():
+        with tempfile.TemporaryDirectory() as directory:
+            begun = time.monotonic()
+            figures = storm(Path(directory))
+            wrong += figures.wrong
+            sys.stdout.write(f"{name:<26}{figures}, {time.monotonic() - begun:.0f} s in all\n")
+            sys.stdout.flush()
+    return int(bool(wrong) or not chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

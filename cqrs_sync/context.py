@@ -95,6 +95,14 @@ def continuing(attributes: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def resuming(attributes: Mapping[str, str]) -> Iterator[None]:
+    """Let what is raised in this block follow from a stored event of ours: all that it carried, its id as cause."""
+    kept = {name: value for name, value in attributes.items() if name not in _RESERVED and name != "causationid"}
+    with annotate(**kept, causationid=attributes["id"]):
+        yield
+
+
 def carried() -> Mapping[str, str]:
     """Return the attributes that messages published from here carry."""
     scope = current.get()

@@ -150,7 +150,7 @@ class Runner:
         except (UnknownMessageType, HandlerNotFound) as error:
             return self._not_known_here(claimed, error)
         context.forget_deadline()
-        with context.continuing(attributes):
+        with context.resuming(attributes):
             self._dispatcher.run_durable(target, event)
         return Outcome(claimed, Verdict.DONE)
 

@@ -38,7 +38,7 @@ class Settling:
         held = self._settle(outcomes, until)
         now = time.monotonic()
         for outcome in outcomes:
-            if outcome.verdict is Verdict.AGAIN:
+            if outcome.verdict is Verdict.AGAIN and outcome.after > 0:
                 heapq.heappush(self._due, now + outcome.after)
         if held < len(outcomes):
             logger.warning(

@@ -264,11 +264,11 @@ def test_what_it_raises_follows_and_carries_where_it_came_from(events, ran):
         ran.note("plain", event.number)
 
     shop = Shop(events=events)
-    with closing(shop), context.annotate(correlationid="c-1"):
+    with closing(shop), context.annotate(correlationid="c-1", tenant="acme"):
         shop.sell(Packed("ada", 7))
         eventually(lambda: ran.calls == [("plain", 7)])
 
-    assert ["c-1", "c-1"] == [each["correlationid"] for each in carried]
+    assert [("c-1", "acme")] * 2 == [(each["correlationid"], each["tenant"]) for each in carried]
     assert carried[0]["causationid"] == carried[1]["causationid"]
 
 

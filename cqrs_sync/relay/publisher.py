@@ -6,14 +6,12 @@ import logging
 import time
 from collections.abc import Sequence
 
-import attrs
-
 from cqrs_sync import context
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerUnavailable, Closed, OutboxUnavailable, PublishFailed
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.relay.outages import Outages
-from cqrs_sync.relay.settling import Settling
+from cqrs_sync.relay.settling import Progress, Settling
 from cqrs_sync.retries import Retries
 
 logger = logging.getLogger(__name__)
@@ -27,15 +25,6 @@ _PROBE_TIMEOUT = 2.0
 _SHARE = 1 / 3
 #: Seconds until a message is tried again whose topic cannot be reached while others can.
 _TOPIC_PAUSE = 2.0
-
-
-@attrs.define
-class Progress:
-    """How many deliveries were made, for those who watch."""
-
-    delivered: int = 0
-    #: Durable handlers that run at the moment.
-    running: int = 0
 
 
 class Publisher:

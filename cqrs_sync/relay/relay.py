@@ -13,9 +13,10 @@ from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.loop import Courier, Loop
-from cqrs_sync.relay.publisher import Progress, Publisher
+from cqrs_sync.relay.publisher import Publisher
 from cqrs_sync.relay.runner import Runner
 from cqrs_sync.relay.scout import Ear, Scout
+from cqrs_sync.relay.settling import Progress
 from cqrs_sync.retries import Retries
 from cqrs_sync.serializer import Serializer
 

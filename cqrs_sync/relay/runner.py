@@ -15,8 +15,7 @@ from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.executor import Call
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.publisher import Progress
-from cqrs_sync.relay.settling import Settling
+from cqrs_sync.relay.settling import Progress, Settling
 from cqrs_sync.retries import Retries
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.watchdog import stacks_of

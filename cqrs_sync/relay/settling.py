@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+import attrs
+
 from cqrs_sync.errors import OutboxUnavailable
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.retries import RetryPolicy
@@ -18,6 +20,15 @@ logger = logging.getLogger(__name__)
 _PAUSE = 0.25
 #: Seconds by which the database's clock may differ from this one over a pause.
 _LATER = 0.02
+
+
+@attrs.define
+class Progress:
+    """How many deliveries were made, for those who watch."""
+
+    delivered: int = 0
+    #: Durable handlers that run at the moment.
+    running: int = 0
 
 
 class Settling:

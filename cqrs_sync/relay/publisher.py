@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cqrs_sync import context
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.errors import BrokerUnavailable, Closed, OutboxUnavailable, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.relay.outages import Outages
 from cqrs_sync.relay.settling import Progress, Settling
@@ -17,6 +17,8 @@ from cqrs_sync.retries import Retries
 logger = logging.getLogger(__name__)
 
 _DONE = Verdict.DONE
+#: What no message is to be charged for.
+_NOT_ITS_FAULT = (BrokerUnavailable, Closed, ConfigurationError, TimeoutError)
 #: Messages that find out whether a broker is back.
 _PROBE = 1
 #: Seconds a probe may take.
@@ -151,7 +153,7 @@ class Publisher:
                 self._emitter.publish([each.message for each in ready])
         except PublishFailed as failed:
             return {message.id: error for message, error in failed.failures}
-        except (Closed, BrokerUnavailable, TimeoutError) as error:
+        except _NOT_ITS_FAULT as error:
             return dict.fromkeys((each.message.id for each in ready), error)
         except Exception as error:  # noqa: BLE001 -- of a middleware: no message is to suffer for another
             if len(ready) == 1:
@@ -173,7 +175,7 @@ def _lane(claimed: Claimed) -> tuple[str, str | None]:
 
 
 def _is_unavailable(error: Exception | None) -> bool:
-    return isinstance(error, (BrokerUnavailable, Closed, TimeoutError, OutboxUnavailable))
+    return isinstance(error, _NOT_ITS_FAULT)
 
 
 def _given_back(claimed: Claimed) -> Outcome:

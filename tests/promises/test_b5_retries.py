@@ -141,6 +141,30 @@ def test_a_middleware_that_fails_for_one_message_fails_for_no_other():
     assert "ValueError: cannot sign this" == outbox.dead(Selection())[0].error
 
 
+@pytest.mark.parametrize(
+    "error", [cqrs.ConfigurationError("no such option"), cqrs.Closed("closed"), TimeoutError("slow")]
+)
+def test_a_broker_that_is_set_up_wrongly_costs_no_message_an_attempt(error):
+    """
+    Somebody has to mend it, and nothing is lost until then.
+    """
+    calls = []
+
+    class WrongBroker(PickyBroker):
+        def publish(self, messages, /, *, timeout=None):
+            calls.append(len(messages))
+            if len(calls) < 3:
+                raise error
+            super().publish(messages, timeout=timeout)
+
+    shop = Shop(WrongBroker(lambda _: None), retries=cqrs.RetryPolicy(attempts=1))
+    with closing(shop):
+        shop.sell(Counted(1), Counted(2))
+        eventually(lambda: shop.waiting() == 0)
+
+    assert [1, 2] == sorted(shop.published())
+
+
 def test_an_attempt_counts_from_its_beginning():
     """
     What was claimed that often by processes that died is dead when its last lease is over.

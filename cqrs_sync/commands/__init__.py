@@ -1,18 +1,30 @@
 """
-Commands for those who operate an outbox: `cqrs-sync relay`, `status`, `dead`, `purge`.
+Commands for those who operate an outbox: `relay`, `status`, `dead` and `purge`.
 
-They take the mediator from the context: the command line finds it by `--app`, Django's
-management commands by its settings.
+They are commands of click that take the mediator from their context: `obj` is a function that
+returns it. The command line finds it by `--app`, Django's management commands by their settings:
+
+    relay.main(["--drain"], prog_name="manage.py cqrs_relay", obj=lambda: mediator)
+
+`application` finds a mediator and says what is wrong with it, `durations`, `text` and `chunks` are how
+commands read, print and work; the other modules are the commands.
 """
 
 from __future__ import annotations
 
+import sys
+
 try:
-    from cqrs_sync.commands.outbox import dead, purge, status
-    from cqrs_sync.commands.relaying import relay
-except ImportError as error:
-    if error.name not in {"click", "rich"}:
-        raise
-    raise SystemExit("the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`") from None
+    import click  # noqa: F401 -- whether they are there
+    import rich  # noqa: F401
+except ImportError:
+    # Console scripts import this package, so there is no later place to say it in one line.
+    sys.stderr.write("the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`\n")
+    raise SystemExit(2) from None
+
+from cqrs_sync.commands.backlog import status
+from cqrs_sync.commands.dead_letters import dead
+from cqrs_sync.commands.purging import purge
+from cqrs_sync.commands.relaying import relay
 
 __all__ = ["dead", "purge", "relay", "status"]

@@ -2,91 +2,135 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, OutboxNotInstalled, OutboxUnavailable
+from cqrs_sync.errors import ConfigurationError, OutboxNotInstalled, OutboxUnavailable
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
 
-#: Exit statuses: what was asked for is not well; the command was called wrongly; the outbox cannot be reached.
-NOT_WELL, USAGE, NOT_REACHED = 1, 2, 3
+#: Where the application is, if no option says.
+VARIABLE = "CQRS_SYNC_APP"
+#: Exit statuses: what was asked for is not well; the command was called wrongly; the outbox cannot be reached;
+#: Ctrl-C has ended it.
+NOT_WELL, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """A number of seconds, or one with a unit."""
+class CannotBegin(click.ClickException):
+    """Said in one line: the command was called wrongly, or the application is wired wrongly."""
 
-    name = "duration"
+    exit_code = USAGE
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read it, or fail with what can be read."""
-        from cqrs_sync.workers.desk import seconds  # noqa: PLC0415 -- help needs nothing of it
 
-        if isinstance(value, (int, float)):
-            return float(value)
-        try:
-            return seconds(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+class NotReached(click.ClickException):
+    """Said in one line: the database of the outbox cannot be reached, or has not its tables."""
+
+    exit_code = NOT_REACHED
 
 
 def load(path: str) -> RequestMediator:
     """
     Return the mediator that `module:name` names, or what a function of this name returns.
 
-    Raises click.UsageError with what is wrong.
+    Modules are looked for in the current directory first. Raises CannotBegin with what is wrong.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
-        raise click.UsageError(f"--app {path!r}: write module:name, of a mediator or a function that returns one")
-    if os.getcwd() not in sys.path:  # noqa: PTH109 -- as the interpreter itself writes it there
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109 -- as above
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise click.UsageError(f"--app {path!r}: there is no module {error.name!r} here or on the path") from error
+        raise CannotBegin(f"--app {path!r}: write module:name, of a mediator or a function that returns one")
+    here = os.getcwd()  # noqa: PTH109 -- as the interpreter itself writes it there
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    found = _imported(path, module_name)
     for part in name.split("."):
-        if not hasattr(found, part):
-            raise click.UsageError(f"--app {path!r}: {module_name} has no {name!r}")
-        found = getattr(found, part)
-    mediator = found() if callable(found) and not isinstance(found, RequestMediator) else found
-    if not isinstance(mediator, RequestMediator):
-        raise click.UsageError(f"--app {path!r}: a RequestMediator is wanted, this is {mediator!r:.200}")
-    return mediator
+        found = _attribute(path, found, part)
+    if callable(found) and not isinstance(found, RequestMediator):
+        found = _called(path, found)
+    if not isinstance(found, RequestMediator):
+        raise CannotBegin(f"--app {path!r}: a RequestMediator is wanted, this is {_shown(found)}")
+    return found
+
+
+def _imported(path: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            raise CannotBegin(f"--app {path!r}: there is no module {missing!r} here or on the path") from error
+        raise CannotBegin(f"--app {path!r}: {name} cannot be imported: {_told(error)}") from error
+
+
+def _attribute(path: str, owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        near = difflib.get_close_matches(name, dir(owner), 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        owned = getattr(owner, "__name__", type(owner).__name__)
+        raise CannotBegin(f"--app {path!r}: {owned} has no {name!r}{hint}") from error
+
+
+def _called(path: str, factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except Exception as error:
+        raise CannotBegin(f"--app {path!r}: calling it without arguments failed: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line, with the place it was raised at."""
+    line = str(error).strip().partition("\n")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else place}"
+
+
+def _shown(value: Any) -> str:
+    # Its repr may hold anything, and secrets as well.
+    return f"the class {value.__qualname__}" if isinstance(value, type) else f"of the type {type(value).__qualname__}"
 
 
 def relay_of(context: click.Context) -> Relay:
-    """Return the relay of the application's mediator; `context.obj` is a function that returns that."""
+    """
+    Return the relay of the application's mediator; `context.obj` is a function that returns that.
+
+    Raises CannotBegin where there is none.
+    """
     provide: Callable[[], RequestMediator] | None = context.obj
     if provide is None:
-        raise click.UsageError("say which application: --app module:name, or CQRS_SYNC_APP in the environment")
-    mediator = provide()
+        path = os.environ.get(VARIABLE)
+        if not path:
+            raise CannotBegin(f"say which application: --app module:name, or {VARIABLE} in the environment")
+        mediator = load(path)
+    else:
+        mediator = provide()
     if mediator.relay is None:
-        raise click.UsageError("this mediator has no outbox: give bootstrap(outbox=...) one")
+        raise CannotBegin("this mediator has no outbox: give bootstrap(outbox=...) one")
     return mediator.relay
 
 
 @contextmanager
 def reaching(context: click.Context) -> Iterator[Outbox]:
-    """Give the outbox; end with a line and a status of its own where it cannot be reached."""
+    """Give the outbox to a block; what keeps it from being reached is said in one line, with a status of its own."""
     outbox = relay_of(context).outbox
     try:
         yield outbox
-    except (OutboxUnavailable, OutboxNotInstalled, ConfigurationError) as error:
-        _fail(error)
+    except OutboxUnavailable as error:
+        raise NotReached(
+            f"the database of the outbox cannot be reached, see that it runs and that its address is right: {error}"
+        ) from error
+    except OutboxNotInstalled as error:
+        raise NotReached(str(error)) from error
+    except ConfigurationError as error:
+        raise CannotBegin(str(error)) from error
     finally:
         outbox.let_go()
-
-
-def _fail(error: CqrsError) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(NOT_REACHED)

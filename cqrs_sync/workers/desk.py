@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cqrs_sync.outbox import Backlog, DeadDelivery, Outbox, Selection
 
 #: Deliveries or messages that are changed in one transaction.
 CHUNK = 500
+#: Dead deliveries that are fetched to be counted, where counting alone does not do: they come with their bodies.
+_FETCHED = 2000
+#: Seconds in a hundred years, for which no clock of an operating system waits much longer.
+_LONGEST = 3_155_760_000
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def seconds(text: str) -> float:
     """Read a duration: `90`, `90s`, `15m`, `12h`, `7d`, `2w`. Raises ValueError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", text.strip())
-    if found is None:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text.strip())
+    duration = None if found is None else float(found[1]) * _UNITS[found[2]]
+    if duration is None or duration > _LONGEST:
         raise ValueError(f"{text!r} is no duration: write 90s, 15m, 12h or 7d")
-    return float(found[1]) * _UNITS[found[2]]
+    return duration
 
 
 def status_of(backlog: Backlog) -> dict[str, Any]:
-    """Return what waits and what is dead."""
+    """Return what waits and what is dead; the oldest message that waits is told by this machine's clock."""
+    oldest = None if backlog.oldest is None else datetime.now(UTC) - timedelta(seconds=backlog.oldest)
     return {
         "waiting": backlog.waiting,
         "dead": backlog.dead,
         "lag": None if backlog.oldest is None else round(backlog.oldest, 3),
+        "oldest": None if oldest is None else oldest.isoformat(timespec="seconds"),
         "targets": [
             {
                 "kind": target.kind,
@@ -64,17 +72,25 @@ def dead_of(delivery: DeadDelivery, *, body: bool = False) -> dict[str, Any]:
     return facts
 
 
-def in_chunks(change: Callable[[Selection, int], int], selection: Selection, most: int | None = None) -> Iterator[int]:
-    """Replay or discard, chunk by chunk; yields how many each time."""
-    left = most
-    while left is None or left > 0:
-        limit = CHUNK if left is None else min(CHUNK, left)
-        changed = change(selection, limit)
-        if changed == 0:
-            return
+def count_of(outbox: Outbox, selection: Selection) -> int:
+    """Return how many dead deliveries are meant; where a reason *and* a target are given, perhaps as many as 2000."""
+    if selection.numbers is not None:
+        return len(outbox.dead(selection, limit=len(selection.numbers)))
+    backlog = outbox.backlog()
+    of_target = sum(each.dead for each in backlog.targets if selection.target in {None, each.target})
+    of_reason = dict(backlog.dead_by_reason).get(selection.reason or "", 0)
+    if selection.reason is None:
+        return of_target
+    if selection.target is None or of_target == backlog.dead:
+        return of_reason
+    return len(outbox.dead(selection, limit=_FETCHED))
+
+
+def in_chunks(change: Callable[[Selection, int], int], selection: Selection, most: int) -> Iterator[int]:
+    """Replay or discard `most` of them, chunk by chunk; yields how many each time. Some may be dead again meanwhile."""
+    while most > 0 and (changed := change(selection, min(CHUNK, most))):
         yield changed
-        if left is not None:
-            left -= changed
+        most -= changed
 
 
 def purged(outbox: Outbox, older_than: float) -> Iterator[int]:

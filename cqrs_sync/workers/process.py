@@ -1,31 +1,39 @@
-"""A process that relays until it is told to stop: signals, a grace, and an end in time."""
+"""A process that relays: until a signal, until its time is over, or until nothing is due."""
 
 from __future__ import annotations
 
 import logging
-import os
+import random
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import attrs
 
 from cqrs_sync.errors import CqrsError
+from cqrs_sync.outbox import Backlog, Outbox
 from cqrs_sync.relay import Relay
-from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.workers.desk import purged
+from cqrs_sync.workers.errands import Errand
+from cqrs_sync.workers.held import Held
+from cqrs_sync.workers.leaving import Deadline, leave
+from cqrs_sync.workers.progress import Gauge, Pace, Screen
+from cqrs_sync.workers.signals import Signals
+from cqrs_sync.workers.stuck import tell_of_what_is_stuck
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether there is something to do besides.
+#: Seconds between two looks at whether there is something to show.
 _STEP = 0.2
-#: Messages that are purged at a time.
-_CHUNK = 1000
-#: Seconds between two purges.
-_PURGED_EVERY = 60.0
+#: Seconds between two looks at whether anything is due, where it ends when nothing is.
+_LOOK = 0.1
+#: Seconds between two purges, and between the chunks of one.
+_PURGED_EVERY, _BREATH = 60.0, 0.05
+#: Of the grace, this many seconds at most are kept to name what was not finished.
+_MARGIN = 1.0
 
 
 @attrs.frozen
@@ -39,6 +47,8 @@ class RelayOptions:
     batch: int = 500
     #: What is under way when it is told to stop may take so long.
     grace: float = 25.0
+    #: End after so long.
+    lasts: float | None = None
     #: Deliver what is due, and end.
     drain: bool = False
     #: Delete delivered messages that are older, now and then.
@@ -47,82 +57,159 @@ class RelayOptions:
 
 class RelayProcess:
     """
-    Relays until SIGTERM or SIGINT, or until nothing is due.
+    Relays in a process of its own; call `run` once, in the main thread.
 
-    Signal handlers only set a flag. What is under way at the end is finished and settled; what waits for
-    a thread is given back. A handler that is not finished within the grace is named in the log with
-    its stack, and the process ends all the same. A second signal ends it at once.
+    At the end what is under way is finished and settled, what waits for a thread is given back. What
+    is not finished within the grace is named in the log with its stack, and the process ends all
+    the same, with status 1; a second signal ends it at once, with 128 and its number. A
+    database or a broker that cannot be reached is waited for.
     """
 
-    def __init__(self, relay: Relay, options: RelayOptions, report: Callable[[Relay, bool], object]) -> None:
-        """Call `report` with the relay now and then, and with True at the end."""
+    def __init__(self, relay: Relay, options: RelayOptions, screen: Screen) -> None:
         self._relay = relay
         self._options = options
-        self._report = report
-        self._stop = threading.Event()
-        self._signals = 0
-        self._purged = 0.0
+        self._screen = screen
+        # It passes on what it does not note.
+        self._held = Held(relay.outbox)
+        self._gauge = Gauge(relay.outbox, screen.every)
+        self._pace = Pace(screen.every)
+        self._drained = threading.Event()
+        self._ending = False
+        self._next = 0.0
 
     def run(self) -> int:
-        """Relay; return the exit status: 0, or 1 where a handler had to be left."""
-        options = self._options
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        """
+        Relay; return the exit status: 0, or 1 where its time was over and something was still due.
+
+        Raises ConfigurationError for options that cannot be. The process should leave soon after: it is
+        ended at the end of the grace where the interpreter does not manage to.
+        """
+        with Signals() as signals, self._relaying():
+            number = self._work(signals)
+            return self._end(signals, number)
+
+    @contextmanager
+    def _relaying(self) -> Iterator[None]:
+        options, outbox = self._options, self._relay.outbox
+        self._relay.outbox = cast(Outbox, self._held)
+        errands = self._errands()
         try:
             self._relay.start(
                 publishers=options.publishers,
-                poll=(options.shortest_poll, options.longest_poll),
+                poll=(options.shortest_poll, _STEP if options.drain else options.longest_poll),
                 lease=options.lease,
                 batch=options.batch,
             )
-            # In steps: a signal that another thread gets wakes nobody, and is seen at the next one.
-            while not self._stop.wait(_STEP):
-                self._report(self._relay, False)
-                self._purge()
-                if options.drain and self._is_drained():
-                    break
-            return self._end()
+            logger.info("relaying, with %d publisher(s)", options.publishers)
+            for errand in errands:
+                errand.start()
+            yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for errand in errands:
+                errand.end()
+            self._relay.outbox = outbox
 
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._signals += 1
-        self._stop.set()
-        if self._signals > 1:
-            os._exit(128 + number)
+    def _errands(self) -> list[Errand]:
+        let_go = self._held.let_go
+        errands = [Errand("cqrs-gauge", self._gauge.look, let_go)]
+        if self._options.drain:
+            draining = Errand("cqrs-drain", lambda: self._look_whether_drained(draining.pause), let_go)
+            errands.append(draining)
+        elif self._options.purge_after is not None:
+            purging = Errand("cqrs-purge", lambda: self._purge(purging.pause), let_go)
+            errands.append(purging)
+        return errands
 
-    def _end(self) -> int:
-        ended = self._relay.stop(self._options.grace)
-        self._report(self._relay, True)
-        if ended and not self._relay.running:
-            return 0
-        frames: Any = {thread.ident: thread.name for thread in threading.enumerate() if thread.name.startswith("cqrs")}
-        for thread, stack in stacks_of(frames).items():
-            logger.error("%s was not finished within the grace, and is left, at:\n%s", frames[thread], stack)
-        return 1
+    def _work(self, signals: Signals) -> int | None:
+        """Wait for a reason to end; return the signal, None where it is another reason."""
+        until = None if self._options.lasts is None else time.monotonic() + self._options.lasts
+        while not self._drained.is_set():
+            left = _STEP if until is None else until - time.monotonic()
+            if left <= 0:
+                break
+            number = signals.wait(min(left, _STEP))
+            if number is not None:
+                return number
+            self._show()
+        return None
 
-    def _is_drained(self) -> bool:
+    def _end(self, signals: Signals, number: int | None) -> int:
+        grace, under_way = self._options.grace, len(self._held.under_way())
+        why = self._reason(number)
+        logger.info("%s: ending within %g s, %d deliveries are under way", why, grace, under_way)
+        deadline = Deadline(time.monotonic() + grace, self._last_words)
+        deadline.start()
+        self._ending = True
+        if not self._stopped(signals, max(grace - _MARGIN, grace / 2)):
+            leave(1, words=self._last_words)
+        status = 1 if self._options.drain and number is None and not self._drained.is_set() else 0
+        if status:
+            logger.error("%g s are over, and something is still due", self._options.lasts)
+        progress = self._pace.progress(self._relay.delivered, self._counted())
+        self._screen.show(attrs.evolve(progress, is_ending=True, has_ended=True))
+        self._screen.close()
+        logger.info("ended: %d delivered in %.1f s", progress.delivered, progress.seconds)
+        deadline.met(status)
+        return status
+
+    def _reason(self, number: int | None) -> str:
+        if number is not None:
+            return signal.Signals(number).name
+        return "nothing is due" if self._drained.is_set() else f"{self._options.lasts:g} s are over"
+
+    def _stopped(self, signals: Signals, timeout: float) -> bool:
+        """Stop the relay; False where something was not finished. A signal ends the process."""
+        # In a thread of its own: this one is there for the second signal.
+        stopping = threading.Thread(target=self._relay.stop, args=(timeout,), name="cqrs-stop", daemon=True)
+        stopping.start()
+        # The deadline ends what takes longer.
+        while stopping.is_alive():
+            number = signals.wait(_STEP / 4)
+            if number is not None:
+                leave(128 + number, words=self._screen.close)
+            self._show()
+        # A thread that asks a database that does not answer holds nothing, and is left.
+        return not self._held.under_way()
+
+    def _counted(self) -> Backlog | None:
+        """Count what is left, as long as that may take; None where it takes longer."""
+        counting = threading.Thread(target=self._gauge.try_to_look, name="cqrs-count", daemon=True)
+        counting.start()
+        counting.join(min(_MARGIN, self._options.grace) / 2)
+        return None if counting.is_alive() else self._gauge.backlog
+
+    def _show(self) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._screen.every
+            progress = self._pace.progress(self._relay.delivered, self._gauge.backlog)
+            self._screen.show(attrs.evolve(progress, is_ending=self._ending))
+
+    def _last_words(self) -> None:
+        self._screen.close()
+        tell_of_what_is_stuck(self._held)
+
+    def _look_whether_drained(self, pause: Callable[[float], bool]) -> float | None:
+        before = self._held.at_rest()
+        due = self._relay.next_due()
+        if before is None or before != self._held.at_rest() or due == 0:
+            return _LOOK
+        self._purge(pause)
+        self._drained.set()
+        return None
+
+    def _purge(self, pause: Callable[[float], bool]) -> float:
+        """Purge in small transactions, with time for others in between."""
+        count = 0
         try:
-            due = self._relay.next_due()
-        except CqrsError:
-            return False
-        return due is None or due > 0
-
-    def _purge(self) -> None:
-        if self._options.purge_after is None or time.monotonic() - self._purged < _PURGED_EVERY:
-            return
-        self._purged = time.monotonic()
-        try:
-            while self._relay.outbox.purge(self._options.purge_after, limit=_CHUNK) == _CHUNK:
-                if self._stop.is_set():
-                    return
+            for chunk in (
+                () if self._options.purge_after is None else purged(self._relay.outbox, self._options.purge_after)
+            ):
+                count += chunk
+                if pause(_BREATH):
+                    break
         except CqrsError as error:
-            logger.warning("delivered messages could not be purged: %s", error)
-
-
-def leave(status: int) -> None:
-    """End the process with this status, also where a handler never returns."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    logging.shutdown()
-    os._exit(status)
+            logger.warning("delivered messages cannot be purged, it is tried again: %s", error)
+        if count:
+            logger.info("%d delivered message(s) purged", count)
+        # Relays that were started together need not purge together.
+        return _PURGED_EVERY * random.uniform(0.5, 1.5)  # noqa: S311 -- no secret

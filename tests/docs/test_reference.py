@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 import cqrs_sync
 from cqrs_sync import memory, testing
+from cqrs_sync.cli import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 LISTED = re.findall(r"^\| `(\w+)` \| \S", PAGE.read_text("utf-8"), re.MULTILINE)
@@ -27,17 +29,25 @@ def test_nothing_else_is_listed():
     """
     What the page lists is there.
     """
-    others = {
-        "MemoryBroker",
-        "MemoryOutbox",
-        "MemoryTransactions",
-        "contracts",
-        "demo",
-        "relay",
-        "status",
-        "dead",
-        "purge",
-    }
+    commands = {"demo", "relay", "status", "purge"}
+    others = {"MemoryBroker", "MemoryOutbox", "MemoryTransactions", "contracts", *commands}
 
     assert set(LISTED) == {*PUBLIC, *others}
     assert {name for name in others if hasattr(memory, name)} == {"MemoryBroker", "MemoryOutbox", "MemoryTransactions"}
+
+
+def test_every_option_is_listed():
+    """
+    The page knows the options of each command, and none that is not there.
+    """
+    shown = set(re.findall(r"--[a-z][a-z-]*", PAGE.read_text("utf-8").partition("## The command line")[2]))
+    there = {option for command in _commands(main) for param in command.params for option in param.opts}
+    there = {option for option in there if option.startswith("--")}
+
+    assert shown - there == set()
+    assert there - shown == {"--pool", "--senders", "--topic", "--plain"}
+
+
+def _commands(command):
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return [command, *(each for one in below for each in _commands(one))]

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
+import pty
+import re
 import subprocess
 import sys
-import threading
+import time
 
 import pytest
 from click.testing import CliRunner
 
 import cqrs_sync as cqrs
 from cqrs_sync.cli import main
-from cqrs_sync.outbox import Outcome
+from cqrs_sync.commands import status
+from cqrs_sync.commands.chunks import Work
+from cqrs_sync.commands.text import duration, escaped
+from cqrs_sync.outbox import Entry, Outcome, Verdict
+from cqrs_sync.testing.contracts import message
+from tests.integrations.parcels import Packed, engine_of, keep
 from tests.integrations.processes import environment
 from tests.promises.outbox_fixtures import Counted, Shop, Sold
+from tests.source import ROOT
 from tests.waiting import eventually
 
 
@@ -27,6 +35,13 @@ def shop(monkeypatch):
     module.mediator = shop.mediator
     module.make = lambda: shop.mediator
     module.nothing = 42
+    module.Shop = Shop
+    module.plain = cqrs.bootstrap()
+
+    def fails():
+        raise ValueError("no settings\nat all")
+
+    module.fails = fails
     monkeypatch.setitem(sys.modules, "a_shop", module)
     yield shop
     shop.mediator.close(5)
@@ -36,8 +51,8 @@ def shop(monkeypatch):
 def run():
     """Run a command; its exit status, and what it printed."""
 
-    def run(*arguments, app="a_shop:mediator", answer=None):
-        result = CliRunner().invoke(main, ["--app", app, *map(str, arguments)], input=answer)
+    def run(*arguments, app="a_shop:mediator"):
+        result = CliRunner().invoke(main, ["--app", app, *map(str, arguments)])
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
         return result.exit_code, result.output
 
@@ -63,7 +78,7 @@ def test_status_shows_what_waits_and_what_is_dead(shop, run):
     assert 0 == code
     assert "1 wait" in text
     assert "2 are dead" in text
-    assert {"waiting", "dead", "lag", "targets", "dead_by_reason"} == facts.keys()
+    assert {"waiting", "dead", "lag", "oldest", "targets", "dead_by_reason", "passed"} == facts.keys()
     assert (1, 2) == (facts["waiting"], facts["dead"])
     assert [{"reason": "MessageRejected: no queue for …", "count": 2}] == facts["dead_by_reason"]
     assert {"kind", "target", "pending", "tried", "dead"} == facts["targets"][0].keys()
@@ -156,9 +171,14 @@ def test_delivered_messages_are_purged(shop, run):
     ("app", "words"),
     [
         ("a_shop", "write module:name"),
+        (":mediator", "write module:name"),
         ("no_shop:mediator", "there is no module 'no_shop'"),
-        ("a_shop:nobody", "a_shop has no 'nobody'"),
-        ("a_shop:nothing", "a RequestMediator is wanted"),
+        ("a_shop.below:mediator", "there is no module 'a_shop.below'"),
+        ("a_shop:mediater", "a_shop has no 'mediater', did you mean 'mediator'?"),
+        ("a_shop:nothing", "a RequestMediator is wanted, this is of the type int"),
+        ("a_shop:Shop.sell", "calling it without arguments failed: TypeError"),
+        ("a_shop:fails", "calling it without arguments failed: ValueError: no settings (line "),
+        ("a_shop:plain", "this mediator has no outbox: give bootstrap(outbox=...) one"),
     ],
 )
 def test_an_application_that_is_none_is_told_in_one_line(shop, run, app, words):
@@ -167,9 +187,69 @@ def test_an_application_that_is_none_is_told_in_one_line(shop, run, app, words):
     """
     code, text = run("status", app=app)
 
-    assert 2 == code
+    assert (2, 1) == (code, len(text.splitlines()))
     assert words in text
-    assert "Traceback" not in text
+
+
+def test_an_application_that_cannot_be_imported_is_told_in_one_line(run, tmp_path, monkeypatch):
+    """
+    With the line that is at fault; modules of the current directory are found.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "broken_shop.py").write_text("settings = {}\nsettings['url']\n")
+    (tmp_path / "needy_shop.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "garbled_shop.py").write_text("def (\n")
+
+    for name, words in {
+        "broken_shop": f"KeyError: 'url' (line 2 of {tmp_path / 'broken_shop.py'})",
+        "needy_shop": "No module named 'a_module_that_is_not_there' (line 1 of",
+        "garbled_shop": "SyntaxError",
+    }.items():
+        code, text = run("status", app=f"{name}:mediator")
+        assert (2, 1) == (code, len(text.splitlines()))
+        assert words in text
+
+
+def test_an_application_is_named_anywhere(shop):
+    """
+    By `--app` after the command or before, or by the environment; who says it last is right.
+    """
+
+    def status_of(*arguments, variable=None):
+        return CliRunner().invoke(main, [*arguments, "--json"], env={"CQRS_SYNC_APP": variable}).exit_code
+
+    assert 0 == status_of("status", "--app", "a_shop:mediator")
+    assert 0 == status_of("--app", "a_shop:mediator", "status")
+    assert 0 == status_of("status", variable="a_shop:mediator")
+    assert 0 == status_of("dead", "--app", "a_shop:mediator", "list", variable="nowhere:mediator")
+    assert 0 == status_of("dead", "--app", "nowhere:mediator", "list", "--app", "a_shop:mediator")
+    assert 2 == status_of("status")
+
+
+def test_commands_take_a_mediator_that_is_at_hand(shop, capsys):
+    """
+    As Django's management commands call them.
+    """
+    with pytest.raises(SystemExit) as left:
+        status.main(["--json"], prog_name="manage.py cqrs_status", obj=lambda: shop.mediator)
+
+    assert (0, 0) == (left.value.code, json.loads(capsys.readouterr().out)["waiting"])
+
+
+def test_what_is_not_installed_is_told_in_one_line():
+    """
+    The command line needs click and rich, and says how to get them.
+    """
+    program = "import sys; sys.modules['click'] = None; from cqrs_sync.cli import main"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (2, "the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`\n") == (
+        done.returncode,
+        done.stderr,
+    )
 
 
 def test_an_application_may_be_a_function(shop, run):
@@ -205,133 +285,204 @@ def test_a_duration_that_is_none_is_refused(shop, run, text):
     assert "write 90s, 15m, 12h or 7d" in words
 
 
-# As a process
+# What is printed
 
-APPLICATION = """
-import os, signal, threading
-import sqlalchemy as sa
-from sqlalchemy.orm import sessionmaker
-from attrs import frozen
-import cqrs_sync as cqrs
-from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, begin_immediate, tables
-from cqrs_sync.memory import MemoryBroker
 
-engine = begin_immediate(sa.create_engine("sqlite:///shop.db", connect_args={"timeout": 30}))
-metadata = sa.MetaData()
-tables(metadata)
-metadata.create_all(engine)
-sessions = Sessions(sessionmaker(engine))
-events = cqrs.EventMap()
+def test_what_is_dead_is_told_as_json(shop, run):
+    """
+    One object for each command, with keys that stay.
+    """
+    bury(shop, Sold("ada", 1))
+    listed = json.loads(run("dead", "list", "--json")[1])
+    counted = json.loads(run("dead", "list", "--by-reason", "--json")[1])
+    shown = json.loads(run("dead", "show", listed["dead"][0]["number"], "--body", "--json")[1])
+    dry = json.loads(run("dead", "purge", "--all", "--dry-run", "--json")[1])
+    replayed = json.loads(run("dead", "replay", "--all", "--json")[1])
+    purged = json.loads(run("purge", "--older-than", "0s", "--json")[1])
 
-@frozen
-class Packed(cqrs.DomainEvent, name="packed"):
-    number: int
+    keys = {
+        "number", "kind", "target", "attempts", "age", "reason", "error", "blocks", "id", "type", "key", "bytes",
+    }  # fmt: skip
+    assert ({"dead", "total"}, keys) == (listed.keys(), listed["dead"][0].keys())
+    assert {"dead_by_reason": [{"reason": "MessageRejected: no queue for …", "count": 1}], "total": 1} == counted
+    assert {*keys, "attributes", "body"} == shown.keys()
+    assert {"customer": "ada", "number": 1} == json.loads(shown["body"])
+    assert {"selected": 1, "deleted": 0, "interrupted": False} == dry
+    assert {"selected": 1, "replayed": 1, "interrupted": False} == replayed
+    assert {"purged": 0, "interrupted": False} == purged
 
-@events.bind(phase=cqrs.Phase.DURABLE, name="label")
-def label(event: Packed) -> None:
-    print("begun", event.number, flush=True)
-    if os.environ.get("HANGS"):
-        threading.Event().wait()
-    while not os.path.exists("go"):
-        threading.Event().wait(0.01)
-    print("done", event.number, flush=True)
 
-mediator = cqrs.bootstrap(
-    events=events, broker=MemoryBroker(), outbox=SQLAlchemyOutbox(sessions), threads=1, fast_path=False
+def test_a_body_is_cut_and_obeyed_by_no_terminal(shop, run):
+    """
+    As text; as JSON it is whole.
+    """
+    body = "ada\x1b[2J\u202e" + "a" * 5000
+    shop.outbox.add([Entry(message("sales", body.encode()), publish=True)], alone=True)
+    bury(shop)
+    code, text = run("dead", "show", "1", "--body")
+    whole = json.loads(run("dead", "show", "1", "--body", "--json")[1])["body"]
+
+    assert 0 == code
+    assert max(map(len, text.splitlines())) < 2100
+    assert re.search(r"^body .*a… \(50\d\d characters\)$", text, re.MULTILINE)
+    assert all(each.isprintable() for line in text.splitlines() for each in line)
+    assert "a" * 5000 in whole
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("é 猫", "é 猫"), ("\x1b[31m", "\\x1b[31m"), ("a\nb\r", "a\\nb\\r"), ("\u202e", "\\u202e"), ("\udc80", "\\udc80"),
+     (None, ""), (1.25, "1.2"), (7, "7")],
+)  # fmt: skip
+def test_what_is_not_printable_is_escaped(value, expected):
+    """
+    What moves the cursor, turns the direction of reading, or is no character.
+    """
+    assert expected == escaped(value)
+
+
+def test_durations_are_for_people():
+    """
+    With one digit.
+    """
+    assert ["0.3 s", "119.0 s", "2.0 min", "2.5 h", "3.0 d"] == [
+        duration(seconds) for seconds in (0.3, 119, 120, 9000, 259_200)
+    ]
+
+
+# What is changed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--all", "--target", "sales"], ["--all", "7"], ["0"], [str(2**63)], ["-5"], ["x"], ["--rate", "0", "--all"]],
 )
+def test_what_cannot_be_chosen_is_refused(shop, run, arguments):
+    """
+    Nobody replays all of them by mistake.
+    """
+    assert 2 == run("dead", "replay", *arguments)[0]
 
-def write(count):
-    with sessions.begin():
-        for number in range(count):
-            mediator.events.send(Packed(number))
-"""
+
+def test_a_number_that_is_not_dead_is_not_found(shop, run):
+    """
+    With the status of what was not found.
+    """
+    assert (1, "Error: no dead delivery has the number 7\n") == run("dead", "show", 7)
 
 
-@pytest.fixture
-def relaying(tmp_path):
-    """A relay process that runs the first of three durable handlers; what it says comes line by line."""
-    (tmp_path / "application.py").write_text(APPLICATION)
-    variables = environment(tmp_path)
-    subprocess.run(
-        [sys.executable, "-c", "import application; application.write(3)"], cwd=tmp_path, env=variables, check=True
+def test_reasons_are_counted_all_or_not_at_all(shop, run):
+    """
+    A choice that would be left out is refused.
+    """
+    assert 2 == run("dead", "list", "--by-reason", "--target", "sales")[0]
+
+
+def test_much_is_changed_in_chunks(shop, run, monkeypatch):
+    """
+    Of 500 each; a rate makes them smaller.
+    """
+    bury_many(shop, 1100)
+    limits = []
+    replay = shop.outbox.replay
+    monkeypatch.setattr(
+        shop.outbox, "replay", lambda chosen, limit: limits.append(limit) or replay(chosen, limit=limit)
     )
-    processes = []
 
-    def start(*arguments, **more):
-        command = [sys.executable, "-m", "cqrs_sync", "--app", "application:mediator", "relay", *arguments]
-        with (tmp_path / "log").open("ab") as log:
-            process = subprocess.Popen(
-                command, cwd=tmp_path, env={**variables, **more}, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        processes.append(process)
-        assert "begun 0\n" == process.stdout.readline()
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait(10)
-        process.stdout.close()
+    assert (0, "1100 replayed\n") == run("dead", "replay", "--target", "counts")
+    assert [500, 500, 100] == limits
+    while claimed := shop.outbox.claim(1000, 30):
+        shop.outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
+    bury_many(shop, 5)
+    limits.clear()
+    begun = time.monotonic()
+    assert (0, "5 replayed\n") == run("dead", "replay", "--all", "--rate", "10")
+    assert [5] == limits
+    assert time.monotonic() - begun < 5
 
 
-def status_in(directory):
-    done = subprocess.run(
-        [sys.executable, "-m", "cqrs_sync", "--app", "application:mediator", "status", "--json"],
-        cwd=directory, env=environment(directory), capture_output=True, text=True, timeout=30, check=True,
+def bury_many(shop, count):
+    shop.sell(*(Counted(number) for number in range(count)))
+    while claimed := shop.outbox.claim(1000, 30):
+        shop.outbox.settle([Outcome.failed(each, "bad", after=None) for each in claimed])
+
+
+def test_a_rate_is_kept():
+    """
+    After each chunk but the last one.
+    """
+    begun = time.monotonic()
+    work = Work("testing").through([5, 5, 5], 15, 50)
+
+    assert (15, False) == (work.done, work.interrupted)
+    assert 0.19 < time.monotonic() - begun < 2
+
+
+def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):
+    """
+    What has committed stays so, and the status is that of Ctrl-C.
+    """
+    bury_many(shop, 1100)
+    discard, calls = shop.outbox.discard, []
+
+    def interrupted(chosen, limit):
+        calls.append(limit)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return discard(chosen, limit=limit)
+
+    monkeypatch.setattr(shop.outbox, "discard", interrupted)
+
+    assert (130, "500 deleted, then interrupted\n") == run("dead", "purge", "--all")
+    assert 600 == shop.outbox.backlog().dead
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("n", 2), ("", 2)])
+def test_a_terminal_is_asked_before_anything_is_deleted(tmp_path, answer, left):
+    """
+    No is what it takes for an answer that is none.
+    """
+    url = f"sqlite:///{tmp_path / 'parcels.db'}"
+    keep(url, Packed("elm", 1), Packed("oak", 2))
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE cqrs_delivery SET status = 'dead'")
+    near, far = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cqrs_sync", "dead", "purge", "--all", "--app", "tests.integrations.parcels:mediator"],
+        cwd=tmp_path, env=environment(PARCELS_DATABASE=url), stdin=far, stdout=far, stderr=far,
     )  # fmt: skip
-    return json.loads(done.stdout)
+    os.close(far)
+    seen = b""
+    while b"Delete 2 dead deliveries? [y/N]:" not in seen:
+        seen += os.read(near, 1000)
+    os.write(near, answer.encode() + b"\n")
+    process.wait(20)
+    os.close(near)
+    with engine.connect() as connection:
+        dead = connection.exec_driver_sql("SELECT COUNT(*) FROM cqrs_delivery").scalar()
+    engine.dispose()
+
+    assert (left, left and 1) == (dead, process.returncode)
 
 
-def test_a_relay_that_is_told_to_stop_finishes_what_it_has_begun(relaying, tmp_path):
+# Where it is not
+
+
+def test_a_database_that_is_not_there_has_a_status_of_its_own(tmp_path):
     """
-    It exits with 0, and leaves the rest as if nobody had had it.
+    So have tables that are not there; the message names the way out.
     """
-    process = relaying()
-    process.send_signal(signal.SIGTERM)
-    (tmp_path / "go").touch()
-    said = process.stdout.read()
-
-    assert (0, "done 0\n") == (process.wait(20), said), (tmp_path / "log").read_text()
-    (left,) = status_in(tmp_path)["targets"]
-    assert (2, 0) == (left["pending"], left["tried"])
-
-
-def test_a_handler_that_does_not_end_is_named_and_left(relaying, tmp_path):
-    """
-    The process ends in time, with 1.
-    """
-    process = relaying("--grace", "0.5", HANGS="1")
-    process.send_signal(signal.SIGTERM)
-
-    assert 1 == process.wait(20)
-    log = (tmp_path / "log").read_text()
-    assert "was not finished within the grace" in log
-    assert "in label" in log
-
-
-def test_a_second_signal_ends_a_relay_at_once(relaying):
-    """
-    Whatever its grace.
-    """
-    process = relaying("--grace", "600", HANGS="1")
-    process.send_signal(signal.SIGTERM)
-    # The first one is noticed within a step.
-    ended = threading.Event()
-    threading.Thread(target=lambda: (process.wait(60), ended.set()), daemon=True).start()
-    assert not ended.wait(1)
-    process.send_signal(signal.SIGTERM)
-
-    assert 128 + signal.SIGTERM == process.wait(10)
-
-
-def test_a_relay_may_end_when_nothing_is_due(relaying, tmp_path):
-    """
-    As a job of a scheduler.
-    """
-    (tmp_path / "go").touch()
-    process = relaying("--drain", "--purge-after", "0s")
-    process.stdout.read()
-
-    assert 0 == process.wait(30), (tmp_path / "log").read_text()
-    assert 0 == status_in(tmp_path)["waiting"]
-    assert "3 delivered" in (tmp_path / "log").read_text()
+    nowhere = "postgresql+psycopg://postgres:secret@127.0.0.1:1/parcels"
+    for url, words in {
+        nowhere: "cannot be reached, see that it runs and that its address is right",
+        f"sqlite:///{tmp_path / 'empty.db'}": "metadata.create_all(engine)",
+    }.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "cqrs_sync", "status", "--app", "tests.integrations.parcels:mediator"],
+            cwd=tmp_path, env=environment(PARCELS_DATABASE=url), capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert (3, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines())), done.stderr
+        assert words in done.stderr
+        assert "secret" not in done.stderr

@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console, ConsoleDimensions
 
 import cqrs_sync as cqrs
-from cqrs_sync.cli import perform
+from cqrs_sync.cli.play import perform
 from cqrs_sync.demo import directory, meetings, picture, world
 from cqrs_sync.demo.brokers import address_of, open_broker
 from cqrs_sync.demo.ledger import HandlerRuns, Journey, Snapshot
@@ -285,7 +285,7 @@ def test_a_lost_message_ends_the_program_with_a_status():
     """
     program = (
         "from rich.console import Console\n"
-        "from cqrs_sync.cli import perform\n"
+        "from cqrs_sync.cli.play import perform\n"
         "from cqrs_sync.demo.playing import Plan\n"
         "from tests.integrations.test_demo import Losing\n"
         "raise SystemExit(perform(Plan(events=30, patience=0.3), Losing(), 'sabotaged', console=Console()))\n"

@@ -1,4 +1,4 @@
-"""The command line: `python -m cqrs_sync`, or `cqrs-sync`."""
+"""`demo`."""
 
 from __future__ import annotations
 
@@ -6,54 +6,23 @@ import io
 import logging
 import os
 import sys
-from functools import partial
 
-try:
-    import click
-    from rich.console import Console, RenderableType
-except ImportError:
-    # The console script imports this module, so there is no later place to say it in one line.
-    raise SystemExit("the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`") from None
+import click
+from rich.console import Console, RenderableType
 
 from cqrs_sync.broker import ReceivingBroker
-from cqrs_sync.commands import dead, purge, relay, status
-from cqrs_sync.commands.application import load
+from cqrs_sync.commands.application import INTERRUPTED, CannotBegin
 from cqrs_sync.demo.brokers import address_of, open_broker
 from cqrs_sync.demo.playing import Plan, Play
 from cqrs_sync.demo.screens import LivePicture, PlainLog, summary_of
 from cqrs_sync.demo.summary import add_up
 from cqrs_sync.errors import ConfigurationError, CqrsError
 
-#: What a shell calls the status of a program that Ctrl-C has ended.
-_INTERRUPTED = 130
 #: Columns of a log, which has no edge.
 _LOG_WIDTH = 100
 
 
-class CannotBegin(click.ClickException):
-    """Said in one line."""
-
-    exit_code = 2
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--app",
-    envvar="CQRS_SYNC_APP",
-    metavar="MODULE:NAME",
-    help="Where the application's mediator is, or a function that returns it; for all commands but demo.",
-)
-@click.pass_context
-def main(context: click.Context, app: str | None) -> None:
-    """Commands, queries and events, synchronously: threads, Kafka and RabbitMQ."""
-    context.obj = None if app is None else partial(load, app)
-
-
-for command in (relay, status, dead, purge):
-    main.add_command(command)
-
-
-@main.command()
+@click.command()
 @click.option(
     "--broker",
     "url",
@@ -102,7 +71,7 @@ def perform(plan: Plan, broker: ReceivingBroker, address: str, *, console: Conso
         so_far = play.ledger.snapshot()
         counts = f"{so_far.answered} commands were answered, {so_far.confirmed} events confirmed"
         click.echo(f"Interrupted: {counts}, {so_far.consumed} consumed.", err=True)
-        return _INTERRUPTED
+        return INTERRUPTED
     checks = add_up(outcome)
     _print(summary_of(outcome, checks, address, console.width), console)
     return 1 if any(check.wrong for check in checks) else 0

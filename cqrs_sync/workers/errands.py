@@ -1,0 +1,67 @@
+"""What a process does beside its work, now and then."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from cqrs_sync.errors import CqrsError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until something is tried again that failed.
+_AGAIN = 2.0
+#: Seconds between two lines in the log about the same trouble.
+_SAID_AGAIN = 60.0
+
+
+class Errand:
+    """
+    Does something again and again in a thread of its own, whatever goes wrong.
+
+    `do` returns the seconds until it is to be done again, None where it is done for good. It may wait for a
+    database as long as it likes: nobody waits for it. A database that cannot be reached is left to others to tell of.
+    """
+
+    def __init__(self, name: str, do: Callable[[], float | None], let_go: Callable[[], object]) -> None:
+        """Do it, with `let_go` called in the same thread before each pause."""
+        self._do = do
+        self._let_go = let_go
+        self._said = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Raises RuntimeError where the system gives none."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Do it no more; what is being done is left alone."""
+        self._ended.set()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait in between, called by `do`; True where it is to end."""
+        return self._ended.wait(seconds)
+
+    def _run(self) -> None:
+        pause: float | None = 0.0
+        while pause is not None and not self._ended.wait(pause):
+            pause = self._once()
+
+    def _once(self) -> float | None:
+        try:
+            pause = self._do()
+            if pause is None or pause > _AGAIN:
+                self._let_go()
+        except CqrsError as error:
+            logger.debug("%s: %s", self._thread.name, error)
+        except Exception:
+            now = time.monotonic()
+            if self._said == 0 or now - self._said > _SAID_AGAIN:
+                self._said = now
+                logger.exception("%s failed, and is tried again", self._thread.name)
+        else:
+            return pause
+        return _AGAIN

@@ -1,0 +1,365 @@
+"""Promises of `cqrs-sync relay` as a process: it ends in time, loses and doubles nothing, waits for servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import sqlalchemy as sa
+
+from tests.integrations.parcels import METADATA, Packed, Sent, engine_of, keep
+from tests.integrations.processes import environment
+from tests.servers.proxy import TcpProxy
+from tests.servers.rabbitmq import bound_queue, drained, proxied, via
+from tests.waiting import eventually
+
+APP = "tests.integrations.parcels:mediator"
+
+
+class Relaying:
+    """A relay process, what it says on standard output, and its log."""
+
+    def __init__(self, directory, arguments, variables):
+        self.log_file = directory / "log"
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cqrs_sync", "relay", "--app", APP, *arguments],
+                cwd=directory, env=environment(**variables), stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+
+    def log(self):
+        return self.log_file.read_text()
+
+    def line(self):
+        return self.process.stdout.readline().rstrip()
+
+    def rest(self):
+        return self.process.stdout.read().splitlines()
+
+    def terminate(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def status(self, timeout=20):
+        return self.process.wait(timeout)
+
+
+@pytest.fixture
+def database(tmp_path):
+    """An outbox in a database of SQLite."""
+    return f"sqlite:///{tmp_path / 'parcels.db'}"
+
+
+@pytest.fixture
+def relay(tmp_path, database):
+    """Start relays on that database."""
+    running = []
+
+    def start(*arguments, **variables):
+        running.append(Relaying(tmp_path, arguments, {"PARCELS_DATABASE": database, **variables}))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.process.kill()
+        each.process.wait(10)
+        each.process.stdout.close()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A file: handlers do not end as long as it is there."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path
+
+
+def states(url):
+    """How many deliveries there are, by their status."""
+    engine = engine_of(url)
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT status, attempts FROM cqrs_delivery")).all()
+    engine.dispose()
+    return Counter(status for status, _ in rows)
+
+
+@contextlib.contextmanager
+def parcels_in(url):
+    """Tables that are dropped afterwards: the database is everybody's."""
+    try:
+        yield url
+    finally:
+        engine = engine_of(url)
+        METADATA.drop_all(engine)
+        engine.dispose()
+
+
+# It ends in time
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_is_finished_and_the_rest_given_back(relay, database, gate, number):
+    """
+    Told to stop, it exits with 0, and leaves the rest as if nobody had had it.
+    """
+    keep(database, *(Packed(f"street {each}", each) for each in range(3)))
+    relaying = relay(PARCELS_GATE=str(gate))
+    begun = relaying.line()
+    relaying.terminate(number)
+    eventually(lambda: "are under way" in relaying.log())
+    gate.unlink()
+
+    assert (0, [begun.replace("begun", "done")]) == (relaying.status(), relaying.rest()), relaying.log()
+    assert {"pending": 2} == states(database)
+    assert f"{number.name}: ending within 25 s, 1 deliveries are under way" in relaying.log()
+
+
+def test_a_handler_that_hangs_is_named_with_its_stack_and_left(relay, database):
+    """
+    The process ends within its grace, with 1.
+    """
+    keep(database, Packed("elm", 1))
+    relaying = relay("--grace", "2", PARCELS_FAULT="hangs")
+    relaying.line()
+    told = time.monotonic()
+    relaying.terminate()
+
+    assert 1 == relaying.status()
+    assert 0.9 < time.monotonic() - told < 2.5
+    assert "the handler label was not finished within the grace: parcel.packed" in relaying.log()
+    assert re.search(r"parcels\.py\", line \d+, in label", relaying.log())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(relay, database, number):
+    """
+    Whatever its grace, with what a shell calls the status of a program that the signal has ended.
+    """
+    keep(database, Packed("elm", 1))
+    relaying = relay("--grace", "10m", PARCELS_FAULT="hangs")
+    relaying.line()
+    relaying.terminate(number)
+    eventually(lambda: "are under way" in relaying.log())
+    assert relaying.process.poll() is None
+    relaying.terminate(number)
+
+    assert 128 + number == relaying.status(5)
+
+
+def test_an_application_that_does_not_let_it_leave_is_left(relay, database):
+    """
+    Everything was delivered: a thread of the application that never ends changes neither that nor the status.
+    """
+    keep(database, Packed("elm", 1))
+    relaying = relay("--grace", "2", PARCELS_FAULT="stays")
+    relaying.line()
+    relaying.terminate()
+
+    assert 0 == relaying.status(10)
+    assert "threads that keep it: of-the-application" in eventually(relaying.log)
+
+
+@pytest.mark.broker
+def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql_url):
+    """
+    It ends within its grace, although its threads wait for an answer for ever.
+    """
+    url = sa.make_url(postgresql_url)
+    with parcels_in(postgresql_url), TcpProxy(url.host, url.port or 5432) as proxy:
+        keep(postgresql_url)
+        relaying = relay(
+            "--grace", "2", "--json", "--every", "0.1",
+            PARCELS_DATABASE=url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False),
+        )  # fmt: skip
+        assert "relaying" == json.loads(relaying.line())["state"]
+        eventually(lambda: json.loads(relaying.line())["waiting"] == 0)
+        proxy.freeze()
+        relaying.terminate()
+        told = time.monotonic()
+
+        assert 0 == relaying.status(10), relaying.log()
+        assert time.monotonic() - told < 2.5
+
+
+# It loses nothing and doubles nothing
+
+
+@pytest.mark.broker
+def test_signals_while_it_publishes_lose_nothing_and_double_nothing(relay, postgresql_url, rabbitmq_url, exchange):
+    """
+    Told to stop in the middle of a batch, again and again, it settles what was confirmed: status 0 each time.
+    """
+    sent = [Sent(f"street {number % 40}", number) for number in range(1000)]
+    with parcels_in(postgresql_url), bound_queue(rabbitmq_url, exchange, "parcels") as queue:
+        keep(postgresql_url, *sent)
+        variables = {
+            "PARCELS_DATABASE": postgresql_url, "PARCELS_BROKER": rabbitmq_url, "PARCELS_EXCHANGE": exchange,
+        }  # fmt: skip
+        for _ in range(6):
+            relaying = relay("--batch", "40", PARCELS_FAULT="slow", **variables)
+            assert re.fullmatch(r"publishing \d+", relaying.line())
+            relaying.terminate()
+            assert 0 == relaying.status(), relaying.log()
+        left = states(postgresql_url)
+        last = relay("--drain", **variables)
+        last.rest()
+        assert 0 == last.status(), last.log()
+        messages = [json.loads(body) for _, body in drained(rabbitmq_url, queue)]
+        after = states(postgresql_url)
+
+    assert 0 < left["pending"] < 1000 - 6
+    assert 0 == left["tried"]
+    assert not after
+    assert sorted(event.number for event in sent) == sorted(message["number"] for message in messages)
+    for street in {event.street for event in sent}:
+        numbers = [message["number"] for message in messages if message["street"] == street]
+        assert sorted(numbers) == numbers
+
+
+# It waits for servers
+
+
+@pytest.mark.broker
+def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url, rabbitmq_url, exchange):
+    """
+    Neither a database nor a broker that cannot be reached is a reason to exit; what waits is delivered later.
+    """
+    url = sa.make_url(postgresql_url)
+    with (
+        parcels_in(postgresql_url),
+        bound_queue(rabbitmq_url, exchange, "parcels") as queue,
+        TcpProxy(url.host, url.port or 5432) as database,
+        proxied(rabbitmq_url) as broker,
+    ):
+        keep(postgresql_url, Sent("elm", 1), Sent("oak", 2))
+        database.cut()
+        broker.cut()
+        # A third of the lease is what a broker is given to confirm.
+        relaying = relay(
+            "--lease", "6",
+            PARCELS_DATABASE=url.set(host="127.0.0.1", port=database.port).render_as_string(hide_password=False),
+            PARCELS_BROKER=via(broker, rabbitmq_url),
+            PARCELS_EXCHANGE=exchange,
+        )  # fmt: skip
+        eventually(lambda: "the outbox cannot be reached" in relaying.log())
+        database.restore()
+        eventually(lambda: "the broker cannot be reached" in relaying.log(), 30)
+        broker.restore()
+        eventually(lambda: not states(postgresql_url), 20)
+        relaying.terminate()
+
+        assert 0 == relaying.status(), relaying.log()
+        assert 2 == len(drained(rabbitmq_url, queue))
+        assert "Traceback" not in relaying.log()
+
+
+# It ends by itself
+
+
+def test_it_ends_when_nothing_is_due(relay, database):
+    """
+    With `--drain`, after the last message of the longest key, and what it was told to purge.
+    """
+    keep(database, *(Sent(f"street {number % 3}", number) for number in range(60)), Packed("elm", 1))
+    relaying = relay("--drain", "--batch", "7", "--purge-after", "0s", PARCELS_FAULT="slow")
+    relaying.rest()
+
+    assert 0 == relaying.status(), relaying.log()
+    assert not states(database)
+    assert "nothing is due: ending" in relaying.log()
+    assert "61 delivered message(s) purged" in relaying.log()
+
+
+@pytest.mark.broker
+def test_it_does_not_take_an_outage_for_an_end(relay, database, rabbitmq_url, exchange):
+    """
+    With `--drain` it waits for the broker, at most as long as `--for` says: then it exits with 1.
+    """
+    keep(database, Sent("elm", 1))
+    with bound_queue(rabbitmq_url, exchange, "parcels") as queue, proxied(rabbitmq_url) as broker:
+        broker.cut()
+        variables = {"PARCELS_BROKER": via(broker, rabbitmq_url), "PARCELS_EXCHANGE": exchange}
+        brief = relay("--drain", "--for", "5s", "--lease", "6", **variables)
+        brief.rest()
+        assert 1 == brief.status(), brief.log()
+        assert "5 s are over, and something is still due" in brief.log()
+        patient = relay("--drain", "--for", "60s", "--lease", "6", **variables)
+        eventually(lambda: patient.log().count("the broker cannot be reached") == 2, 30)
+        broker.restore()
+        patient.rest()
+
+        assert 0 == patient.status(), patient.log()
+        assert 1 == len(drained(rabbitmq_url, queue))
+
+
+def test_it_ends_after_a_while(relay, database):
+    """
+    With `--for`, as processes are recycled.
+    """
+    keep(database, Sent("elm", 1))
+    relaying = relay("--for", "1s")
+    relaying.rest()
+
+    assert 0 == relaying.status(), relaying.log()
+    assert "1 s are over: ending" in relaying.log()
+    assert "ended: 1 delivered" in relaying.log()
+
+
+# It shows how far it is
+
+
+def test_it_reports_in_the_log_and_as_json(relay, database):
+    """
+    A line now and then, and one at the end.
+    """
+    keep(database, Sent("elm", 1))
+    logging = relay("--every", "0.3", "--for", "1s")
+    logging.rest()
+    assert 0 == logging.status()
+    keep(database, Sent("elm", 2))
+    reporting = relay("--every", "0.3", "--for", "1s", "--json")
+    reports = [json.loads(line) for line in reporting.rest() if line.startswith("{")]
+
+    assert "INFO cqrs_sync.commands.screens relaying: 1 delivered, " in logging.log()
+    assert {"at", "state", "delivered", "per_second", "seconds", "waiting", "lag", "dead"} == reports[0].keys()
+    assert len(reports) >= 3
+    assert ("ended", 1, 0, None, 0) == tuple(
+        reports[-1][key] for key in ("state", "delivered", "waiting", "lag", "dead")
+    )
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_terminal_has_a_line_of_its_own_and_is_left_as_it_was(database, tmp_path, signals):
+    """
+    The cursor is there again, also after a second signal.
+    """
+    keep(database, Packed("elm", 1))
+    near, far = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cqrs_sync", "relay", "--app", APP, "--grace", "10m"],
+        cwd=tmp_path, stdin=far, stdout=subprocess.DEVNULL, stderr=far,
+        env=environment(PARCELS_DATABASE=database, PARCELS_FAULT="hangs" if signals == 2 else "", TERM="xterm"),
+    )  # fmt: skip
+    os.close(far)
+    seen = b""
+    for words in [b"delivered, ", b"are under way"][:signals]:
+        while words not in seen:
+            assert select.select([near], [], [], 20)[0], seen
+            seen += os.read(near, 65536)
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        while more := os.read(near, 65536):
+            seen += more
+    os.close(near)
+
+    assert (0 if signals == 1 else 143) == process.wait(20)
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")

@@ -33,6 +33,7 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _COMMAND = re.compile(r"(?:^|&&)\s*(?:\$ )?(?P<command>(?:python -m cqrs_sync|cqrs-sync)\b[^&|>#\n]*)", re.MULTILINE)
+_APPLICATION = re.compile(r"--app (\w+):")
 _LINK = re.compile(r"\]\((?!\w+:|#)(?P<target>[^)#\s]+)")
 _PYTHON = {"python", "python3", "py"}
 _SHELL = {"bash", "console", "sh", "shell"}
@@ -111,9 +112,12 @@ def test_every_fence_is_understood(page):
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
 def test_every_command_runs(page, command, tmp_path):
     """
-    A command of this library that a page shows ends well.
+    A command of this library that a page shows ends well; its application is the Python of the page.
     """
     program, *arguments = shlex.split(command)
+    for name in _APPLICATION.findall(command):
+        shown = [block.body for block in blocks_of(page, _PYTHON) if block.reason is None]
+        (tmp_path / f"{name}.py").write_text("\n".join(shown))
     if program == "cqrs-sync":
         arguments = ["-m", "cqrs_sync", *arguments]
     done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 from datetime import UTC, datetime
@@ -81,8 +82,14 @@ class JsonLines:
             "lag": None if backlog is None or backlog.oldest is None else round(backlog.oldest, 3),
             "dead": None if backlog is None else backlog.dead,
         }
-        sys.stdout.write(json.dumps(facts) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(facts) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer would fail once more when the interpreter leaves, and change its status.
+            with open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- it is no path of anybody's
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise
 
     def close(self) -> None:
         """Leave everything as it is."""

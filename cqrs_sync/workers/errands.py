@@ -26,7 +26,7 @@ class Errand:
     """
 
     def __init__(self, name: str, do: Callable[[], float | None], let_go: Callable[[], object]) -> None:
-        """Do it, with `let_go` called in the same thread before each pause."""
+        """Do it, with `let_go` called in the same thread before long pauses and at the end."""
         self._do = do
         self._let_go = let_go
         self._said = 0.0
@@ -49,11 +49,12 @@ class Errand:
         pause: float | None = 0.0
         while pause is not None and not self._ended.wait(pause):
             pause = self._once()
+        self._let_go()
 
     def _once(self) -> float | None:
         try:
             pause = self._do()
-            if pause is None or pause > _AGAIN:
+            if pause is not None and pause > _AGAIN:
                 self._let_go()
         except CqrsError as error:
             logger.debug("%s: %s", self._thread.name, error)

@@ -20,7 +20,7 @@ from cqrs_sync.workers.desk import purged
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.held import Held
 from cqrs_sync.workers.leaving import Deadline, leave
-from cqrs_sync.workers.progress import Gauge, Pace, Screen
+from cqrs_sync.workers.progress import Gauge, Pace, Progress, Screen
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.stuck import tell_of_what_is_stuck
 
@@ -74,7 +74,7 @@ class RelayProcess:
         self._gauge = Gauge(relay.outbox, screen.every)
         self._pace = Pace(screen.every)
         self._drained = threading.Event()
-        self._ending = False
+        self._ending = self._is_blind = False
         self._next = 0.0
 
     def run(self) -> int:
@@ -130,23 +130,23 @@ class RelayProcess:
             number = signals.wait(min(left, _STEP))
             if number is not None:
                 return number
-            self._show()
+            self._report()
         return None
 
     def _end(self, signals: Signals, number: int | None) -> int:
         grace, under_way = self._options.grace, len(self._held.under_way())
-        why = self._reason(number)
-        logger.info("%s: ending within %g s, %d deliveries are under way", why, grace, under_way)
-        deadline = Deadline(time.monotonic() + grace, self._last_words)
-        deadline.start()
+        logger.info("%s: ending within %g s, %d deliveries are under way", self._reason(number), grace, under_way)
         self._ending = True
-        if not self._stopped(signals, max(grace - _MARGIN, grace / 2)):
+        until = time.monotonic() + grace
+        deadline = Deadline(max(until, time.monotonic() + _MARGIN), self._last_words)
+        deadline.start()
+        if not self._stopped(signals, until):
             leave(1, words=self._last_words)
         status = 1 if self._options.drain and number is None and not self._drained.is_set() else 0
         if status:
             logger.error("%g s are over, and something is still due", self._options.lasts)
-        progress = self._pace.progress(self._relay.delivered, self._counted())
-        self._screen.show(attrs.evolve(progress, is_ending=True, has_ended=True))
+        progress = self._pace.progress(self._relay.delivered, self._counted(until))
+        self._show(attrs.evolve(progress, is_ending=True, has_ended=True))
         self._screen.close()
         logger.info("ended: %d delivered in %.1f s", progress.delivered, progress.seconds)
         deadline.met(status)
@@ -157,32 +157,42 @@ class RelayProcess:
             return signal.Signals(number).name
         return "nothing is due" if self._drained.is_set() else f"{self._options.lasts:g} s are over"
 
-    def _stopped(self, signals: Signals, timeout: float) -> bool:
+    def _stopped(self, signals: Signals, until: float) -> bool:
         """Stop the relay; False where something was not finished. A signal ends the process."""
+        timeout = until - time.monotonic() - min(_MARGIN, self._options.grace / 2)
         # In a thread of its own: this one is there for the second signal.
         stopping = threading.Thread(target=self._relay.stop, args=(timeout,), name="cqrs-stop", daemon=True)
         stopping.start()
-        # The deadline ends what takes longer.
-        while stopping.is_alive():
+        # A thread that asks a database that does not answer holds nothing, and is left.
+        while stopping.is_alive() and time.monotonic() < until - _MARGIN / 4:
             number = signals.wait(_STEP / 4)
             if number is not None:
                 leave(128 + number, words=self._screen.close)
-            self._show()
-        # A thread that asks a database that does not answer holds nothing, and is left.
+            self._report()
         return not self._held.under_way()
 
-    def _counted(self) -> Backlog | None:
-        """Count what is left, as long as that may take; None where it takes longer."""
+    def _counted(self, until: float) -> Backlog | None:
+        """Count what is left; None where that takes too long."""
         counting = threading.Thread(target=self._gauge.try_to_look, name="cqrs-count", daemon=True)
         counting.start()
-        counting.join(min(_MARGIN, self._options.grace) / 2)
+        counting.join(max(0.0, min(_MARGIN, until - time.monotonic()) - _MARGIN / 8))
         return None if counting.is_alive() else self._gauge.backlog
 
-    def _show(self) -> None:
+    def _report(self) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._screen.every
             progress = self._pace.progress(self._relay.delivered, self._gauge.backlog)
-            self._screen.show(attrs.evolve(progress, is_ending=self._ending))
+            self._show(attrs.evolve(progress, is_ending=self._ending))
+
+    def _show(self, progress: Progress) -> None:
+        if self._is_blind:
+            return
+        try:
+            self._screen.show(progress)
+        except (OSError, ValueError) as error:
+            # Who has watched is gone, which is no reason to deliver nothing.
+            self._is_blind = True
+            logger.warning("reports can be written no more: %s", error)
 
     def _last_words(self) -> None:
         self._screen.close()

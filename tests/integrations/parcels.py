@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import sqlalchemy as sa
 from attrs import frozen
@@ -40,9 +41,10 @@ class Packed(cqrs.DomainEvent, name="parcel.packed", key="street"):
 
 
 def say(*words: object) -> None:
-    """Tell the test, which reads line by line."""
-    sys.stdout.write(" ".join(map(str, words)) + "\n")
-    sys.stdout.flush()
+    """Tell the test, which reads line by line, as long as it does."""
+    with suppress(BrokenPipeError):
+        sys.stdout.write(" ".join(map(str, words)) + "\n")
+        sys.stdout.flush()
 
 
 class TalkingBroker:

@@ -168,14 +168,29 @@ def test_an_application_that_does_not_let_it_leave_is_left(relay, database):
     assert "threads that keep it: of-the-application" in eventually(relaying.log)
 
 
+@pytest.mark.parametrize("grace", ["0s", "0.2s", "1s"])
+def test_a_short_grace_is_enough_for_nothing(relay, database, grace):
+    """
+    Where nothing is under way, it exits with 0.
+    """
+    keep(database)
+    relaying = relay("--grace", grace, "--json", "--every", "0.1")
+    relaying.line()
+    relaying.terminate()
+    told = time.monotonic()
+
+    assert 0 == relaying.status(), relaying.log()
+    assert time.monotonic() - told < 2
+
+
 @pytest.mark.broker
-def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql_url):
+def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql_url_of_module):
     """
     It ends within its grace, although its threads wait for an answer for ever.
     """
-    url = sa.make_url(postgresql_url)
-    with parcels_in(postgresql_url), TcpProxy(url.host, url.port or 5432) as proxy:
-        keep(postgresql_url)
+    url = sa.make_url(postgresql_url_of_module)
+    with parcels_in(postgresql_url_of_module), TcpProxy(url.host, url.port or 5432) as proxy:
+        keep(postgresql_url_of_module)
         relaying = relay(
             "--grace", "2", "--json", "--every", "0.1",
             PARCELS_DATABASE=url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False),
@@ -194,27 +209,29 @@ def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql
 
 
 @pytest.mark.broker
-def test_signals_while_it_publishes_lose_nothing_and_double_nothing(relay, postgresql_url, rabbitmq_url, exchange):
+@pytest.mark.parametrize("server", ["postgresql_url_of_module", "mariadb_url_of_module"])
+def test_signals_while_it_publishes_lose_nothing_and_double_nothing(relay, request, server, rabbitmq_url, exchange):
     """
     Told to stop in the middle of a batch, again and again, it settles what was confirmed: status 0 each time.
     """
+    url = request.getfixturevalue(server)
     sent = [Sent(f"street {number % 40}", number) for number in range(1000)]
-    with parcels_in(postgresql_url), bound_queue(rabbitmq_url, exchange, "parcels") as queue:
-        keep(postgresql_url, *sent)
+    with parcels_in(url), bound_queue(rabbitmq_url, exchange, "parcels") as queue:
+        keep(url, *sent)
         variables = {
-            "PARCELS_DATABASE": postgresql_url, "PARCELS_BROKER": rabbitmq_url, "PARCELS_EXCHANGE": exchange,
+            "PARCELS_DATABASE": url, "PARCELS_BROKER": rabbitmq_url, "PARCELS_EXCHANGE": exchange,
         }  # fmt: skip
         for _ in range(6):
             relaying = relay("--batch", "40", PARCELS_FAULT="slow", **variables)
             assert re.fullmatch(r"publishing \d+", relaying.line())
             relaying.terminate()
             assert 0 == relaying.status(), relaying.log()
-        left = states(postgresql_url)
+        left = states(url)
         last = relay("--drain", **variables)
         last.rest()
         assert 0 == last.status(), last.log()
         messages = [json.loads(body) for _, body in drained(rabbitmq_url, queue)]
-        after = states(postgresql_url)
+        after = states(url)
 
     assert 0 < left["pending"] < 1000 - 6
     assert 0 == left["tried"]
@@ -229,18 +246,18 @@ def test_signals_while_it_publishes_lose_nothing_and_double_nothing(relay, postg
 
 
 @pytest.mark.broker
-def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url, rabbitmq_url, exchange):
+def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url_of_module, rabbitmq_url, exchange):
     """
     Neither a database nor a broker that cannot be reached is a reason to exit; what waits is delivered later.
     """
-    url = sa.make_url(postgresql_url)
+    url = sa.make_url(postgresql_url_of_module)
     with (
-        parcels_in(postgresql_url),
+        parcels_in(postgresql_url_of_module),
         bound_queue(rabbitmq_url, exchange, "parcels") as queue,
         TcpProxy(url.host, url.port or 5432) as database,
         proxied(rabbitmq_url) as broker,
     ):
-        keep(postgresql_url, Sent("elm", 1), Sent("oak", 2))
+        keep(postgresql_url_of_module, Sent("elm", 1), Sent("oak", 2))
         database.cut()
         broker.cut()
         # A third of the lease is what a broker is given to confirm.
@@ -254,7 +271,7 @@ def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url, ra
         database.restore()
         eventually(lambda: "the broker cannot be reached" in relaying.log(), 30)
         broker.restore()
-        eventually(lambda: not states(postgresql_url), 20)
+        eventually(lambda: not states(postgresql_url_of_module), 20)
         relaying.terminate()
 
         assert 0 == relaying.status(), relaying.log()
@@ -315,6 +332,21 @@ def test_it_ends_after_a_while(relay, database):
 
 
 # It shows how far it is
+
+
+def test_who_has_watched_may_go(relay, database):
+    """
+    Reports that nobody reads any more are no reason to deliver nothing.
+    """
+    relaying = relay("--json", "--every", "0.1", "--for", "3s", PYTHONUNBUFFERED="")
+    assert relaying.line()
+    relaying.process.stdout.close()
+    eventually(lambda: "reports can be written no more" in relaying.log())
+    keep(database, Packed("elm", 1))
+
+    assert 0 == relaying.status()
+    assert "Traceback" not in relaying.log()
+    assert not states(database)
 
 
 def test_it_reports_in_the_log_and_as_json(relay, database):

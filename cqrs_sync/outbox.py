@@ -98,7 +98,7 @@ class Outcome:
         blocks: bool = True,
     ) -> Outcome:
         """Make the outcome of a failed attempt: to be claimed again `after` seconds, dead where that is None."""
-        words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        words = error if isinstance(error, str) else _words(error)
         return cls(
             claimed,
             Verdict.DEAD if after is None else Verdict.AGAIN,
@@ -278,6 +278,13 @@ def reason_of(words: str) -> str:
     line = _printable(words.strip().partition("\n")[0])
     line = re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+", "…", line)
     return line[:LONGEST]
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 -- an error that cannot say what is wrong is no reason to lose its delivery
+        return f"{type(error).__name__}, which cannot be shown"
 
 
 def _printable(text: str) -> str:

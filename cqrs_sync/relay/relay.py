@@ -125,7 +125,7 @@ class Relay:
             loop.stop(until, drain=drain)
         # A loop that is ending does nothing that takes long, unless its database does.
         ended = [loop.join(until + 0.5) for loop in loops]
-        return all(ended)
+        return all(ended) and self.running == 0
 
     def next_due(self) -> float | None:
         """Return the seconds until something may be delivered here, None where nothing waits."""
@@ -133,7 +133,7 @@ class Relay:
 
     @property
     def running(self) -> int:
-        """How many durable handlers run that this relay has started."""
+        """How many durable handlers run that this relay has started, as of its last look."""
         return self._progress.running
 
     def close_at_exit(self) -> None:

@@ -22,8 +22,8 @@ from cqrs_sync.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until an event is tried again that this build does not know.
-_UNKNOWN = 30.0
+#: Seconds until an event is tried again that this build does not know: so many, and more with each, up to the last.
+_UNKNOWN, _EACH_UNKNOWN, _LONGEST_UNKNOWN = 30.0, 0.1, 600.0
 #: Seconds until a handler is called again that could not be called, as where the pool's `around` failed.
 _NOT_CALLED = 2.0
 #: Seconds after which a handler that is still running is reported with its stack.
@@ -63,6 +63,7 @@ class Runner:
         self._given: set[_Calls] = set()
         self._renewed = time.monotonic()
         self._unknown: set[str] = set()
+        self._deferred = 0
         #: Called when a handler is finished.
         self.wake: Callable[[], object] = lambda: None
         self._finishing = self._ending = False
@@ -163,7 +164,10 @@ class Runner:
         if what not in self._unknown:
             self._unknown.add(what)
             logger.warning("%s waits for a process that knows it: %s", what, error)
-        return Outcome.failed(claimed, error, after=_UNKNOWN, counted=False)
+        # Where there are thousands, looking at each of them twice a minute would leave no time for the others.
+        self._deferred += 1
+        after = min(_LONGEST_UNKNOWN, _UNKNOWN + self._deferred * _EACH_UNKNOWN)
+        return Outcome.failed(claimed, error, after=after, counted=False)
 
     def _settle_finished(self) -> None:
         outcomes = list(self._finished)

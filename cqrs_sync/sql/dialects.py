@@ -28,7 +28,11 @@ class Dialect:
     #: Begins a transaction that claims or settles: it sees what has committed by each statement.
     #: `{deliveries}` is the table.
     begin: str
+    #: The same as `later` for a moment in the past that an index can be asked for.
+    before: str
     quote: str = '"'
+    #: Lets a transaction read whole tables again, where `begin` has told it not to.
+    scan: str | None = None
     #: Changes and deletes rows of a table by their primary keys, and looks at no others.
     update: str = "UPDATE {table} SET"
     delete: str = "DELETE FROM {table} WHERE"
@@ -45,6 +49,8 @@ DIALECTS = {
             name="postgresql",
             now="clock_timestamp()",
             later="clock_timestamp() + %s * interval '1 second'",
+            before="now() + %s * interval '1 second'",
+            scan="SET LOCAL enable_seqscan TO ON",
             seconds=float,
             until="extract(epoch from ({column} - clock_timestamp()))",
             skip_locked="FOR UPDATE SKIP LOCKED",
@@ -62,6 +68,7 @@ DIALECTS = {
             name="mysql",
             now="UTC_TIMESTAMP(6)",
             later="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
+            before="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
             seconds=lambda seconds: round(seconds * 1_000_000),
             until="TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {column}) / 1000000",
             skip_locked="FOR UPDATE SKIP LOCKED",
@@ -76,6 +83,7 @@ DIALECTS = {
             name="sqlite",
             now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') || '000'",
             later="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
+            before="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
             seconds=lambda seconds: f"{seconds:+.3f} seconds",
             until="(julianday({column}) - julianday('now')) * 86400.0",
             skip_locked="",

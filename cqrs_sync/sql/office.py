@@ -78,10 +78,12 @@ class Office(Tables):
         """Delete messages that were written more than `older_than` seconds ago and are delivered."""
         say, dialect = self._say, self._database.dialect
         with self._begun() as connection:
+            if dialect.scan is not None:
+                connection.execute(dialect.scan)
+            # In no order: any of them will do, and sorting would have to look at all of them.
             found = connection.execute(
-                f"SELECT m.id FROM {say.messages_table} m WHERE m.created_at < {dialect.later} AND NOT EXISTS "
-                f"(SELECT 1 FROM {say.deliveries_table} d WHERE d.message_id = m.id) "
-                f"ORDER BY m.created_at LIMIT %s {dialect.skip_locked}",
+                f"SELECT m.id FROM {say.messages_table} m WHERE m.created_at < {dialect.before} AND NOT EXISTS "
+                f"(SELECT 1 FROM {say.deliveries_table} d WHERE d.message_id = m.id) LIMIT %s {dialect.skip_locked}",
                 [dialect.seconds(-older_than), limit],
             )
             ids = [row[0] for row in found]

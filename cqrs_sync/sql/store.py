@@ -99,12 +99,22 @@ class SqlOutbox(Office):
         """Claim deliveries for `lease` seconds, oldest first."""
         if handlers is not None and not handlers:
             return ()
+        claimed, gave_back = self._claim(limit, lease, handlers, besides)
+        if gave_back and not claimed:
+            # What was ahead of it may be done by now, by somebody who has looked for more while this was locked here.
+            claimed, _ = self._claim(limit, lease, handlers, besides)
+        return claimed
+
+    def _claim(
+        self, limit: int, lease: float, handlers: Collection[str] | None, besides: Collection[str]
+    ) -> tuple[Sequence[Claimed], bool]:
+        """Claim once; tells whether something was locked and given back."""
         token = uuid.uuid4().hex
         with self._begun() as connection:
             candidates = self._candidates(connection, limit, handlers, besides)
             kept = list(_bounded(candidates, runs=handlers is None))
             if not kept:
-                return ()
+                return (), False
             statement, numbers = self._say.listed(self._say.claim, [candidate.number for candidate in kept])
             connection.change(statement, [token, self._database.dialect.seconds(lease), *numbers])
             early = self._give_back_early(connection, token, kept)
@@ -122,7 +132,7 @@ class SqlOutbox(Office):
             ]
             if len(claimed) + len(early) < len(kept):
                 self._delete_orphans(connection, token, claimed)
-            return claimed
+            return claimed, bool(early)
 
     def renew(self, tokens: Collection[str], lease: float) -> int:
         """Keep what was claimed for `lease` more seconds."""

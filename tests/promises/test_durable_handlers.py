@@ -112,6 +112,30 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
         eventually(lambda: ran.calls == [("mail", 1)])
 
 
+def test_an_error_that_cannot_be_shown_is_a_failure_as_any(events, ran):
+    """
+    It costs no place on the pool, and its delivery is dead in the end.
+    """
+
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError("nothing to say")
+
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        if event.number < 2:
+            raise Mute
+        ran.note("mail", event.number)
+
+    shop = Shop(events=events, retries=QUICK, threads=2)
+    with closing(shop):
+        shop.sell(*(Shipped(number) for number in range(5)))
+        eventually(lambda: (shop.outbox.backlog().dead, shop.waiting()) == (2, 0))
+
+    assert [2, 3, 4] == sorted(ran.of("mail"))
+    assert {"Mute, which cannot be shown"} == {dead.error for dead in shop.outbox.dead(Selection())}
+
+
 def test_a_handler_whose_processes_died_too_often_is_parked(events, ran):
     """
     It is not run again, to end one more.
@@ -431,6 +455,26 @@ def test_what_waits_for_a_thread_is_given_back_when_a_relay_stops(events, ran):
         assert [("slow", 0)] == ran.calls
         assert {0} == {kept.attempts for kept in shop.outbox._deliveries.values()}
         assert 4 == shop.waiting()
+
+
+def test_a_relay_that_leaves_a_handler_running_says_so(events, ran):
+    """
+    When its time is over.
+    """
+    begun, go_on = threading.Event(), threading.Event()
+
+    @events.bind(phase=DURABLE, name="slow")
+    def slow(event: Shipped) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    shop = Shop(events=events, fast_path=False)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        shop.relay.start(poll=(0.01, 0.02))
+        assert begun.wait(10)
+        assert not shop.relay.stop(0.1)
+        go_on.set()
 
 
 def test_what_a_full_pool_has_not_begun_is_given_back_when_a_relay_stops(events, ran):

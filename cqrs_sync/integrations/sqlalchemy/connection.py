@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from cqrs_sync.errors import CqrsError
 
@@ -39,6 +39,9 @@ class OpenConnection:
         try:
             return self._connection.exec_driver_sql(statement, tuple(parameters) or None)
         except SQLAlchemyError as error:
+            if isinstance(error, StatementError):
+                # What is in a message is nobody's business who reads a log.
+                error.hide_parameters = True
             translated = self._translate(error) if self._translate is not None else None
             if translated is None:
                 raise

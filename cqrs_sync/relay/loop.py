@@ -94,7 +94,7 @@ class Loop:
             pause = self._failed(f"the outbox cannot be reached: {error}", None)
         except ConfigurationError as error:
             pause = self._failed(str(error), None)
-        except Exception as error:  # noqa: BLE001 -- a loop that ends would be noticed by nobody
+        except BaseException as error:  # noqa: BLE001 -- a loop that ends would be noticed by nobody
             pause = self._failed("a relay failed, and goes on", error)
         else:
             if self._failures:
@@ -102,7 +102,7 @@ class Loop:
                 self._failures = 0
         return pause
 
-    def _failed(self, words: str, error: Exception | None) -> float:
+    def _failed(self, words: str, error: BaseException | None) -> float:
         self._failures += 1
         now = time.monotonic()
         if self._failures == 1 or now - self._said > _SAID_AGAIN:

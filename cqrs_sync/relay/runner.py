@@ -102,6 +102,9 @@ class Runner:
             policy = self._retries.of(each.target)
             if each.attempts > policy.attempts:
                 self._finished.append(self._settling.worn_out(each, policy))
+            elif self._is_last(each) and any(self._is_last(other.claimed) for other in self._running.values()):
+                # One at a time: what ends its process is not to take others along that had bad luck before.
+                self._finished.append(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
             else:
                 self._running[each.number] = _Running(each)
                 calls.append((self._run, each))
@@ -111,6 +114,9 @@ class Runner:
             self._given.add(given)
             if self._dispatcher.threads.run(given, until=time.monotonic(), helping=False):
                 self._given.discard(given)
+
+    def _is_last(self, claimed: Claimed) -> bool:
+        return claimed.attempts == self._retries.of(claimed.target).attempts > 1
 
     def _done_with(self, given: _Calls) -> None:
         """Note that a pool has finished all of this, with what is around each call."""

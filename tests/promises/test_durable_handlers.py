@@ -152,6 +152,34 @@ def test_a_handler_whose_processes_died_too_often_is_parked(events, ran):
     assert [] == ran.calls
 
 
+def test_last_attempts_are_made_one_at_a_time(events, ran):
+    """
+    A handler that ends its process takes no other along for good.
+    """
+    running, most = [], []
+
+    def run(name, event):
+        running.append(name)
+        most.append(len(running))
+        # Long enough for another one to begin, if it may.
+        threading.Event().wait(0.05)
+        running.remove(name)
+        ran.note(name, event.number)
+
+    for name in ("first", "second", "third"):
+        events.bind(Shipped, lambda event, name=name: run(name, event), phase=DURABLE, name=name)
+    shop = Shop(events=events, retries=QUICK, fast_path=False)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        for _ in range(2):
+            eventually(lambda: len(shop.outbox.claim(10, 0.02, handlers=["first", "second", "third"])) == 3)
+        shop.relay.start(poll=(0.01, 0.02))
+        eventually(lambda: shop.waiting() == 0, timeout=20)
+
+    assert ["first", "second", "third"] == sorted(name for name, _ in ran.calls)
+    assert [1, 1, 1] == most
+
+
 def test_another_process_runs_what_this_one_did_not(events, ran):
     """
     A relay that has the same handlers.

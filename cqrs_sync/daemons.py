@@ -83,8 +83,11 @@ class Daemons:
         while not self.ended:
             latch.acquire()
             alive = method()
+            if alive is None:
+                # `end` may be still to come, and finds no latch of a thread that was just woken.
+                return
             try:
-                if alive is not None and not self.ended:
+                if not self.ended:
                     alive(latch)
             except BaseException:
                 logger.exception("what was meant not to raise did; a thread of a pool ends for it")

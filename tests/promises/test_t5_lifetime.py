@@ -323,7 +323,7 @@ def test_t5_a_mediator_closed_while_others_send_refuses_or_handles():
 
 def test_t5_a_pool_that_nobody_holds_ends_its_threads():
     """
-    A mediator that was never closed leaves no threads behind when it is forgotten, though it woke one of them just then.
+    A mediator that was never closed leaves no threads behind when forgotten, though it woke one of them just then.
     """
     for _ in range(50):
         mediator = mediator_of(3, (Happened, lambda event: None))

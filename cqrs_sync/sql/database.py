@@ -18,6 +18,9 @@ class Connection(Protocol):
     Statements are in the paramstyle `format`: a `%s` for each parameter, `%%` for a per cent sign.
     """
 
+    #: The transaction is the caller's, and so are its settings.
+    is_nested: bool
+
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
         """Execute a statement and return its rows; none where it returns no rows."""
 

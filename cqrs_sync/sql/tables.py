@@ -38,5 +38,6 @@ class Tables:
     def _begun(self) -> Iterator[Connection]:
         """Open a transaction that claims, settles or deletes."""
         with self._database.begun() as connection:
-            connection.execute(self._say.begin)
+            if not connection.is_nested:
+                connection.execute(self._say.begin)
             yield connection

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from cqrs_sync.outbox import Selection
+from cqrs_sync.testing.outbox.entries import claim, dead, kept, published
 from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
 
@@ -47,6 +49,31 @@ class DjangoContract(OutboxContract):
                     connections[self.alias].close_if_unusable_or_obsolete()
 
         return request
+
+    def test_dead_letters_are_dealt_with_inside_a_transaction(self, outbox, atomic):
+        """As with ATOMIC_REQUESTS, when an operator uses the admin: of its settings none is changed."""
+        from django.db import connections  # noqa: PLC0415 -- needs settings
+
+        def settings():
+            if self.alias != "postgresql":
+                return None
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute("SELECT name, setting FROM pg_settings ORDER BY name")
+                return cursor.fetchall()
+
+        claimed = kept(outbox, atomic, published("1"), published("2"))
+        outbox.settle([dead(each) for each in claimed])
+        with atomic():
+            before = settings()
+            changed = [
+                outbox.replay(Selection((claimed[0].number,))),
+                outbox.discard(Selection((claimed[1].number,))),
+                outbox.purge(3600),
+            ]
+
+            assert [1, 1, 0] == changed
+            assert before == settings()
+        assert ["1"] == claim(outbox)
 
     def _empty(self):
         from django.db import connections  # noqa: PLC0415 -- as above

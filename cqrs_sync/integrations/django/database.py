@@ -61,10 +61,12 @@ class DjangoDatabase:
     def begun(self) -> Iterator[_Open]:
         """Open a transaction of the library's own, and commit it at the end of the block."""
         connection = connections[self.using]
+        # As with ATOMIC_REQUESTS, when an operator uses the admin.
+        is_nested = connection.in_atomic_block
         try:
             with transaction.atomic(using=self.using):
                 self._in_use[threading.get_ident()] = connection.connection
-                yield _Open(connection)
+                yield _Open(connection, is_nested=is_nested)
         except Error as error:
             # Django would ask at the end of a request, which never comes here.
             if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
@@ -94,8 +96,9 @@ class DjangoDatabase:
 class _Open:
     """A connection of Django with a transaction open."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, *, is_nested: bool) -> None:
         self._connection = connection
+        self.is_nested = is_nested
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
         """Execute a statement and return its rows; none where it returns no rows."""
@@ -119,7 +122,7 @@ class _Joined(_Open):
     """The same inside of the caller's transaction, which is not to commit half of what was to be kept."""
 
     def __init__(self, connection: Any, using: str) -> None:
-        super().__init__(connection)
+        super().__init__(connection, is_nested=True)
         self._using = using
 
     def _run(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:

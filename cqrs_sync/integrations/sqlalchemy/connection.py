@@ -17,6 +17,8 @@ _MARK = re.compile("%([%s])")
 class OpenConnection:
     """A connection with a transaction open; `translate` makes errors of ours, or returns None."""
 
+    is_nested = False
+
     def __init__(
         self, connection: Connection, translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None
     ) -> None:

@@ -42,9 +42,13 @@ class Database(Protocol):
     def joined(self) -> Connection:
         """Return the connection on which the calling thread has its transaction open; called only where it has one."""
 
-    def begun(self) -> AbstractContextManager[Connection]:
+    def begun(self, *, durable: bool = False) -> AbstractContextManager[Connection]:
         """
         Open a transaction of the library's own, and commit it at the end of the block.
+
+        A way that has one connection for each thread joins the transaction that the caller has open there, with a
+        savepoint. It raises ConfigurationError where the block is `durable`: what is done in it is to be true for
+        everyone when it ends.
 
         It is rolled back for whatever is raised in the block; a connection that is broken
         then is not used again. Raises OutboxUnavailable where the database cannot be reached,

@@ -110,7 +110,7 @@ class SqlOutbox(Office):
     ) -> tuple[Sequence[Claimed], bool]:
         """Claim once; tells whether something was locked and given back."""
         token = uuid.uuid4().hex
-        with self._begun() as connection:
+        with self._begun(durable=True) as connection:
             candidates = self._candidates(connection, limit, handlers, besides)
             kept = list(_bounded(candidates, runs=handlers is None))
             if not kept:
@@ -138,7 +138,7 @@ class SqlOutbox(Office):
         """Keep what was claimed for `lease` more seconds."""
         if not tokens:
             return 0
-        with self._begun() as connection:
+        with self._begun(durable=True) as connection:
             statement, values = self._say.listed(self._say.renew, tokens)
             return connection.change(statement, [self._database.dialect.seconds(lease), *values])
 
@@ -146,7 +146,7 @@ class SqlOutbox(Office):
         """Write down what became of deliveries."""
         if not outcomes:
             return 0
-        with self._begun() as connection:
+        with self._begun(durable=True) as connection:
             return sum(self._settle_alike(connection, group) for group in _alike(outcomes))
 
     def next_due(self, handlers: Collection[str], /) -> float | None:

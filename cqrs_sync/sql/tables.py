@@ -35,9 +35,9 @@ class Tables:
         return self._known
 
     @contextmanager
-    def _begun(self) -> Iterator[Connection]:
+    def _begun(self, *, durable: bool = False) -> Iterator[Connection]:
         """Open a transaction that claims, settles or deletes."""
-        with self._database.begun() as connection:
+        with self._database.begun(durable=durable) as connection:
             if not connection.is_nested:
                 connection.execute(self._say.begin)
             yield connection

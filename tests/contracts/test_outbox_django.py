@@ -132,15 +132,29 @@ class TestOnSQLite(DjangoContract):
 # Transactions
 
 
-class TestDjangoTransactions(OpenTransactionsContract):
+class DjangoTransactionsContract(OpenTransactionsContract):
+    alias = ""
+
     @pytest.fixture
     def transactions(self, django_databases):
         from cqrs_sync.integrations.django import DjangoTransactions  # noqa: PLC0415 -- as above
 
-        return DjangoTransactions("sqlite")
+        return DjangoTransactions(self.alias)
 
     @pytest.fixture
     def atomic(self, django_databases):
         from django.db import transaction  # noqa: PLC0415 -- as above
 
-        return lambda: transaction.atomic(using="sqlite")
+        return lambda: transaction.atomic(using=self.alias)
+
+
+class TestTransactionsOnPostgreSQL(DjangoTransactionsContract):
+    alias = "postgresql"
+
+
+class TestTransactionsOnMariaDB(DjangoTransactionsContract):
+    alias = "mariadb"
+
+
+class TestTransactionsOnSQLite(DjangoTransactionsContract):
+    alias = "sqlite"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -38,7 +40,9 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
     from django.db import connections  # noqa: PLC0415
 
     directory = tmp_path_factory.mktemp("django")
-    sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"}}
+    # Django 5.1 has the second one.
+    options = {"timeout": 30, **({"transaction_mode": "IMMEDIATE"} if django.VERSION >= (5, 1) else {})}
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": options}
     settings.configure(
         SECRET_KEY="of a test",  # noqa: S106 -- no secret
         USE_TZ=True,
@@ -46,7 +50,8 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
         DATABASES={
             "default": {**sqlite, "NAME": directory / "default.sqlite3"},
             "postgresql": as_setting(postgresql_url),
-            "mariadb": as_setting(mariadb_url),
+            # As Django 5.2 does by itself.
+            "mariadb": {**as_setting(mariadb_url), "OPTIONS": {"charset": "utf8mb4"}},
             "sqlite": {**sqlite, "NAME": directory / "sqlite.sqlite3"},
         },
         INSTALLED_APPS=[
@@ -77,3 +82,30 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
         call_command("migrate", "cqrs_sync", database=alias, verbosity=0)
     yield
     connections.close_all()
+
+
+@pytest.fixture
+def django_emptied(django_databases: None) -> Iterator[None]:
+    """Nothing is left in any outbox."""
+    from django.db import connections  # noqa: PLC0415 -- needs settings
+
+    yield
+    for alias in ("default", "postgresql", "mariadb", "sqlite"):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("DELETE FROM cqrs_delivery")
+            cursor.execute("DELETE FROM cqrs_message")
+        connections[alias].close()
+
+
+@pytest.fixture
+def django_mediator(django_databases: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+    """Let the settings name this mediator."""
+    from django.conf import settings  # noqa: PLC0415 -- as above
+
+    def name(mediator: object) -> None:
+        module = types.ModuleType("a_django_shop")
+        module.mediator = mediator  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "a_django_shop", module)
+        monkeypatch.setattr(settings, "CQRS_SYNC", {"MEDIATOR": "a_django_shop.mediator"}, raising=False)
+
+    return name

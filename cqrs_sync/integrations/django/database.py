@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from django.db import DatabaseError, Error, connections, transaction
+from django.db import Error, connections, transaction
 
 from cqrs_sync.errors import ConfigurationError, CqrsError, OutboxNotInstalled, OutboxUnavailable
 from cqrs_sync.integrations.django.listening import PsycopgListener, listener
@@ -18,6 +18,10 @@ from cqrs_sync.sql.dialects import DIALECTS, Dialect
 #: A table or a column that is not there, as PostgreSQL says it, and as MySQL does.
 _MISSING = {"42P01", "42703", 1146, 1054}
 _MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
+_NEVER_COMMITS = (
+    "autocommit is off on the database {0!r}: `atomic` commits nothing there, so no claim would ever be true; "
+    'leave DATABASES[{0!r}]["AUTOCOMMIT"] as it is, and use `atomic` where you want transactions'
+)
 
 
 class DjangoDatabase:
@@ -58,20 +62,48 @@ class DjangoDatabase:
         return _Joined(connections[self.using], self.using)
 
     @contextmanager
-    def begun(self) -> Iterator[_Open]:
-        """Open a transaction of the library's own, and commit it at the end of the block."""
+    def begun(self, *, durable: bool = False) -> Iterator[_Open]:
+        """
+        Open a transaction of the library's own, and commit it at the end of the block.
+
+        Inside `atomic` it is a savepoint in that; what is durable is refused there, but in a TestCase of
+        Django, where nothing is ever committed.
+        """
         connection = connections[self.using]
         # As with ATOMIC_REQUESTS, when an operator uses the admin.
         is_nested = connection.in_atomic_block
         try:
-            with transaction.atomic(using=self.using):
-                self._in_use[threading.get_ident()] = connection.connection
-                yield _Open(connection, is_nested=is_nested)
+            if not is_nested and not connection.get_autocommit():
+                raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+            with self._atomic(durable=durable):
+                opened = _Open(connection, is_nested=is_nested)
+                self._meet(connection, opened)
+                yield opened
         except Error as error:
             # Django would ask at the end of a request, which never comes here.
             if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
                 connection.close()
             raise translated(error, self.using) from error
+
+    def _meet(self, connection: Any, opened: _Open) -> None:
+        """Remember a connection that the calling thread has made, and let errors of any language be written on it."""
+        if self._in_use.get(threading.get_ident()) is not connection.connection:
+            self._in_use[threading.get_ident()] = connection.connection
+            # Before Django 5.2 it is a narrower one by default, in which many a text cannot be said.
+            if connection.vendor == "mysql" and connection.connection.character_set_name() != "utf8mb4":
+                opened.execute("SET NAMES utf8mb4")
+
+    @contextmanager
+    def _atomic(self, *, durable: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(transaction.atomic(using=self.using, durable=durable))
+            except RuntimeError as error:
+                raise ConfigurationError(
+                    f"deliveries are claimed and settled in transactions of their own, and {self.using!r} is inside "
+                    "`atomic` here: do it outside of that, or in another thread"
+                ) from error
+            yield
 
     def elsewhere(self) -> str | None:
         """Name another database on which the calling thread is inside `atomic`."""
@@ -102,20 +134,21 @@ class _Open:
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
         """Execute a statement and return its rows; none where it returns no rows."""
-        with self._connection.cursor() as cursor:
-            self._run(cursor, statement, parameters)
+        with self._executed(statement, parameters) as cursor:
             rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
             return rows
 
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
         """Execute a statement and return how many rows it has changed."""
-        with self._connection.cursor() as cursor:
-            self._run(cursor, statement, parameters)
+        with self._executed(statement, parameters) as cursor:
             return int(cursor.rowcount)
 
-    def _run(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
-        # Without parameters drivers leave per cent signs as they are, and take several statements at once.
-        cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
+    @contextmanager
+    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
+        with self._connection.cursor() as cursor:
+            # Without parameters drivers leave per cent signs as they are, and take several statements at once.
+            cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
+            yield cursor
 
 
 class _Joined(_Open):
@@ -125,13 +158,15 @@ class _Joined(_Open):
         super().__init__(connection, is_nested=True)
         self._using = using
 
-    def _run(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
+    @contextmanager
+    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
         try:
-            super()._run(cursor, statement, parameters)
-        except DatabaseError as error:
+            with super()._executed(statement, parameters) as cursor:
+                yield cursor
+        except BaseException as error:
             # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
             transaction.set_rollback(True, using=self._using)
-            if is_missing(error):
+            if isinstance(error, Error) and is_missing(error):
                 raise translated(error, self._using) from error
             raise
 

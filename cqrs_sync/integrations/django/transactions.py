@@ -22,7 +22,12 @@ class DjangoTransactions:
         return bool(connections[self.using].in_atomic_block)
 
     def on_commit(self, callback: Callable[[], object], /) -> None:
-        """Call `callback` once the outermost transaction has committed, whatever other callbacks raise."""
+        """
+        Call `callback` once the outermost transaction has committed.
+
+        What it raises is logged, and keeps no other callback from being called. The reverse is Django's to say:
+        what somebody gave to `transaction.on_commit` without `robust=True`, and raises, ends the round.
+        """
         transaction.on_commit(callback, using=self.using, robust=True)
 
 

@@ -61,8 +61,10 @@ class SessionDatabase:
         return OpenConnection(connection, partial(not_installed, names=self._names))
 
     @contextmanager
-    def begun(self) -> Iterator[OpenConnection]:
+    def begun(self, *, durable: bool = False) -> Iterator[OpenConnection]:
         """Open a transaction of the library's own, and commit it at the end of the block."""
+        # On a connection of its own, whatever sessions have open.
+        del durable
         try:
             with self._engine.connect() as connection, connection.begin():
                 yield OpenConnection(connection)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from django.db import models
 
+from cqrs_sync.integrations.django.fields import ExactCharField, ExactTextField
 from cqrs_sync.outbox import LONGEST
 
 
 class Message(models.Model):
     """Final bytes, inserted with what they tell of, and never changed."""
 
-    id = models.CharField(primary_key=True, max_length=LONGEST, editable=False)
-    topic = models.CharField(max_length=LONGEST, blank=True)
-    type = models.CharField(max_length=LONGEST)
-    partition_key = models.CharField(max_length=LONGEST, null=True, blank=True)  # noqa: DJ001 -- none is not an empty one
-    content_type = models.CharField(max_length=LONGEST)
+    id = ExactCharField(primary_key=True, max_length=LONGEST, editable=False)
+    topic = ExactCharField(max_length=LONGEST, blank=True)
+    type = ExactCharField(max_length=LONGEST)
+    partition_key = ExactCharField(max_length=LONGEST, null=True, blank=True)  # none is not an empty one
+    content_type = ExactCharField(max_length=LONGEST)
     payload = models.BinaryField()
-    headers = models.TextField()
+    headers = ExactTextField()
     created_at = models.DateTimeField()
 
     class Meta:
@@ -40,16 +41,16 @@ class Delivery(models.Model):
         db_constraint=False,
         db_index=False,
     )
-    kind = models.CharField(max_length=7)
-    target = models.CharField(max_length=LONGEST)
+    kind = ExactCharField(max_length=7)
+    target = ExactCharField(max_length=LONGEST)
     lane = models.BigIntegerField(null=True)
     size = models.IntegerField()
-    status = models.CharField(max_length=7)
+    status = ExactCharField(max_length=7)
     attempts = models.IntegerField()
     due_at = models.DateTimeField()
-    token = models.CharField(max_length=32, null=True)  # noqa: DJ001 -- none is not an empty one
-    reason = models.CharField(max_length=LONGEST, blank=True)
-    last_error = models.TextField(blank=True)
+    token = ExactCharField(max_length=32, null=True)  # none is not an empty one
+    reason = ExactCharField(max_length=LONGEST, blank=True)
+    last_error = ExactTextField(blank=True)
 
     class Meta:
         db_table = "cqrs_delivery"

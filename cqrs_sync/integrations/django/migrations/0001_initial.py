@@ -7,12 +7,7 @@ from typing import Any, ClassVar
 import django.db.models.deletion
 from django.db import migrations, models
 
-
-def compare_by_characters(apps: Any, schema_editor: Any) -> None:
-    """Let MariaDB and MySQL tell `a` from `A` and `ä`, as the other databases do."""
-    if schema_editor.connection.vendor == "mysql":
-        for table in ("cqrs_message", "cqrs_delivery"):
-            schema_editor.execute(f"ALTER TABLE {table} CONVERT TO CHARACTER SET utf8mb4 COLLATE utf8mb4_bin")
+from cqrs_sync.integrations.django import fields
 
 
 class Migration(migrations.Migration):
@@ -26,13 +21,13 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Message",
             fields=[
-                ("id", models.CharField(editable=False, max_length=255, primary_key=True, serialize=False)),
-                ("topic", models.CharField(blank=True, max_length=255)),
-                ("type", models.CharField(max_length=255)),
-                ("partition_key", models.CharField(blank=True, max_length=255, null=True)),
-                ("content_type", models.CharField(max_length=255)),
+                ("id", fields.ExactCharField(editable=False, max_length=255, primary_key=True, serialize=False)),
+                ("topic", fields.ExactCharField(blank=True, max_length=255)),
+                ("type", fields.ExactCharField(max_length=255)),
+                ("partition_key", fields.ExactCharField(blank=True, max_length=255, null=True)),
+                ("content_type", fields.ExactCharField(max_length=255)),
                 ("payload", models.BinaryField()),
-                ("headers", models.TextField()),
+                ("headers", fields.ExactTextField()),
                 ("created_at", models.DateTimeField()),
             ],
             options={
@@ -46,16 +41,16 @@ class Migration(migrations.Migration):
             name="Delivery",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("kind", models.CharField(max_length=7)),
-                ("target", models.CharField(max_length=255)),
+                ("kind", fields.ExactCharField(max_length=7)),
+                ("target", fields.ExactCharField(max_length=255)),
                 ("lane", models.BigIntegerField(null=True)),
                 ("size", models.IntegerField()),
-                ("status", models.CharField(max_length=7)),
+                ("status", fields.ExactCharField(max_length=7)),
                 ("attempts", models.IntegerField()),
                 ("due_at", models.DateTimeField()),
-                ("token", models.CharField(max_length=32, null=True)),
-                ("reason", models.CharField(blank=True, max_length=255)),
-                ("last_error", models.TextField(blank=True)),
+                ("token", fields.ExactCharField(max_length=32, null=True)),
+                ("reason", fields.ExactCharField(blank=True, max_length=255)),
+                ("last_error", fields.ExactTextField(blank=True)),
                 (
                     "message",
                     models.ForeignKey(
@@ -81,5 +76,4 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
-        migrations.RunPython(compare_by_characters, migrations.RunPython.noop, atomic=False),
     ]

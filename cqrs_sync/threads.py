@@ -55,7 +55,7 @@ class ThreadPool:
             raise ValueError(f"max_workers must be a whole number above 0, not {max_workers!r}")
         self.max_workers = max_workers
         self._name = name
-        self._around = around
+        self.around = around
         self._exit_timeout = exit_timeout
         self._closed = False
         self.reset_in_child()
@@ -262,7 +262,7 @@ class ThreadPool:
 
     def _drain(self, latch: Latch | None = None) -> None:
         """Make calls as long as there are any, in a place that is taken already."""
-        around = None if latch is None else self._around
+        around = None if latch is None else self.around
         with self._lock:
             self._coming -= latch is not None
             item = self._next_or_sleep(latch)

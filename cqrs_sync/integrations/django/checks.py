@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connections
+from django.db import connections, router
+from django.db.migrations.executor import MigrationExecutor
 
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic
-from cqrs_sync.integrations.django.wiring import mediator_of_settings
+from cqrs_sync.integrations.django.wiring import mediator_of_settings, outbox_of
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
+from cqrs_sync.sql.dialects import DIALECTS
+from cqrs_sync.threads import ThreadPool
+
+_LABEL = "cqrs_sync"
 
 
-@checks.register("cqrs_sync")
+@checks.register(_LABEL)
 def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
-    """Look at the mediator that the settings name."""
+    """Look at the mediator that the settings name; where they name none, nobody asks for it."""
     del app_configs
     if not getattr(settings, "CQRS_SYNC", None):
         return []
@@ -27,54 +32,117 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
         mediator = mediator_of_settings()
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="cqrs_sync.E001")]
-    outbox = mediator.relay.outbox if mediator.relay is not None else None
-    if not isinstance(outbox, DjangoOutbox):
+    outbox = outbox_of(mediator)
+    if outbox is None:
         return []
     if outbox.using not in settings.DATABASES:
-        hint = f"its aliases are {', '.join(settings.DATABASES)}"
         return [
             checks.Error(
-                f"the outbox is in {outbox.using!r}, which is not in DATABASES", hint=hint, id="cqrs_sync.E002"
+                f"the outbox is in {outbox.using!r}, which is not in DATABASES",
+                hint=f"its aliases are {', '.join(settings.DATABASES)}",
+                id="cqrs_sync.E002",
             )
         ]
-    return [*_transactions(mediator, outbox), *_sqlite(outbox)]
+    return [*_database(outbox), *_transactions(mediator, outbox), *_threads(mediator), *_sqlite(outbox)]
 
 
-@checks.register("cqrs_sync", checks.Tags.database)
+@checks.register(_LABEL, checks.Tags.database)
 def check_database(app_configs: Any, databases: Sequence[str] | None = None, **_: Any) -> Sequence[checks.CheckMessage]:
-    """Look at the database: it has to leave out rows that others have locked."""
+    """Ask the database of the outbox; the others may be what they like."""
     del app_configs
-    found: list[checks.CheckMessage] = []
-    for alias in databases or ():
-        connection = connections[alias]
-        if connection.vendor in ("mysql", "postgresql") and not connection.features.has_select_for_update_skip_locked:
-            words = f"the database {alias!r} has no SKIP LOCKED, which the outbox needs"
-            found.append(checks.Error(words, hint="use MariaDB 10.6, MySQL 8 or later", id="cqrs_sync.E003"))
-    return found
+    try:
+        outbox = outbox_of(mediator_of_settings())
+    except ImproperlyConfigured:
+        # Another check tells.
+        return []
+    if outbox is None or outbox.using not in (databases or ()) or outbox.using not in settings.DATABASES:
+        return []
+    return [*_skip_locked(outbox), *_characters(outbox), *_tables(outbox)]
 
 
-def _transactions(mediator: RequestMediator, outbox: DjangoOutbox) -> Sequence[checks.CheckMessage]:
+def _database(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
+    alias = outbox.using
+    if connections[alias].vendor not in DIALECTS:
+        yield checks.Error(
+            f"the outbox is in {alias!r}, whose kind it does not know: {connections[alias].vendor}",
+            hint="use PostgreSQL, MariaDB, MySQL or SQLite",
+            id="cqrs_sync.E004",
+        )
+    if not connections[alias].settings_dict["AUTOCOMMIT"]:
+        yield checks.Error(
+            f"autocommit is off on {alias!r}: no claim of the outbox would ever be committed",
+            hint=f'leave DATABASES[{alias!r}]["AUTOCOMMIT"] as it is',
+            id="cqrs_sync.E005",
+        )
+    if not router.allow_migrate(alias, _LABEL, model_name="delivery"):
+        yield checks.Error(
+            f"the outbox is in {alias!r}, and a router of DATABASE_ROUTERS keeps its tables out of there",
+            hint=f"let allow_migrate({alias!r}, 'cqrs_sync') return True or None",
+            id="cqrs_sync.E006",
+        )
+
+
+def _transactions(mediator: RequestMediator, outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
     chosen = mediator.events.dispatcher.stager.middleware.of(Command)
     has_own = any(isinstance(each, Atomic) and each.using == outbox.using for each in chosen)
-    if has_own or settings.DATABASES[outbox.using].get("ATOMIC_REQUESTS"):
-        return []
-    return [
-        checks.Warning(
+    if not has_own and not settings.DATABASES[outbox.using].get("ATOMIC_REQUESTS"):
+        yield checks.Warning(
             "commands have an outbox and no transaction: raising an event in one will be an error",
             hint="make the mediator with cqrs_sync.integrations.django.bootstrap, or add Atomic() to its middleware",
             id="cqrs_sync.W001",
         )
-    ]
 
 
-def _sqlite(outbox: DjangoOutbox) -> Sequence[checks.CheckMessage]:
+def _sqlite(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
     database = settings.DATABASES[outbox.using]
-    if "sqlite3" not in database["ENGINE"] or database.get("OPTIONS", {}).get("transaction_mode") == "IMMEDIATE":
-        return []
-    return [
-        checks.Warning(
+    if "sqlite3" in database["ENGINE"] and database.get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
+        yield checks.Warning(
             f"transactions on {outbox.using!r} begin by reading: SQLite refuses those that another has overtaken",
             hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait (Django 5.1, later)',
             id="cqrs_sync.W002",
         )
-    ]
+
+
+def _threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+    threads = mediator.events.dispatcher.threads
+    if isinstance(threads, ThreadPool) and threads.around is None:
+        yield checks.Warning(
+            "threads of the pool keep their database connections for ever, broken ones as well",
+            hint="give bootstrap a number of threads, or a ThreadPool(around=old_connections_closed)",
+            id="cqrs_sync.W003",
+        )
+
+
+def _skip_locked(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
+    connection = connections[outbox.using]
+    if connection.vendor in ("mysql", "postgresql") and not connection.features.has_select_for_update_skip_locked:
+        yield checks.Error(
+            f"the database {outbox.using!r} has no SKIP LOCKED, which the outbox needs",
+            hint="use MariaDB 10.6, MySQL 8 or later",
+            id="cqrs_sync.E003",
+        )
+
+
+def _characters(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
+    connection = connections[outbox.using]
+    if connection.vendor != "mysql":
+        return
+    connection.ensure_connection()
+    if connection.connection.character_set_name() != "utf8mb4":
+        yield checks.Warning(
+            f"connections to {outbox.using!r} take not every character: an emoji in the key of an event is an error",
+            hint='set "OPTIONS": {"charset": "utf8mb4"}, which is what Django 5.2 does by itself',
+            id="cqrs_sync.W004",
+        )
+
+
+def _tables(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
+    executor = MigrationExecutor(connections[outbox.using])
+    latest = [node for node in executor.loader.graph.leaf_nodes() if node[0] == _LABEL]
+    if executor.migration_plan(latest):
+        # `migrate` asks for checks as well, before it does so: no warning.
+        yield checks.Info(
+            f"the tables of the outbox are not in {outbox.using!r} yet, or not as this version needs them",
+            hint=f"`manage.py migrate cqrs_sync --database {outbox.using}` makes them",
+            id="cqrs_sync.I001",
+        )

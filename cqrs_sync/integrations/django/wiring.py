@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -75,8 +75,9 @@ def mediator_of_settings() -> RequestMediator:
 
     Raises ImproperlyConfigured where there is none.
     """
-    path = getattr(settings, "CQRS_SYNC", {}).get("MEDIATOR")
-    if not path:
+    chosen = getattr(settings, "CQRS_SYNC", None) or {}
+    path = chosen.get("MEDIATOR") if isinstance(chosen, Mapping) else None
+    if not isinstance(path, str) or not path:
         raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')
     try:
         found = import_string(path)
@@ -86,5 +87,15 @@ def mediator_of_settings() -> RequestMediator:
         ) from error
     mediator = found() if callable(found) and not isinstance(found, RequestMediator) else found
     if not isinstance(mediator, RequestMediator):
-        raise ImproperlyConfigured(f"CQRS_SYNC names {path!r} as the mediator, which is {mediator!r}")
+        # Not its repr, which may hold anything.
+        raise ImproperlyConfigured(
+            f"CQRS_SYNC names {path!r} as the mediator: a RequestMediator, or a function that returns one, is wanted, "
+            f"this is of the type {type(mediator).__qualname__}"
+        )
     return mediator
+
+
+def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:
+    """Return the outbox of a mediator, if it is in a database of Django's."""
+    outbox = mediator.relay.outbox if mediator.relay is not None else None
+    return outbox if isinstance(outbox, DjangoOutbox) else None

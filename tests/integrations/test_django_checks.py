@@ -1,0 +1,258 @@
+"""The system checks of the Django app: what is wired so that events would be lost, or late, is told at start."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+from attrs import frozen
+
+import cqrs_sync as cqrs
+from cqrs_sync.memory import MemoryBroker
+
+pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]
+
+
+@frozen
+class Sell(cqrs.Command[None]):
+    number: int
+
+
+@pytest.fixture
+def requests():
+    requests = cqrs.RequestMap()
+    requests.bind(Sell, lambda _: None)
+    return requests
+
+
+@pytest.fixture
+def make(requests):
+    """Make a mediator as a project does."""
+    from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- needs settings
+
+    def make(**options):
+        return bootstrap(requests, **{"threads": 2, "broker": MemoryBroker(), **options})
+
+    return make
+
+
+@pytest.fixture
+def found(django_mediator):
+    """Run the checks with a mediator in the settings; their ids."""
+    import django  # noqa: PLC0415 -- as above
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    def found(mediator, databases=None):
+        django_mediator(mediator)
+        ids = [each.id for each in run_checks(tags=["cqrs_sync"], databases=databases, include_deployment_checks=True)]
+        # Django 5.1 has the option that it asks for.
+        expected = django.VERSION < (5, 1) and settings.DATABASES["sqlite"]["OPTIONS"]
+        return [each for each in ids if each != "cqrs_sync.W002" or not expected]
+
+    return found
+
+
+@contextmanager
+def database_said(alias, **changes):
+    """Let settings of a database say something else."""
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    known = connections.settings[alias]
+    kept = {name: known[name] for name in changes}
+    known.update(changes)
+    try:
+        yield
+    finally:
+        known.update(kept)
+
+
+# The mediator
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+def test_a_mediator_that_is_wired_well_is_not_complained_about(found, make, alias):
+    """
+    On any database, asked for everything.
+    """
+    assert [] == found(make(using=alias), databases=["default", "postgresql", "mariadb", "sqlite"])
+
+
+def test_a_project_that_names_no_mediator_is_not_complained_about(monkeypatch):
+    """
+    It has the app for its tables only.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    monkeypatch.setattr(settings, "CQRS_SYNC", {}, raising=False)
+
+    assert [] == run_checks(tags=["cqrs_sync"], databases=["default"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"MEDIATOR": "nowhere.at.all"}, "'nowhere.at.all' as the mediator, which cannot be imported: No module"),
+        ({"MEDIATOR": "json.mediator"}, "cannot be imported"),
+        ({"MEDIATOR": "mediator"}, "cannot be imported"),
+        ({"MEDIATOR": "string.digits"}, "this is of the type str"),
+        ({"MEDIATOR": 42}, "say where the mediator is"),
+        ({"OTHER": "x"}, "say where the mediator is"),
+        ("shop.mediator", "say where the mediator is"),
+    ],
+)
+def test_settings_that_name_no_mediator_are_an_error(monkeypatch, setting, words):
+    """
+    It tells what was found there, never what is in it.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    monkeypatch.setattr(settings, "CQRS_SYNC", setting, raising=False)
+    (error,) = run_checks(tags=["cqrs_sync"], databases=["default"])
+
+    assert error.id == "cqrs_sync.E001"
+    assert words in error.msg
+
+
+def test_a_function_may_make_the_mediator(django_mediator, make):
+    """
+    It is called.
+    """
+    from cqrs_sync.integrations.django import mediator_of_settings  # noqa: PLC0415 -- as above
+
+    mediator = make(using="sqlite")
+    django_mediator(lambda: mediator)
+
+    assert mediator is mediator_of_settings()
+
+
+def test_commands_without_a_transaction_are_warned_of(found, make):
+    """
+    Their events could not be kept.
+    """
+    assert ["cqrs_sync.W001"] == found(make(using="sqlite", atomic=()))
+
+
+def test_requests_may_bring_the_transactions(found, make):
+    """
+    ATOMIC_REQUESTS is enough.
+    """
+    with database_said("sqlite", ATOMIC_REQUESTS=True):
+        assert [] == found(make(using="sqlite", atomic=()))
+
+
+def test_threads_that_keep_their_connections_are_warned_of(found, make):
+    """
+    Nobody else closes those that are broken.
+    """
+    from cqrs_sync.integrations.django import old_connections_closed  # noqa: PLC0415 -- as above
+
+    assert ["cqrs_sync.W003"] == found(make(using="sqlite", threads=cqrs.ThreadPool(2)))
+    assert [] == found(make(using="sqlite", threads=cqrs.ThreadPool(2, around=old_connections_closed)))
+    assert [] == found(make(using="sqlite", threads=cqrs.SameThread()))
+
+
+# Its database
+
+
+def test_an_alias_that_is_none_is_an_error(found, requests):
+    """
+    It tells which there are.
+    """
+    from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
+
+    mediator = cqrs.bootstrap(requests, outbox=DjangoOutbox("nowhere"))
+
+    assert ["cqrs_sync.E002"] == found(mediator, databases=["default"])
+
+
+def test_a_database_of_another_kind_is_an_error(found, make):
+    """
+    The outbox has no SQL for it.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    connections["sqlite"].vendor = "oracle"
+    try:
+        assert ["cqrs_sync.E004"] == found(make(using="sqlite"))
+    finally:
+        del connections["sqlite"].vendor
+
+
+def test_a_database_without_autocommit_is_an_error(found, make):
+    """
+    No claim would be committed there.
+    """
+    with database_said("mariadb", AUTOCOMMIT=False):
+        assert ["cqrs_sync.E005"] == found(make(using="mariadb"))
+
+
+def test_a_router_that_keeps_the_tables_away_is_an_error(found, make):
+    """
+    `migrate` would say that it is done, and make none.
+    """
+    from django.test import override_settings  # noqa: PLC0415 -- as above
+
+    class NotHere:
+        def allow_migrate(self, db, app_label, **_):
+            return None if app_label != "cqrs_sync" else db == "default"
+
+    with override_settings(DATABASE_ROUTERS=[NotHere()]):
+        assert ["cqrs_sync.E006"] == found(make(using="mariadb"))
+        assert [] == found(make(using="default"))
+
+
+def test_a_sqlite_that_refuses_instead_of_waiting_is_warned_of(found, make):
+    """
+    With the option that lets it wait.
+    """
+    with database_said("sqlite", OPTIONS={}):
+        assert ["cqrs_sync.W002"] == found(make(using="sqlite"))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb"])
+def test_a_database_that_locks_without_skipping_is_an_error(found, make, alias):
+    """
+    When databases are asked, and only that of the outbox is.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    features = connections[alias].features
+    features.has_select_for_update_skip_locked = False
+    try:
+        assert [] == found(make(using=alias))
+        assert ["cqrs_sync.E003"] == found(make(using=alias), databases=[alias])
+        assert [] == found(make(using="sqlite"), databases=[alias, "sqlite"])
+    finally:
+        del features.has_select_for_update_skip_locked
+
+
+def test_connections_that_do_not_take_every_character_are_warned_of(found, make):
+    """
+    As they are by default before Django 5.2.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    connections["mariadb"].close()
+    with database_said("mariadb", OPTIONS={"charset": "utf8"}):
+        assert [] == found(make(using="mariadb"))
+        assert ["cqrs_sync.W004"] == found(make(using="mariadb"), databases=["mariadb"])
+        connections["mariadb"].close()
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+def test_tables_that_are_not_there_yet_are_told_of(found, make, alias):
+    """
+    As a hint only: `migrate` itself runs the checks before it makes them.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    said = "UPDATE django_migrations SET app = %s WHERE app = %s"
+    with connections[alias].cursor() as cursor:
+        cursor.execute(said, ["set aside", "cqrs_sync"])
+        try:
+            assert ["cqrs_sync.I001"] == found(make(using=alias), databases=[alias])
+        finally:
+            cursor.execute(said, ["cqrs_sync", "set aside"])

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db.models import QuerySet
+from django.db import router, transaction
+from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from cqrs_sync.integrations.django.models import Delivery, Message
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
+from cqrs_sync.integrations.django.wiring import mediator_of_settings, outbox_of
 from cqrs_sync.outbox import Selection
+from cqrs_sync.relay import Relay
+from cqrs_sync.sql.statements import DEAD
 
-#: Characters of a payload that are shown.
+#: Bytes of a payload that are shown.
 _SHOWN = 10_000
+#: Deliveries that one transaction changes.
+_CHUNK = 500
+#: Groups of errors that are offered, the largest first.
+_GROUPS = 50
+
+
+def _wired() -> tuple[DjangoOutbox, Relay | None]:
+    """Return the outbox of the mediator that the settings name, and what delivers from it."""
+    if getattr(settings, "CQRS_SYNC", None):
+        mediator = mediator_of_settings()
+        outbox = outbox_of(mediator)
+        if outbox is not None:
+            return outbox, mediator.relay
+    return DjangoOutbox(router.db_for_write(Delivery)), None
 
 
 class _ReadOnly(admin.ModelAdmin):
     """Rows are written by the library, in transactions that the admin knows nothing of."""
+
+    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """Look into the database that the outbox is in."""
+        return super().get_queryset(request).using(_wired()[0].using)
+
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+        """Let nobody find out by the address of a page what payloads he may not see have in them."""
+        # Django 4.2 gives no request.
+        arguments = (value,) if request is None else (value, request)
+        return "payload" not in lookup.split("__") and bool(super().lookup_allowed(lookup, *arguments))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         del request
@@ -42,7 +74,10 @@ class MessageAdmin(_ReadOnly):
     list_filter = ("topic", "type")
     search_fields = ("=id", "=partition_key")
     ordering = ("-created_at",)
-    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
+        """Leave what is large where it is, until it is shown."""
+        return super().get_queryset(request).defer("payload", "headers")
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         """Leave the payload out for those who may not see it."""
@@ -57,7 +92,27 @@ class MessageAdmin(_ReadOnly):
     @admin.display(description="payload")
     def shown_payload(self, message: Message) -> str:
         """Return the payload as text; Django escapes it."""
-        return bytes(message.payload)[:_SHOWN].decode("utf-8", "backslashreplace")
+        payload = bytes(message.payload)
+        shown = payload[:_SHOWN].decode("utf-8", "backslashreplace")
+        return shown if len(payload) <= _SHOWN else f"{shown}… ({len(payload)} bytes)"
+
+
+class ErrorGroups(admin.SimpleListFilter):
+    """Dead deliveries that failed alike, with their number."""
+
+    title = "dead by reason"
+    parameter_name = "reason"
+
+    def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> Sequence[tuple[str, str]]:
+        """Return the largest groups."""
+        dead = model_admin.get_queryset(request).filter(status=DEAD).order_by()
+        groups = dead.values_list("reason").annotate(number=Count("pk")).order_by("-number", "reason")
+        return [(reason, f"{reason} ({number})") for reason, number in groups[:_GROUPS]]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
+        """Show one of them."""
+        del request
+        return queryset if self.value() is None else queryset.filter(status=DEAD, reason=self.value())
 
 
 @admin.register(Delivery)
@@ -65,10 +120,9 @@ class DeliveryAdmin(_ReadOnly):
     """Deliveries that are not made yet; the dead ones can be replayed or discarded."""
 
     list_display = ("id", "message_id", "target", "status", "attempts", "due_at", "reason")
-    list_filter = ("status", "kind", "target", "reason")
+    list_filter = ("status", ErrorGroups, "kind", "target")
     search_fields = ("=message__id",)
     ordering = ("id",)
-    show_full_result_count = False
     actions = ("replay", "discard")
     fields = ("id", "message", "kind", "target", "status", "attempts", "due_at", "reason", "last_error")
     readonly_fields = fields
@@ -92,23 +146,31 @@ class DeliveryAdmin(_ReadOnly):
         self._change(request, queryset, "discard", "discarded")
 
     def _change(self, request: HttpRequest, queryset: QuerySet[Delivery], what: str, done: str) -> None:
-        dead = list(queryset.filter(status="dead").select_related("message"))
-        outbox = DjangoOutbox(queryset.db)
+        outbox, relay = _wired()
+        dead = list(queryset.filter(status=DEAD).order_by("pk").values_list("pk", "message_id", "target"))
         count = 0
-        for start in range(0, len(dead), 500):
-            some = dead[start : start + 500]
-            numbers = tuple(each.pk for each in some)
-            count += getattr(outbox, what)(Selection(numbers=numbers), limit=len(numbers))
-        kind = ContentType.objects.get_for_model(Delivery)
-        LogEntry.objects.bulk_create(
-            LogEntry(
-                user_id=request.user.pk,
-                content_type=kind,
-                object_id=str(each.pk),
-                object_repr=str(each)[:200],
-                action_flag=CHANGE,
-                change_message=done,
-            )
-            for each in dead
+        for start in range(0, len(dead), _CHUNK):
+            some = dead[start : start + _CHUNK]
+            # Nothing is changed that is not written down: where that fails, this is rolled back.
+            with transaction.atomic(using=outbox.using):
+                count += getattr(outbox, what)(Selection(numbers=tuple(number for number, *_ in some)), limit=len(some))
+                _write_down(request, some, done)
+                if relay is not None:
+                    transaction.on_commit(relay.wake, using=outbox.using, robust=True)
+        level = messages.SUCCESS if count else messages.WARNING
+        self.message_user(request, f"{count} dead deliveries were {done}.", level)
+
+
+def _write_down(request: HttpRequest, deliveries: Sequence[tuple[int, str, str]], done: str) -> None:
+    kind = ContentType.objects.get_for_model(Delivery)
+    LogEntry.objects.bulk_create(
+        LogEntry(
+            user_id=request.user.pk,
+            content_type=kind,
+            object_id=str(number),
+            object_repr=f"{message_id} for {target}"[:200],
+            action_flag=CHANGE,
+            change_message=done,
         )
-        self.message_user(request, f"{count} deliveries were {done}.", messages.SUCCESS)
+        for number, message_id, target in deliveries
+    )

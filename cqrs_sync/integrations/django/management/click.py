@@ -6,9 +6,13 @@ from argparse import REMAINDER, ArgumentParser
 from typing import Any
 
 import click
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
+from django.db import connections
 
+from cqrs_sync.commands.application import CannotBegin
 from cqrs_sync.integrations.django.wiring import mediator_of_settings
+from cqrs_sync.mediator import RequestMediator
 
 
 class ClickCommand(BaseCommand):
@@ -19,7 +23,19 @@ class ClickCommand(BaseCommand):
 
     def run_from_argv(self, argv: list[str]) -> None:
         """Let click read the arguments, and end with its status."""
-        self.command.main(args=argv[2:], prog_name=f"{argv[0]} {argv[1]}", obj=mediator_of_settings)
+        # `manage.py` has read these two, and set things up by them.
+        of_django = ArgumentParser(add_help=False, allow_abbrev=False)
+        of_django.add_argument("--settings")
+        of_django.add_argument("--pythonpath")
+        _, arguments = of_django.parse_known_args(argv[2:])
+        try:
+            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_mediator)
+        finally:
+            connections.close_all()
+
+    def print_help(self, prog_name: str, subcommand: str) -> None:
+        """Let click tell what the command takes."""
+        self.command.main(args=["--help"], prog_name=f"{prog_name} {subcommand}", standalone_mode=False)
 
     def create_parser(self, prog_name: str, subcommand: str, **options: Any) -> Any:
         """Make a parser that leaves options to click."""
@@ -33,4 +49,11 @@ class ClickCommand(BaseCommand):
 
     def handle(self, *_: Any, **options: Any) -> None:
         """Do it inside this process. Raises what click raises; a status other than 0 as SystemExit."""
-        self.command.main(args=options["arguments"], standalone_mode=False, obj=mediator_of_settings)
+        self.command.main(args=options["arguments"], standalone_mode=False, obj=_mediator)
+
+
+def _mediator() -> RequestMediator:
+    try:
+        return mediator_of_settings()
+    except ImproperlyConfigured as error:
+        raise CannotBegin(str(error)) from error

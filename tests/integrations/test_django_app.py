@@ -180,6 +180,39 @@ def test_a_commit_in_another_process_is_heard():
     outbox.discard(Selection())
 
 
+def test_a_listener_is_in_no_pool(django_databases, monkeypatch):
+    """
+    It would come back to the pool listening. Here no pool is installed: asked for one, Django refuses.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
+
+    monkeypatch.setitem(connections.settings["postgresql"], "OPTIONS", {"pool": True})
+    listener = DjangoOutbox("postgresql").listener()
+    try:
+        assert not listener.wait(0.01)
+    finally:
+        listener.close()
+
+
+@pytest.mark.parametrize(("version", "listens"), [("3.1.20", False), ("3.2.0", True), ("4.0.0.dev1", True)])
+def test_a_driver_that_cannot_wait_for_a_time_is_not_listened_with(django_databases, monkeypatch, version, listens):
+    """
+    Relays look by themselves then.
+    """
+    import psycopg  # noqa: PLC0415 -- here only
+
+    from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
+
+    monkeypatch.setattr(psycopg, "__version__", version)
+    listener = DjangoOutbox("postgresql").listener()
+    if listener is not None:
+        listener.close()
+
+    assert listens == (listener is not None)
+
+
 # Operated
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cqrs_sync.integrations.django.database import DjangoDatabase
 from cqrs_sync.sql import SqlOutbox
 
@@ -16,12 +14,23 @@ class DjangoOutbox(SqlOutbox):
 
     - `using` is the alias of the database that commands write to. One transaction is on one
       database: an event raised while another one is in `atomic` is an error that names it.
-    - `max_bytes`, `strict`, `relayed` and `notify` are those of `SqlOutbox`.
+    - `max_bytes`: larger bodies are refused before they are written.
+    - `strict`: keeping an event outside of `atomic` is an error; otherwise it gets a transaction of its own.
+    - `relayed`: False where change data capture reads messages from the table; only handlers are delivered then.
+    - `notify`: tell relays in other processes of each commit, on PostgreSQL.
     """
 
-    def __init__(self, using: str = "default", **options: Any) -> None:
+    def __init__(
+        self,
+        using: str = "default",
+        *,
+        max_bytes: int = 1_048_576,
+        strict: bool = True,
+        relayed: bool = True,
+        notify: bool = False,
+    ) -> None:
         self.using = using
-        super().__init__(DjangoDatabase(using), **options)
+        super().__init__(DjangoDatabase(using), max_bytes=max_bytes, strict=strict, relayed=relayed, notify=notify)
 
     def __repr__(self) -> str:
         return f"DjangoOutbox(using={self.using!r})"

@@ -1,9 +1,9 @@
-"""A TransactionTestCase commits as a request does; in a TestCase nothing ever commits, and no event leaves."""
+"""A TransactionTestCase commits as a request does; in a TestCase nothing ever commits."""
 
 from __future__ import annotations
 
 from django.db import IntegrityError, transaction
-from django.test import TransactionTestCase
+from django.test import TestCase, TransactionTestCase
 
 from cqrs_sync.testing import record
 from cqrs_sync.testing.waiting import eventually
@@ -87,3 +87,21 @@ class JoiningAMeeting(TransactionTestCase):
             mediator.send(JoinMeeting("ada", "weekly"))
         recorder.assert_published(MeetingJoined("weekly", "ada"))
         assert Participation.objects.get().welcomed
+
+
+class JoiningAMeetingThatIsNeverCommitted(TestCase):
+    def test_a_test_that_records_calls_what_waits_for_the_commit(self) -> None:
+        """As if it had come: in this thread, on the connection of the test."""
+        with record(mediator) as recorder, self.captureOnCommitCallbacks(execute=True):
+            mediator.send(JoinMeeting("ada", "weekly"))
+        recorder.assert_published(MeetingJoined("weekly", "ada"))
+        assert Participation.objects.get().welcomed
+
+    def test_without_recording_events_are_rows(self) -> None:
+        """They are rolled back with the rest, and nobody else has seen them."""
+        mediator.send(JoinMeeting("ada", "weekly"))
+
+        assert [(each.target, each.pending) for each in mediator.relay.outbox.backlog().targets] == [
+            ("welcome", 1),
+            ("meetings", 1),
+        ]

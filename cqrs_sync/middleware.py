@@ -55,6 +55,12 @@ class MiddlewareChain:
         self._entries.append((middleware, message_types or (Request, Event)))
         return self
 
+    def copy(self) -> MiddlewareChain:
+        """Return a chain of the same middlewares, to which others can be added, whether or not this one is in use."""
+        chain = MiddlewareChain()
+        chain._entries.extend(self._entries)
+        return chain
+
     def of(self, message_type: type, /) -> list[Middleware]:
         """Return those that wrap messages of this type; no others can be added then."""
         self._in_use = True

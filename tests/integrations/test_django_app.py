@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from attrs import frozen
@@ -118,6 +119,58 @@ def test_an_outbox_in_another_database_than_the_transactions_is_refused(requests
 
     with pytest.raises(ImproperlyConfigured, match="give both the same database"):
         bootstrap(requests, using="sqlite", outbox=DjangoOutbox("mariadb"))
+
+
+def test_mediators_may_share_a_chain(make):
+    """
+    Each adds its own transactions to a copy of it.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+    from django.test.utils import CaptureQueriesContext  # noqa: PLC0415 -- as above
+
+    opened = []
+
+    def look(message, call_next):
+        with CaptureQueriesContext(connections["sqlite"]) as sqlite:
+            response = call_next(message)
+        opened.append(any("INSERT INTO" in query["sql"] for query in sqlite))
+        return response
+
+    chain = cqrs.MiddlewareChain().add(look, cqrs.Command)
+    for alias in ("sqlite", "postgresql"):
+        make(using=alias, middleware=chain).send(Sell(1))
+
+    assert [True, False] == opened
+    assert [look] == chain.of(Sell)
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+def test_threads_of_the_pool_give_their_connections_back(django_emptied, alias):
+    """
+    As a request does at its end: after each handler.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- as above
+
+    used = []
+
+    def ask(event):
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+        used.append((threading.current_thread(), connections[alias]))
+
+    events = cqrs.EventMap()
+    events.bind(Sold, ask)
+    requests = cqrs.RequestMap()
+    requests.bind(sell)
+    with bootstrap(requests, events, using=alias, outbox=False, broker=MemoryBroker(), threads=2) as mediator:
+        # With a deadline all handlers run on the pool.
+        mediator.send(Sell(1), timeout=20)
+        ((thread, wrapper),) = used
+
+        assert thread is not threading.current_thread()
+        assert eventually(lambda: wrapper.connection is None)
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])

@@ -337,3 +337,24 @@ def test_a_middleware_that_is_not_in_a_list_is_an_error_that_says_so():
     """
     with pytest.raises(TypeError, match="come in a list"):
         cqrs.bootstrap(middleware=cqrs.LoggingMiddleware())
+
+
+# Chains
+
+
+def test_a_copy_of_a_chain_leaves_the_chain_as_it_is():
+    """
+    Others can be added to it, also where the chain itself is in use.
+    """
+
+    def first(message, call_next):
+        return call_next(message)
+
+    def second(message, call_next):
+        return call_next(message)
+
+    chain = cqrs.MiddlewareChain().add(first, Save)
+    assert [first] == chain.of(Save)
+    copied = chain.copy().add(second)
+
+    assert ([first], [first, second], [second]) == (chain.of(Save), copied.of(Save), copied.of(Saved))

@@ -45,7 +45,8 @@ def bootstrap(
 
     Nothing is started and no model is loaded by it: it may be called at import, in any app.
     """
-    chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
+    # A copy: what is added belongs to this mediator, and not to others with the same chain.
+    chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     if atomic:
         chain.add(Atomic(using), *(atomic if isinstance(atomic, tuple) else (atomic,)))
     if threads is None or isinstance(threads, int):

@@ -116,10 +116,15 @@ def correlation_of(flow: Flow) -> str:
 
 
 def nearest(timeout: float) -> float:
-    """Return the moment that `timeout` seconds are over, or that of the deadline around, whichever is first."""
+    """Do what `within` does, and raise ValueError for a timeout that is none."""
     # The same words for NaN, which no comparison is true of, and for what no lock can wait.
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"a timeout is a number of seconds above 0 and below 292 years, not {timeout!r}")
+    return within(timeout)
+
+
+def within(timeout: float) -> float:
+    """Return the moment that `timeout` seconds are over, or that of the deadline around, whichever is first."""
     until = time.monotonic() + timeout
     outer = _deadline.get()
     return until if outer is None else min(until, outer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import deadline_at
+from cqrs_sync.context import within
 from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.publishing import Publishing
@@ -76,10 +76,7 @@ class KafkaBroker:
         """Publish a batch and return when the broker has confirmed every message."""
         if self._closed:
             raise Closed("this KafkaBroker is closed")
-        until = time.monotonic() + (self._publish_timeout if timeout is None else timeout)
-        deadline = deadline_at()
-        if deadline is not None and deadline < until:
-            until = deadline
+        until = within(self._publish_timeout if timeout is None else timeout)
         failures = Publishing(messages, until).run(self._together, self._alone)
         if failures:
             raise PublishFailed(failures)
@@ -96,9 +93,7 @@ class KafkaBroker:
             raise Closed("this KafkaBroker is closed")
         if not topics:
             raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        deadline = deadline_at()
-        until = time.monotonic() + max(self._publish_timeout, 5.0)
-        return KafkaSubscription(topics, group, self._settings, until if deadline is None else min(until, deadline))
+        return KafkaSubscription(topics, group, self._settings, within(max(self._publish_timeout, 5.0)))
 
     def close(self, timeout: float = 5.0) -> None:
         """Let go of connections and threads within `timeout` seconds. A second call does nothing."""

@@ -12,7 +12,7 @@ from typing import Any
 from pika.connection import Parameters
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import deadline_at
+from cqrs_sync.context import within
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, PublishFailed
 from cqrs_sync.integrations.rabbitmq.batch import Batch
 from cqrs_sync.integrations.rabbitmq.frames import Encoder
@@ -201,9 +201,7 @@ class RabbitMQBroker:
             raise Closed("this RabbitMQBroker is closed")
 
     def _until(self, timeout: float | None) -> float:
-        until = time.monotonic() + (self._publish_timeout if timeout is None else timeout)
-        nearest = deadline_at()
-        return until if nearest is None else min(until, nearest)
+        return within(self._publish_timeout if timeout is None else timeout)
 
     def _leave(self) -> None:
         with self._changed:

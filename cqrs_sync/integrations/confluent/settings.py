@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote
 
 import attrs
 from confluent_kafka import Consumer, KafkaException, Producer
 
+from cqrs_sync.addresses import KafkaAddress
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.failures import configuration_error
 from cqrs_sync.integrations.confluent.lines import Lines
@@ -37,7 +37,6 @@ _OURS = {
     "on_delivery": _REPORTS,
     "transactional.id": "Kafka's transactions have no part in publishing",
 }
-_SECURITY = {"kafka": ("plaintext", "sasl_plaintext"), "kafkas": ("ssl", "sasl_ssl")}
 #: librdkafka has it from 2.11 on.
 _RECOVERY = "metadata.recovery.strategy"
 #: librdkafka reads its options in their order and stops at the first one that is wrong: this one.
@@ -64,8 +63,8 @@ class Settings:
         consumer: Mapping[str, Any],
     ) -> Self:
         """Raise ConfigurationError, without any value in it, for what librdkafka would not take."""
-        servers, from_url = _servers(servers_or_url)
-        both = {**from_url, **shared}
+        address = KafkaAddress.of(servers_or_url)
+        servers, both = address.servers, {**_options_of(address), **shared}
         for_producer = {**{name: value for name, value in both.items() if name not in CONSUMER_ONLY}, **producer}
         for_consumer = {**{name: value for name, value in both.items() if name not in PRODUCER_ONLY}, **consumer}
         _check(for_producer, Producer, CONSUMER_ONLY, "consumers")
@@ -97,28 +96,16 @@ class Settings:
         return _delivery_timeout_ms(self.producer) / 1000
 
 
-def _servers(servers_or_url: str | Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    if not isinstance(servers_or_url, str):
-        return tuple(servers_or_url), {}
-    scheme, separator, rest = servers_or_url.partition("://")
-    if not separator:
-        return tuple(server.strip() for server in servers_or_url.split(",")), {}
-    if scheme not in _SECURITY:
-        raise ConfigurationError(f"{scheme}:// is not Kafka: write kafka://host:port, or kafkas:// for TLS")
-    authority, _, query = rest.partition("?")
-    credentials, _, hosts = authority.rstrip("/").rpartition("@")
-    plain, authenticated = _SECURITY[scheme]
-    options = {"security.protocol": authenticated if credentials else plain}
-    if credentials:
-        user, _, password = credentials.partition(":")
+def _options_of(address: KafkaAddress) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if address.security_protocol is not None:
+        options["security.protocol"] = address.security_protocol.lower()
+    if address.credentials is not None:
         options["sasl.mechanism"] = "PLAIN"
-        options["sasl.username"] = unquote(user)
-        options["sasl.password"] = unquote(password)
+        options["sasl.username"], options["sasl.password"] = address.credentials
     # librdkafka reads numbers and booleans from their text.
-    options.update(parse_qsl(query))
-    if not hosts:
-        raise ConfigurationError(f"{scheme}:// names no host: write {scheme}://host:port")
-    return tuple(hosts.split(",")), options
+    options.update(address.options)
+    return options
 
 
 def _check(options: Mapping[str, Any], client: Any, foreign: frozenset[str], others: str) -> None:

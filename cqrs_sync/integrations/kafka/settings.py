@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qsl, unquote
 
 import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
+from cqrs_sync.addresses import KafkaAddress
 from cqrs_sync.errors import ConfigurationError
 
 _FINAL = "messages come and go as bytes"
@@ -26,7 +26,6 @@ _OURS = {
     "value_deserializer": _FINAL,
     "value_serializer": _FINAL,
 }
-_SECURITY = {"kafka": ("PLAINTEXT", "SASL_PLAINTEXT"), "kafkas": ("SSL", "SASL_SSL")}
 _FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 
 
@@ -50,8 +49,8 @@ class Settings:
         consumer: Mapping[str, Any],
     ) -> Self:
         """Raise ConfigurationError, without any value in it, for what kafka-python would not take."""
-        servers, from_url = _servers(servers_or_url)
-        both = {**from_url, **shared}
+        address = KafkaAddress.of(servers_or_url)
+        servers, both = address.servers, {**_options_of(address), **shared}
         _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG})
         _check(producer, KafkaProducer.DEFAULT_CONFIG)
         _check(consumer, KafkaConsumer.DEFAULT_CONFIG)
@@ -62,27 +61,15 @@ class Settings:
         )
 
 
-def _servers(servers_or_url: str | Sequence[str]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    if not isinstance(servers_or_url, str):
-        return tuple(servers_or_url), {}
-    scheme, separator, rest = servers_or_url.partition("://")
-    if not separator:
-        return tuple(server.strip() for server in servers_or_url.split(",")), {}
-    if scheme not in _SECURITY:
-        raise ConfigurationError(f"{scheme}:// is not Kafka: write kafka://host:port, or kafkas:// for TLS")
-    authority, _, query = rest.partition("?")
-    credentials, _, hosts = authority.rstrip("/").rpartition("@")
-    plain, authenticated = _SECURITY[scheme]
-    options: dict[str, Any] = {"security_protocol": authenticated if credentials else plain}
-    if credentials:
-        user, _, password = credentials.partition(":")
+def _options_of(address: KafkaAddress) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if address.security_protocol is not None:
+        options["security_protocol"] = address.security_protocol
+    if address.credentials is not None:
         options["sasl_mechanism"] = "PLAIN"
-        options["sasl_plain_username"] = unquote(user)
-        options["sasl_plain_password"] = unquote(password)
-    options.update((name, _typed(name, value)) for name, value in parse_qsl(query))
-    if not hosts:
-        raise ConfigurationError(f"{scheme}:// names no host: write {scheme}://host:port")
-    return tuple(hosts.split(",")), options
+        options["sasl_plain_username"], options["sasl_plain_password"] = address.credentials
+    options.update((name, _typed(name, value)) for name, value in address.options)
+    return options
 
 
 def _typed(name: str, text: str) -> Any:

@@ -80,7 +80,11 @@ class Delivery(Protocol):
 
 
 class Subscription(Protocol):
-    """A stream of deliveries, for one thread; whoever opened it closes it."""
+    """
+    A stream of deliveries, for one thread; whoever opened it closes it.
+
+    A class that inherits from it needs `receive` and `close`.
+    """
 
     def receive(self, timeout: float) -> Delivery | None:
         """
@@ -91,15 +95,21 @@ class Subscription(Protocol):
 
     def __iter__(self) -> Iterator[Delivery]:
         """Deliver for ever."""
+        while True:
+            delivery = self.receive(timeout=1.0)
+            if delivery is not None:
+                yield delivery
 
     def close(self) -> None:
         """Give back what was not settled."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 @runtime_checkable

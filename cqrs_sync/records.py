@@ -1,5 +1,5 @@
 """
-Kafka's records, whichever client carries them: the CloudEvents binding, and how far a group has come.
+Kafka's records, whichever client carries them: the CloudEvents binding, settling, and how far a group has come.
 
 It is here and not in an integration because two of them need it and they do not know
 each other: what one client has published, the other one must be able to read.
@@ -8,7 +8,8 @@ each other: what one client has published, the other one must be able to read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
 from cqrs_sync.errors import MessageRejected
@@ -77,6 +78,33 @@ class Progress:
             last = self._open.popleft()
             self._finished.remove(last)
         return None if last is None else last + 1
+
+
+class RecordDelivery:
+    """One record of a partition; `settle` is told once, with the delivery and whether it is done."""
+
+    def __init__(
+        self, message: IncomingMessage, partition: Any, record: Any, progress: Progress, settle: Callable[..., None]
+    ) -> None:
+        self.message = message
+        #: As the client names it, with its topic.
+        self.partition = partition
+        self.record = record
+        self.progress = progress
+        self._settle_once: Callable[..., None] | None = settle
+
+    def ack(self) -> None:
+        """It is done: never deliver it again."""
+        self._settle(done=True)
+
+    def nack(self) -> None:
+        """It is not done: deliver it again."""
+        self._settle(done=False)
+
+    def _settle(self, *, done: bool) -> None:
+        settle, self._settle_once = self._settle_once, None
+        if settle is not None:
+            settle(self, done=done)
 
 
 def _text(value: bytes | None) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Sequence
 
-from cqrs_sync.broker import Delivery, IncomingMessage, OutgoingMessage
+from cqrs_sync.broker import Delivery, IncomingMessage, OutgoingMessage, Subscription
 from cqrs_sync.errors import Closed, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -91,7 +89,7 @@ class MemoryBroker:
                 queue.append(incoming)
 
 
-class MemorySubscription:
+class MemorySubscription(Subscription):
     """The deliveries of one subscriber of a MemoryBroker."""
 
     def __init__(self, changed: threading.Condition, queues: list[deque[IncomingMessage]]) -> None:
@@ -113,12 +111,6 @@ class MemorySubscription:
                 if left <= 0 or not self._changed.wait(left):
                     return None
 
-    def __iter__(self) -> Iterator[Delivery]:
-        while True:
-            delivery = self.receive(timeout=1.0)
-            if delivery is not None:
-                yield delivery
-
     def close(self) -> None:
         """Give back what was not settled."""
         with self._changed:
@@ -126,14 +118,6 @@ class MemorySubscription:
                 delivery.give_back()
             self._unsettled.clear()
             self._changed.notify_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
 
     def settle(self, delivery: MemoryDelivery, *, done: bool) -> None:
         """Settle a delivery once; a second time changes nothing."""

@@ -6,19 +6,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from cqrs_sync.broker import Delivery, IncomingMessage
+from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.start import Place, Start
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.records import Progress, incoming_message
+from cqrs_sync.records import Progress, RecordDelivery, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ _HOPELESS = {
 }
 
 
-class ConfluentSubscription:
+class ConfluentSubscription(Subscription):
     """
     A member of a consumer group, for one thread.
 
@@ -79,22 +78,22 @@ class ConfluentSubscription:
             if record is not None:
                 place = (record.topic(), record.partition())
                 self._progress[place].handed_out(record.offset())
-                return ConfluentDelivery(self, place, record, self._progress[place])
+                return self._delivery(place, record)
             self._check_connection()
             if left <= 0:
                 return None
-        place, record = self._returned.popleft()
-        return ConfluentDelivery(self, place, record, self._progress[place])
+        return self._delivery(*self._returned.popleft())
 
-    def settle(self, delivery: ConfluentDelivery, *, done: bool) -> None:
+    def settle(self, delivery: RecordDelivery, *, done: bool) -> None:
         """Settle a delivery; it does nothing where its partition has gone to another member."""
-        if self._progress.get(delivery.place) is not delivery.progress:
+        if self._progress.get(delivery.partition) is not delivery.progress:
             return
         if not done:
-            self._returned.appendleft((delivery.place, delivery.record))
+            self._returned.appendleft((delivery.partition, delivery.record))
         elif (watermark := delivery.progress.finished(delivery.record.offset())) is not None:
-            self._finished[delivery.place] = watermark
-            self._consumer.store_offsets(offsets=[TopicPartition(*delivery.place, watermark)])
+            self._finished[delivery.partition] = watermark
+            topic, number = delivery.partition
+            self._consumer.store_offsets(offsets=[TopicPartition(topic, number, watermark)])
 
     def close(self) -> None:
         """Commit what is finished, and leave the rest to the group's next member."""
@@ -109,19 +108,9 @@ class ConfluentSubscription:
         keep_for_ever(self._consumer)
         self._closed = True
 
-    def __iter__(self) -> Iterator[Delivery]:
-        while True:
-            delivery = self.receive(timeout=1.0)
-            if delivery is not None:
-                yield delivery
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
+    def _delivery(self, place: Place, record: Any) -> RecordDelivery:
+        message = incoming_message(record.topic(), record.value(), record.key(), record.headers() or ())
+        return RecordDelivery(message, place, record, self._progress[place], self.settle)
 
     def _begin(self, until: float, *, makes_topics: bool) -> None:
         try:
@@ -210,32 +199,6 @@ class ConfluentSubscription:
         except KafkaException as error:
             raise connection_error(error, self._servers, self._why) from error
         self._lost_at = self._why = None
-
-
-class ConfluentDelivery:
-    """One record of a partition."""
-
-    def __init__(self, subscription: ConfluentSubscription, place: Place, record: Any, progress: Progress) -> None:
-        headers = record.headers() or ()
-        self.message: IncomingMessage = incoming_message(record.topic(), record.value(), record.key(), headers)
-        self.place = place
-        self.record = record
-        self.progress = progress
-        self._subscription = subscription
-        self._settled = False
-
-    def ack(self) -> None:
-        """It is done: never deliver it again."""
-        self._settle(done=True)
-
-    def nack(self) -> None:
-        """It is not done: deliver it again."""
-        self._settle(done=False)
-
-    def _settle(self, *, done: bool) -> None:
-        if not self._settled:
-            self._settled = True
-            self._subscription.settle(self, done=done)
 
 
 def _shares_out_in_part(options: dict[str, Any]) -> bool:

@@ -6,21 +6,20 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError
 
-from cqrs_sync.broker import Delivery, IncomingMessage
+from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.start import Start
-from cqrs_sync.records import Progress, incoming_message
+from cqrs_sync.records import Progress, RecordDelivery, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ _LOOK = 0.5
 _LAST_COMMIT, _LEAVING = 2.0, 2.0
 
 
-class KafkaSubscription:
+class KafkaSubscription(Subscription):
     """
     A member of a consumer group, for one thread.
 
@@ -76,10 +75,10 @@ class KafkaSubscription:
                 if left <= 0:
                     return None
         partition, record = self._ready.popleft()
-        progress = self._progress[partition]
-        return KafkaDelivery(self, partition, record, progress)
+        message = incoming_message(record.topic, record.value, record.key, record.headers)
+        return RecordDelivery(message, partition, record, self._progress[partition], self.settle)
 
-    def settle(self, delivery: KafkaDelivery, *, done: bool) -> None:
+    def settle(self, delivery: RecordDelivery, *, done: bool) -> None:
         """Settle a delivery; it does nothing where its partition has gone to another member."""
         if self._progress.get(delivery.partition) is not delivery.progress:
             return
@@ -101,20 +100,6 @@ class KafkaSubscription:
             logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
         with contextlib.suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=_LEAVING * 1000)
-
-    def __iter__(self) -> Iterator[Delivery]:
-        while True:
-            delivery = self.receive(timeout=1.0)
-            if delivery is not None:
-                yield delivery
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
 
     def lost(self, partitions: Iterable[Any]) -> None:
         """Forget partitions that are no longer ours."""
@@ -172,31 +157,6 @@ class KafkaSubscription:
         self._lost_at = self._lost_at or now
         if now - self._lost_at > _PATIENCE:
             raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
-
-
-class KafkaDelivery:
-    """One record of a partition."""
-
-    def __init__(self, subscription: KafkaSubscription, partition: Any, record: Any, progress: Progress) -> None:
-        self.message: IncomingMessage = incoming_message(record.topic, record.value, record.key, record.headers)
-        self.partition = partition
-        self.record = record
-        self.progress = progress
-        self._subscription = subscription
-        self._settled = False
-
-    def ack(self) -> None:
-        """It is done: never deliver it again."""
-        self._settle(done=True)
-
-    def nack(self) -> None:
-        """It is not done: deliver it again."""
-        self._settle(done=False)
-
-    def _settle(self, *, done: bool) -> None:
-        if not self._settled:
-            self._settled = True
-            self._subscription.settle(self, done=done)
 
 
 class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types

@@ -7,13 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.broker import IncomingMessage
+from cqrs_sync.broker import IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
 from cqrs_sync.integrations.rabbitmq.connection import Connection
 from cqrs_sync.integrations.rabbitmq.link import Link
@@ -28,7 +27,7 @@ _EXIT = 1.0
 _PREFIX = "ce-"
 
 
-class RabbitMQSubscription:
+class RabbitMQSubscription(Subscription):
     """
     The deliveries of one subscriber, for one thread; whoever opened it closes it.
 
@@ -113,14 +112,6 @@ class RabbitMQSubscription:
             self._changed.notify_all()
         # Answers that were given come before the goodbye: both run on the I/O thread, in this order.
         self._link.stop(time.monotonic() + timeout)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
-    ) -> None:
-        self.close()
 
     def close_at_exit(self) -> None:
         """Close within a time that a leaving process can spare."""

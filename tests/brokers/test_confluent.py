@@ -10,10 +10,11 @@ import attrs
 import pytest
 
 from cqrs_sync.context import deadline
-from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.testing.contracts import message, receive
+from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR, ScriptedKafka
 from tests.servers import free_port
 from tests.servers.kafka import QUICK_GROUPS
@@ -22,8 +23,6 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.broker
 
 PASSWORD = "S3cr3t-d41d8cd9"  # noqa: S105 -- of nobody
-#: How much later than its deadline a call may return on a busy machine.
-LATE = 1.0
 OUT_OF_ORDER = 45
 PRODUCER_FENCED = 90
 NOT_ENOUGH_RIGHTS = 29
@@ -48,12 +47,6 @@ def scripted_broker(scripted):
     broker = ConfluentKafkaBroker(scripted.servers, config={"allow.auto.create.topics": False})
     yield broker
     broker.close()
-
-
-def failures_of(broker, messages, **options):
-    with pytest.raises(PublishFailed) as caught:
-        broker.publish(messages, **options)
-    return caught.value.failures
 
 
 def test_both_clients_are_the_same_on_the_wire(broker, kafka_servers, kafka_topic):
@@ -135,32 +128,6 @@ def test_what_the_broker_refuses_fails_alone(scripted, scripted_broker):
     assert [batch[2]] == [failed for failed, _ in failures]
     assert isinstance(failures[0][1], MessageRejected)
     assert [b"1", b"2", b"3", b"4"] == scripted.written
-
-
-def test_what_the_broker_refuses_fails_for_its_own_thread_only(scripted, scripted_broker):
-    """
-    A refused record of one thread costs no other thread a message.
-    """
-    scripted.judge = lambda bodies: INVALID_RECORD if b"bad" in bodies else NO_ERROR
-    failed: list[object] = []
-
-    def publish_good() -> None:
-        try:
-            for n in range(20):
-                scripted_broker.publish([message("known", b"%d" % n)], timeout=20)
-        except PublishFailed as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=publish_good) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for _ in range(5):
-        failures_of(scripted_broker, [message("known", b"bad")], timeout=20)
-    for thread in threads:
-        thread.join(60)
-
-    assert [] == failed
-    assert 80 <= len(scripted.written)
 
 
 def test_no_message_is_sent_again_after_its_successor(scripted):
@@ -365,23 +332,6 @@ def test_a_host_that_does_not_exist_is_an_error_that_names_it():
     assert "no-such-host.invalid" in str(failures[0][1])
 
 
-def test_a_connection_on_which_nobody_answers_is_given_up(scripted):
-    """
-    A path that has died without a word costs one call; the next one goes another way, long before any timeout.
-    """
-    broker = ConfluentKafkaBroker(scripted.servers, publish_timeout=30)
-    broker.publish([message("known", b"1")])
-    scripted.mute()
-
-    failures_of(broker, [message("known", b"lost")], timeout=1.2)
-    started = time.monotonic()
-    broker.publish([message("known", b"2")])
-    took = time.monotonic() - started
-    broker.close(timeout=0.1)
-
-    assert 1 + LATE > took
-
-
 def test_the_nearest_deadline_counts():
     """
     A deadline of the request ends the call before its own timeout does.
@@ -395,19 +345,6 @@ def test_the_nearest_deadline_counts():
     broker.close(0.1)
 
     assert 0.3 + LATE > took
-
-
-def test_after_the_deadline_nothing_is_sent(scripted, scripted_broker):
-    """
-    A call that has no time left fails without sending: what it reports as failed does not arrive later.
-    """
-    scripted_broker.publish([message("known", b"1")])
-
-    failures = failures_of(scripted_broker, [message("known", b"late"), message("known", b"late")], timeout=0)
-    scripted_broker.publish([message("known", b"2")])
-
-    assert 2 == len(failures)
-    assert [b"1", b"2"] == scripted.written
 
 
 def test_options_that_contradict_each_other_are_an_error_with_the_first_call(kafka_servers, kafka_topic):
@@ -434,3 +371,7 @@ def test_a_closed_broker_takes_nothing_more(kafka_servers, kafka_topic):
         broker.publish([])
     with pytest.raises(Closed):
         broker.subscribe(kafka_topic, group="g")
+
+
+class TestPublishing(KafkaPublishing):
+    broker_class = ConfluentKafkaBroker

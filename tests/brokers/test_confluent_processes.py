@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import textwrap
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
-from cqrs_sync.errors import Closed, PublishFailed
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.testing.contracts import in_forked_child, message
+from tests.brokers.kafka_contract import KafkaProcesses, run
 from tests.servers import free_port
 from tests.servers.kafka import bodies_in
 
 pytestmark = pytest.mark.broker
-
-_ROOT = Path(__file__).parents[2]
-
-
-def run(script: str, *arguments: str, timeout: float = 100) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a script in an interpreter of its own, which complains about everything."""
-    started = time.monotonic()
-    completed = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
-        cwd=_ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return completed, time.monotonic() - started
 
 
 def test_importing_and_making_a_broker_starts_nothing():
@@ -115,44 +94,6 @@ def test_connecting_imports_nothing(kafka_servers, kafka_topic):
     assert (0, "") == (completed.returncode, completed.stderr)
 
 
-def test_children_come_and_go_while_threads_publish(kafka_servers, kafka_topic):
-    """
-    A fork at any moment, even while a producer is made, leaves neither parent nor child hanging.
-    """
-    completed, _ = run(
-        """
-        import os, sys, threading
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        broker = ConfluentKafkaBroker(servers)
-        enough, failed = threading.Event(), []
-        def publish_on():
-            while not enough.is_set():
-                try:
-                    broker.publish([message(topic)], timeout=20)
-                except Exception as error:
-                    failed.append(error)
-        threads = [threading.Thread(target=publish_on) for _ in range(4)]
-        for thread in threads: thread.start()
-        for number in range(20):
-            child = os.fork()
-            if not child:
-                broker.publish([message(topic, b"%d" % number)], timeout=10)
-                os._exit(0)
-            assert os.waitpid(child, 0)[1] == 0
-        enough.set()
-        for thread in threads: thread.join()
-        broker.close()
-        assert not failed, failed
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-
-
 def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, kafka_topic):
     """
     Its threads are not there to end: whoever destroys it waits for ever, so that must not happen even to the last one.
@@ -200,27 +141,6 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
 
     assert (0, "") == (completed.returncode, completed.stderr)
     assert 20 > took
-
-
-def test_a_process_that_leaves_without_closing_has_lost_nothing(kafka_servers, kafka_topic):
-    """
-    What `publish` returned for is there, and leaving is quick and quiet.
-    """
-    completed, took = run(
-        """
-        import sys
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        ConfluentKafkaBroker(servers).publish([message(topic, b"%d" % number) for number in range(500)], timeout=10)
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-    assert {b"%d" % number for number in range(500)} == set(bodies_in(kafka_servers, kafka_topic))
-    assert 15 > took
 
 
 def test_a_process_whose_broker_is_gone_leaves_in_time():
@@ -272,54 +192,5 @@ def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
     assert 6 > took
 
 
-def test_a_broker_nobody_refers_to_ends_its_thread(kafka_servers, kafka_topic):
-    """
-    A process that makes brokers and forgets them does not fill up with threads.
-    """
-    completed, _ = run(
-        """
-        import gc, sys, threading, time
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        for _ in range(3):
-            ConfluentKafkaBroker(servers).publish([message(topic)], timeout=10)
-        gc.collect()
-        until = time.monotonic() + 5
-        while threading.active_count() > 1:
-            assert time.monotonic() < until, threading.enumerate()
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-
-
-def test_closing_while_others_publish_ends_them_in_time(kafka_servers, kafka_topic):
-    """
-    A thread that is publishing when the broker is closed gets its confirmation or an error of ours.
-    """
-    broker = ConfluentKafkaBroker(kafka_servers)
-    broker.publish([message(kafka_topic)], timeout=10)
-    results: list[object] = []
-
-    def publish_on() -> None:
-        while True:
-            try:
-                broker.publish([message(kafka_topic)], timeout=5)
-            except (Closed, PublishFailed) as error:
-                results.append(error)
-                return
-
-    threads = [threading.Thread(target=publish_on) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    started = time.monotonic()
-    broker.close(timeout=3)
-    took = time.monotonic() - started
-    for thread in threads:
-        thread.join(10)
-
-    assert 8 == len(results)
-    assert 4 > took
+class TestProcesses(KafkaProcesses):
+    broker_class = ConfluentKafkaBroker

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.testing.contracts import message, receive
+from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -50,42 +51,17 @@ def make_topic(servers, topic, *, partitions):
         future.result(10)
 
 
-def bodies(deliveries):
-    return [delivery.message.body for delivery in deliveries]
-
-
-def publish(broker, topic, *texts):
-    broker.publish([message(topic, text) for text in texts], timeout=10)
-
-
 def test_messages_wait_for_a_group_from_its_first_subscription_on(group, broker, topic):
     """
     What was there before is not received; what comes while nobody is subscribed waits.
     """
-    publish(broker, topic, b"before")
+    publish_texts(broker, topic, b"before")
     with broker.subscribe(topic, group=group) as deliveries:
         eventually(lambda: is_member(deliveries))
-    publish(broker, topic, b"1", b"2")
+    publish_texts(broker, topic, b"1", b"2")
 
     with broker.subscribe(topic, group=group) as deliveries:
         assert [b"1", b"2"] == bodies(receive(deliveries, 2))
-
-
-def test_what_is_unfinished_goes_to_the_next_member(group, broker, topic):
-    """
-    Whatever the order of finishing: the first unfinished message and all after it are delivered again.
-    """
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2", b"3", b"4")
-        first, _, third, _ = receive(deliveries, 4, settle=False)
-        third.ack()
-        first.ack()
-
-    with broker.subscribe(topic, group=group) as deliveries:
-        assert [b"2", b"3", b"4"] == bodies(receive(deliveries, 3))
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"5")
-        assert [b"5"] == bodies(receive(deliveries, 1))
 
 
 def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker, topic, kafka_servers):
@@ -95,7 +71,7 @@ def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker,
     child = multiprocessing.get_context("spawn").Process(target=receive_one_and_die, args=(kafka_servers, topic, group))
     with broker.subscribe(topic, group=group) as deliveries:
         eventually(lambda: is_member(deliveries))
-    publish(broker, topic, b"1", b"2")
+    publish_texts(broker, topic, b"1", b"2")
     child.start()
     child.join(40)
 
@@ -124,26 +100,12 @@ def is_committed(deliveries):
     return not deliveries._finished
 
 
-def test_a_message_that_is_given_back_comes_first(group, broker, topic):
-    """
-    A nack puts a message back at its place, as often as it takes; settling it twice does nothing.
-    """
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2")
-        for _ in range(3):
-            delivery = receive(deliveries, 1, settle=False)[0]
-            assert b"1" == delivery.message.body
-            delivery.nack()
-            delivery.ack()
-        assert [b"1", b"2"] == bodies(receive(deliveries, 2))
-
-
 def test_what_came_from_a_lost_partition_is_not_delivered_again(group, broker, topic):
     """
     When partitions are shared out anew, what was given back is somebody else's, and settling does nothing.
     """
     with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2")
+        publish_texts(broker, topic, b"1", b"2")
         first, second = receive(deliveries, 2, settle=False)
         second.nack()
         deliveries._lost(None, deliveries._consumer.assignment())
@@ -217,15 +179,15 @@ def test_a_group_with_members_begins_a_new_topic_at_its_end(group, broker, kafka
     """
     new_topic = f"{topic}-new"
     make_topic(kafka_servers, new_topic, partitions=1)
-    publish(broker, new_topic, b"old")
+    publish_texts(broker, new_topic, b"old")
     enough = threading.Event()
     with broker.subscribe(topic, group=group) as member:
-        publish(broker, topic, b"1")
+        publish_texts(broker, topic, b"1")
         receive(member, 1)
         others = threading.Thread(target=collect, args=(member, {member: []}, enough))
         with broker.subscribe(topic, new_topic, group=group) as newcomer:
             others.start()
-            publish(broker, new_topic, b"new")
+            publish_texts(broker, new_topic, b"new")
             try:
                 assert [b"new"] == bodies(receive(newcomer, 1))
             finally:
@@ -273,22 +235,13 @@ def test_subscribing_to_a_topic_that_does_not_exist_is_an_error_that_names_it(gr
     scripted.close()
 
 
-@pytest.mark.parametrize("topics", [(), ("no spaces, please",), (None,)])
-def test_subscribing_to_no_topic_or_an_illegal_one_is_an_error(broker, topics):
-    """
-    What cannot be a topic is refused as a wrong configuration.
-    """
-    with pytest.raises(ConfigurationError, match=r"(?i)topic"):
-        broker.subscribe(*topics, group="g")
-
-
 def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     """
     When all connections are lost, `receive` says so instead of returning nothing for ever; closing is in time.
     """
     broker = ConfluentKafkaBroker(own_kafka.servers, consumer_config=QUICK_GROUPS)
     deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
+    publish_texts(broker, "orders", b"1")
     receive(deliveries, 1)
     own_kafka.stop()
 
@@ -305,27 +258,6 @@ def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     broker.close(0.1)
 
 
-def test_a_subscription_outlives_an_outage(group, kafka_behind_proxy):
-    """
-    After the path was cut and is there again, what was published meanwhile is received.
-    """
-    server, proxy = kafka_behind_proxy
-    broker = ConfluentKafkaBroker(server.servers, consumer_config=QUICK_GROUPS)
-    deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
-    receive(deliveries, 1)
-
-    proxy.cut()
-    eventually(lambda: is_unreachable(deliveries), timeout=15)
-    proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries), timeout=15)
-    publish(broker, "orders", b"2")
-
-    assert [b"2"] == bodies(receive(deliveries, 1))
-    deliveries.close()
-    broker.close()
-
-
 @pytest.mark.parametrize("partition_is_lost", [False, True], ids=["kept", "lost"])
 def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behind_proxy, partition_is_lost):
     """
@@ -335,7 +267,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     make_topic(server.servers, "orders", partitions=1)
     broker = ConfluentKafkaBroker(server.servers, consumer_config={**QUICK_GROUPS, "session.timeout.ms": 3000})
     deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
+    publish_texts(broker, "orders", b"1")
     delivery = receive(deliveries, 1, settle=False)[0]
 
     proxy.cut()
@@ -348,17 +280,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:
-        publish(broker, "orders", b"2")
+        publish_texts(broker, "orders", b"2")
         assert [b"2"] == bodies(receive(deliveries, 1))
     broker.close()
-
-
-def is_unreachable(deliveries):
-    try:
-        assert deliveries.receive(timeout=0.2) is None
-    except BrokerUnavailable:
-        return True
-    return False
 
 
 @pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
@@ -372,7 +296,7 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
     with broker.subscribe(topic, group=group) as deliveries:
         deliveries._start.remember({(topic, 0): 1})
         deliveries._start.begin = fails_once(deliveries._start.begin)
-        publish(broker, topic, b"finished already", b"1")
+        publish_texts(broker, topic, b"finished already", b"1")
 
         assert [b"1"] == bodies(receive(deliveries, 1))
     broker.close()
@@ -389,3 +313,8 @@ def fails_once(begin):
         begin(partitions, assign)
 
     return asked
+
+
+class TestReceiving(KafkaReceiving):
+    broker_class = ConfluentKafkaBroker
+    quick_groups = QUICK_GROUPS

@@ -21,12 +21,12 @@ from cqrs_sync.errors import (
     Closed,
     EventNotSerializable,
     MessageRejected,
-    PublishFailed,
 )
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts import message
+from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR, ScriptedKafka
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -34,8 +34,6 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.broker
 
 PASSWORD = "S3cr3t-d41d8cd9"  # noqa: S105 -- of nobody
-#: How much later than its deadline a call may return on a busy machine.
-LATE = 1.0
 
 
 @attrs.frozen
@@ -79,12 +77,6 @@ def only_record(servers: str, topic: str):
 
 def as_sdk_sees(record) -> KafkaMessage:
     return KafkaMessage(headers=dict(record.headers), key=record.key, value=record.value)
-
-
-def failures_of(broker, messages, **options):
-    with pytest.raises(PublishFailed) as caught:
-        broker.publish(messages, **options)
-    return caught.value.failures
 
 
 def test_the_official_sdk_reads_what_is_published(broker, kafka_servers, kafka_topic):
@@ -171,32 +163,6 @@ def test_what_the_broker_refuses_fails_alone(scripted, scripted_broker):
     assert [batch[2]] == [failed for failed, _ in failures]
     assert isinstance(failures[0][1], MessageRejected)
     assert [b"1", b"2", b"3", b"4"] == scripted.written
-
-
-def test_what_the_broker_refuses_fails_for_its_own_thread_only(scripted, scripted_broker):
-    """
-    A refused record of one thread costs no other thread a message.
-    """
-    scripted.judge = lambda bodies: INVALID_RECORD if b"bad" in bodies else NO_ERROR
-    failed: list[object] = []
-
-    def publish_good() -> None:
-        try:
-            for n in range(20):
-                scripted_broker.publish([message("known", b"%d" % n)], timeout=20)
-        except PublishFailed as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=publish_good) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for _ in range(5):
-        failures_of(scripted_broker, [message("known", b"bad")], timeout=20)
-    for thread in threads:
-        thread.join(60)
-
-    assert [] == failed
-    assert 80 <= len(scripted.written)
 
 
 def test_no_message_is_sent_again_after_its_successor(scripted):
@@ -314,23 +280,6 @@ def test_an_unreachable_broker_fails_in_time():
     assert 0.5 + LATE > took
 
 
-def test_a_connection_on_which_nobody_answers_is_given_up(scripted):
-    """
-    A path that has died without a word costs one call; the next one goes another way, long before any timeout.
-    """
-    broker = KafkaBroker(scripted.servers, publish_timeout=30)
-    broker.publish([message("known", b"1")])
-    scripted.mute()
-
-    failures_of(broker, [message("known", b"lost")], timeout=1.2)
-    started = time.monotonic()
-    broker.publish([message("known", b"2")])
-    took = time.monotonic() - started
-    broker.close(timeout=0.1)
-
-    assert 1 + LATE > took
-
-
 class RetiredHalfway:
     """A producer that takes one record and is then retired by another thread."""
 
@@ -379,19 +328,6 @@ def test_the_nearest_deadline_counts():
     broker.close()
 
     assert 0.3 + LATE > took
-
-
-def test_after_the_deadline_nothing_is_sent(scripted, scripted_broker):
-    """
-    A call that has no time left fails without sending: what it reports as failed does not arrive later.
-    """
-    scripted_broker.publish([message("known", b"1")])
-
-    failures = failures_of(scripted_broker, [message("known", b"late"), message("known", b"late")], timeout=0)
-    scripted_broker.publish([message("known", b"2")])
-
-    assert 2 == len(failures)
-    assert [b"1", b"2"] == scripted.written
 
 
 def test_a_host_that_does_not_exist_is_an_error_that_names_it():
@@ -454,3 +390,7 @@ def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):
     broker.publish([OutgoingMessage(id="1", topic=kafka_topic, type="t", body=b"")])
 
     assert b"" == only_record(kafka_servers, kafka_topic).value
+
+
+class TestPublishing(KafkaPublishing):
+    broker_class = KafkaBroker

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 
@@ -10,20 +9,17 @@ import pytest
 from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
-from cqrs_sync.errors import BrokerUnavailable, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.producer import SharedProducer
 from cqrs_sync.testing.contracts import message
+from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, Ledger, publish, seconds_until_it_works
 from tests.servers.kafka import bodies_in
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
-#: How much later than its deadline a call may return on a busy machine.
-LATE = 1.0
-#: Seconds after the broker's return in which publishing has to work again.
-BACK_IN = 2.0
 #: kafka-python's own order of things in small: it tries again several times before it gives up.
 IMPATIENT = {"request_timeout_ms": 300, "delivery_timeout_ms": 1000}
 
@@ -36,26 +32,10 @@ def broker(own_kafka):
     broker.close()
 
 
-def publish(broker, body=b"x", *, timeout=5.0, topic="orders"):
-    """Publish one message; return why it failed, None where it did not, and the seconds it took."""
-    started = time.monotonic()
-    try:
-        broker.publish([message(topic, body, key="k")], timeout=timeout)
-    except PublishFailed as failed:
-        return failed.failures[0][1], time.monotonic() - started
-    return None, time.monotonic() - started
-
-
 def what_it_owes_is_settled(broker):
     """Whether kafka-python has given up the record that a call left behind, with nobody looking."""
     owed = broker._together._owed
     return owed is None or owed[0].is_done
-
-
-def seconds_until_it_works(broker):
-    started = time.monotonic()
-    eventually(lambda: publish(broker)[0] is None, timeout=30)
-    return time.monotonic() - started
 
 
 def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):
@@ -104,32 +84,6 @@ def test_publishing_works_again_after_calls_that_had_little_time(own_kafka, brok
     assert all(isinstance(error, BrokerUnavailable) and took < 0.1 + LATE for error, took in failures)
 
 
-def test_a_moment_without_answers_costs_no_producer(own_kafka, broker):
-    """
-    A freeze shorter than the deadline delays a call, and the same producer confirms it.
-    """
-    producer = broker._together._producer
-    own_kafka.freeze()
-    thaw = threading.Timer(0.15, own_kafka.thaw)
-    thaw.start()
-
-    assert (None, True) == (publish(broker)[0], broker._together._producer is producer)
-    thaw.join()
-
-
-def test_publishing_works_again_after_the_broker_has_forgotten_everything(own_kafka, broker):
-    """
-    Killed and started empty, the broker knows no topic and no producer; two seconds later it confirms.
-    """
-    own_kafka.stop()
-    error, took = publish(broker, timeout=1)
-    own_kafka.start()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-    assert isinstance(error, BrokerUnavailable)
-    assert 1 + LATE > took
-
-
 def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka, broker):
     """
     An outage between two calls fails neither of them.
@@ -150,59 +104,6 @@ def test_a_connection_that_the_other_side_closes_costs_nothing(kafka_behind_prox
         assert None is publish(broker)[0]
         assert 0 < proxy.drop()
     broker.close()
-
-
-def test_the_way_back_is_found_however_long_the_outage(own_kafka, broker):
-    """
-    Attempts to connect do not become rare: a broker that was away for long is found as soon as it is back.
-    """
-    own_kafka.stop()
-    until = time.monotonic() + 8
-    while time.monotonic() < until:
-        publish(broker, timeout=0.5)
-    own_kafka.start()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-
-
-class Ledger:
-    """What sixteen threads were told about the messages they published."""
-
-    def __init__(self, broker: KafkaBroker, timeout: float) -> None:
-        self.confirmed: list[bytes] = []
-        self.failed: list[bytes] = []
-        self.latest = 0.0
-        self._broker = broker
-        self._timeout = timeout
-        self._enough = threading.Event()
-        self._threads = [threading.Thread(target=self._publish_on, args=(name,)) for name in range(16)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._enough.set()
-        for thread in self._threads:
-            thread.join(20)
-
-    def _publish_on(self, name: int) -> None:
-        numbers = itertools.count()
-        while not self._enough.is_set():
-            batch = [message("orders", b"%d-%d" % (name, next(numbers)), key=str(name)) for _ in range(5)]
-            started = time.monotonic()
-            failed = self._publish(batch)
-            self.latest = max(self.latest, time.monotonic() - started - self._timeout)
-            self.failed += failed
-            self.confirmed += [sent.body for sent in batch if sent.body not in failed]
-
-    def _publish(self, batch):
-        try:
-            self._broker.publish(batch, timeout=self._timeout)
-        except PublishFailed as error:
-            return [sent.body for sent, _ in error.failures]
-        return []
 
 
 HARMS = {
@@ -290,3 +191,7 @@ def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):
     eventually(lambda: one >= len(set(threading.enumerate()) - before), timeout=10)
     broker.close()
     eventually(lambda: not set(threading.enumerate()) - before, timeout=10)
+
+
+class TestOutages(KafkaOutages):
+    """With the broker of this module."""

@@ -17,6 +17,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.records import Progress
 from cqrs_sync.testing.contracts import message, receive
+from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port
 from tests.servers.kafka import QUICK_GROUPS
@@ -52,41 +53,16 @@ def make_topic(servers, topic, *, partitions):
         admin.close()
 
 
-def bodies(deliveries):
-    return [delivery.message.body for delivery in deliveries]
-
-
-def publish(broker, topic, *texts):
-    broker.publish([message(topic, text) for text in texts], timeout=10)
-
-
 def test_messages_wait_for_a_group_from_its_first_subscription_on(group, broker, topic):
     """
     What was there before is not received; what comes while nobody is subscribed waits.
     """
-    publish(broker, topic, b"before")
+    publish_texts(broker, topic, b"before")
     broker.subscribe(topic, group=group).close()
-    publish(broker, topic, b"1", b"2")
+    publish_texts(broker, topic, b"1", b"2")
 
     with broker.subscribe(topic, group=group) as deliveries:
         assert [b"1", b"2"] == bodies(receive(deliveries, 2))
-
-
-def test_what_is_unfinished_goes_to_the_next_member(group, broker, topic):
-    """
-    Whatever the order of finishing: the first unfinished message and all after it are delivered again.
-    """
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2", b"3", b"4")
-        first, _, third, _ = receive(deliveries, 4, settle=False)
-        third.ack()
-        first.ack()
-
-    with broker.subscribe(topic, group=group) as deliveries:
-        assert [b"2", b"3", b"4"] == bodies(receive(deliveries, 3))
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"5")
-        assert [b"5"] == bodies(receive(deliveries, 1))
 
 
 def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker, topic, kafka_servers):
@@ -95,7 +71,7 @@ def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker,
     """
     child = multiprocessing.get_context("spawn").Process(target=receive_one_and_die, args=(kafka_servers, topic, group))
     with broker.subscribe(topic, group=group):
-        publish(broker, topic, b"1", b"2")
+        publish_texts(broker, topic, b"1", b"2")
     child.start()
     child.join(40)
 
@@ -112,26 +88,12 @@ def receive_one_and_die(servers, topic, group):
     os._exit(7)
 
 
-def test_a_message_that_is_given_back_comes_first(group, broker, topic):
-    """
-    A nack puts a message back at its place, as often as it takes; settling it twice does nothing.
-    """
-    with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2")
-        for _ in range(3):
-            delivery = receive(deliveries, 1, settle=False)[0]
-            assert b"1" == delivery.message.body
-            delivery.nack()
-            delivery.ack()
-        assert [b"1", b"2"] == bodies(receive(deliveries, 2))
-
-
 def test_what_was_fetched_from_a_lost_partition_is_not_delivered(group, broker, topic):
     """
     When partitions are shared out anew, messages that wait here are somebody else's, and settling one does nothing.
     """
     with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1", b"2", b"3")
+        publish_texts(broker, topic, b"1", b"2", b"3")
         first = receive(deliveries, 1, settle=False)[0]
         eventually(lambda: 2 == len(deliveries._ready))
         deliveries.lost(deliveries._consumer.assignment())
@@ -202,13 +164,13 @@ def test_a_group_with_members_begins_a_new_topic_at_its_end(group, broker, kafka
     """
     new_topic = f"{topic}-new"
     make_topic(kafka_servers, new_topic, partitions=1)
-    publish(broker, new_topic, b"old")
+    publish_texts(broker, new_topic, b"old")
     member = broker.subscribe(topic, group=group)
-    publish(broker, topic, b"1")
+    publish_texts(broker, topic, b"1")
     receive(member, 1)
     with broker.subscribe(topic, new_topic, group=group) as newcomer:
         member.close()
-        publish(broker, new_topic, b"new")
+        publish_texts(broker, new_topic, b"new")
 
         assert [b"new"] == bodies(receive(newcomer, 1))
 
@@ -251,22 +213,13 @@ def test_subscribing_to_a_topic_that_does_not_exist_is_an_error_that_names_it(gr
     scripted.close()
 
 
-@pytest.mark.parametrize("topics", [(), ("no spaces, please",), (None,)])
-def test_subscribing_to_no_topic_or_an_illegal_one_is_an_error(broker, topics):
-    """
-    What cannot be a topic is refused as a wrong configuration.
-    """
-    with pytest.raises(ConfigurationError, match=r"(?i)topic"):
-        broker.subscribe(*topics, group="g")
-
-
 def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     """
     When all connections are lost, `receive` says so instead of returning nothing for ever.
     """
     broker = KafkaBroker(own_kafka.servers, consumer_config=QUICK_GROUPS)
     deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
+    publish_texts(broker, "orders", b"1")
     receive(deliveries, 1)
     own_kafka.stop()
 
@@ -281,27 +234,6 @@ def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     broker.close()
 
 
-def test_a_subscription_outlives_an_outage(group, kafka_behind_proxy):
-    """
-    After the path was cut and is there again, what was published meanwhile is received.
-    """
-    server, proxy = kafka_behind_proxy
-    broker = KafkaBroker(server.servers, consumer_config=QUICK_GROUPS)
-    deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
-    receive(deliveries, 1)
-
-    proxy.cut()
-    eventually(lambda: is_unreachable(deliveries), timeout=15)
-    proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries), timeout=15)
-    publish(broker, "orders", b"2")
-
-    assert [b"2"] == bodies(receive(deliveries, 1))
-    deliveries.close()
-    broker.close()
-
-
 def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behind_proxy):
     """
     A commit that failed is repeated as soon as the path is there again, and the partition with it.
@@ -310,7 +242,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     make_topic(server.servers, "orders", partitions=1)
     broker = KafkaBroker(server.servers, consumer_config={**QUICK_GROUPS, "session_timeout_ms": 6000})
     deliveries = broker.subscribe("orders", group=group)
-    publish(broker, "orders", b"1")
+    publish_texts(broker, "orders", b"1")
     delivery = receive(deliveries, 1, settle=False)[0]
 
     proxy.cut()
@@ -326,17 +258,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:
-        publish(broker, "orders", b"2")
+        publish_texts(broker, "orders", b"2")
         assert [b"2"] == bodies(receive(deliveries, 1))
     broker.close()
-
-
-def is_unreachable(deliveries):
-    try:
-        assert deliveries.receive(timeout=0.2) is None
-    except BrokerUnavailable:
-        return True
-    return False
 
 
 def test_a_forked_child_does_not_disturb_a_subscription(group, broker, topic):
@@ -344,14 +268,14 @@ def test_a_forked_child_does_not_disturb_a_subscription(group, broker, topic):
     A child that comes and goes leaves its parent's connections alone.
     """
     with broker.subscribe(topic, group=group) as deliveries:
-        publish(broker, topic, b"1")
+        publish_texts(broker, topic, b"1")
         receive(deliveries, 1)
         for _ in range(5):
             child = multiprocessing.get_context("fork").Process(target=forget_everything)
             child.start()
             child.join(10)
             assert 0 == child.exitcode
-        publish(broker, topic, b"2")
+        publish_texts(broker, topic, b"2")
 
         assert [b"2"] == bodies(receive(deliveries, 1, timeout=10))
 
@@ -398,3 +322,8 @@ def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(gro
         several.close()
 
     assert [b"%d" % n for n in range(90)] == bodies(first + rest)
+
+
+class TestReceiving(KafkaReceiving):
+    broker_class = KafkaBroker
+    quick_groups = QUICK_GROUPS

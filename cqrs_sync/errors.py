@@ -12,10 +12,14 @@ CqrsError
 │   ├── HandlerReused             events of one request would leak into the next
 │   ├── BrokerNotConfigured       a notification event has nowhere to go
 │   ├── NotInTransaction          an event is to be kept, and no transaction is open
-│   └── OutboxNotInstalled        the tables of the outbox are not there
+│   ├── OutboxNotInstalled        the tables of the outbox are not there
+│   └── InboxNotInstalled         the table of the inbox is not there
 ├── Closed                        it was used after `close()`
 ├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
 │   └── HandlerOverran            a handler was not finished by then
+├── Fatal                         raised by a handler: trying again is of no use
+├── Retryable                     raised by a handler: it will work, later
+├── AlreadyUsed                   an idempotency key came with another request
 ├── EventCycle                    events raise each other without end
 ├── EventsFailed                  what came after the response failed (an ExceptionGroup)
 ├── SerializationError
@@ -24,6 +28,7 @@ CqrsError
 │   ├── MalformedMessage          bytes cannot become an event
 │   └── UnknownMessageType        no bound event has this name
 ├── OutboxUnavailable             the database of the outbox cannot be reached
+├── InboxUnavailable              the database of the inbox cannot be reached
 ├── PublishFailed                 some messages of a batch were not confirmed
 └── DeliveryError                 why one message was not confirmed
     ├── MessageRejected           the message is at fault: never send it again as it is
@@ -100,6 +105,10 @@ class OutboxNotInstalled(ConfigurationError):
     """The tables of the outbox are not there, or not as this version needs them."""
 
 
+class InboxNotInstalled(ConfigurationError):
+    """The table of the inbox is not there, or not as this version needs it."""
+
+
 class Closed(CqrsError):
     """It was used after `close()`."""
 
@@ -114,6 +123,36 @@ class HandlerOverran(DeadlineExceeded):
 
     The message holds the stack it was seen with.
     """
+
+
+class Fatal(CqrsError):
+    """
+    Raise it, or a subclass, from a handler of received messages: no further attempt is of any use.
+
+    The message becomes a dead letter at once.
+    """
+
+
+class Retryable(CqrsError):
+    """
+    Raise it, or a subclass, from a handler of received messages where something it needs is not there now.
+
+    No attempt is counted while nothing else succeeds either: the consumer waits until that is over. `after` is
+    how many seconds it makes sense to wait, where that is known.
+    """
+
+    retryable = True
+
+    def __init__(self, *args: object, after: float | None = None) -> None:
+        super().__init__(*args)
+        self.after = after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, self.__dict__
+
+
+class AlreadyUsed(CqrsError):
+    """An idempotency key came a second time, with another request than the first time."""
 
 
 class EventCycle(CqrsError):
@@ -142,6 +181,12 @@ class UnknownMessageType(SerializationError):
 
 class OutboxUnavailable(CqrsError):
     """The database of the outbox cannot be reached, or is too busy; the cause says why."""
+
+    retryable = True
+
+
+class InboxUnavailable(CqrsError):
+    """The database of the inbox cannot be reached, or is too busy; the cause says why."""
 
     retryable = True
 

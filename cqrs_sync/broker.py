@@ -1,5 +1,5 @@
 """
-The broker socket: publish outgoing messages, receive incoming ones.
+The broker socket: publish outgoing messages, receive incoming ones, set aside those that failed.
 
 A backend is any object with these methods. Each promise stands on the method that
 gives it, and `cqrs_sync.testing.BrokerContract` holds a backend to it.
@@ -43,6 +43,48 @@ class IncomingMessage:
     content_type: str | None = None
     key: str | None = None
     attributes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    #: What was noted on it when it was set aside, such as `attempts` and `reason`.
+    notes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+
+@attrs.frozen
+class Group:
+    """Who receives: the subscriptions of a group share its messages, and what it has set aside."""
+
+    name: str
+    topics: tuple[str, ...]
+    #: Seconds after which what is set aside comes again, each a place of its own to wait in.
+    delays: tuple[float, ...] = ()
+    #: Messages of a key are received in order, whatever the number of subscriptions.
+    ordered: bool = True
+    #: Messages that a subscription holds unsettled, at most.
+    prefetch: int = 200
+
+
+@attrs.frozen
+class GroupBacklog:
+    """What waits for a group."""
+
+    #: Messages that nobody has received, by topic, queue or partition.
+    waiting: Mapping[str, int]
+    #: Set aside for a while.
+    delayed: int
+    #: Set aside for good.
+    dead: int
+
+
+@attrs.frozen
+class Piece:
+    """One thing that a group needs on its broker: an exchange, a queue, a binding, a topic."""
+
+    kind: str
+    name: str
+    #: What it is like, for people.
+    details: str = ""
+    #: `missing`, `there`, or `different`; bindings of RabbitMQ are `unknown`: it does not tell.
+    state: str = "missing"
+    #: What is different, and what to do about it.
+    trouble: str = ""
 
 
 class MessageBroker(Protocol):
@@ -70,7 +112,23 @@ class Delivery(Protocol):
 
     @property
     def message(self) -> IncomingMessage:
-        """What came in."""
+        """What came in; where it was set aside, with the topic it had at first."""
+
+    @property
+    def origin(self) -> str:
+        """Where it was received from, for people: a queue, or a partition and an offset."""
+
+    @property
+    def redeliveries(self) -> int:
+        """
+        How often it may have been delivered before: 0 where it certainly was not.
+
+        A broker that does not count says 1 of whatever somebody may have had in hand.
+        """
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether the broker gives it to somebody else by now, or again to this one: settling it does nothing."""
 
     def ack(self) -> None:
         """It is done: never deliver it again."""
@@ -92,6 +150,14 @@ class Subscription(Protocol):
 
         Raises BrokerUnavailable where the broker cannot be reached.
         """
+
+    def rest(self) -> None:
+        """
+        Do what keeps the subscription alive, and receive nothing; called now and then by who has enough in hand.
+
+        Raises BrokerUnavailable as `receive` does.
+        """
+        return
 
     def __iter__(self) -> Iterator[Delivery]:
         """Deliver for ever."""
@@ -123,3 +189,62 @@ class ReceivingBroker(MessageBroker, Protocol):
         Each group receives each message; the subscriptions of a group share them.
         Messages wait for a group from its first subscription on.
         """
+
+
+@runtime_checkable
+class GroupBroker(ReceivingBroker, Protocol):
+    """
+    A broker for consumers: its groups keep what failed in places of their own.
+
+    `set_aside` copies a message there, and whoever received it settles it then: where a process dies in
+    between, it is there twice. All of it is safe from any thread, but for what subscriptions say of themselves,
+    and raises BrokerUnavailable where the broker cannot be reached.
+    """
+
+    def join(self, group: Group, /) -> Subscription:
+        """
+        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+
+        Makes what is missing of the group's places, unless the broker was told to declare nothing.
+        Messages wait for a group from its first subscription on. Raises ConfigurationError for
+        places that exist and are different.
+        """
+
+    def set_aside(
+        self,
+        messages: Sequence[IncomingMessage],
+        group: Group,
+        /,
+        *,
+        after: float | None,
+        timeout: float | None = None,
+    ) -> None:
+        """
+        Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
+
+        They are received again `after` seconds, by this group alone: 0, or one of its delays. None is for
+        good: they are dead letters. Attributes and notes that are too large for the
+        broker are cut or left out, the body never. `timeout` is that of `publish`.
+
+        Raises PublishFailed, ValueError for a delay the group does not have.
+        """
+
+    def dead(self, group: Group, /) -> Subscription:
+        """
+        Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays.
+
+        For one reader at a time.
+        """
+
+    def backlog(self, group: Group, /) -> GroupBacklog:
+        """Count what waits for the group."""
+
+    def topology(self, group: Group, /) -> Sequence[Piece]:
+        """Look at what the group needs; changes nothing."""
+
+    def build(self, group: Group, /) -> Sequence[Piece]:
+        """Make what is missing of what the group needs, and return it all as it is then."""
+
+
+#: What makes a note of ours out of a header's name.
+NOTE = "cqrs-"

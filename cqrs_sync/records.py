@@ -65,6 +65,8 @@ class Progress:
     def __init__(self) -> None:
         self._open: deque[int] = deque()
         self._finished: set[int] = set()
+        #: The partition is somebody else's by now.
+        self.lapsed = False
 
     def handed_out(self, offset: int) -> None:
         """Take note that this offset is being worked on."""
@@ -91,7 +93,19 @@ class RecordDelivery:
         self.partition = partition
         self.record = record
         self.progress = progress
+        #: Anybody may have had it in hand before: Kafka does not tell.
+        self.redeliveries = 1
         self._settle_once: Callable[..., None] | None = settle
+
+    @property
+    def origin(self) -> str:
+        """Its partition, by the client's name for it."""
+        return str(self.partition)
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether it was settled, or its partition is somebody else's by now."""
+        return self._settle_once is None or self.progress.lapsed
 
     def ack(self) -> None:
         """It is done: never deliver it again."""

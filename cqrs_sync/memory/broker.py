@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from cqrs_sync.broker import Delivery, IncomingMessage, OutgoingMessage, Subscription
-from cqrs_sync.errors import Closed, DeliveryError, MessageRejected, PublishFailed
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
+from cqrs_sync.errors import Closed, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.memory.subscription import MemorySubscription, Places
 
 
 class MemoryBroker:
@@ -26,7 +27,7 @@ class MemoryBroker:
         self.fail_with: DeliveryError | None = None
         self._topics = None if topics is None else frozenset(topics)
         self._max_bytes = max_bytes
-        self._groups: dict[tuple[str, str], deque[IncomingMessage]] = {}
+        self._groups: dict[str, Places] = {}
         self._closed = False
         self._changed = threading.Condition()
         reset_in_child(self)
@@ -36,8 +37,7 @@ class MemoryBroker:
         del timeout
         failures: list[tuple[OutgoingMessage, DeliveryError]] = []
         with self._changed:
-            if self._closed:
-                raise Closed("this MemoryBroker is closed")
+            self._check_open()
             for message in messages:
                 error = self._refusal(message)
                 if error is None:
@@ -50,11 +50,67 @@ class MemoryBroker:
 
     def subscribe(self, *topics: str, group: str) -> MemorySubscription:
         """Receive what is published to these topics from now on."""
+        return self._subscribe(Group(group, topics, ordered=False))
+
+    def join(self, group: Group, /) -> MemorySubscription:
+        """Receive what is published to the group's topics from now on, and what it has set aside for a while."""
+        if self._topics is not None and (missing := set(group.topics) - self._topics):
+            raise ConfigurationError(f"there is no topic {min(missing)!r}")
+        return self._subscribe(group)
+
+    def set_aside(
+        self,
+        messages: Sequence[IncomingMessage],
+        group: Group,
+        /,
+        *,
+        after: float | None,
+        timeout: float | None = None,
+    ) -> None:
+        """Keep messages for the group, with their notes."""
+        del timeout
+        if after not in {None, 0, *group.delays}:
+            raise ValueError(f"{group.name} has no delay of {after} s: {', '.join(map(str, group.delays)) or 'none'}")
         with self._changed:
-            if self._closed:
-                raise Closed("this MemoryBroker is closed")
-            queues = [self._groups.setdefault((topic, group), deque()) for topic in topics]
-        return MemorySubscription(self._changed, queues)
+            self._check_open()
+            if self.fail_with is not None:
+                raise PublishFailed([(_outgoing(message), self.fail_with) for message in messages])
+            places = self._places(group.name)
+            if after is None:
+                places.dead.extend(messages)
+            else:
+                due = time.monotonic() + after
+                places.delayed.extend((due, message) for message in messages)
+                places.delayed.sort(key=lambda each: each[0])
+            self._changed.notify_all()
+
+    def dead(self, group: Group, /) -> MemorySubscription:
+        """Receive the group's dead letters, oldest first."""
+        with self._changed:
+            self._check_open()
+            letters = Places({"": self._places(group.name).dead})
+        return MemorySubscription(self._changed, letters, [""], f"{group.name} (dead)", ordered=False)
+
+    def backlog(self, group: Group, /) -> GroupBacklog:
+        """Count what waits for the group."""
+        with self._changed:
+            places = self._places(group.name)
+            waiting = {topic: len(places.queues.get(topic, ())) for topic in group.topics}
+            return GroupBacklog(waiting, len(places.delayed), len(places.dead))
+
+    def topology(self, group: Group, /) -> Sequence[Piece]:
+        """Look at what the group needs: its queues."""
+        with self._changed:
+            there = self._places(group.name).queues
+            return [
+                Piece("queue", f"{group.name}: {topic}", state="there" if topic in there else "missing")
+                for topic in group.topics
+            ]
+
+    def build(self, group: Group, /) -> Sequence[Piece]:
+        """Make the group's queues."""
+        self.join(group).close()
+        return self.topology(group)
 
     def close(self, timeout: float = 5.0) -> None:
         """Refuse further messages."""
@@ -65,6 +121,21 @@ class MemoryBroker:
     def reset_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""
         self._changed = threading.Condition()
+
+    def _subscribe(self, group: Group) -> MemorySubscription:
+        with self._changed:
+            self._check_open()
+            places = self._places(group.name)
+            for topic in group.topics:
+                places.queues.setdefault(topic, deque())
+        return MemorySubscription(self._changed, places, group.topics, group.name, ordered=group.ordered)
+
+    def _places(self, group: str) -> Places:
+        return self._groups.setdefault(group, Places())
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this MemoryBroker is closed")
 
     def _refusal(self, message: OutgoingMessage) -> DeliveryError | None:
         if self.fail_with is not None:
@@ -84,67 +155,11 @@ class MemoryBroker:
             key=message.key,
             attributes=dict(message.attributes),
         )
-        for (topic, _), queue in self._groups.items():
-            if topic == message.topic:
-                queue.append(incoming)
+        for places in self._groups.values():
+            if message.topic in places.queues:
+                places.queues[message.topic].append(incoming)
 
 
-class MemorySubscription(Subscription):
-    """The deliveries of one subscriber of a MemoryBroker."""
-
-    def __init__(self, changed: threading.Condition, queues: list[deque[IncomingMessage]]) -> None:
-        self._changed = changed
-        self._queues = queues
-        self._unsettled: dict[int, MemoryDelivery] = {}
-
-    def receive(self, timeout: float) -> Delivery | None:
-        """Wait at most `timeout` seconds for the next message; None where none came."""
-        until = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                for queue in self._queues:
-                    if queue:
-                        delivery = MemoryDelivery(queue.popleft(), queue, self)
-                        self._unsettled[id(delivery)] = delivery
-                        return delivery
-                left = until - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    return None
-
-    def close(self) -> None:
-        """Give back what was not settled."""
-        with self._changed:
-            for delivery in reversed(list(self._unsettled.values())):
-                delivery.give_back()
-            self._unsettled.clear()
-            self._changed.notify_all()
-
-    def settle(self, delivery: MemoryDelivery, *, done: bool) -> None:
-        """Settle a delivery once; a second time changes nothing."""
-        with self._changed:
-            if self._unsettled.pop(id(delivery), None) is not None and not done:
-                delivery.give_back()
-                self._changed.notify_all()
-
-
-class MemoryDelivery:
-    """One message taken from a MemoryBroker."""
-
-    def __init__(
-        self, message: IncomingMessage, queue: deque[IncomingMessage], subscription: MemorySubscription
-    ) -> None:
-        self.message = message
-        self._queue = queue
-        self._subscription = subscription
-
-    def ack(self) -> None:
-        """It is done: never deliver it again."""
-        self._subscription.settle(self, done=True)
-
-    def nack(self) -> None:
-        """It is not done: deliver it again."""
-        self._subscription.settle(self, done=False)
-
-    def give_back(self) -> None:
-        """Put the message back where it came from; under the broker's lock."""
-        self._queue.appendleft(self.message)
+def _outgoing(message: IncomingMessage) -> OutgoingMessage:
+    known: Mapping[str, str] = message.attributes
+    return OutgoingMessage(known.get("id", ""), message.topic, known.get("type", ""), message.body)

@@ -3,10 +3,11 @@
 import pytest
 
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.testing.contracts import BrokerFeatures, ReceivingBrokerContract
+from cqrs_sync.testing.contracts import BrokerFeatures
+from cqrs_sync.testing.group_contract import GroupBrokerContract
 
 
-class TestMemoryBroker(ReceivingBrokerContract):
+class TestMemoryBroker(GroupBrokerContract):
     features = BrokerFeatures(reaches_the_same_place_after_fork=False)
 
     @pytest.fixture

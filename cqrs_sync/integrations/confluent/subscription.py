@@ -151,7 +151,8 @@ class ConfluentSubscription(Subscription):
         gone = {(one.topic, one.partition) for one in partitions}
         self._start.remember({place: self._finished.pop(place) for place in gone if place in self._finished})
         for place in gone:
-            self._progress.pop(place, None)
+            if place in self._progress:
+                self._progress.pop(place).lapsed = True
         self._returned = deque(entry for entry in self._returned if entry[0] not in gone)
 
     def _poll(self, timeout: float) -> Any:

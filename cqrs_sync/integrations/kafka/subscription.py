@@ -106,7 +106,8 @@ class KafkaSubscription(Subscription):
         gone = set(partitions)
         self._start.remember({one: self._finished.pop(one) for one in gone if one in self._finished})
         for partition in gone:
-            self._progress.pop(partition, None)
+            if partition in self._progress:
+                self._progress.pop(partition).lapsed = True
         self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
 
     def rejoin(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.broker import IncomingMessage, Subscription
+from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
 from cqrs_sync.integrations.rabbitmq.connection import Connection
 from cqrs_sync.integrations.rabbitmq.link import Link
@@ -48,7 +48,7 @@ class RabbitMQSubscription(Subscription):
     ) -> None:
         self._exchange = exchange
         self._topics = topics
-        self._queue = queue
+        self.queue = queue
         self._declare = declare
         self._prefetch = prefetch
         self._queue_arguments = dict(queue_arguments)
@@ -73,7 +73,7 @@ class RabbitMQSubscription(Subscription):
             if not self._link.ready:
                 raise self._trouble()
 
-    def receive(self, timeout: float) -> RabbitMQDelivery | None:
+    def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
         if not self._link.ready:
             self._link.wake(self._link.ensure)
@@ -89,14 +89,14 @@ class RabbitMQSubscription(Subscription):
                 raise self._trouble()
             return None
 
-    def __iter__(self) -> Iterator[RabbitMQDelivery]:
+    def __iter__(self) -> Iterator[Delivery]:
         while True:
             try:
                 delivery = self.receive(_LOOK)
             except Closed:
                 return
             except BrokerUnavailable as error:
-                logger.warning("nothing is received from %s: %s", self._queue, error)
+                logger.warning("nothing is received from %s: %s", self.queue, error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed is not None, _LOOK)
                 continue
@@ -124,6 +124,10 @@ class RabbitMQSubscription(Subscription):
             self._closed = "this subscription belongs to the parent process: subscribe again in this one"
             self._link.disown()
 
+    def holds(self, delivery: RabbitMQDelivery) -> bool:
+        """Tell whether the broker still waits for the answer to a delivery."""
+        return delivery.channel is self._channel and self._closed is None
+
     def settle(self, delivery: RabbitMQDelivery, *, done: bool) -> None:
         """Answer for a delivery soon."""
         self._answers.append((delivery, done))
@@ -142,11 +146,11 @@ class RabbitMQSubscription(Subscription):
         channel.add_on_cancel_callback(self._on_cancelled)
         if self._declare:
             channel.exchange_declare(self._exchange, exchange_type="topic", durable=True, callback=_nothing)
-        channel.queue_declare(self._queue, durable=True, arguments=self._queue_arguments, callback=_nothing)
+        channel.queue_declare(self.queue, durable=True, arguments=self._queue_arguments, callback=_nothing)
         for topic in self._topics:
-            channel.queue_bind(self._queue, self._exchange, topic, callback=_nothing)
+            channel.queue_bind(self.queue, self._exchange, topic, callback=_nothing)
         channel.basic_qos(prefetch_count=self._prefetch, callback=_nothing)
-        channel.basic_consume(self._queue, self._on_message, callback=self._on_consuming)
+        channel.basic_consume(self.queue, self._on_message, callback=self._on_consuming)
 
     def lost(self, error: Exception) -> None:
         """Drop what nobody has taken yet: the broker delivers it again."""
@@ -172,14 +176,16 @@ class RabbitMQSubscription(Subscription):
             self._changed.notify_all()
 
     def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        delivery = RabbitMQDelivery(_incoming(method, properties, body), self, channel, method.delivery_tag)
+        delivery = RabbitMQDelivery(
+            _incoming(method, properties, body), self, channel, method.delivery_tag, _redeliveries(method, properties)
+        )
         with self._changed:
             self._arrived.append(delivery)
             self._changed.notify_all()
 
     def _on_cancelled(self, _: Any) -> None:
         """Start again with a new channel: somebody deleted the queue."""
-        logger.warning("RabbitMQ cancelled the subscription of %s: its queue was deleted", self._queue)
+        logger.warning("RabbitMQ cancelled the subscription of %s: its queue was deleted", self.queue)
         if self._channel is not None:
             self._channel.close()
 
@@ -205,12 +211,24 @@ class RabbitMQDelivery:
     """One message of a queue."""
 
     def __init__(
-        self, message: IncomingMessage, subscription: RabbitMQSubscription, channel: Channel, tag: int
+        self,
+        message: IncomingMessage,
+        subscription: RabbitMQSubscription,
+        channel: Channel,
+        tag: int,
+        redeliveries: int,
     ) -> None:
         self.message = message
         self.channel = channel
         self.tag = tag
+        self.redeliveries = redeliveries
+        self.origin = subscription.queue
         self._subscription: RabbitMQSubscription | None = subscription
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether it was settled, or its channel is gone: then it comes again."""
+        return self._subscription is None or not self._subscription.holds(self)
 
     def ack(self) -> None:
         """It is done: never deliver it again."""
@@ -241,6 +259,12 @@ def _incoming(method: Any, properties: Any, body: bytes) -> IncomingMessage:
         key=attributes.get("partitionkey"),
         attributes=attributes,
     )
+
+
+def _redeliveries(method: Any, properties: Any) -> int:
+    """Return how often it was delivered before: quorum queues count, others tell whether it was."""
+    counted = (properties.headers or {}).get("x-delivery-count", 0)
+    return max(counted if isinstance(counted, int) else 0, int(method.redelivered))
 
 
 def _nothing(_: Any) -> None:

@@ -1,0 +1,228 @@
+"""
+What every GroupBroker promises: B6, as far as it is the broker's.
+
+```python
+class TestMyBroker(GroupBrokerContract):
+    @pytest.fixture
+    def broker(self): ...
+
+    @pytest.fixture
+    def topic(self): ...
+```
+"""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+import pytest
+
+from cqrs_sync.broker import Delivery, Group, GroupBacklog, GroupBroker, IncomingMessage, Subscription
+from cqrs_sync.serializer import uuid7
+from cqrs_sync.testing.contracts import ReceivingBrokerContract, message, receive
+
+
+class GroupBrokerContract(ReceivingBrokerContract):
+    """What every GroupBroker promises on top."""
+
+    #: Seconds for which messages are set aside here.
+    delay = 1.0
+
+    @pytest.fixture
+    def group(self, topic: str) -> Group:
+        """A group that nobody else has."""
+        return Group(f"contract-{uuid7()[-12:]}", (topic,), delays=(self.delay,), prefetch=50)
+
+    def test_messages_wait_for_a_group_from_its_first_subscription_on(
+        self, broker: GroupBroker, topic: str, group: Group
+    ) -> None:
+        """Also while nobody of it is there."""
+        broker.join(group).close()
+        broker.publish([message(topic, b"1")], timeout=10)
+
+        with broker.join(group) as deliveries:
+            assert b"1" == receive(deliveries, 1)[0].message.body
+
+    def test_what_is_set_aside_comes_again_when_its_time_is_over(
+        self, broker: GroupBroker, topic: str, group: Group
+    ) -> None:
+        """As it was, with its notes, and not before."""
+        with broker.join(group) as deliveries:
+            broker.publish([message(topic, b'{"n": 1}', key="k", correlationid="c-1")], timeout=10)
+            delivery = receive(deliveries, 1, settle=False)[0]
+            noted = attrs.evolve(delivery.message, notes={"attempts": "1", "reason": "Zoë is away"})
+            begun = time.monotonic()
+            broker.set_aside([noted], group, after=self.delay, timeout=10)
+            delivery.ack()
+            again = receive(deliveries, 1)[0]
+
+        assert time.monotonic() - begun >= self.delay * 0.9
+        assert_same(noted, again.message)
+
+    def test_what_is_set_aside_for_no_time_comes_again_at_once(
+        self, broker: GroupBroker, topic: str, group: Group
+    ) -> None:
+        """With the topic it had at first, however often it was set aside."""
+        with broker.join(group) as deliveries:
+            first = IncomingMessage(topic, b"1", "application/json", "k", {"id": "1"}, {"attempts": "1"})
+            broker.set_aside([first], group, after=0, timeout=10)
+            second = attrs.evolve(receive(deliveries, 1)[0].message, notes={"attempts": "2"})
+            broker.set_aside([second], group, after=0, timeout=10)
+            third = receive(deliveries, 1)[0].message
+
+        assert_same(attrs.evolve(first, notes={"attempts": "2"}), third)
+
+    def test_what_a_group_sets_aside_is_no_others_affair(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Another group of the same topic does not receive it."""
+        other = attrs.evolve(group, name=f"{group.name}-other")
+        with broker.join(group) as mine, broker.join(other) as others:
+            broker.set_aside([IncomingMessage(topic, b"1")], group, after=0, timeout=10)
+            broker.publish([message(topic, b"2")], timeout=10)
+
+            assert {b"1", b"2"} == {each.message.body for each in receive(mine, 2)}
+            assert [b"2"] == [each.message.body for each in receive(others, 1)]
+
+    def test_a_group_has_only_its_own_delays(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Anything else is a mistake of whoever calls."""
+        broker.join(group).close()
+
+        with pytest.raises(ValueError, match=r"77"):
+            broker.set_aside([IncomingMessage(topic, b"1")], group, after=77, timeout=10)
+
+    def test_dead_letters_stay_until_they_are_removed(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Whoever only looks leaves them there, in their order; an ack removes one."""
+        letters = [IncomingMessage(topic, b"%d" % n, "text/x", None, {"id": "x"}, {"reason": "bad"}) for n in range(3)]
+        broker.join(group).close()
+        broker.set_aside(letters, group, after=None, timeout=10)
+        assert 3 == broker.backlog(group).dead
+
+        with broker.dead(group) as dead:
+            looked_at = receive(dead, 3, settle=False)
+        for letter, delivery in zip(letters, looked_at, strict=True):
+            assert_same(letter, delivery.message)
+        with broker.dead(group) as dead:
+            receive(dead, 1)
+        with broker.dead(group) as dead:
+            left = receive(dead, 2, settle=False)
+
+        assert [b"1", b"2"] == [delivery.message.body for delivery in left]
+        assert 2 == self.eventual_backlog(broker, group, dead=2).dead
+
+    def test_the_backlog_of_a_group_is_counted(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """What nobody has received, what is set aside for a while, and what is dead."""
+        broker.join(group).close()
+        broker.publish([message(topic) for _ in range(3)], timeout=10)
+        broker.set_aside([IncomingMessage(topic, b"1")], group, after=None, timeout=10)
+
+        backlog = self.eventual_backlog(broker, group, waiting=3, dead=1)
+
+        assert (3, 0, 1) == (sum(backlog.waiting.values()), backlog.delayed, backlog.dead)
+
+    def test_what_was_in_hand_before_says_so(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Whoever left without settling it may have died of it."""
+        with broker.join(group) as deliveries:
+            broker.publish([message(topic, b"1")], timeout=10)
+            delivery = receive(deliveries, 1, settle=False)[0]
+            assert not delivery.lapsed
+        with broker.join(group) as deliveries:
+            again = receive(deliveries, 1)[0]
+
+        assert delivery.lapsed
+        assert again.redeliveries >= 1
+        assert again.origin
+
+    def test_resting_keeps_what_is_in_hand_and_receives_nothing(
+        self, broker: GroupBroker, topic: str, group: Group
+    ) -> None:
+        """Whoever has enough to do calls `rest` now and then, and goes on later."""
+        with broker.join(group) as deliveries:
+            broker.publish([message(topic, b"%d" % n) for n in range(20)], timeout=10)
+            held = receive(deliveries, 2, settle=False)
+            until = time.monotonic() + 1.5
+            while time.monotonic() < until:
+                deliveries.rest()
+            for delivery in held:
+                assert not delivery.lapsed
+                delivery.ack()
+            received = held + receive(deliveries, 18)
+
+        assert {b"%d" % n for n in range(20)} == {delivery.message.body for delivery in received}
+
+    def test_a_key_keeps_its_order_however_many_receive(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """What one subscription leaves unsettled, the other one receives before what comes after it."""
+        with broker.join(group) as one, broker.join(group) as other:
+            broker.publish([message(topic, b"%d" % n, key="k") for n in range(4)], timeout=10)
+            first, holder, heir = first_of(one, other)
+            assert b"0" == first.message.body
+            assert heir.receive(timeout=0.3) is None
+            first.ack()
+            holder.rest()
+            holder.close()
+            bodies = [each.message.body for each in receive(heir, 3)]
+
+        # The ack may have come too late to be heard.
+        assert [b"1", b"2", b"3"] == [body for body in bodies if body != b"0"][:3] or [b"0", b"1", b"2"] == bodies
+
+    def test_what_is_too_large_for_a_header_is_cut_and_the_body_is_not(
+        self, broker: GroupBroker, topic: str, group: Group
+    ) -> None:
+        """A dead letter is never lost because somebody has sent huge headers, or an error is long."""
+        body = b"x" * 100_000
+        attributes = {"id": "1", "source": "s", "huge": "h" * 120_000, **{f"many{n}": "v" * 500 for n in range(100)}}
+        huge = IncomingMessage(
+            topic, body, "text/plain", "k" * 300, attributes, {"reason": "why", "error": "é" * 50_000}
+        )
+        broker.join(group).close()
+
+        broker.set_aside([huge], group, after=None, timeout=10)
+
+        with broker.dead(group) as dead:
+            kept = receive(dead, 1)[0].message
+        assert body == kept.body
+        assert "why" == kept.notes["reason"]
+        assert kept.notes["error"].startswith("ééé")
+        assert topic == kept.topic
+
+    def test_what_a_group_needs_is_made_once_and_seen(self, broker: GroupBroker, group: Group) -> None:
+        """Looking makes nothing; making it twice is as good as once."""
+        assert "missing" in {piece.state for piece in broker.topology(group)}
+
+        broker.build(group)
+        built = broker.build(group)
+
+        assert {piece.state for piece in built} <= {"there", "unknown"}
+        assert {piece.state for piece in broker.topology(group)} <= {"there", "unknown"}
+        assert {piece.name for piece in built} == {piece.name for piece in broker.topology(group)}
+
+    def eventual_backlog(
+        self, broker: GroupBroker, group: Group, *, waiting: int | None = None, dead: int | None = None
+    ) -> GroupBacklog:
+        """Return the backlog once it is what it is to be, or as it is after ten seconds: brokers count late."""
+        until = time.monotonic() + 10
+        while True:
+            backlog = broker.backlog(group)
+            is_there = waiting in {None, sum(backlog.waiting.values())} and dead in {None, backlog.dead}
+            if is_there or time.monotonic() > until:
+                return backlog
+
+
+def first_of(one: Subscription, other: Subscription) -> tuple[Delivery, Subscription, Subscription]:
+    """Receive from whichever of two gets something; returns the delivery, who has it, and who has not."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for holder, heir in ((one, other), (other, one)):
+            delivery = holder.receive(timeout=0.2)
+            if delivery is not None:
+                return delivery, holder, heir
+    raise AssertionError("nothing came within 30 s")
+
+
+def assert_same(sent: IncomingMessage, received: IncomingMessage) -> None:
+    """Assert that a message came back as it was set aside."""
+    assert sent.topic == received.topic
+    assert sent.body == received.body
+    assert sent.key == received.key
+    assert sent.content_type == received.content_type
+    assert dict(sent.attributes) == dict(received.attributes)
+    assert dict(sent.notes) == {name: received.notes[name] for name in sent.notes}

@@ -10,6 +10,7 @@ from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.errors import Closed
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap
@@ -34,7 +35,10 @@ class EventMediator:
     ) -> None:
         #: What dispatches its events, and those of the requests of the same mediator.
         self.dispatcher = dispatcher
-        self._event_map = event_map
+        #: The events that have handlers here.
+        self.event_map = event_map
+        #: Remembers what was done; None without an inbox.
+        self.inbox: Inbox | None = None
         self._serializer = serializer or JsonSerializer()
         self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
         self._closed = False
@@ -66,12 +70,17 @@ class EventMediator:
         """Refuse further events; the threads and the broker belong to whoever made them."""
         self._closed = True
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("this mediator is closed")
 
     def _handle(self, message: IncomingMessage) -> None:
-        event, attributes = self._serializer.load(message, self._event_map.types)
+        event, attributes = self._serializer.load(message, self.event_map.types)
         with context.continuing(attributes):
             self.dispatcher.dispatch(event, emit=False)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import re
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -21,12 +20,11 @@ import attrs
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import EventTooLarge
+from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
 from cqrs_sync.transactions import Transactions
 
 #: Characters that topics, keys, ids, types and content types may have.
 LONGEST = 255
-#: Characters of an error that are kept.
-LONGEST_ERROR = 2000
 
 
 @attrs.frozen
@@ -98,7 +96,7 @@ class Outcome:
         blocks: bool = True,
     ) -> Outcome:
         """Make the outcome of a failed attempt: to be claimed again `after` seconds, dead where that is None."""
-        words = error if isinstance(error, str) else _words(error)
+        words = error if isinstance(error, str) else words_of(error)
         return cls(
             claimed,
             Verdict.DEAD if after is None else Verdict.AGAIN,
@@ -106,7 +104,7 @@ class Outcome:
             counted=counted,
             blocks=blocks,
             reason=reason_of(words),
-            error=_printable(words)[:LONGEST_ERROR],
+            error=printable(words)[:LONGEST_ERROR],
         )
 
 
@@ -271,21 +269,3 @@ def check_size(message: OutgoingMessage, max_bytes: int) -> None:
         text = getattr(message, what) or ""
         if len(text) > LONGEST or "\0" in text:
             raise EventTooLarge(f"the {what} of {message.type:.50} has more than {LONGEST} characters, or a NUL in it")
-
-
-def reason_of(words: str) -> str:
-    """Reduce an error to what it has in common with others: without numbers, ids and quotations."""
-    line = _printable(words.strip().partition("\n")[0])
-    line = re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+", "…", line)
-    return line[:LONGEST]
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 -- an error that cannot say what is wrong is no reason to lose its delivery
-        return f"{type(error).__name__}, which cannot be shown"
-
-
-def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() or each == "\n" else f"\\x{ord(each):02x}" for each in text)

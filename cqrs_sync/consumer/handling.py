@@ -1,0 +1,265 @@
+"""Handle one received message, and decide what becomes of it where that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import attrs
+
+from cqrs_sync.broker import Delivery, Group, GroupBroker, IncomingMessage
+from cqrs_sync.consumer.lanes import InHand, Lanes
+from cqrs_sync.consumer.outage import Outage, may_pass
+from cqrs_sync.consumer.tiers import Tiers, Unknown
+from cqrs_sync.errors import CqrsError, EventsFailed, Fatal, MalformedMessage, Retryable, UnknownMessageType
+from cqrs_sync.inbox import LONGEST, Inbox
+from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until setting aside is tried again.
+_AGAIN = 1.0
+#: Seconds for which a message of an unknown type is parked, all in all.
+_PARKED = 86_400
+#: How often a message is begun until it is begun with nothing beside it.
+_ALONE_FROM = 3
+#: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed.
+_WITHOUT_INBOX = 20
+_MOST_ATTEMPTS = 1_000_000
+#: Unknown types that are told of, at most: anybody may make up names.
+_MOST_SAID = 1000
+
+
+@attrs.define
+class Counts:
+    """What became of messages, for those who watch."""
+
+    #: Handled, and acked.
+    handled: int = 0
+    #: Set aside to be tried again.
+    delayed: int = 0
+    #: Dead letters.
+    dead: int = 0
+    #: Dropped: of unknown types, where the policy is to ack them.
+    dropped: int = 0
+
+    @property
+    def settled(self) -> int:
+        """All that is out of hand."""
+        return self.handled + self.delayed + self.dead + self.dropped
+
+
+@attrs.frozen
+class Rules:
+    """What becomes of messages that cannot be handled."""
+
+    tiers: Tiers
+    unknown: Unknown
+    #: A message that was begun so often by processes that died is a dead letter.
+    crashes: int
+
+
+class Handling:
+    """
+    Handles messages in hand; `receive` is what handles one, and raises where it fails.
+
+    Attempts are counted in the notes of a message when it is set aside. One that was in hand when a process died
+    is counted in the inbox before it is begun again.
+    """
+
+    def __init__(
+        self,
+        receive: Callable[[IncomingMessage], object],
+        lanes: Lanes,
+        *,
+        broker: GroupBroker,
+        group: Group,
+        rules: Rules,
+        outage: Outage,
+        inbox: Inbox | None,
+        counts: Counts,
+    ) -> None:
+        self._receive = receive
+        self._lanes = lanes
+        self._broker = broker
+        self._group = group
+        self._rules = rules
+        self._outage = outage
+        self._inbox = inbox
+        self._counts = counts
+        self._said_unknown: set[str] = set()
+
+    def attend(self, item: InHand) -> float | None:
+        """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
+        if item.delivery.lapsed:
+            # Whoever has it now handles it.
+            return None
+        pause = None if item.aside is not None else self._try(item)
+        return pause if item.aside is None else self._set_aside(item)
+
+    def _try(self, item: InHand) -> float | None:
+        """Handle it; where that fails, decide where it goes, or return the seconds to wait."""
+        try:
+            if item.delivery.redeliveries and not item.begun_before and not self._begin_counted(item):
+                return 0.0
+            self._receive(item.delivery.message)
+        except UnknownMessageType as error:
+            self._unknown(item, error)
+        except MalformedMessage as error:
+            self._give_up(item, error)
+        except BaseException as error:  # noqa: BLE001 -- what is no Exception is a failure of this message as well
+            return self._failed(item, error)
+        else:
+            self._succeeded(item)
+        return None
+
+    def _succeeded(self, item: InHand) -> None:
+        item.is_done = True
+        self._counts.handled += 1
+        if self._outage.note_success():
+            self._lanes.hurry()
+        self._forget(item, at_least=2)
+
+    def _begin_counted(self, item: InHand) -> bool:
+        """Count it as begun; False where it is not to be handled now."""
+        most = self._rules.crashes if self._inbox is not None else _WITHOUT_INBOX
+        begun = item.delivery.redeliveries if self._inbox is None else self._inbox.attempt(item.identity)
+        item.begun_before = begun
+        if begun > most:
+            words = f"it was begun {begun - 1} times, and no process lived to finish it"
+            self._give_up(item, words)
+            self._forget(item)
+            return False
+        if begun >= _ALONE_FROM:
+            # What ends its process is not to take others along, which would be counted for it.
+            item.is_alone = True
+            return False
+        return True
+
+    def _forget(self, item: InHand, at_least: int = 1) -> None:
+        if self._inbox is None or item.begun_before < at_least:
+            return
+        try:
+            self._inbox.forget_attempts(item.identity)
+        except Exception as error:  # noqa: BLE001 -- it is done all the same
+            logger.warning("attempts at %s cannot be forgotten: %s", item.identity, error)
+
+    def _failed(self, item: InHand, error: BaseException) -> float | None:
+        if _is_fatal(error):
+            self._give_up(item, error)
+            return None
+        self._outage.note_failure(error)
+        if self._outage.is_on:
+            self._lanes.hold(self._outage.pause())
+            if may_pass(error):
+                # It goes behind all others: the next look is another one's.
+                return 0.0
+        item.attempts += 1
+        pause = self._rules.tiers.pause(item.attempts, _wish(error))
+        if pause is None:
+            self._give_up(item, error)
+            return None
+        logger.warning(
+            "%s failed, attempt %d, again in %.1f s: %s",
+            *(_title(item), item.attempts, pause.seconds, reason_of(words_of(error))),
+        )
+        if pause.in_hand:
+            return pause.seconds
+        self._decide(item, error, pause.seconds)
+        return None
+
+    def _give_up(self, item: InHand, error: BaseException | str) -> None:
+        item.attempts = max(1, item.attempts)
+        self._decide(item, error, None)
+
+    def _unknown(self, item: InHand, error: UnknownMessageType) -> None:
+        policy, name = self._rules.unknown, item.delivery.message.attributes.get("type", "?")[:200]
+        if name not in self._said_unknown and len(self._said_unknown) < _MOST_SAID:
+            self._said_unknown.add(name)
+            logger.warning("%s: the policy is to %s such messages (unknown=...)", error, policy.value)
+        delays = self._group.delays
+        rounds = _number(item.delivery.message.notes.get("parked"))
+        if policy is Unknown.ACK:
+            item.is_done = True
+            self._counts.dropped += 1
+        elif policy is Unknown.DEAD_LETTER or not delays or rounds * delays[-1] >= _PARKED:
+            self._give_up(item, error)
+        else:
+            self._decide(item, error, delays[-1], parked=str(rounds + 1))
+
+    def _decide(self, item: InHand, error: BaseException | str, delay: float | None, **notes: str) -> None:
+        """Note what happened, and where the message is to go."""
+        message = item.delivery.message
+        words = error if isinstance(error, str) else words_of(error)
+        noted = {
+            **{name: text for name, text in message.notes.items() if name != "parked"},
+            "attempts": str(item.attempts),
+            "reason": reason_of(words),
+            "error": printable(words)[:LONGEST_ERROR],
+            "group": self._group.name,
+            "origin": message.notes.get("origin") or item.delivery.origin,
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **notes,
+        }
+        if isinstance(error, EventsFailed):
+            noted["handlers"] = ", ".join(sorted({failure.handler for failure in error.failures}))
+        item.aside = attrs.evolve(message, notes=noted), delay
+
+    def _set_aside(self, item: InHand) -> float | None:
+        assert item.aside is not None
+        message, delay = item.aside
+        try:
+            self._broker.set_aside([message], self._group, after=delay)
+        except CqrsError as error:
+            logger.warning("%s cannot be set aside, it is tried again: %s", _title(item), error)
+            return _AGAIN
+        item.is_done = True
+        if delay is None:
+            self._counts.dead += 1
+            logger.error(
+                "%s from %s is a dead letter after %s attempt(s): %s",
+                *(_title(item), item.delivery.origin, message.notes["attempts"], message.notes["reason"]),
+            )
+        else:
+            self._counts.delayed += 1
+        return None
+
+
+def in_hand(delivery: Delivery) -> InHand:
+    """Take a delivery in hand; nothing in its message is to be trusted."""
+    message = delivery.message
+    attributes = message.attributes
+    identity = f"{attributes.get('source', '')} {attributes.get('id', '')}"
+    if identity == " " or len(identity) > LONGEST or "\0" in identity:
+        # Its attributes are in its body, or it has none that could name it.
+        named = f"{identity} {message.topic} {message.key}".encode(errors="surrogatepass")
+        identity = f"blake2b {hashlib.blake2b(named + message.body, digest_size=32).hexdigest()}"
+    key = None if message.key is None else (message.topic, message.key)
+    return InHand(delivery, key, identity, _number(message.notes.get("attempts")))
+
+
+def _is_fatal(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_fatal, error.exceptions))
+    return isinstance(error, Fatal)
+
+
+def _number(text: str | None) -> int:
+    """Read a number that anybody may have written."""
+    if text is None or not (text.isascii() and text.isdigit()):
+        return 0
+    return min(int(text[:7]), _MOST_ATTEMPTS)
+
+
+def _title(item: InHand) -> str:
+    attributes = item.delivery.message.attributes
+    return f"{attributes.get('type', 'a message of no type')[:100]!r} {attributes.get('id', '')[:100]!r}"
+
+
+def _wish(error: BaseException) -> float:
+    """Return the seconds that an error asks to be given."""
+    if isinstance(error, BaseExceptionGroup):
+        return max(map(_wish, error.exceptions))
+    return (error.after or 0.0) if isinstance(error, Retryable) else 0.0

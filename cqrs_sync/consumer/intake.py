@@ -1,0 +1,172 @@
+"""The thread that talks to the broker: it takes messages in, and settles those that are done."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from cqrs_sync.broker import Delivery, Subscription
+from cqrs_sync.consumer.handling import in_hand
+from cqrs_sync.consumer.lanes import Lanes, Taken
+from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
+
+logger = logging.getLogger(__name__)
+
+#: Seconds it waits for a message where something is in hand, and where nothing is.
+_BUSY, _IDLE = 0.05, 0.5
+#: Seconds between two signs of life where enough is in hand.
+_SIGN = 0.2
+#: Messages it takes in before it looks at what is done.
+_RUN = 64
+#: Seconds between attempts to reach the broker, at first and at most.
+_FIRST, _CEILING = 0.25, 5.0
+#: Seconds between two lines in the log about the same outage.
+_SAID_AGAIN = 30.0
+
+
+class Intake:
+    """
+    Receives from one subscription in a thread of its own, never more than `most` messages at a time.
+
+    Handlers never keep it: heartbeats and polls go on while they work. A subscription that is lost is made again.
+    """
+
+    def __init__(self, join: Callable[[], Subscription], most: int, serve: Callable[[], object]) -> None:
+        """Call `serve` whenever there may be something to be taken from the lanes."""
+        self._join = join
+        #: What is in hand.
+        self.lanes = Lanes(self.settle_soon)
+        self._most = most
+        self._serve = serve
+        self._subscription: Subscription | None = None
+        self._finished: deque[Delivery] = deque()
+        self._news = threading.Event()
+        self._ending = False
+        self._until = 0.0
+        self._failures = 0
+        self._said = 0.0
+        self._waits = False
+        self._thread = threading.Thread(target=self._run, name="cqrs-intake", daemon=True)
+        #: Why it cannot go on, where that is for good.
+        self.hopeless: ConfigurationError | None = None
+        #: When it last heard from the broker, and when it was last seen alive; by `time.monotonic`.
+        self.heard_at = self.alive_at = time.monotonic()
+        #: Messages that came in.
+        self.received = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it receives, as far as it knows."""
+        return self._subscription is not None and not self._failures
+
+    def start(self) -> None:
+        """Start the thread. Raises RuntimeError where the system gives none."""
+        self._thread.start()
+
+    def settle_soon(self, delivery: Delivery) -> None:
+        """Let a message be settled; called by any thread."""
+        self._finished.append(delivery)
+        if self._waits:
+            self._news.set()
+
+    def end(self, until: float) -> None:
+        """Receive nothing more; settle what is done by then, and leave, at the latest at that moment."""
+        self._until = until
+        self._ending = True
+        self._news.set()
+
+    def join(self, until: float) -> bool:
+        """Wait for its end until a moment by `time.monotonic`."""
+        # One that was never started has ended.
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, until - time.monotonic()))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not (self._ending and self._is_over()):
+            self.alive_at = time.monotonic()
+            try:
+                self._step()
+            except ConfigurationError as error:
+                logger.error("the consumer cannot go on: %s", error)  # noqa: TRY400 -- it says all
+                self.hopeless = error
+                break
+            except CqrsError as error:
+                self._lost(error)
+            except BaseException:
+                logger.exception("the intake failed, and goes on with a new subscription")
+                self._leave()
+                self._lost(None)
+        self._leave()
+
+    def _is_over(self) -> bool:
+        return (not self.lanes.running() and not self._finished) or time.monotonic() >= self._until
+
+    def _step(self) -> None:
+        self._news.clear()
+        if self._subscription is None and not self._ending:
+            self._subscription = self._join()
+        self._settle()
+        if self._ending or len(self.lanes) >= self._most:
+            self._rest()
+        else:
+            self._take_in()
+        self.heard_at = time.monotonic()
+        if self._failures:
+            logger.warning("messages are received again")
+            self._failures = 0
+        self._serve()
+
+    def _settle(self) -> None:
+        finished = self._finished
+        while finished:
+            delivery = finished.popleft()
+            delivery.ack()
+
+    def _rest(self) -> None:
+        if self._subscription is not None:
+            self._subscription.rest()
+        self._waits = True
+        if not self._finished:
+            self._news.wait(_SIGN)
+        self._waits = False
+
+    def _take_in(self) -> None:
+        assert self._subscription is not None
+        receive, room = self._subscription.receive, min(_RUN, self._most - len(self.lanes))
+        delivery = receive(_BUSY if len(self.lanes) else _IDLE)
+        while delivery is not None:
+            self._put(delivery)
+            room -= 1
+            if room <= 0 or self._ending:
+                break
+            delivery = receive(0)
+
+    def _put(self, delivery: Delivery) -> None:
+        self.received += 1
+        if self.lanes.put(in_hand(delivery)) is Taken.DONE:
+            delivery.ack()
+
+    def _lost(self, error: CqrsError | None) -> None:
+        if isinstance(error, Closed):
+            self._leave()
+        self._failures += 1
+        now = time.monotonic()
+        if self._failures == 1 or now - self._said > _SAID_AGAIN:
+            self._said = now
+            logger.warning("nothing is received, it is tried again: %s", error)
+        pause = min(_CEILING, _FIRST * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+        self._news.wait(pause)
+
+    def _leave(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            try:
+                self._settle()
+                subscription.close()
+            except Exception as error:  # noqa: BLE001 -- it is left all the same
+                logger.warning("the subscription was not closed well: %s", error)

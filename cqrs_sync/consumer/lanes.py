@@ -1,0 +1,205 @@
+"""What is in hand: of each key one message at a time, in the order they came."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+
+from cqrs_sync.broker import Delivery, IncomingMessage
+
+#: What keeps order among its messages; None is order of no kind.
+Key: TypeAlias = "tuple[str, str] | None"
+
+
+#: Messages that were done after their delivery had lapsed, and may come once more: so many are remembered.
+_REMEMBERED = 1000
+
+
+class Taken(Enum):
+    """What became of a message that came in."""
+
+    #: It waits for its turn.
+    WAITS = "waits"
+    #: It is in hand already, and was delivered again: it has the new delivery now.
+    ADOPTED = "adopted"
+    #: It was done meanwhile: it is to be settled.
+    DONE = "done"
+
+
+@attrs.define(eq=False)
+class InHand:
+    """A message in hand."""
+
+    delivery: Delivery
+    key: Key
+    #: What names it, wherever it comes from.
+    identity: str
+    #: Attempts that failed, those before it was set aside as well.
+    attempts: int = 0
+    #: How often it was begun, this time included, where it was delivered before; 0 where it was not counted.
+    begun_before: int = 0
+    #: Nothing else is to run beside it.
+    is_alone: bool = False
+    #: Setting it aside, where that is all there is left to do.
+    aside: tuple[IncomingMessage, float | None] | None = None
+    #: It was handled, or set aside.
+    is_done: bool = False
+    #: When it was begun, by `time.monotonic`, and by which thread.
+    begun: float = 0.0
+    thread: int | None = None
+
+
+class Lanes:
+    """
+    Hands messages to whoever has time: of each key the next one when the one before is done.
+
+    A message that is to wait holds up its key and no other. `settle` is called with the delivery of each
+    message that is done, under the lock: it must not wait.
+    """
+
+    def __init__(self, settle: Callable[[Delivery], object]) -> None:
+        self._settle = settle
+        self._lock = threading.Lock()
+        self._lanes: dict[Key, deque[InHand]] = {}
+        # Messages at the head of their lanes that may be taken, and those that wait until a moment.
+        self._ready: deque[InHand] = deque()
+        self._later: list[tuple[float, int, InHand]] = []
+        self._numbers = itertools.count()
+        self._running: dict[int, InHand] = {}
+        self._by_identity: dict[str, InHand] = {}
+        self._done_late: dict[str, None] = {}
+        self._held_until = 0.0
+        self._has_one_alone = False
+        self._is_closed = False
+        #: When something was taken last, by `time.monotonic`.
+        self.taken_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._by_identity)
+
+    @property
+    def ready(self) -> int:
+        """How many may be taken now, if there were room."""
+        return len(self._ready)
+
+    def put(self, item: InHand) -> Taken:
+        """Take a message in hand."""
+        with self._lock:
+            known = self._by_identity.get(item.identity)
+            if known is not None:
+                if known.delivery.lapsed:
+                    known.delivery = item.delivery
+                    return Taken.ADOPTED
+                # A copy: it has to wait for its turn like any other.
+                item.identity = f"{item.identity} {next(self._numbers)}"
+            elif self._done_late and item.delivery.redeliveries and item.identity in self._done_late:
+                del self._done_late[item.identity]
+                return Taken.DONE
+            self._by_identity[item.identity] = item
+            lane = None if item.key is None else self._lanes.get(item.key)
+            if lane is not None:
+                lane.append(item)
+                return Taken.WAITS
+            if item.key is not None:
+                self._lanes[item.key] = deque((item,))
+            self._ready.append(item)
+            return Taken.WAITS
+
+    def take(self, most: int) -> InHand | None:
+        """Take the next message, None where there is none, or where `most` are out already."""
+        with self._lock:
+            if self._later:
+                self._wake_due()
+            if not self._ready or self._is_closed or len(self._running) >= most or self._has_one_alone:
+                return None
+            if self._held_until and time.monotonic() < self._held_until:
+                return None
+            item = self._ready[0]
+            if item.is_alone:
+                if self._running:
+                    return None
+                self._has_one_alone = True
+            self._ready.popleft()
+            self._running[id(item)] = item
+            self.taken_at = item.begun = time.monotonic()
+            return item
+
+    def done(self, item: InHand) -> None:
+        """Let a message be settled, and let go of it: the next one of its key may be taken."""
+        with self._lock:
+            if item.is_done and item.delivery.lapsed:
+                self._remember(item.identity)
+            # Before it counts as out of hand: whoever waits for that leaves then.
+            self._settle(item.delivery)
+            self._leave(item)
+            self._by_identity.pop(item.identity, None)
+            if item.key is None:
+                return
+            lane = self._lanes[item.key]
+            lane.popleft()
+            if lane:
+                self._ready.append(lane[0])
+            else:
+                del self._lanes[item.key]
+
+    def again(self, item: InHand, pause: float) -> None:
+        """Give a message back, to be taken again after `pause` seconds; its key waits for it."""
+        with self._lock:
+            self._leave(item)
+            if pause > 0:
+                heapq.heappush(self._later, (time.monotonic() + pause, next(self._numbers), item))
+            else:
+                self._ready.append(item)
+
+    def hold(self, pause: float) -> None:
+        """Hand out nothing for so many seconds."""
+        with self._lock:
+            self._held_until = time.monotonic() + pause
+
+    def hurry(self) -> None:
+        """Let nothing wait any longer."""
+        with self._lock:
+            self._held_until = 0.0
+            while self._later:
+                self._ready.append(heapq.heappop(self._later)[2])
+
+    def may_take(self, most: int) -> bool:
+        """Tell whether something could be taken now, where `most` may be out at a time."""
+        with self._lock:
+            now = time.monotonic()
+            is_due = bool(self._ready) or bool(self._later and self._later[0][0] <= now)
+            return is_due and now >= self._held_until and not self._is_closed and len(self._running) < most
+
+    def close(self) -> None:
+        """Hand out nothing more; what runs goes on."""
+        with self._lock:
+            self._is_closed = True
+
+    def running(self) -> list[InHand]:
+        """Return what was taken and is not done."""
+        with self._lock:
+            return list(self._running.values())
+
+    def _leave(self, item: InHand) -> None:
+        self._running.pop(id(item), None)
+        item.thread = None
+        if item.is_alone:
+            self._has_one_alone = False
+
+    def _remember(self, identity: str) -> None:
+        self._done_late[identity] = None
+        if len(self._done_late) > _REMEMBERED:
+            del self._done_late[next(iter(self._done_late))]
+
+    def _wake_due(self) -> None:
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            self._ready.append(heapq.heappop(self._later)[2])

@@ -1,0 +1,79 @@
+"""Consumers on a broker in memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+import pytest
+from attrs import frozen
+
+import cqrs_sync as cqrs
+from cqrs_sync.consumer import Consumer, Tiers
+from cqrs_sync.memory import MemoryBroker
+
+
+@frozen
+class Joined(cqrs.NotificationEvent, topic="meetings", name="meeting.joined", key="meeting"):
+    meeting: str
+    number: int
+
+
+@frozen
+class Noticed(cqrs.NotificationEvent, topic="meetings", name="meeting.noticed"):
+    number: int
+
+
+class Workshop:
+    """A publisher, consumers of one group, and what their handlers have seen."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker()
+        self.publisher = cqrs.bootstrap(broker=self.broker)
+        self.seen: dict[str, list[int]] = defaultdict(list)
+        self.changed = threading.Condition()
+        self.react = lambda event: None
+        self.consumers: list[Consumer] = []
+        self.mediators = []
+
+    def handle(self, event) -> None:
+        self.react(event)
+        with self.changed:
+            self.seen[getattr(event, "meeting", "")].append(event.number)
+            self.changed.notify_all()
+
+    def consumer(self, *types, threads=8, group="reports", inbox=None, **options) -> Consumer:
+        events = cqrs.EventMap()
+        for event_type in types or (Joined, Noticed):
+            events.bind(event_type, self.handle)
+        mediator = cqrs.bootstrap(events=events, broker=self.broker, threads=threads)
+        mediator.events.inbox = inbox
+        options.setdefault("tiers", Tiers(inline=(0.01, 0.01), delayed=(0.1, 0.2)))
+        consumer = Consumer(mediator, group, **options)
+        # Messages wait for a group from its first subscription on.
+        self.broker.join(consumer.group).close()
+        self.consumers.append(consumer)
+        self.mediators.append(mediator)
+        return consumer
+
+    def publish(self, *events) -> None:
+        for event in events:
+            self.publisher.events.send(event)
+
+    def wait_for(self, count: int, timeout: float = 30.0) -> None:
+        with self.changed:
+            done = self.changed.wait_for(lambda: sum(map(len, self.seen.values())) >= count, timeout)
+        assert done, f"{sum(map(len, self.seen.values()))} of {count} were handled within {timeout} s"
+
+    def close(self) -> None:
+        for consumer in self.consumers:
+            consumer.stop(5)
+        for mediator in [*self.mediators, self.publisher]:
+            mediator.close()
+
+
+@pytest.fixture
+def workshop():
+    workshop = Workshop()
+    yield workshop
+    workshop.close()

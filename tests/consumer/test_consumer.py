@@ -1,0 +1,529 @@
+"""A consumer handles what its group receives, and decides what becomes of what fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import attrs
+import pytest
+
+import cqrs_sync as cqrs
+from cqrs_sync.broker import Group, IncomingMessage
+from cqrs_sync.consumer import Consumer, Tiers, Unknown
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
+from cqrs_sync.memory import MemoryBroker
+from tests.consumer.conftest import Joined, Noticed
+from tests.waiting import eventually
+
+
+def joined(count, meetings=1):
+    return [Joined(f"m{number % meetings}", number) for number in range(count)]
+
+
+def dead_letters(workshop, consumer):
+    found = []
+    with workshop.broker.dead(consumer.group) as letters:
+        while (delivery := letters.receive(timeout=0)) is not None:
+            found.append(delivery.message)
+    return found
+
+
+def test_of_each_key_messages_are_handled_in_order_and_keys_side_by_side(workshop):
+    together, most = [], []
+    lock = threading.Lock()
+
+    def react(event):
+        with lock:
+            together.append(event.meeting)
+            most.append(len(together))
+            assert len(together) == len(set(together))
+        threading.Event().wait(0.001)
+        with lock:
+            together.remove(event.meeting)
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=8)
+    workshop.publish(*joined(400, meetings=20))
+    consumer.start()
+    workshop.wait_for(400)
+
+    assert 20 == len(workshop.seen)
+    assert all(numbers == sorted(numbers) for numbers in workshop.seen.values())
+    assert max(most) > 2
+
+
+def test_messages_without_a_key_wait_for_no_one(workshop):
+    """One that takes long holds up no other."""
+    release = threading.Event()
+    workshop.react = lambda event: release.wait(20) if event.number == 0 else None
+    consumer = workshop.consumer(threads=2)
+    workshop.publish(*[Noticed(number) for number in range(50)])
+    consumer.start()
+
+    workshop.wait_for(49)
+    release.set()
+    workshop.wait_for(50)
+
+
+def test_a_slow_handler_gets_company_even_where_handlers_were_quick_so_far(workshop):
+    """Quick handlers are served by few threads; a slow one among them holds up nobody for long."""
+    release = threading.Event()
+    workshop.react = lambda event: release.wait(20) if event.number == 500 else None
+    consumer = workshop.consumer(threads=4)
+    workshop.publish(*[Noticed(number) for number in range(1000)])
+    consumer.start()
+
+    workshop.wait_for(999, timeout=10)
+    release.set()
+    workshop.wait_for(1000)
+
+
+def test_a_failed_message_is_tried_again_in_its_place(workshop):
+    """What comes after it with its key waits for it, others do not."""
+    failures = iter([True, True])
+    workshop.react = lambda event: event.number == 1 and next(failures, False) and _fail()
+    consumer = workshop.consumer()
+    workshop.publish(*joined(5), Joined("other", 9))
+    consumer.start()
+    workshop.wait_for(6)
+
+    assert [0, 1, 2, 3, 4] == workshop.seen["m0"]
+    assert 0 == consumer.counts.delayed
+
+
+def test_after_the_inline_attempts_the_broker_keeps_it(workshop):
+    """Meanwhile what comes after it with its key goes on, and it is not in hand."""
+    failures = iter([True] * 3)
+    workshop.react = lambda event: event.number == 1 and next(failures, False) and _fail()
+    consumer = workshop.consumer()
+    workshop.publish(*joined(5))
+    consumer.start()
+    workshop.wait_for(5)
+
+    assert [0, 2, 3, 4, 1] == workshop.seen["m0"]
+    assert 1 == consumer.counts.delayed
+
+
+def test_after_the_last_attempt_it_is_a_dead_letter_that_says_why(workshop):
+    """With its reason, how often it was tried, where it came from and which handlers failed."""
+    tries = []
+
+    def react(event):
+        if event.number == 1:
+            tries.append(event)
+            raise ValueError("no meeting 4711")
+
+    workshop.react = react
+    consumer = workshop.consumer()
+    workshop.publish(*joined(3))
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    (letter,) = dead_letters(workshop, consumer)
+    assert 5 == len(tries) == consumer._handling._rules.tiers.attempts
+    assert "5" == letter.notes["attempts"]
+    assert "ValueError: no meeting …" in letter.notes["reason"]
+    assert "ValueError: no meeting 4711" in letter.notes["error"]
+    assert "Workshop.handle" in letter.notes["handlers"]
+    assert ("reports", "meetings") == (letter.notes["group"], letter.topic)
+    assert letter.notes["origin"]
+
+
+def test_a_fatal_error_is_not_tried_again(workshop):
+    tries = []
+
+    def react(event):
+        tries.append(event)
+        raise Fatal("this order was cancelled")
+
+    workshop.react = react
+    consumer = workshop.consumer()
+    workshop.publish(*joined(1))
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    assert 1 == len(tries)
+    assert "1" == dead_letters(workshop, consumer)[0].notes["attempts"]
+
+
+def test_a_retryable_error_says_how_long_to_wait(workshop):
+    begun = []
+
+    def react(event):
+        begun.append(time.monotonic())
+        if len(begun) == 1:
+            raise Retryable("the limit is reached", after=0.4)
+
+    workshop.react = react
+    consumer = workshop.consumer()
+    workshop.publish(*joined(1))
+    consumer.start()
+    workshop.wait_for(1)
+
+    assert begun[1] - begun[0] >= 0.4
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        IncomingMessage("meetings", b"\xff\xfe{"),
+        IncomingMessage("meetings", b"[" * 100_000, attributes={"id": "1", "source": "s", "type": "meeting.joined"}),
+        IncomingMessage("meetings", b"{}", attributes={"id": "\0", "source": "s", "type": "meeting.joined"}),
+        IncomingMessage("meetings", b"{}", attributes={"specversion": "1.0", "id": "1", "type": "os.system"}),
+        IncomingMessage("meetings", b"{}", attributes={}, key="\0" * 500, notes={"attempts": "-9" * 9999}),
+    ],
+    ids=["bytes", "deep", "fields", "no-source", "nothing"],
+)
+def test_bad_messages_are_dead_letters_at_once_and_others_go_on(workshop, message):
+    consumer = workshop.consumer()
+    workshop.broker.set_aside([message], consumer.group, after=0)
+    workshop.publish(*joined(1))
+    consumer.start()
+    workshop.wait_for(1)
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    letter = dead_letters(workshop, consumer)[0]
+    assert message.body == letter.body
+    assert "MalformedMessage" in letter.notes["reason"]
+
+
+@pytest.mark.parametrize("unknown", list(Unknown))
+def test_messages_of_unknown_types_are_parked_dropped_or_dead(workshop, unknown):
+    consumer = workshop.consumer(Noticed, unknown=unknown)
+    workshop.publish(*joined(1), Noticed(1))
+    consumer.start()
+    workshop.wait_for(1)
+    counts = {Unknown.PARK: "delayed", Unknown.ACK: "dropped", Unknown.DEAD_LETTER: "dead"}
+    eventually(lambda: getattr(consumer.counts, counts[unknown]) >= 1, timeout=10)
+    consumer.stop()
+
+    backlog = workshop.broker.backlog(consumer.group)
+    left = sum(backlog.waiting.values()) + backlog.delayed, backlog.dead
+    assert {Unknown.PARK: (1, 0), Unknown.ACK: (0, 0), Unknown.DEAD_LETTER: (0, 1)}[unknown] == left
+
+
+def test_what_was_parked_is_handled_by_a_build_that_knows_it(workshop):
+    old = workshop.consumer(Noticed)
+    workshop.publish(*joined(3))
+    old.start()
+    eventually(lambda: old.counts.delayed >= 3, timeout=10)
+    old.stop()
+    workshop.consumer(Joined, Noticed).start()
+
+    workshop.wait_for(3)
+
+
+def test_an_unknown_type_is_not_parked_for_ever(workshop):
+    """After a day it is a dead letter."""
+    consumer = workshop.consumer(Noticed, tiers=Tiers(inline=(), delayed=(50_000.0,)))
+    message = IncomingMessage(
+        "meetings", b"{}", attributes={"specversion": "1.0", "id": "1", "source": "s", "type": "x"}
+    )
+    workshop.broker.set_aside([attrs.evolve(message, notes={"parked": "2"})], consumer.group, after=0)
+    consumer.start()
+
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+
+def test_while_nothing_succeeds_one_at_a_time_is_tried_and_no_attempts_are_spent(workshop, caplog):
+    """A dependency is down: few messages pay for it, and all are handled when it is back."""
+    is_down, tried = threading.Event(), set()
+    is_down.set()
+
+    def react(event):
+        if is_down.is_set():
+            tried.add(event.number)
+            raise ConnectionError("the bank does not answer")
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=8, outage_after=5, tiers=Tiers(inline=(0.01,), delayed=(0.2,)))
+    workshop.publish(*joined(2000, meetings=500))
+    consumer.start()
+    eventually(lambda: consumer._outage.is_on and consumer._outage._looks >= 6, timeout=20)
+    spent = consumer.counts.delayed
+    assert consumer.health(stall=0.5).is_alive
+    is_down.clear()
+    workshop.wait_for(2000)
+
+    assert spent < 30
+    assert 0 == consumer.counts.dead
+    assert "messages in a row have failed" in caplog.text
+    assert "the outage is over" in caplog.text
+
+
+def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
+    """Each time another one is tried: it has to fail for all of them."""
+    is_down = threading.Event()
+    is_down.set()
+
+    def react(event):
+        if is_down.is_set() or event.number == 0:
+            raise ConnectionError("away")
+
+    workshop.react = react
+    consumer = workshop.consumer(outage_after=3, tiers=Tiers(inline=(0.01,), delayed=()))
+    workshop.publish(*[Noticed(number) for number in range(20)])
+    consumer.start()
+    eventually(lambda: consumer._outage.is_on, timeout=10)
+    is_down.clear()
+
+    eventually(lambda: set(workshop.seen[""]) | {0} >= set(range(20)), timeout=20)
+    eventually(lambda: consumer.counts.dead >= 1, timeout=20)
+
+
+def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
+    """Nothing is handled twice by whoever comes next."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def react(event):
+        begun.release()
+        release.wait(20)
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=4)
+    workshop.publish(*[Noticed(number) for number in range(50)])
+    consumer.start()
+    for _ in range(4):
+        assert begun.acquire(timeout=10)
+    stopping = threading.Thread(target=consumer.stop)
+    stopping.start()
+    release.set()
+    stopping.join(10)
+    assert 4 == consumer.counts.handled
+    assert 46 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    workshop.consumer(threads=4).start()
+    workshop.wait_for(50)
+
+    assert list(range(50)) == sorted(workshop.seen[""])
+
+
+def test_a_handler_that_does_not_end_keeps_no_one_from_stopping(workshop):
+    """Its message comes again, to somebody else."""
+    begun, release = threading.Event(), threading.Event()
+
+    def react(event):
+        begun.set()
+        release.wait(30)
+
+    workshop.react = react
+    consumer = workshop.consumer()
+    workshop.publish(Noticed(1))
+    consumer.start()
+    assert begun.wait(10)
+
+    assert not consumer.stop(0.3)
+    assert [1] == [item.delivery.message.key is None for item in consumer.running()]
+    release.set()
+    assert 1 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+
+
+def test_what_is_lost_with_a_subscription_is_not_begun(workshop):
+    """It is somebody else's by then: it would be handled twice."""
+    begun, release = threading.Event(), threading.Event()
+
+    def react(event):
+        begun.set()
+        release.wait(20)
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=1)
+    workshop.publish(*[Noticed(number) for number in range(10)])
+    consumer.start()
+    assert begun.wait(10)
+    eventually(lambda: consumer.in_hand == 10, timeout=10)
+    consumer._intake._subscription.close()
+    release.set()
+    workshop.wait_for(10)
+    eventually(lambda: consumer.in_hand == 0, timeout=10)
+
+    assert list(range(10)) == sorted(workshop.seen[""])
+
+
+def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(workshop):
+    """As after a broker's time-out for a handler that takes long: the answer goes to the latest delivery."""
+    begun, release = threading.Event(), threading.Event()
+
+    def react(event):
+        begun.set()
+        release.wait(20)
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=4)
+    workshop.publish(Noticed(1))
+    consumer.start()
+    assert begun.wait(10)
+    before = consumer._intake._subscription
+    for delivery in list(before._unsettled.values()):
+        delivery.nack()
+    eventually(lambda: consumer.received == 2, timeout=10)
+    release.set()
+    workshop.wait_for(1)
+    eventually(lambda: consumer.in_hand == 0, timeout=10)
+    consumer.stop()
+
+    assert [1] == workshop.seen[""]
+    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+
+
+class CountingInbox:
+    """Counts attempts, as an inbox does."""
+
+    def __init__(self):
+        self.attempts = {}
+
+    def attempt(self, key):
+        self.attempts[key] = self.attempts.get(key, 0) + 1
+        return self.attempts[key]
+
+    def forget_attempts(self, key):
+        self.attempts.pop(key, None)
+
+
+def deliver_again(workshop, consumer, times=1):
+    """Let the messages that wait count as delivered before, by somebody who died."""
+    for _ in range(times):
+        with workshop.broker.join(consumer.group) as dying:
+            while dying.receive(timeout=0) is not None:
+                pass
+
+
+def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(workshop):
+    inbox = CountingInbox()
+    workshop.react = lambda event: _fail()
+    consumer = workshop.consumer(inbox=inbox, crashes=5, tiers=Tiers(inline=(), delayed=()))
+    workshop.publish(Noticed(1))
+    deliver_again(workshop, consumer)
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    assert [1] == list(inbox.attempts.values())
+
+
+def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):
+    """After `crashes` times; its count begins anew if it is replayed."""
+    inbox = CountingInbox()
+    consumer = workshop.consumer(inbox=inbox, crashes=3)
+    workshop.publish(Noticed(1))
+    deliver_again(workshop, consumer)
+    identity = f"cqrs-sync {workshop.broker.published[0].id}"
+    inbox.attempts[identity] = 3
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    assert {} == workshop.seen
+    assert {} == inbox.attempts
+    assert "no process lived to finish it" in dead_letters(workshop, consumer)[0].notes["error"]
+
+
+def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
+    """So that nothing else is counted for it."""
+    beside = []
+    inbox = CountingInbox()
+    consumer = workshop.consumer(inbox=inbox, threads=4)
+    workshop.publish(*[Noticed(number) for number in range(40)])
+    deliver_again(workshop, consumer)
+    suspect = f"cqrs-sync {workshop.broker.published[7].id}"
+    inbox.attempts[suspect] = 2
+
+    def react(event):
+        if event.number == 7:
+            beside.append(len(consumer.running()))
+        threading.Event().wait(0.002)
+        if event.number == 7:
+            beside.append(len(consumer.running()))
+
+    workshop.react = react
+    consumer.start()
+    workshop.wait_for(40)
+
+    assert [1, 1] == beside
+    eventually(lambda: suspect not in inbox.attempts, timeout=5)
+
+
+def test_a_broker_that_goes_away_is_waited_for(workshop):
+    """Setting aside is tried again until it is back; nothing is lost."""
+    workshop.react = lambda event: _fail()
+    consumer = workshop.consumer(tiers=Tiers(inline=(), delayed=()))
+    workshop.publish(Noticed(1))
+    workshop.broker.fail_with = BrokerUnavailable("away")
+    consumer.start()
+    eventually(lambda: consumer.in_hand == 1 and consumer._attempts >= 1, timeout=10)
+    workshop.broker.fail_with = None
+
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+
+def test_a_consumer_that_hangs_is_not_well(workshop):
+    release = threading.Event()
+    workshop.react = lambda event: release.wait(20)
+    consumer = workshop.consumer()
+    workshop.publish(Noticed(1))
+    consumer.start()
+    eventually(lambda: consumer.in_hand == 1, timeout=10)
+    assert consumer.health(stall=20).is_alive
+
+    eventually(lambda: not consumer.health(stall=0.2).is_alive, timeout=10)
+    assert "none was finished" in consumer.health(stall=0.2).trouble
+    release.set()
+    workshop.wait_for(1)
+    eventually(lambda: consumer.health(stall=0.2).is_alive, timeout=10)
+
+
+def test_a_consumer_that_cannot_go_on_says_so(workshop):
+    consumer = workshop.consumer()
+    consumer.broker = MemoryBroker(topics=["others"])
+    consumer.start()
+    eventually(lambda: consumer.trouble is not None, timeout=10)
+
+    assert not consumer.health().is_alive
+    assert "meetings" in consumer.health().trouble
+
+
+def test_one_thread_is_enough(workshop):
+    """Also where handlers were to run in the caller's thread: the one that receives is not kept."""
+    consumer = workshop.consumer(threads=cqrs.SameThread())
+    workshop.publish(*joined(20, meetings=4))
+    consumer.start()
+    workshop.wait_for(20)
+
+    assert consumer.stop()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"group": ""}, "group"),
+        ({"group": "a\nb"}, "group"),
+        ({"prefetch": 0}, "prefetch"),
+        ({"concurrency": True}, "concurrency"),
+        ({"crashes": "5"}, "crashes"),
+        ({"outage_after": -1}, "outage_after"),
+    ],
+)
+def test_what_makes_no_consumer_is_said_at_once(workshop, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        workshop.consumer(**options)
+
+
+def test_a_mediator_that_receives_nothing_makes_no_consumer():
+    with pytest.raises(ConfigurationError, match="no broker"):
+        Consumer(cqrs.bootstrap(), "reports")
+    with pytest.raises(ConfigurationError, match="nothing to consume"):
+        Consumer(cqrs.bootstrap(broker=MemoryBroker()), "reports")
+
+
+def test_a_group_keeps_order_where_an_event_has_a_key(workshop):
+    assert workshop.consumer(Joined).group.ordered
+    assert not workshop.consumer(Noticed).group.ordered
+    assert Group("reports", ("meetings",), (0.1, 0.2)) == workshop.consumer(Joined).group
+
+
+@pytest.mark.parametrize("pauses", [{"inline": (0,)}, {"inline": (61,)}, {"delayed": (-1,)}, {"delayed": ("x",)}])
+def test_pauses_are_seconds(pauses):
+    with pytest.raises(ConfigurationError, match=r"pause"):
+        Tiers(**pauses)
+
+
+def _fail():
+    raise ValueError("not today")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import attrs
 
+from cqrs_sync.consumer.crew import Crew
 from cqrs_sync.consumer.group import broker_of, check_above_zero, group_of
 from cqrs_sync.consumer.handling import Counts, Handling, Rules
 from cqrs_sync.consumer.intake import Intake
@@ -17,18 +16,7 @@ from cqrs_sync.consumer.lanes import InHand
 from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError
-from cqrs_sync.executor import Call, Executor
 from cqrs_sync.mediator import RequestMediator
-from cqrs_sync.threads import SameThread, ThreadPool
-
-logger = logging.getLogger(__name__)
-
-#: Seconds a handler takes on average from which on more threads are worth waking.
-_WORTH_A_THREAD = 0.0005
-#: Seconds after which a message that could be taken waits too long.
-_WAITS_TOO_LONG = 0.005
-#: A thread serves so many messages, or for so many seconds, until what is around calls is entered anew.
-_SERVED, _SERVED_FOR = 200, 1.0
 
 
 @attrs.frozen
@@ -79,8 +67,12 @@ class Consumer:
         crashes: int = 5,
         outage_after: int = 10,
     ) -> None:
-        for name, number in (("prefetch", prefetch), ("crashes", crashes), ("outage_after", outage_after)):
-            check_above_zero(name, number)
+        check_above_zero(
+            prefetch=prefetch,
+            crashes=crashes,
+            outage_after=outage_after,
+            concurrency=1 if concurrency is None else concurrency,
+        )
         self.broker = broker_of(mediator)
         rules = Rules(tiers or Tiers(), unknown, crashes)
         #: Who receives, and where it sets things aside.
@@ -89,27 +81,13 @@ class Consumer:
         )
         self.counts = Counts()
         self._events = mediator.events
-        self._threads, self._own = _threads_of(mediator.events.dispatcher.threads)
-        most = int(getattr(self._threads, "max_workers", 1))
-        self._concurrency = most if concurrency is None else min(most, check_above_zero("concurrency", concurrency))
-        self._outage = Outage(outage_after)
-        self._intake = Intake(lambda: self.broker.join(self.group), prefetch, self._serve_what_waits)
+        self._intake = Intake(lambda: self.broker.join(self.group), prefetch)
         self._lanes = self._intake.lanes
-        self._handling = Handling(
-            mediator.events.receive,
-            self._lanes,
-            broker=self.broker,
-            group=self.group,
-            rules=rules,
-            outage=self._outage,
-            inbox=mediator.events.inbox,
-            counts=self.counts,
-        )
-        self._lock = threading.Lock()
-        self._serving = 0
-        #: Seconds that handling one message takes, on average.
-        self._average = 1.0
-        self._attempts = 0
+        self._outage = Outage(outage_after)
+        handling = Handling(self, mediator.events, self._lanes, rules, self._outage)
+        threads = mediator.events.dispatcher.threads
+        self._crew = Crew(self._lanes, handling.attend, threads, concurrency, self._outage)
+        self._intake.serve = self._crew.serve_what_waits
         self._seen = (0, time.monotonic())
 
     @property
@@ -148,8 +126,7 @@ class Consumer:
         self._intake.end(until)
         # Closing a subscription may take longer than a broker that is well takes.
         ended = self._intake.join(until + 2.0)
-        if self._own:
-            self._threads.close(max(0.1, until - time.monotonic()))
+        self._crew.close(max(0.1, until - time.monotonic()))
         return ended and not self._lanes.running()
 
     def __enter__(self) -> Self:
@@ -163,8 +140,8 @@ class Consumer:
         """Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds."""
         now = time.monotonic()
         attempts, since = self._seen
-        if self._attempts != attempts or not self._lanes:
-            attempts, since = self._seen = self._attempts, now
+        if self._crew.attended != attempts or not self._lanes:
+            attempts, since = self._seen = self._crew.attended, now
         is_ready, silent = self._intake.is_connected, now - self._intake.alive_at
         if self._intake.hopeless is not None:
             return Health(is_alive=False, is_ready=False, trouble=str(self._intake.hopeless))
@@ -174,91 +151,3 @@ class Consumer:
             words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
         return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else "the broker cannot be reached")
-
-    @property
-    def _room(self) -> int:
-        """How many messages may be handled at a time now."""
-        return 1 if self._outage.is_on else self._concurrency
-
-    def _serve_what_waits(self) -> None:
-        """Let threads serve: one where none does, more where what could be taken waits for too long."""
-        lanes = self._lanes
-        if not lanes.may_take(self._room):
-            return
-        if self._serving == 0:
-            self._start_serving(1)
-        elif time.monotonic() - lanes.taken_at > _WAITS_TOO_LONG:
-            self._start_serving(lanes.ready)
-
-    def _start_serving(self, wanted: int) -> None:
-        with self._lock:
-            wanted = min(wanted, self._concurrency - self._serving)
-            self._serving += max(0, wanted)
-        for _ in range(wanted):
-            # Not waited for.
-            if self._threads.run(_Serving(self._serve, self._served), until=time.monotonic(), helping=False):
-                self._served()
-
-    def _serve(self) -> None:
-        """Handle messages until there are none, for a while at most; on the pool."""
-        lanes = self._lanes
-        until = time.monotonic() + _SERVED_FOR
-        for _ in range(_SERVED):
-            item = lanes.take(self._room)
-            if item is None:
-                break
-            if self._average > _WORTH_A_THREAD and lanes.ready and self._serving < self._concurrency:
-                self._start_serving(1)
-            item.thread = threading.get_ident()
-            self._attend(item)
-            now = time.monotonic()
-            self._attempts += 1
-            self._average += (now - item.begun - self._average) * 0.1
-            if now > until:
-                break
-
-    def _attend(self, item: InHand) -> None:
-        try:
-            pause = self._handling.attend(item)
-        except BaseException:
-            logger.exception("a message could not be attended to, it is tried again")
-            pause = 1.0
-        if pause is not None:
-            self._lanes.again(item, pause)
-            return
-        self._lanes.done(item)
-
-    def _served(self) -> None:
-        with self._lock:
-            self._serving -= 1
-        if self._lanes.may_take(self._room):
-            self._start_serving(1)
-
-
-class _Serving:
-    """One call for an executor: a thread serves for a while."""
-
-    def __init__(self, serve: Callable[[], object], served: Callable[[], object]) -> None:
-        self._call: Call | None = (serve,)
-        self._served = served
-
-    def next_call(self) -> Call | None:
-        call, self._call = self._call, None
-        return call
-
-    def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note that what is around calls could not be entered: the intake looks again in a moment."""
-        del call
-        logger.warning("a thread could not serve, it is tried again: %s", error)
-
-    def finished_late(self) -> None:
-        """It has served."""
-        self._served()
-
-
-def _threads_of(threads: Executor) -> tuple[Executor, bool]:
-    """Return where messages are handled, and whether that is the consumer's own."""
-    if isinstance(threads, SameThread):
-        # The thread that receives is not to be kept.
-        return ThreadPool(1, name="cqrs-consumer"), True
-    return threads, False

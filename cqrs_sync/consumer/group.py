@@ -42,8 +42,8 @@ def broker_of(mediator: RequestMediator) -> GroupBroker:
     return broker
 
 
-def check_above_zero(name: str, number: int) -> int:
+def check_above_zero(**numbers: int) -> None:
     """Raise ConfigurationError for what is no whole number above 0."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")
-    return number
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 import attrs
 
-from cqrs_sync.broker import Delivery, Group, GroupBroker, IncomingMessage
+from cqrs_sync.broker import Delivery, Group, GroupBroker
 from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage, may_pass
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import CqrsError, EventsFailed, Fatal, MalformedMessage, Retryable, UnknownMessageType
-from cqrs_sync.inbox import LONGEST, Inbox
+from cqrs_sync.inbox import LONGEST
+from cqrs_sync.mediator import EventMediator
 from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
 
 logger = logging.getLogger(__name__)
@@ -61,34 +62,29 @@ class Rules:
     crashes: int
 
 
+class Site(Protocol):
+    """What handling needs to know of its consumer."""
+
+    broker: GroupBroker
+    group: Group
+    counts: Counts
+
+
 class Handling:
     """
-    Handles messages in hand; `receive` is what handles one, and raises where it fails.
+    Handles messages in hand.
 
     Attempts are counted in the notes of a message when it is set aside. One that was in hand when a process died
     is counted in the inbox before it is begun again.
     """
 
-    def __init__(
-        self,
-        receive: Callable[[IncomingMessage], object],
-        lanes: Lanes,
-        *,
-        broker: GroupBroker,
-        group: Group,
-        rules: Rules,
-        outage: Outage,
-        inbox: Inbox | None,
-        counts: Counts,
-    ) -> None:
-        self._receive = receive
+    def __init__(self, site: Site, events: EventMediator, lanes: Lanes, rules: Rules, outage: Outage) -> None:
+        self._site = site
+        self._receive = events.receive
+        self._inbox = events.inbox
         self._lanes = lanes
-        self._broker = broker
-        self._group = group
         self._rules = rules
         self._outage = outage
-        self._inbox = inbox
-        self._counts = counts
         self._said_unknown: set[str] = set()
 
     def attend(self, item: InHand) -> float | None:
@@ -117,7 +113,7 @@ class Handling:
 
     def _succeeded(self, item: InHand) -> None:
         item.is_done = True
-        self._counts.handled += 1
+        self._site.counts.handled += 1
         if self._outage.note_success():
             self._lanes.hurry()
         self._forget(item, at_least=2)
@@ -179,11 +175,11 @@ class Handling:
         if name not in self._said_unknown and len(self._said_unknown) < _MOST_SAID:
             self._said_unknown.add(name)
             logger.warning("%s: the policy is to %s such messages (unknown=...)", error, policy.value)
-        delays = self._group.delays
+        delays = self._site.group.delays
         rounds = _number(item.delivery.message.notes.get("parked"))
         if policy is Unknown.ACK:
             item.is_done = True
-            self._counts.dropped += 1
+            self._site.counts.dropped += 1
         elif policy is Unknown.DEAD_LETTER or not delays or rounds * delays[-1] >= _PARKED:
             self._give_up(item, error)
         else:
@@ -198,7 +194,7 @@ class Handling:
             "attempts": str(item.attempts),
             "reason": reason_of(words),
             "error": printable(words)[:LONGEST_ERROR],
-            "group": self._group.name,
+            "group": self._site.group.name,
             "origin": message.notes.get("origin") or item.delivery.origin,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **notes,
@@ -211,19 +207,19 @@ class Handling:
         assert item.aside is not None
         message, delay = item.aside
         try:
-            self._broker.set_aside([message], self._group, after=delay)
+            self._site.broker.set_aside([message], self._site.group, after=delay)
         except CqrsError as error:
             logger.warning("%s cannot be set aside, it is tried again: %s", _title(item), error)
             return _AGAIN
         item.is_done = True
         if delay is None:
-            self._counts.dead += 1
+            self._site.counts.dead += 1
             logger.error(
                 "%s from %s is a dead letter after %s attempt(s): %s",
                 *(_title(item), item.delivery.origin, message.notes["attempts"], message.notes["reason"]),
             )
         else:
-            self._counts.delayed += 1
+            self._site.counts.delayed += 1
         return None
 
 

@@ -35,13 +35,13 @@ class Intake:
     Handlers never keep it: heartbeats and polls go on while they work. A subscription that is lost is made again.
     """
 
-    def __init__(self, join: Callable[[], Subscription], most: int, serve: Callable[[], object]) -> None:
-        """Call `serve` whenever there may be something to be taken from the lanes."""
+    def __init__(self, join: Callable[[], Subscription], most: int) -> None:
         self._join = join
         #: What is in hand.
         self.lanes = Lanes(self.settle_soon)
         self._most = most
-        self._serve = serve
+        #: Called when there may be something to be taken from the lanes.
+        self.serve: Callable[[], object] = lambda: None
         self._subscription: Subscription | None = None
         self._finished: deque[Delivery] = deque()
         self._news = threading.Event()
@@ -119,7 +119,7 @@ class Intake:
         if self._failures:
             logger.warning("messages are received again")
             self._failures = 0
-        self._serve()
+        self.serve()
 
     def _settle(self) -> None:
         finished = self._finished

@@ -121,7 +121,7 @@ def test_after_the_last_attempt_it_is_a_dead_letter_that_says_why(workshop):
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
 
     (letter,) = dead_letters(workshop, consumer)
-    assert 5 == len(tries) == consumer._handling._rules.tiers.attempts
+    assert 5 == len(tries) == Tiers((0.01, 0.01), (0.1, 0.2)).attempts
     assert "5" == letter.notes["attempts"]
     assert "ValueError: no meeting …" in letter.notes["reason"]
     assert "ValueError: no meeting 4711" in letter.notes["error"]
@@ -448,7 +448,7 @@ def test_a_broker_that_goes_away_is_waited_for(workshop):
     workshop.publish(Noticed(1))
     workshop.broker.fail_with = BrokerUnavailable("away")
     consumer.start()
-    eventually(lambda: consumer.in_hand == 1 and consumer._attempts >= 1, timeout=10)
+    eventually(lambda: consumer.in_hand == 1 and consumer._crew.attended >= 1, timeout=10)
     workshop.broker.fail_with = None
 
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -496,7 +496,7 @@ def test_one_thread_is_enough(workshop):
         ({"group": ""}, "group"),
         ({"group": "a\nb"}, "group"),
         ({"prefetch": 0}, "prefetch"),
-        ({"concurrency": True}, "concurrency"),
+        ({"concurrency": 0}, "concurrency"),
         ({"crashes": "5"}, "crashes"),
         ({"outage_after": -1}, "outage_after"),
     ],

@@ -1,0 +1,139 @@
+"""The threads that handle what is in hand: as many as it takes, and no more."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from cqrs_sync.consumer.lanes import InHand, Lanes
+from cqrs_sync.consumer.outage import Outage
+from cqrs_sync.executor import Call, Executor
+from cqrs_sync.threads import SameThread, ThreadPool
+
+logger = logging.getLogger(__name__)
+
+#: Seconds a handler takes on average from which on more threads are worth waking.
+_WORTH_A_THREAD = 0.0005
+#: Seconds after which a message that could be taken waits too long.
+_WAITS_TOO_LONG = 0.005
+#: A thread serves so many messages, or for so many seconds, until what is around calls is entered anew.
+_SERVED, _SERVED_FOR = 200, 1.0
+
+
+class Crew:
+    """
+    Serves lanes on an executor.
+
+    Quick handlers are served by one thread: more would only wait for each other. While handlers take
+    their time each thread calls another one, up to `concurrency`; during an outage there is one.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        attend: Callable[[InHand], float | None],
+        threads: Executor,
+        concurrency: int | None,
+        outage: Outage,
+    ) -> None:
+        """Let `attend` handle messages: it returns None where one is done, else the seconds to wait."""
+        self._lanes = lanes
+        self._attend = attend
+        # The thread that receives is not to be kept.
+        self._own = ThreadPool(1, name="cqrs-consumer") if isinstance(threads, SameThread) else None
+        self._threads = self._own or threads
+        most = int(getattr(self._threads, "max_workers", 1))
+        self._most = most if concurrency is None else min(most, concurrency)
+        self._outage = outage
+        self._lock = threading.Lock()
+        self._serving = 0
+        #: Seconds that handling one message takes, on average.
+        self._average = 1.0
+        #: Messages that were attended to, whatever became of them.
+        self.attended = 0
+
+    @property
+    def room(self) -> int:
+        """How many messages may be handled at a time now."""
+        return 1 if self._outage.is_on else self._most
+
+    def serve_what_waits(self) -> None:
+        """Let threads serve: one where none does, more where what could be taken waits for too long."""
+        if not self._lanes.may_take(self.room):
+            return
+        if self._serving == 0:
+            self._call_in(1)
+        elif time.monotonic() - self._lanes.taken_at > _WAITS_TOO_LONG:
+            self._call_in(self._lanes.ready)
+
+    def close(self, timeout: float) -> None:
+        """Let go of threads of its own."""
+        if self._own is not None:
+            self._own.close(timeout)
+
+    def _call_in(self, wanted: int) -> None:
+        with self._lock:
+            wanted = min(wanted, self._most - self._serving)
+            self._serving += max(0, wanted)
+        for _ in range(wanted):
+            # Not waited for.
+            if self._threads.run(_Serving(self._serve, self._served), until=time.monotonic(), helping=False):
+                self._served()
+
+    def _serve(self) -> None:
+        """Handle messages until there are none, for a while at most; on the pool."""
+        lanes, until = self._lanes, time.monotonic() + _SERVED_FOR
+        thread = threading.get_ident()
+        for _ in range(_SERVED):
+            item = lanes.take(self.room)
+            if item is None:
+                break
+            if self._average > _WORTH_A_THREAD and self._serving < self._most and lanes.ready:
+                self._call_in(1)
+            item.thread, begun = thread, item.begun
+            self._attend_to(item)
+            now = time.monotonic()
+            self._average += (now - begun - self._average) * 0.1
+            self.attended += 1
+            if now > until:
+                break
+
+    def _attend_to(self, item: InHand) -> None:
+        try:
+            pause = self._attend(item)
+        except BaseException:
+            logger.exception("a message could not be attended to, it is tried again")
+            pause = 1.0
+        if pause is None:
+            self._lanes.done(item)
+        else:
+            self._lanes.again(item, pause)
+
+    def _served(self) -> None:
+        with self._lock:
+            self._serving -= 1
+        if self._lanes.may_take(self.room):
+            self._call_in(1)
+
+
+class _Serving:
+    """One call for an executor: a thread serves for a while."""
+
+    def __init__(self, serve: Callable[[], object], served: Callable[[], object]) -> None:
+        self._call: Call | None = (serve,)
+        self._served = served
+
+    def next_call(self) -> Call | None:
+        call, self._call = self._call, None
+        return call
+
+    def call_failed(self, call: Call, error: BaseException, /) -> None:
+        """Note that what is around calls could not be entered: the intake looks again in a moment."""
+        del call
+        logger.warning("a thread could not serve, it is tried again: %s", error)
+
+    def finished_late(self) -> None:
+        """It has served."""
+        self._served()

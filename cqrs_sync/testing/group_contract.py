@@ -31,7 +31,11 @@ class GroupBrokerContract(ReceivingBrokerContract):
 
     @pytest.fixture
     def group(self, topic: str) -> Group:
-        """A group that nobody else has."""
+        """A group that nobody else has; override it to remove its places afterwards."""
+        return self.new_group(topic)
+
+    def new_group(self, topic: str) -> Group:
+        """Make the group of a test."""
         return Group(f"contract-{uuid7()[-12:]}", (topic,), delays=(self.delay,), prefetch=50)
 
     def test_messages_wait_for_a_group_from_its_first_subscription_on(

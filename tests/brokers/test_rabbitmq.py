@@ -363,9 +363,9 @@ class TestBrokersOutOfReach:
     def test_what_was_given_up_in_the_queue_is_not_sent_either(self, broker, queue, rabbitmq_url):
         """However late the I/O thread gets to it."""
         broker.publish([message("meetings", b"before")])
-        late = Batch([message("meetings", b"given up")], broker._encoder)
+        late = Batch([message("meetings", b"given up")], broker._outlet.encoder)
         late.abandoned = True
-        broker._publisher.submit(late)
+        broker._outlet.publisher.submit(late)
         broker.publish([message("meetings", b"after")])
 
         assert [b"before", b"after"] == [body for _, body in drained(rabbitmq_url, queue)]
@@ -393,7 +393,7 @@ class TestBrokersOutOfReach:
     def test_an_io_thread_that_fails_goes_on(self, broker):
         """Whatever goes wrong on it, callers are served."""
         broker.publish([message("meetings")])
-        link = broker._publisher._link
+        link = broker._outlet.publisher._link
         before = link.connection
         link.wake(lambda: 1 / 0)
         eventually(lambda: link.connection is not before)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import pytest
 
+from cqrs_sync.broker import Group
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import BrokerFeatures, ReceivingBrokerContract
-from tests.servers.rabbitmq import bound_queue, opened
+from cqrs_sync.testing.contracts import BrokerFeatures
+from cqrs_sync.testing.group_contract import GroupBrokerContract
+from tests.servers.rabbitmq import bound_queue, forget, opened
 
 pytestmark = pytest.mark.broker
 
 _GROUPS = ("contract", "order", "again", "one", "two")
 
 
-class TestRabbitMQBroker(ReceivingBrokerContract):
+class TestRabbitMQBroker(GroupBrokerContract):
     features = BrokerFeatures(max_bytes=1_048_576)
 
     @pytest.fixture
@@ -25,6 +28,12 @@ class TestRabbitMQBroker(ReceivingBrokerContract):
         with opened(rabbitmq_url) as channel:
             for group in _GROUPS:
                 channel.queue_delete(f"{exchange}.{group}")
+
+    @pytest.fixture
+    def group(self, topic: str, rabbitmq_url: str, exchange: str) -> Iterator[Group]:
+        group = self.new_group(topic)
+        yield group
+        forget(rabbitmq_url, exchange, group, attrs.evolve(group, name=f"{group.name}-other"))
 
     @pytest.fixture
     def broker(self, rabbitmq_url: str, exchange: str) -> Iterator[RabbitMQBroker]:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cqrs_sync.broker import Group
 from tests.servers import answers, free_port, missing
 from tests.servers.proxy import TcpProxy
 from tests.waiting import eventually
@@ -23,6 +24,8 @@ from tests.waiting import eventually
 with contextlib.suppress(ImportError):
     import pika
     from pika.adapters.blocking_connection import BlockingChannel
+
+    from cqrs_sync.integrations.rabbitmq.places import places_of
 
 _HOW = (
     "set CQRS_TEST_RABBITMQ_URL, start one on 127.0.0.1:5672 (guest/guest), "
@@ -235,6 +238,17 @@ def bound_queue(url: str, exchange: str, *topics: str) -> Iterator[str]:
         with opened(url) as channel:
             channel.queue_delete(queue)
             channel.exchange_delete(exchange)
+
+
+def forget(url: str, exchange: str, *groups: Group) -> None:
+    """Remove everything that groups have on a broker."""
+    with opened(url) as channel:
+        for group in groups:
+            places = places_of(group, exchange, {})
+            for queue in (places.queue, places.dead, *places.retries.values()):
+                channel.queue_delete(queue.name)
+            channel.exchange_delete(places.aside.name)
+        channel.exchange_delete(exchange)
 
 
 def drained(url: str, queue: str) -> list[tuple[pika.BasicProperties, bytes]]:

@@ -1,21 +1,27 @@
-"""RabbitMQ as a message broker: publish with confirms, receive from durable queues."""
+"""RabbitMQ as a message broker: publish with confirms, receive from durable queues, set aside what failed."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pika.connection import Parameters
 
-from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
 from cqrs_sync.context import within
-from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, PublishFailed
-from cqrs_sync.integrations.rabbitmq.batch import Batch
+from cqrs_sync.errors import BrokerUnavailable, Closed
+from cqrs_sync.integrations.rabbitmq import topology
+from cqrs_sync.integrations.rabbitmq.copies import copy_of
+from cqrs_sync.integrations.rabbitmq.failures import refusal_in
 from cqrs_sync.integrations.rabbitmq.frames import Encoder
+from cqrs_sync.integrations.rabbitmq.inquiry import Inquiry
+from cqrs_sync.integrations.rabbitmq.outlet import Outlet
+from cqrs_sync.integrations.rabbitmq.places import SHORT, Binding, Exchange, Place, Places, Queue, aside_of, places_of
 from cqrs_sync.integrations.rabbitmq.publisher import Publisher
 from cqrs_sync.integrations.rabbitmq.settings import address_of, parameters_of
 from cqrs_sync.integrations.rabbitmq.subscription import RabbitMQSubscription
@@ -23,20 +29,8 @@ from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 #: What RabbitMQ 4 takes unless it is configured otherwise.
 _MAX_BYTES = 16 * 1024 * 1024
-#: The first of these is on its way while the next is encoded.
-_BATCH_MESSAGES = 100
-_BATCH_BYTES = 1024 * 1024
-#: So much of a call is under way at a time: memory is bounded, and the broker never idle.
-_UNDER_WAY = 10
-_UNDER_WAY_BYTES = 8 * 1024 * 1024
-#: Of the seconds `close` has, this share is kept for saying goodbye.
-_GOODBYE = 0.2
 #: Seconds that leaving the interpreter may take longer for one broker.
 _EXIT = 2.0
-#: Bytes of a name in AMQP.
-_SHORT = 255
-
-Failures = list[tuple[OutgoingMessage, DeliveryError]]
 
 
 class RabbitMQBroker:
@@ -79,31 +73,27 @@ class RabbitMQBroker:
         if publish_timeout <= 0:
             raise ValueError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
         self._parameters = parameters_of(url_or_parameters)
-        self._exchange = exchange
+        self._exchange = Exchange(exchange, "topic")
         self._declare = declare
         self._publish_timeout = publish_timeout
         self._prefetch = prefetch
         self._queue_arguments = dict(queue_arguments or {})
-        self._encoder = Encoder(exchange, max_bytes)
-        self._calls = 0
+        self._outlet = self._outlet_to(self._exchange, Encoder(exchange, max_bytes))
+        aside = aside_of(exchange)
+        # What was received is never too large to be kept, and its headers have their whole names.
+        self._aside = self._outlet_to(aside, Encoder(aside.name, sys.maxsize, prefix=""))
         self._closed = False
         self._changed = threading.Condition()
-        self._publisher: Publisher | None = None
         self._subscriptions: weakref.WeakSet[RabbitMQSubscription] = weakref.WeakSet()
+        reset_in_child(self)
+        close_at_exit(self)
 
     def __repr__(self) -> str:
-        return f"RabbitMQBroker({address_of(self._parameters)}, exchange={self._exchange!r})"
+        return f"RabbitMQBroker({address_of(self._parameters)}, exchange={self._exchange.name!r})"
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
-        until = self._until(timeout)
-        publisher = self._enter()
-        try:
-            failures = self._publish(publisher, messages, until) if messages else None
-        finally:
-            self._leave()
-        if failures:
-            raise PublishFailed(failures)
+        self._outlet.publish(messages, self._until(timeout))
 
     def subscribe(self, *topics: str, group: str) -> RabbitMQSubscription:
         """
@@ -113,20 +103,108 @@ class RabbitMQBroker:
         fewer topics does not unbind the others. Raises BrokerUnavailable where it cannot
         be made within `publish_timeout`.
         """
-        queue = f"{self._exchange}.{group}"
-        if not topics or not group or len(queue.encode()) > _SHORT:
-            raise ValueError(f"a topic and a group are wanted, exchange and group with at most {_SHORT} bytes")
+        exchange = self._exchange.name
+        queue = Queue(f"{exchange}.{group}", self._queue_arguments)
+        if not topics or not group or len(queue.name.encode()) > SHORT:
+            raise ValueError(f"a topic and a group are wanted, exchange and group with at most {SHORT} bytes")
+        bindings = [Binding(queue.name, exchange, topic) for topic in topics]
+        places = [*((self._exchange,) if self._declare else ()), queue, *bindings]
+        return self._receive(queue.name, places, self._prefetch)
+
+    def join(self, group: Group, /) -> RabbitMQSubscription:
+        """
+        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+
+        Topics may be patterns. Raises ConfigurationError for places that exist and are different,
+        BrokerUnavailable where they cannot be made within `publish_timeout`.
+        """
+        if not group.topics:
+            raise ValueError(f"the group {group.name!r} has no topics to receive")
+        places = self._places(group)
+        return self._receive_as(places, places.queue.name, places.all, group.prefetch)
+
+    def set_aside(
+        self,
+        messages: Sequence[IncomingMessage],
+        group: Group,
+        /,
+        *,
+        after: float | None,
+        timeout: float | None = None,
+    ) -> None:
+        """Keep messages for the group, with their notes; returns when the broker has confirmed all of them."""
+        place, until = self._places(group).place_for(after), self._until(timeout)
+        frame_max = self._parameters.frame_max
+        self._aside.publish([copy_of(message, place, frame_max) for message in messages], until)
+
+    def dead(self, group: Group, /) -> RabbitMQSubscription:
+        """Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays."""
+        places = self._places(group)
+        return self._receive_as(places, places.dead.name, [places.dead], group.prefetch)
+
+    def backlog(self, group: Group, /) -> GroupBacklog:
+        """Count what waits for the group; `waiting` is by queue, and there is one."""
+        with self._inquiry() as inquiry:
+            return topology.count(inquiry, self._places(group))
+
+    def topology(self, group: Group, /) -> Sequence[Piece]:
+        """Look at what the group needs; changes nothing."""
+        with self._inquiry() as inquiry:
+            return topology.look(inquiry, self._places(group), is_theirs=not self._declare)
+
+    def build(self, group: Group, /) -> Sequence[Piece]:
+        """Make what is missing of what the group needs, and return it all as it is then."""
+        with self._inquiry() as inquiry:
+            return topology.build(inquiry, self._places(group), is_theirs=not self._declare)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Refuse new messages, let running calls finish, close the connections; within `timeout` seconds."""
+        until = time.monotonic() + timeout
+        with self._changed:
+            self._closed = True
+            subscriptions = list(self._subscriptions)
+        self._outlet.close(until)
+        self._aside.close(until)
+        for subscription in subscriptions:
+            subscription.close(max(0.0, until - time.monotonic()))
+
+    def close_at_exit(self) -> None:
+        """Close within a time that a leaving process can spare."""
+        self.close(_EXIT)
+
+    def reset_in_child(self) -> None:
+        """Replace the lock, which another thread of the parent may have held."""
+        self._changed = threading.Condition()
+
+    def _outlet_to(self, exchange: Exchange, encoder: Encoder) -> Outlet:
+        return Outlet(
+            encoder,
+            partial(
+                Publisher,
+                self._parameters,
+                exchange,
+                declare=self._declare,
+                patience=self._publish_timeout,
+                prefix=encoder.prefix,
+            ),
+        )
+
+    def _receive_as(self, places: Places, queue: str, parts: Sequence[Place], prefetch: int) -> RabbitMQSubscription:
+        """Receive for a group; what is different is said so that one can do something about it."""
+        try:
+            return self._receive(queue, parts if self._declare else (), prefetch)
+        except BrokerUnavailable as error:
+            refusal = refusal_in(error)
+            if refusal is None:
+                raise
+            raise topology.mismatch(places.queue.name, refusal) from error
+
+    def _receive(self, queue: str, places: Sequence[Place], prefetch: int) -> RabbitMQSubscription:
         until = self._until(None)
         with self._changed:
             self._check_open()
             subscription = RabbitMQSubscription(
-                self._parameters,
-                self._exchange,
-                topics,
-                queue,
-                declare=self._declare,
-                prefetch=self._prefetch,
-                queue_arguments=self._queue_arguments,
+                self._parameters, queue, places, prefetch=prefetch, aside=aside_of(self._exchange.name).name
             )
             self._subscriptions.add(subscription)
         try:
@@ -136,65 +214,12 @@ class RabbitMQBroker:
             raise
         return subscription
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Refuse new messages, let running calls finish, close the connection; within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self._calls == 0, timeout * (1 - _GOODBYE))
-            publisher, self._publisher = self._publisher, None
-            subscriptions = list(self._subscriptions)
-        if publisher is not None:
-            publisher.stop(until)
-        for subscription in subscriptions:
-            subscription.close(max(0.0, until - time.monotonic()))
+    def _inquiry(self) -> Inquiry:
+        self._check_open()
+        return Inquiry(self._parameters, self._until(None))
 
-    def close_at_exit(self) -> None:
-        """Close within a time that a leaving process can spare."""
-        self.close(_EXIT)
-
-    def reset_in_child(self) -> None:
-        """Leave the parent's connection and thread alone; the child makes its own at first use."""
-        self._changed = threading.Condition()
-        self._calls = 0
-        publisher, self._publisher = self._publisher, None
-        if publisher is not None:
-            publisher.disown()
-
-    def _publish(self, publisher: Publisher, messages: Sequence[OutgoingMessage], until: float) -> Failures:
-        failures: Failures = []
-        under_way: deque[Batch] = deque()
-        try:
-            for part in _parts(messages):
-                while len(under_way) >= _UNDER_WAY or sum(batch.size for batch in under_way) > _UNDER_WAY_BYTES:
-                    failures += _outcome(publisher, under_way[0], until)
-                    under_way.popleft()
-                if time.monotonic() >= until:
-                    failures += ((message, _too_late(publisher)) for message in part)
-                    continue
-                batch = Batch(part, self._encoder)
-                under_way.append(batch)
-                publisher.submit(batch)
-            while under_way:
-                failures += _outcome(publisher, under_way[0], until)
-                under_way.popleft()
-        finally:
-            # Whoever was interrupted, by Ctrl-C or a worker's time limit, does not want the rest sent.
-            for batch in under_way:
-                batch.abandoned = True
-        return failures
-
-    def _enter(self) -> Publisher:
-        with self._changed:
-            self._check_open()
-            self._calls += 1
-            if self._publisher is None:
-                self._publisher = Publisher(
-                    self._parameters, self._exchange, declare=self._declare, patience=self._publish_timeout
-                )
-                reset_in_child(self)
-                close_at_exit(self)
-            return self._publisher
+    def _places(self, group: Group) -> Places:
+        return places_of(group, self._exchange.name, self._queue_arguments)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -202,33 +227,3 @@ class RabbitMQBroker:
 
     def _until(self, timeout: float | None) -> float:
         return within(self._publish_timeout if timeout is None else timeout)
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._calls -= 1
-            if self._closed:
-                self._changed.notify_all()
-
-
-def _parts(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
-    """Cut a call's messages into batches of bounded size, in order."""
-    start = size = 0
-    for end, message in enumerate(messages):
-        if end > start and (end - start == _BATCH_MESSAGES or size + len(message.body) > _BATCH_BYTES):
-            yield messages[start:end]
-            start, size = end, 0
-        size += len(message.body)
-    yield messages[start:] if start else messages
-
-
-def _outcome(publisher: Publisher, batch: Batch, until: float) -> Failures:
-    if batch.wait(until):
-        return batch.failures("")
-    batch.abandoned = True
-    # What is still queued is dropped now, not when the broker is back: it may take hours.
-    publisher.nudge()
-    return batch.failures(publisher.trouble())
-
-
-def _too_late(publisher: Publisher) -> DeliveryError:
-    return BrokerUnavailable(f"not sent in time: {publisher.trouble()}")

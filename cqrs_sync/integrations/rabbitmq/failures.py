@@ -15,6 +15,8 @@ from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
 #: Close codes that say what is wrong with a message, or with where it should go.
 _ENDS_THE_CHANNEL = frozenset({311, 403, 404, 406})
 _ENDS_THE_CONNECTION = frozenset({501, 502, 505})
+#: Close codes of a channel that say that what it asked for cannot be had: forbidden, missing, in use, different.
+_REFUSALS = frozenset({403, 404, 405, 406})
 #: Close codes while connecting that no retry within seconds will change.
 _NO_ENTRY = frozenset({403, 530})
 
@@ -51,6 +53,14 @@ def is_final(error: BaseException) -> bool:
         if isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError):
             return _code_in(cause) in _NO_ENTRY
     return False
+
+
+def refusal_in(error: BaseException) -> exceptions.ChannelClosedByBroker | None:
+    """Return what the broker said where it refused what was asked for; None where something else went wrong."""
+    cause = error.__cause__
+    if isinstance(cause, exceptions.ChannelClosedByBroker) and cause.reply_code in _REFUSALS:
+        return cause
+    return None
 
 
 def words_for(error: BaseException) -> str:

@@ -54,9 +54,14 @@ class LargeMessage(NamedTuple):
 
 
 class Encoder:
-    """Encodes messages for one exchange; any thread may."""
+    """
+    Encodes messages for one exchange; any thread may.
 
-    def __init__(self, exchange: str, max_bytes: int) -> None:
+    Attributes become headers, with `prefix` before their names.
+    """
+
+    def __init__(self, exchange: str, max_bytes: int, prefix: str = "ce-") -> None:
+        self.prefix = prefix
         self._exchange = _short("the name of the exchange", exchange)
         self._max_bytes = max_bytes
         self._methods: dict[str, bytes] = {}
@@ -100,7 +105,7 @@ class Encoder:
         names = self._names
         entries: list[bytes] = []
         for name, value in message.attributes.items():
-            known = names.get(name) or _remember(names, name, _short("an attribute's name", f"ce-{name}") + b"S")
+            known = names.get(name) or _remember(names, name, _short("an attribute's name", self.prefix + name) + b"S")
             try:
                 text = value.encode()
             except _NO_TEXT as error:

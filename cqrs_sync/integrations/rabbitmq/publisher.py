@@ -19,6 +19,7 @@ from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection
 from cqrs_sync.integrations.rabbitmq.failures import blames_a_message, delivery_error
 from cqrs_sync.integrations.rabbitmq.frames import LargeMessage
 from cqrs_sync.integrations.rabbitmq.link import Link
+from cqrs_sync.integrations.rabbitmq.places import Exchange
 from cqrs_sync.integrations.rabbitmq.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,12 @@ class Publisher:
     same id, while its caller waits: at least once, consumers drop ids they have seen.
     """
 
-    def __init__(self, parameters: Parameters, exchange: str, *, declare: bool, patience: float) -> None:
+    def __init__(
+        self, parameters: Parameters, exchange: Exchange, *, declare: bool, patience: float, prefix: str
+    ) -> None:
         self._exchange = exchange
         self._declare = declare
+        self._prefix = prefix
         self._link = Link(parameters, self, "cqrs-sync-rabbitmq-publisher")
         self._watch = Watch(self._link, patience, lambda: bool(self._in_flight) and self._blocked is None)
         self._stopped = False
@@ -113,9 +117,7 @@ class Publisher:
         """Prepare a new channel: the exchange, returns, confirms."""
         self._channel = channel
         channel.add_on_return_callback(self._on_return)
-        channel.exchange_declare(
-            self._exchange, exchange_type="topic", durable=True, passive=not self._declare, callback=_nothing
-        )
+        self._exchange.declare(channel, _nothing, passive=not self._declare)
         channel.confirm_delivery(self._on_confirm, callback=self._on_ready)
 
     def lost(self, error: Exception) -> None:
@@ -220,11 +222,11 @@ class Publisher:
     def _publish(self, message: OutgoingMessage) -> None:
         """Publish through pika's own encoder."""
         assert self._channel is not None
-        headers = {f"ce-{name}": value for name, value in message.attributes.items()}
+        headers = {f"{self._prefix}{name}": value for name, value in message.attributes.items()}
         properties = pika.BasicProperties(
             content_type=message.content_type, headers=headers or None, delivery_mode=2, message_id=message.id
         )
-        self._channel.basic_publish(self._exchange, message.topic, message.body, properties, mandatory=True)
+        self._channel.basic_publish(self._exchange.name, message.topic, message.body, properties, mandatory=True)
 
     def _on_confirm(self, answer: Any) -> None:
         method = answer.method
@@ -254,7 +256,7 @@ class Publisher:
             batch, index = self._in_flight.get(tag, _NOBODY)
             if batch is not None and batch.awaits_return(index, properties.message_id, method.routing_key):
                 self._last_returned = tag
-                words = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange!r}"
+                words = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
                 batch.returned(index, MessageRejected(f"{words} ({method.reply_code} {method.reply_text})"))
                 return
         logger.warning("RabbitMQ returned a message that was not under way: %r", properties.message_id)

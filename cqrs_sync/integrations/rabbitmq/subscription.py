@@ -6,16 +6,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
+from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
 from cqrs_sync.integrations.rabbitmq.connection import Connection
+from cqrs_sync.integrations.rabbitmq.copies import incoming, redeliveries
+from cqrs_sync.integrations.rabbitmq.delivery import RabbitMQDelivery
 from cqrs_sync.integrations.rabbitmq.link import Link
+from cqrs_sync.integrations.rabbitmq.places import Place
+from cqrs_sync.integrations.rabbitmq.watch import Watch
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 logger = logging.getLogger(__name__)
@@ -24,7 +28,8 @@ logger = logging.getLogger(__name__)
 _LOOK = 1.0
 #: Seconds that leaving the interpreter may take longer for one subscription.
 _EXIT = 1.0
-_PREFIX = "ce-"
+#: Seconds of silence after which a connection is given up; the heartbeat alone would take twice its own time.
+_PATIENCE = 10.0
 
 
 class RabbitMQSubscription(Subscription):
@@ -33,26 +38,18 @@ class RabbitMQSubscription(Subscription):
 
     The queue is durable and outlives the subscription: messages wait in it. After an
     outage the subscription goes on by itself, and what was not settled comes again.
+    `places` are made whenever it connects.
     """
 
     def __init__(
-        self,
-        parameters: Parameters,
-        exchange: str,
-        topics: Sequence[str],
-        queue: str,
-        *,
-        declare: bool,
-        prefetch: int,
-        queue_arguments: Mapping[str, Any],
+        self, parameters: Parameters, queue: str, places: Sequence[Place], *, prefetch: int, aside: str
     ) -> None:
-        self._exchange = exchange
-        self._topics = topics
         self.queue = queue
-        self._declare = declare
+        self._places = places
         self._prefetch = prefetch
-        self._queue_arguments = dict(queue_arguments)
+        self._aside = aside
         self._link = Link(parameters, self, "cqrs-sync-rabbitmq-subscription")
+        self._watch = Watch(self._link, _PATIENCE, lambda: self._closed is None)
         self._channel: Channel | None = None
         self._arrived: deque[RabbitMQDelivery] = deque()
         self._answers: deque[tuple[RabbitMQDelivery, bool]] = deque()
@@ -85,9 +82,17 @@ class RabbitMQSubscription(Subscription):
                 raise Closed(self._closed)
             if self._arrived:
                 return self._arrived.popleft()
-            if self._refusal is not None or not self._link.ready:
-                raise self._trouble()
+            self._check()
             return None
+
+    def rest(self) -> None:
+        """Look whether it still receives; the I/O thread does all that keeps it alive."""
+        if not self._link.ready:
+            self._link.wake(self._link.ensure)
+        with self._changed:
+            if self._closed is not None:
+                raise Closed(self._closed)
+            self._check()
 
     def __iter__(self) -> Iterator[Delivery]:
         while True:
@@ -141,14 +146,11 @@ class RabbitMQSubscription(Subscription):
         """Nothing to do."""
 
     def set_up(self, channel: Channel) -> None:
-        """Make the queue, bind it and ask for its messages; pika sends each step when the one before is answered."""
+        """Make the places and ask for messages; pika sends each step when the one before is answered."""
         self._channel = channel
         channel.add_on_cancel_callback(self._on_cancelled)
-        if self._declare:
-            channel.exchange_declare(self._exchange, exchange_type="topic", durable=True, callback=_nothing)
-        channel.queue_declare(self.queue, durable=True, arguments=self._queue_arguments, callback=_nothing)
-        for topic in self._topics:
-            channel.queue_bind(self.queue, self._exchange, topic, callback=_nothing)
+        for place in self._places:
+            place.declare(channel, _nothing)
         channel.basic_qos(prefetch_count=self._prefetch, callback=_nothing)
         channel.basic_consume(self.queue, self._on_message, callback=self._on_consuming)
 
@@ -174,11 +176,11 @@ class RabbitMQSubscription(Subscription):
             self._link.is_ready()
             self._refusal = None
             self._changed.notify_all()
+        self._watch.start()
 
     def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        delivery = RabbitMQDelivery(
-            _incoming(method, properties, body), self, channel, method.delivery_tag, _redeliveries(method, properties)
-        )
+        message = incoming(method, properties, body, self._aside)
+        delivery = RabbitMQDelivery(message, self, channel, method.delivery_tag, redeliveries(method, properties))
         with self._changed:
             self._arrived.append(delivery)
             self._changed.notify_all()
@@ -202,69 +204,15 @@ class RabbitMQSubscription(Subscription):
             else:
                 channel.basic_nack(delivery.tag, requeue=True)
 
+    def _check(self) -> None:
+        if self._refusal is not None or not self._link.ready:
+            raise self._trouble()
+
     def _trouble(self) -> BrokerUnavailable:
         refusal, self._refusal = self._refusal, None
-        return BrokerUnavailable(str(refusal or self._link.trouble or f"no answer (RabbitMQ at {self._link.address})"))
-
-
-class RabbitMQDelivery:
-    """One message of a queue."""
-
-    def __init__(
-        self,
-        message: IncomingMessage,
-        subscription: RabbitMQSubscription,
-        channel: Channel,
-        tag: int,
-        redeliveries: int,
-    ) -> None:
-        self.message = message
-        self.channel = channel
-        self.tag = tag
-        self.redeliveries = redeliveries
-        self.origin = subscription.queue
-        self._subscription: RabbitMQSubscription | None = subscription
-
-    @property
-    def lapsed(self) -> bool:
-        """Whether it was settled, or its channel is gone: then it comes again."""
-        return self._subscription is None or not self._subscription.holds(self)
-
-    def ack(self) -> None:
-        """It is done: never deliver it again."""
-        self._settle(done=True)
-
-    def nack(self) -> None:
-        """It is not done: deliver it again."""
-        self._settle(done=False)
-
-    def _settle(self, *, done: bool) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            subscription.settle(self, done=done)
-
-
-def _incoming(method: Any, properties: Any, body: bytes) -> IncomingMessage:
-    """Take what CloudEvents knows out of a message; whoever sent it may have put anything in."""
-    attributes = {
-        name[len(_PREFIX) :].lower(): value
-        for name, value in (properties.headers or {}).items()
-        if isinstance(name, str) and name.lower().startswith(_PREFIX) and isinstance(value, str)
-    }
-    topic, content_type = method.routing_key, properties.content_type
-    return IncomingMessage(
-        topic=topic if isinstance(topic, str) else topic.decode(errors="replace"),
-        body=body,
-        content_type=content_type if isinstance(content_type, str) else None,
-        key=attributes.get("partitionkey"),
-        attributes=attributes,
-    )
-
-
-def _redeliveries(method: Any, properties: Any) -> int:
-    """Return how often it was delivered before: quorum queues count, others tell whether it was."""
-    counted = (properties.headers or {}).get("x-delivery-count", 0)
-    return max(counted if isinstance(counted, int) else 0, int(method.redelivered))
+        error = BrokerUnavailable(str(refusal or self._link.trouble or f"no answer (RabbitMQ at {self._link.address})"))
+        error.__cause__ = None if refusal is None else refusal.__cause__
+        return error
 
 
 def _nothing(_: Any) -> None:

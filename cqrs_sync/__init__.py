@@ -14,6 +14,7 @@ from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import (
     AlreadyBound,
+    AlreadyUsed,
     BrokerNotConfigured,
     BrokerUnavailable,
     Closed,
@@ -26,10 +27,13 @@ from cqrs_sync.errors import (
     EventsFailed,
     EventTooLarge,
     Failure,
+    Fatal,
     HandlerNotBuilt,
     HandlerNotFound,
     HandlerOverran,
     HandlerReused,
+    InboxNotInstalled,
+    InboxUnavailable,
     InvalidBinding,
     InvalidMessage,
     MalformedMessage,
@@ -38,11 +42,13 @@ from cqrs_sync.errors import (
     OutboxNotInstalled,
     OutboxUnavailable,
     PublishFailed,
+    Retryable,
     SerializationError,
     UnknownMessageType,
 )
 from cqrs_sync.failures import Collect, FailFast, Log
 from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.inbox import Inbox, Receipt
 from cqrs_sync.mediator import EventMediator, RequestMediator
 from cqrs_sync.messages import Command, DomainEvent, Event, NotificationEvent, Query, Request, Response, notification
 from cqrs_sync.middleware import (
@@ -63,6 +69,7 @@ from cqrs_sync.transactions import NoTransactions, Transactions
 
 __all__ = [
     "AlreadyBound",
+    "AlreadyUsed",
     "BrokerNotConfigured",
     "BrokerUnavailable",
     "Closed",
@@ -86,10 +93,14 @@ __all__ = [
     "EventsFailed",
     "FailFast",
     "Failure",
+    "Fatal",
     "HandlerNotBuilt",
     "HandlerNotFound",
     "HandlerOverran",
     "HandlerReused",
+    "Inbox",
+    "InboxNotInstalled",
+    "InboxUnavailable",
     "IncomingMessage",
     "InvalidBinding",
     "InvalidMessage",
@@ -112,6 +123,7 @@ __all__ = [
     "PublishFailed",
     "PunqContainer",
     "Query",
+    "Receipt",
     "Relay",
     "Request",
     "RequestDispatcher",
@@ -122,6 +134,7 @@ __all__ = [
     "Retries",
     "RetryMiddleware",
     "RetryPolicy",
+    "Retryable",
     "SameThread",
     "SerializationError",
     "Serializer",

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from cqrs_sync.serializer import LONGEST, is_key
 from cqrs_sync.transactions import Transactions
 
-#: Characters that keys and the names of handlers may have.
-LONGEST = 255
 #: The name under which a store may count the attempts of a key; no handler has it.
 ATTEMPTS = " attempts"
 
@@ -96,12 +95,7 @@ def key_of(attributes: Mapping[str, str]) -> str:
 def check_key(key: str, handler: str) -> None:
     """Raise ValueError for what no row can hold."""
     for what, text in (("key", key), ("name of a handler", handler)):
-        if len(text) > LONGEST or "\0" in text or (what == "key" and not text) or not _is_sound(text):
+        if not is_key(text) or (what == "key" and not text):
             raise ValueError(f"the {what} must have 1 to {LONGEST} characters and no NUL, not {text!r:.80}")
     if handler == ATTEMPTS:
         raise ValueError(f"no handler can be named {handler!r}: attempts are counted under it")
-
-
-def _is_sound(text: str) -> bool:
-    # Half of a surrogate pair, which no encoding writes.
-    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from cqrs_sync.errors import NotInTransaction
-from cqrs_sync.inbox import ATTEMPTS, LONGEST, Inbox
+from cqrs_sync.inbox import ATTEMPTS, Inbox
+from cqrs_sync.serializer import LONGEST
 from cqrs_sync.testing.inbox.receipts import Atomic, InboxFixtures, Rollback, is_first, is_first_elsewhere, rolled_back
 
 _KEYS = {

@@ -48,6 +48,7 @@ from cqrs_sync.errors import (
 )
 from cqrs_sync.failures import Collect, FailFast, Log
 from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.inbox import Inbox, Receipt
 from cqrs_sync.mediator import EventMediator, RequestMediator
 from cqrs_sync.messages import Command, DomainEvent, Event, NotificationEvent, Query, Request, Response, notification
 from cqrs_sync.middleware import (
@@ -97,6 +98,7 @@ __all__ = [
     "HandlerNotFound",
     "HandlerOverran",
     "HandlerReused",
+    "Inbox",
     "InboxNotInstalled",
     "InboxUnavailable",
     "IncomingMessage",
@@ -121,6 +123,7 @@ __all__ = [
     "PublishFailed",
     "PunqContainer",
     "Query",
+    "Receipt",
     "Relay",
     "Request",
     "RequestDispatcher",

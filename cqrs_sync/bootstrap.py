@@ -14,6 +14,7 @@ from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.failures import FailurePolicy
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.mediator import EventMediator, RequestMediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
@@ -32,6 +33,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     container: Container | punq.Container | None = None,
     broker: MessageBroker | None = None,
     outbox: Outbox | None = None,
+    inbox: Inbox | None = None,
     retries: Retries | RetryPolicy | None = None,
     fast_path: bool = True,
     threads: Executor | int | None = None,
@@ -48,11 +50,14 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     - `broker` is where notification events go; without one, raising them is an error.
     - `outbox` keeps notification events, and those of durable handlers, in the transaction in which
       they were raised, and delivers them after its commit; it brings its `transactions` along.
+    - `inbox` remembers in the handler's own transaction what was done: received messages and requests that are
+      sent with a key have their effect once. It is in the same database as the outbox.
     - `retries` is when what the outbox keeps is tried again where it fails, and when it is given up.
     - `fast_path`: what was committed is delivered by this process, at once. Otherwise only relays do.
     - `threads` is where event handlers run: a `ThreadPool` of a size fit for this
       machine, one of the size given, or `SameThread()`.
-    - `transactions` tells when a surrounding transaction commits; those of the outbox, else none is assumed.
+    - `transactions` tells when a surrounding transaction commits; those of the outbox or the inbox, else none
+      is assumed.
     - `middleware` wraps each request and each event handler, the first one outermost;
       a `MiddlewareChain` chooses by message type.
     - `failures` decides about failing event handlers: `Collect()`, `FailFast()`, `Log()`.
@@ -61,19 +66,18 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
 
     Nothing is started by it. Closing the mediator closes `threads` and `broker`.
     """
-    requests = RequestMap() if requests is None else _checked(requests, RequestMap, "requests")
-    events = EventMap() if events is None else _checked(events, EventMap, "events")
+    requests, events = _checked(requests, RequestMap, "requests"), _checked(events, EventMap, "events")
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     resolver = _resolver(container)
-    executor = ThreadPool(threads) if threads is None or isinstance(threads, int) else _able("threads", "run", threads)
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     dispatcher = EventDispatcher(
         events,
         resolver,
         emitter=_emitter(broker, serializer, chain) if broker is not None or outbox is not None else None,
         outbox=outbox,
-        threads=executor,
-        transactions=_transactions(transactions, outbox),
+        threads=_threads(threads),
+        inbox=_able("inbox", "once", inbox),
+        transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
         failures=_able("failures", "settle", failures),
         max_depth=_above_zero("max_depth", max_depth),
@@ -83,7 +87,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         RequestDispatcher(requests, resolver, dispatcher, middleware=chain),
         EventMediator(dispatcher, events, serializer=serializer, middleware=chain),
         relay=relay,
-        close=_closing(relay, executor, broker),
+        close=_closing(relay, dispatcher.threads, broker),
     )
 
 
@@ -94,9 +98,18 @@ def _resolver(container: Container | punq.Container | None) -> Container:
     return resolver
 
 
-def _transactions(transactions: Transactions | None, outbox: Outbox | None) -> Transactions | None:
+def _threads(threads: Executor | int | None) -> Executor:
+    if threads is None or isinstance(threads, int):
+        return ThreadPool(threads)
+    executor: Executor = _able("threads", "run", threads)
+    return executor
+
+
+def _transactions(transactions: Transactions | None, outbox: Outbox | None, inbox: Inbox | None) -> Transactions | None:
     if outbox is not None and transactions is None:
         transactions = _able("outbox", "claim", outbox).transactions
+    if inbox is not None and transactions is None:
+        transactions = inbox.transactions
     known: Transactions | None = _able("transactions", "on_commit", transactions)
     return known
 
@@ -118,7 +131,7 @@ def _relay(
         return None
     if isinstance(retries, RetryPolicy):
         retries = Retries(retries)
-    policies = _checked(Retries() if retries is None else retries, Retries, "retries")
+    policies = _checked(retries, Retries, "retries")
     relay = Relay(outbox, dispatcher, events, serializer=serializer, retries=policies, fast_path=fast_path)
     dispatcher.stager.kept = relay.wake
     return relay
@@ -151,6 +164,8 @@ def _above_zero(name: str, value: Any) -> int:
 
 
 def _checked(value: Any, wanted: type, name: str) -> Any:
+    if value is None:
+        return wanted()
     if not isinstance(value, wanted):
         raise ConfigurationError(f"{name} must be a {wanted.__name__}, not {value!r}")
     return value

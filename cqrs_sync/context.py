@@ -31,6 +31,8 @@ _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=N
 #: Sets the deadline of this context; in one step, where a block could be left by a signal in the middle of it.
 set_deadline = _deadline.set
 
+#: What follows from a received message carries on from it.
+_FOLLOWED = ("correlationid", "traceparent", "tracestate")
 # What CloudEvents or the serializer says of a message itself.
 _RESERVED = frozenset(
     {
@@ -90,9 +92,19 @@ def annotate(**attributes: str) -> Iterator[None]:
 @contextmanager
 def continuing(attributes: Mapping[str, str]) -> Iterator[None]:
     """Let what is raised in this block follow from a received message: its correlation and trace, its id as cause."""
-    kept = {name: attributes[name] for name in ("correlationid", "traceparent", "tracestate") if name in attributes}
-    with annotate(**kept, causationid=attributes["id"]):
+    flow = {name: attributes[name] for name in _FOLLOWED if name in attributes}
+    flow["causationid"] = attributes["id"]
+    scope = current.get()
+    raised, around, lineage = scope if scope is not None else (outside, {}, None)
+    if "correlationid" not in flow:
+        # Made late; without this, code after the block would get another one than what follows from it.
+        correlation_of(around)
+    # Not through `annotate`: each received message pays for it.
+    token = current.set((raised, {**around, **flow}, lineage))
+    try:
         yield
+    finally:
+        current.reset(token)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from cqrs_sync.messages import Event, publication_of
 
 Handler: TypeAlias = "type | Callable[..., Any]"
 
-#: Characters of the stable name of a durable handler: a database keeps it in an index.
+#: Characters of the stable name of a handler: a database keeps it in an index.
 LONGEST_NAME = 200
 
 
@@ -47,12 +47,12 @@ def checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[typ
 
 
 def check_stable_name(name: object, event_type: type, handler: Any, *, durable: bool) -> None:
-    """Raise InvalidBinding where a durable handler, or what it handles, could not be found again by another process."""
-    if not durable:
-        if name is not None:
-            raise InvalidBinding(
-                f"{title(handler)} needs no name: only durable handlers do, bind it with Phase.DURABLE"
-            )
+    """
+    Raise InvalidBinding for a name that no store takes.
+
+    Also where a durable handler, or what it handles, could not be found again by another process.
+    """
+    if name is None and not durable:
         return
     if name is None:
         raise InvalidBinding(
@@ -63,6 +63,8 @@ def check_stable_name(name: object, event_type: type, handler: Any, *, durable: 
         raise InvalidBinding(
             f"the name of {title(handler)} must be one line of at most {LONGEST_NAME} characters, not {name!r}"
         )
+    if not durable:
+        return
     if cast("type[Event]", event_type).__publication__.name is None:
         raise InvalidBinding(
             f"{title(handler)} is durable, and {event_type.__qualname__} has no stable name to be stored by: "

@@ -12,17 +12,19 @@ from typing import Any, cast
 from cqrs_sync import context
 from cqrs_sync.container import Container
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.errors import Failure, HandlerNotFound
-from cqrs_sync.failures import Collect, FailurePolicy, log_failures
+from cqrs_sync.errors import ConfigurationError, Failure, HandlerNotFound
+from cqrs_sync.failures import Collect, FailurePolicy, failed, log_failures
+from cqrs_sync.guards import RequestGuard, once_for
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.invocation import Invocation, compile_invocation
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, R, Request
-from cqrs_sync.middleware import MiddlewareChain
+from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.runs import Run
 from cqrs_sync.stager import Stager
-from cqrs_sync.staging import Staged
+from cqrs_sync.staging import Staged, Target
 from cqrs_sync.threads import Executor, SameThread
 from cqrs_sync.transactions import NoTransactions, Transactions
 
@@ -45,6 +47,7 @@ class EventDispatcher:
         *,
         emitter: EventEmitter | None = None,
         outbox: Outbox | None = None,
+        inbox: Inbox | None = None,
         threads: Executor | None = None,
         transactions: Transactions | None = None,
         middleware: MiddlewareChain | None = None,
@@ -58,10 +61,13 @@ class EventDispatcher:
             middleware=middleware or MiddlewareChain(),
             emitter=emitter,
             outbox=outbox,
+            inbox=inbox,
             transactions=transactions or NoTransactions(),
             max_depth=max_depth,
         )
         self.stage = self.stager.stage
+        #: Remembers what was done; None where nothing does.
+        self.inbox = inbox
         #: What is to be done with events of each type.
         self.routes = self.stager.routes
         self.threads = threads or SameThread()
@@ -97,6 +103,38 @@ class EventDispatcher:
         target = self.routes.durable_target(type(event), name)
         if target is None:
             raise HandlerNotFound(f"no durable handler named {name!r} is bound to {type(event).__qualname__}")
+        self._run_alone(target, event)
+
+    def handle_once(self, event: Event, key: str, /) -> None:
+        """
+        Run each handler of an event that the inbox does not know to be done for this key.
+
+        In the calling thread, one after the other, whatever their phase; each in a transaction of its own, with the
+        row of the inbox in it. What a handler raises is dispatched after its commit; what fails then is logged.
+
+        Raises EventsFailed for those that failed, when all have had their turn: called again, it runs only those;
+        ConfigurationError without an inbox, and where it could not tell two handlers apart.
+        """
+        if self.inbox is None:
+            raise ConfigurationError(f"{type(event).__qualname__} is to be handled once: give bootstrap an inbox")
+        targets = self.routes.guarded(type(event))
+        if not targets:
+            logger.warning("no handler is bound to %s: it came for nobody", type(event).__qualname__)
+        if self.observer is not None:
+            self.observer([event])
+        failures: list[Failure] = []
+        with once_for(key):
+            for target in targets:
+                try:
+                    self._run_alone(target, event)
+                except Exception as error:  # noqa: BLE001 -- the others have their turn
+                    error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
+                    failures.append(Failure(target.name, event, error))
+        if failures:
+            raise failed(failures, None, f"{type(event).__qualname__} was received")
+
+    def _run_alone(self, target: Target, event: Event) -> None:
+        """Run one handler in this thread, with nobody who waits for what it raises."""
         scope = get()
         raised: list[Event] = []
         try:
@@ -202,14 +240,16 @@ class RequestDispatcher:
         self._events = events
         self._middleware = middleware or MiddlewareChain()
         self._invocations: dict[type, Invocation[Staged]] = {}
+        self._guarded: dict[type, Invocation[Staged]] = {}
 
-    def dispatch(self, request: Request[R]) -> R:
+    def dispatch(self, request: Request[R], invoke: Invocation[Staged] | None = None) -> R:
         """
         Run the request's handler in this thread and return its response.
 
         Raises what the handler raises; HandlerNotFound; EventsFailed, as the failure policy says.
         """
-        invoke = self._invocations.get(type(request)) or self._compile(type(request))
+        if invoke is None:
+            invoke = self._invocations.get(type(request)) or self._compile(type(request))
         scope = get()
         raised: list[Event] = []
         try:
@@ -223,12 +263,33 @@ class RequestDispatcher:
             self._events.conclude(stages, response)
         return cast("R", response)
 
+    def dispatch_once(self, request: Request[R], key: str) -> R:
+        """
+        Do the same the first time that this key comes with a request of this class, and answer from the inbox later.
+
+        Raises what `dispatch` raises; AlreadyUsed where the key came with another request; SerializationError for a
+        request or a response that cannot become JSON; ConfigurationError without an inbox; ValueError for what
+        cannot be a key.
+        """
+        request_type = type(request)
+        invoke = self._guarded.get(request_type)
+        if invoke is None:
+            inbox = self._events.inbox
+            if inbox is None:
+                raise ConfigurationError(f"{request_type.__qualname__} is to be done once: give bootstrap an inbox")
+            guard = RequestGuard(inbox, request_type)
+            invoke = self._guarded[request_type] = self._compiled(request_type, guard)
+        with once_for(key):
+            return self.dispatch(request, invoke)
+
     def _compile(self, request_type: type) -> Invocation[Staged]:
-        binding = self._request_map.find(request_type)
-        middlewares = self._middleware.of(request_type)
-        invocation = compile_invocation(binding, self._container, middlewares, self._events.stage)
-        self._invocations[request_type] = invocation
+        invocation = self._invocations[request_type] = self._compiled(request_type)
         return invocation
+
+    def _compiled(self, request_type: type, *innermost: Middleware) -> Invocation[Staged]:
+        binding = self._request_map.find(request_type)
+        middlewares = [*self._middleware.of(request_type), *innermost]
+        return compile_invocation(binding, self._container, middlewares, self._events.stage)
 
 
 def _reserve(deadline: float) -> float:

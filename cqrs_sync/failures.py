@@ -63,11 +63,11 @@ class Log:
             raise failed(unpublished, response)
 
 
-def failed(failures: Sequence[Failure], response: Any) -> EventsFailed:
+def failed(failures: Sequence[Failure], response: Any, what: str = "the request succeeded") -> EventsFailed:
     """Make the exception that carries these failures."""
     names = ", ".join(sorted({failure.handler for failure in failures}))
     errors = [failure.error for failure in failures if isinstance(failure.error, Exception)]
-    return EventsFailed(f"the request succeeded, then failed: {names}", errors, response, failures)
+    return EventsFailed(f"{what}, then failed: {names}", errors, response, failures)
 
 
 def log_failures(failures: Sequence[Failure]) -> None:

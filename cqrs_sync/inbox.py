@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from cqrs_sync.serializer import LONGEST, is_key
 from cqrs_sync.transactions import Transactions
 
-#: Characters that keys and the names of handlers may have.
-LONGEST = 255
+#: The name under which a store may count the attempts of a key; no handler has it.
+ATTEMPTS = " attempts"
 
 
 class Receipt(Protocol):
@@ -33,7 +34,7 @@ class Receipt(Protocol):
         """What was kept by whoever did it; None where nothing was."""
 
     def keep(self, result: bytes, /) -> None:
-        """Keep a result for those who come later; in the same transaction, by the first one alone."""
+        """Keep a result for those who come later, in the same transaction. Raises ValueError unless it is the first."""
 
 
 class Inbox(Protocol):
@@ -53,11 +54,13 @@ class Inbox(Protocol):
         Join the transaction of the calling thread, or open one, and tell whether this was done before.
 
         Of several at a time, one is first; the others wait until its transaction has ended, and are first themselves
-        where that was rolled back. What is raised in the block rolls the transaction back, and the receipt with it.
+        where that was rolled back. What is raised in the block takes the receipt back, and rolls back the transaction
+        that was opened for it; one that was open already is its owner's to roll back.
 
         Raises NotInTransaction where none is open and it cannot open the one that the handler would use;
-        ValueError for a key or a name that is empty, longer than 255 characters, or has a NUL in it. What the
-        database itself raises in the caller's transaction is let through.
+        ValueError for a key that is empty, and for what is longer than 255 characters or has a NUL in it. What the
+        database itself raises in the caller's transaction is let through: a deadlock, or that the transaction
+        began too early to see who was first (REPEATABLE READ). Do all of it again then.
         """
 
     def attempt(self, key: str, /) -> int:
@@ -71,7 +74,11 @@ class Inbox(Protocol):
         """Begin to count anew, in a transaction of its own."""
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
-        """Forget what was done more than `older_than` seconds ago; returns how many rows that were."""
+        """
+        Forget at most `limit` of what was first asked for more than `older_than` seconds ago; returns how many.
+
+        What comes again after that is done again.
+        """
 
     def let_go(self) -> None:
         """Give up the connection of the calling thread, until it needs one again."""
@@ -88,5 +95,7 @@ def key_of(attributes: Mapping[str, str]) -> str:
 def check_key(key: str, handler: str) -> None:
     """Raise ValueError for what no row can hold."""
     for what, text in (("key", key), ("name of a handler", handler)):
-        if len(text) > LONGEST or "\0" in text or (what == "key" and not text):
+        if not is_key(text) or (what == "key" and not text):
             raise ValueError(f"the {what} must have 1 to {LONGEST} characters and no NUL, not {text!r:.80}")
+    if handler == ATTEMPTS:
+        raise ValueError(f"no handler can be named {handler!r}: attempts are counted under it")

@@ -10,7 +10,7 @@ from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.errors import Closed
-from cqrs_sync.inbox import Inbox
+from cqrs_sync.inbox import Inbox, key_of
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap
@@ -37,8 +37,6 @@ class EventMediator:
         self.dispatcher = dispatcher
         #: The events that have handlers here.
         self.event_map = event_map
-        #: Remembers what was done; None without an inbox.
-        self.inbox: Inbox | None = None
         self._serializer = serializer or JsonSerializer()
         self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
         self._closed = False
@@ -62,6 +60,9 @@ class EventMediator:
         It is not published again. What its handlers raise carries its correlation id
         and trace, and its id as causation. Raises MalformedMessage and
         UnknownMessageType for what is no event bound here, EventsFailed for handlers.
+
+        With an inbox each handler has its effect once, however often the message comes: see
+        `EventDispatcher.handle_once`. After a failure, call it again; those that succeeded do not run then.
         """
         self._check_open()
         self._receive(message)
@@ -69,6 +70,11 @@ class EventMediator:
     def close(self) -> None:
         """Refuse further events; the threads and the broker belong to whoever made them."""
         self._closed = True
+
+    @property
+    def inbox(self) -> Inbox | None:
+        """What remembers which messages were handled; None without an inbox."""
+        return self.dispatcher.inbox
 
     @property
     def is_closed(self) -> bool:
@@ -82,7 +88,10 @@ class EventMediator:
     def _handle(self, message: IncomingMessage) -> None:
         event, attributes = self._serializer.load(message, self.event_map.types)
         with context.continuing(attributes):
-            self.dispatcher.dispatch(event, emit=False)
+            if self.dispatcher.inbox is None:
+                self.dispatcher.dispatch(event, emit=False)
+            else:
+                self.dispatcher.handle_once(event, key_of(attributes))
 
 
 class RequestMediator:
@@ -106,10 +115,11 @@ class RequestMediator:
         #: Delivers what the outbox keeps; None without an outbox.
         self.relay = relay
         self._dispatch = dispatcher.dispatch
+        self._dispatch_once = dispatcher.dispatch_once
         self._close = close
         self._closed = False
 
-    def send(self, request: Request[R], /, *, timeout: float | None = None) -> R:
+    def send(self, request: Request[R], /, *, timeout: float | None = None, once: str | None = None) -> R:
         """
         Run the request's handler in this thread and return what it answers.
 
@@ -120,15 +130,27 @@ class RequestMediator:
         `timeout` (seconds) is a deadline for everything that waits: event handlers,
         brokers, nested sends. A handler is never killed by it, but reported with its stack.
 
+        `once` is an idempotency key: the first `send` of this class of request with it runs the handler, and keeps the
+        response in the inbox, in the same transaction; later ones return that response, and raise no events. A
+        handler that fails has used no key. Raises AlreadyUsed where the key came with another content,
+        SerializationError where the response cannot become JSON, ConfigurationError without an inbox.
+
         Raises what the handler raises, and then its events are dropped. Raises
         EventsFailed, with the response, when something after the handler fails;
         HandlerNotFound; Closed after `close()`.
         """
         if self._closed:
             raise Closed("this mediator is closed")
+        if once is not None:
+            return self._send_once(request, once, timeout)
         if timeout is None:
             return self._dispatch(request)
         return _within(timeout, self._dispatch, request)
+
+    def _send_once(self, request: Request[R], key: str, timeout: float | None) -> R:
+        if timeout is None:
+            return self._dispatch_once(request, key)
+        return _within(timeout, lambda request: self._dispatch_once(request, key), request)
 
     def close(self, timeout: float = 10.0) -> None:
         """

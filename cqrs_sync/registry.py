@@ -38,13 +38,30 @@ class Binding(NamedTuple):
     message_type: type
     handler: Handler
     phase: Phase = Phase.AFTER_COMMIT
-    #: The stable name of a durable handler, which outlives this process.
+    #: The name by which the outbox and the inbox know the handler, which outlives this process.
     stable_name: str | None = None
 
     @property
     def name(self) -> str:
         """The handler's name, for errors and logs."""
         return str(getattr(self.handler, "__qualname__", self.handler))
+
+    @property
+    def lasting_name(self) -> str:
+        """
+        The name by which the inbox knows the handler: the stable one, else where it is defined.
+
+        Raises InvalidBinding for one that is defined nowhere, such as a `functools.partial`.
+        """
+        if self.stable_name is not None:
+            return self.stable_name
+        module, place = getattr(self.handler, "__module__", None), getattr(self.handler, "__qualname__", None)
+        if not (isinstance(module, str) and isinstance(place, str)):
+            raise InvalidBinding(
+                f"{self.name} has no name by which an inbox could know it tomorrow: "
+                f'write bind({self.message_type.__qualname__}, ..., name="...")'
+            )
+        return f"{module}:{place}"
 
 
 class Forgetful(Protocol):
@@ -129,6 +146,7 @@ class EventMap:
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type[Event]] = {}
         self._handlers: dict[str, Handler] = {}
+        self._durable_names: frozenset[str] = frozenset()
         self._listeners: list[weakref.ref[Forgetful]] = []
         #: Grows with each binding.
         self.version = 0
@@ -158,8 +176,9 @@ class EventMap:
         The event may be left out, as in `RequestMap.bind`; without a handler it returns a
         decorator, as in `@events.bind(phase=Phase.INLINE)`. A durable handler has a
         stable name, by which other processes and later versions find it:
-        `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Raises InvalidBinding for
-        what cannot be bound, AlreadyBound where this handler is bound to it already.
+        `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Others may have one, for an inbox
+        to know them by when they are moved. Raises InvalidBinding for what cannot be
+        bound, AlreadyBound where this handler is bound to it already.
         """
         if lacks_a_handler(arguments, Event):
             return partial(self.bind, *arguments, phase=phase, name=name)
@@ -178,6 +197,7 @@ class EventMap:
             self._learn_name(event_type)
             if name is not None:
                 self._handlers[name] = handler
+                self._durable_names |= {name} if phase is Phase.DURABLE else set()
             self.version += 1
             # A new list: others may be reading the old one.
             self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
@@ -210,7 +230,7 @@ class EventMap:
     @property
     def durable_names(self) -> frozenset[str]:
         """The stable names of the durable handlers."""
-        return frozenset(self._handlers)
+        return self._durable_names
 
     def stored_type(self, name: str, /) -> type[Event] | None:
         """Return the event of this stable name that a durable handler may be given, None where there is none."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 from cqrs_sync.container import Container
+from cqrs_sync.errors import AlreadyBound
+from cqrs_sync.guards import EventGuard
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.invocation import Stage, compile_invocation, is_plain
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
@@ -17,13 +21,20 @@ class Routes(dict[type, Route]):
     """The route of each event type, made when it is first asked for, and again after a `bind`."""
 
     def __init__(
-        self, event_map: EventMap, container: Container, middleware: MiddlewareChain, stage: Stage[Staged]
+        self,
+        event_map: EventMap,
+        container: Container,
+        middleware: MiddlewareChain,
+        stage: Stage[Staged],
+        inbox: Inbox | None = None,
     ) -> None:
         super().__init__()
         self._event_map = event_map
         self._container = container
         self._middleware = middleware
         self._stage = stage
+        self._inbox = inbox
+        self._guarded: dict[type, tuple[Target, ...]] = {}
         self._durable_at_once = False
         self._durable: dict[tuple[type, str], Target | None] = {}
         event_map.on_change(self)
@@ -41,6 +52,7 @@ class Routes(dict[type, Route]):
         """Find the handlers of each event again: more were bound."""
         self.clear()
         self._durable.clear()
+        self._guarded.clear()
 
     @property
     def durable_at_once(self) -> bool:
@@ -56,9 +68,29 @@ class Routes(dict[type, Route]):
         """Return the durable handler of this stable name, None where it is not bound to these events."""
         if (event_type, name) not in self._durable:
             bindings = self._event_map.find(event_type)
-            binding = next((each for each in bindings if each.stable_name == name), None)
+            binding = next(
+                (each for each in bindings if each.phase is Phase.DURABLE and each.stable_name == name), None
+            )
             self._durable[event_type, name] = None if binding is None else self._target(binding, event_type)
         return self._durable[event_type, name]
+
+    def guarded(self, event_type: type) -> tuple[Target, ...]:
+        """
+        Return the handlers of these events, whatever their phase, each to run once for the key of `once_for`.
+
+        Raises InvalidBinding where the inbox could not tell them apart.
+        """
+        found = self._guarded.get(event_type)
+        if found is None:
+            bindings = self._event_map.find(event_type)
+            _check_names(bindings, event_type)
+            found = self._guarded[event_type] = tuple(self._guard(binding, event_type) for binding in bindings)
+        return found
+
+    def _guard(self, binding: Binding, event_type: type) -> Target:
+        assert self._inbox is not None
+        middlewares = [*self._middleware.of(event_type), EventGuard(self._inbox, binding.lasting_name)]
+        return Target(binding.name, compile_invocation(binding, self._container, middlewares, self._stage))
 
     def _make(self, event_type: type) -> Route:
         bindings = self._event_map.find(event_type)
@@ -70,7 +102,8 @@ class Routes(dict[type, Route]):
             for binding in bindings
             if binding.phase is Phase.INLINE
         )
-        durable = () if self._durable_at_once else tuple(each.stable_name for each in bindings if each.stable_name)
+        stored = [] if self._durable_at_once else [each for each in bindings if each.phase is Phase.DURABLE]
+        durable = tuple(each.stable_name for each in stored if each.stable_name is not None)
         notification = issubclass(event_type, NotificationEvent)
         plain = bool(targets) and not (inline or durable or notification)
         return Route(targets, inline, durable, notification, plain)
@@ -84,3 +117,15 @@ class Routes(dict[type, Route]):
             if is_plain(binding) and not middlewares
             else None,
         )
+
+
+def _check_names(bindings: Sequence[Binding], event_type: type) -> None:
+    """Refuse two handlers of one event that the inbox would take for one: one of them would never run."""
+    known: dict[str, Binding] = {}
+    for binding in bindings:
+        other = known.setdefault(binding.lasting_name, binding)
+        if other is not binding:
+            raise AlreadyBound(
+                f"{binding.name} and another handler of {event_type.__qualname__} are both known to the inbox as "
+                f'{binding.lasting_name!r}: give one of them a name, bind(..., name="...")'
+            )

@@ -18,6 +18,9 @@ from cqrs_sync.context import carried, correlation_of, current
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
 from cqrs_sync.messages import Event, publication_of
 
+#: Characters of the id of a message: stores have that much room for it.
+LONGEST = 255
+
 STRUCTURED = "application/cloudevents+json"
 
 
@@ -52,7 +55,7 @@ class JsonSerializer:
         self._source = source
         self._structured = structured
         self._max_bytes = max_bytes
-        self._converter = _converter()
+        self._converter = json_converter()
 
     def dump(self, event: Event, /) -> OutgoingMessage:
         """Make the final bytes and attributes."""
@@ -118,7 +121,17 @@ class JsonSerializer:
         missing = [name for name in ("specversion", "id", "source", "type") if not attributes.get(name)]
         if missing:
             raise MalformedMessage(f"not a CloudEvent: it has no {', '.join(missing)}")
+        for name in ("id", "source"):
+            if not is_key(attributes[name], longest=LONGEST if name == "id" else None):
+                raise MalformedMessage(f"not a CloudEvent: its {name} can name nothing: {attributes[name]!r:.80}")
         return attributes, data
+
+
+def is_key(text: str, *, longest: int | None = LONGEST) -> bool:
+    """Tell whether every store takes a text as a name, and gives it back: no NUL, no half of a surrogate pair."""
+    if "\0" in text or (longest is not None and len(text) > longest):
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def uuid7() -> str:
@@ -152,13 +165,15 @@ def _structured_data(envelope: dict[str, Any]) -> Any:
         raise MalformedMessage(f"data_base64 is not base64 of JSON: {error}") from error
 
 
-def _converter() -> Any:
+def json_converter() -> Any:
+    """Make what turns values into what JSON can say, and back: with a type, only that comes out."""
     import decimal  # noqa: PLC0415 -- a tenth of what importing this library costs
 
     converter = make_converter()
     converter.register_unstructure_hook(decimal.Decimal, str)
     converter.register_structure_hook(decimal.Decimal, lambda value, _: decimal.Decimal(str(value)))
     converter.register_structure_hook(uuid.UUID, lambda value, _: uuid.UUID(value))
+    converter.register_structure_hook(type(None), _load_none)
     # orjson 3.13 writes 10 ms as `00:00:00.10000`.
     converter.register_unstructure_hook(dt.time, dt.time.isoformat)
     converter.register_structure_hook(dt.time, lambda value, _: dt.time.fromisoformat(value))
@@ -168,6 +183,11 @@ def _converter() -> Any:
     converter.register_unstructure_hook_factory(_is_msgspec, lambda cls: _msgspec_dumper(cls, converter))
     converter.register_structure_hook_factory(_is_msgspec, lambda cls: _msgspec_loader(cls, converter))
     return converter
+
+
+def _load_none(data: Any, _: Any) -> None:
+    if data is not None:
+        raise TypeError(f"null is wanted, not {type(data).__name__}")
 
 
 def _is_pydantic(cls: Any) -> bool:

@@ -12,6 +12,7 @@ from cqrs_sync.container import Container
 from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.messages import Event
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.outbox import Entry, Outbox
@@ -40,6 +41,7 @@ class Stager:
         middleware: MiddlewareChain,
         emitter: EventEmitter | None,
         outbox: Outbox | None,
+        inbox: Inbox | None,
         transactions: Transactions,
         max_depth: int,
     ) -> None:
@@ -53,7 +55,7 @@ class Stager:
         self._transactions = transactions
         self._transactional = not isinstance(transactions, NoTransactions)
         #: What is to be done with events of each type.
-        self.routes = Routes(event_map, container, middleware, self.stage)
+        self.routes = Routes(event_map, container, middleware, self.stage, inbox)
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
         """Stage the events that one handler has raised."""

@@ -14,9 +14,9 @@ from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage, may_pass
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import CqrsError, EventsFailed, Fatal, MalformedMessage, Retryable, UnknownMessageType
-from cqrs_sync.inbox import LONGEST
 from cqrs_sync.mediator import EventMediator
 from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
+from cqrs_sync.serializer import is_key
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def in_hand(delivery: Delivery) -> InHand:
     message = delivery.message
     attributes = message.attributes
     identity = f"{attributes.get('source', '')} {attributes.get('id', '')}"
-    if identity == " " or len(identity) > LONGEST or "\0" in identity:
+    if identity == " " or not is_key(identity):
         # Its attributes are in its body, or it has none that could name it.
         named = f"{identity} {message.topic} {message.key}".encode(errors="surrogatepass")
         identity = f"blake2b {hashlib.blake2b(named + message.body, digest_size=32).hexdigest()}"

@@ -15,6 +15,7 @@ class _Block:
 
     writes: list[Callable[[], object]] = attrs.field(factory=list)
     callbacks: list[Callable[[], object]] = attrs.field(factory=list)
+    undo: list[Callable[[], object]] = attrs.field(factory=list)
 
 
 class MemoryTransactions:
@@ -49,6 +50,12 @@ class MemoryTransactions:
         else:
             write()
 
+    def at_rollback(self, undo: Callable[[], object], /) -> None:
+        """Call `undo` as the block is rolled back, or one around it; never outside of any."""
+        blocks = self._blocks()
+        if blocks:
+            blocks[-1].undo.append(undo)
+
     @contextmanager
     def atomic(self) -> Iterator[None]:
         """Open a transaction, or a savepoint inside one."""
@@ -56,9 +63,14 @@ class MemoryTransactions:
         blocks.append(block)
         try:
             yield
-        finally:
+        except BaseException:
             blocks.pop()
+            for undo in reversed(block.undo):
+                undo()
+            raise
+        blocks.pop()
         if blocks:
+            blocks[-1].undo.extend(block.undo)
             blocks[-1].writes.extend(block.writes)
             blocks[-1].callbacks.extend(block.callbacks)
             return

@@ -6,9 +6,33 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import attrs
+
+from cqrs_sync.errors import (
+    ConfigurationError,
+    CqrsError,
+    InboxNotInstalled,
+    InboxUnavailable,
+    OutboxNotInstalled,
+    OutboxUnavailable,
+)
 from cqrs_sync.outbox import Listener
 from cqrs_sync.sql.dialects import Dialect
 from cqrs_sync.transactions import Transactions
+
+
+@attrs.frozen
+class Purpose:
+    """What a database is used for, and the errors that tell of trouble with it."""
+
+    #: As messages name it.
+    name: str
+    unavailable: type[CqrsError]
+    not_installed: type[ConfigurationError]
+
+
+OUTBOX = Purpose("outbox", OutboxUnavailable, OutboxNotInstalled)
+INBOX = Purpose("inbox", InboxUnavailable, InboxNotInstalled)
 
 
 class Connection(Protocol):
@@ -51,9 +75,21 @@ class Database(Protocol):
         everyone when it ends.
 
         It is rolled back for whatever is raised in the block; a connection that is broken
-        then is not used again. Raises OutboxUnavailable where the database cannot be reached,
-        and for its own errors in the block; OutboxNotInstalled where a table is missing.
+        then is not used again. Raises the purpose's `unavailable` where the database cannot be reached,
+        and for its own errors in the block; `not_installed` where a table is missing.
         """
+
+    def opened(self) -> AbstractContextManager[Connection]:
+        """
+        Open the transaction that the application's code in the block uses, and commit it at the end.
+
+        Called only where the calling thread has none. It is rolled back for whatever is raised in the block, which is
+        let through. Raises the purpose's errors where the database cannot be reached, and for those of the
+        connection's own statements; NotInTransaction where only the application can open such a transaction.
+        """
+
+    def conflicted(self, error: BaseException, /) -> bool:
+        """Tell of an error of `opened` whether the database ended one transaction of several: it may be done again."""
 
     def elsewhere(self) -> str | None:
         """Name another database on which the calling thread has a transaction open, for an error."""

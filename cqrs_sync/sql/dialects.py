@@ -40,6 +40,13 @@ class Dialect:
     arrays: bool = False
     #: Tells listeners on a channel, its parameter, at the commit; None where there is no such thing.
     notify: str | None = None
+    #: Lets an INSERT of a row whose key is there wait for whoever has inserted it. One row is changed where it was
+    #: not there, and another number of them where it was, whatever the driver has told the server to count.
+    unless_there: str = "ON CONFLICT (id, handler) DO NOTHING"
+    #: Lets an INSERT count the attempt in the row that is there.
+    or_count: str = "ON CONFLICT (id, handler) DO UPDATE SET attempts = {table}.attempts + 1"
+    #: Makes a SELECT see what is committed by now, whenever the transaction has begun.
+    current: str = ""
 
 
 DIALECTS = {
@@ -78,6 +85,10 @@ DIALECTS = {
             # It would rather read a small table as a whole, and wait for each row that somebody else has inserted.
             update="UPDATE {table} FORCE INDEX (PRIMARY) SET",
             delete="DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE",
+            # An update that changes nothing counts as none or as one row, as the driver likes; this is always two.
+            unless_there="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
+            or_count="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
+            current="FOR UPDATE",
         ),
         Dialect(
             name="sqlite",

@@ -17,9 +17,8 @@ class Tables:
     """The tables, by their names, with the schema where there is one."""
 
     def __init__(self, database: Database, messages: str, deliveries: str) -> None:
-        for table in (messages, deliveries):
-            if not _NAME.fullmatch(table):
-                raise ConfigurationError(f"{table!r} cannot be the name of a table: use letters, digits and _")
+        check_table(messages)
+        check_table(deliveries)
         self._database = database
         self._names = messages, deliveries
         self._known: Statements | None = None
@@ -41,3 +40,9 @@ class Tables:
             if not connection.is_nested:
                 connection.execute(self._say.begin)
             yield connection
+
+
+def check_table(name: str) -> None:
+    """Raise ConfigurationError for what cannot stand in a statement as the name of a table."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{name!r} cannot be the name of a table: use letters, digits and _")

@@ -46,8 +46,7 @@ class Workshop:
         events = cqrs.EventMap()
         for event_type in types or (Joined, Noticed):
             events.bind(event_type, self.handle)
-        mediator = cqrs.bootstrap(events=events, broker=self.broker, threads=threads)
-        mediator.events.inbox = inbox
+        mediator = cqrs.bootstrap(events=events, broker=self.broker, threads=threads, inbox=inbox)
         options.setdefault("tiers", Tiers(inline=(0.01, 0.01), delayed=(0.1, 0.2)))
         consumer = Consumer(mediator, group, **options)
         # Messages wait for a group from its first subscription on.

@@ -12,7 +12,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
-from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
@@ -366,10 +366,11 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
     assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
 
 
-class CountingInbox:
-    """Counts attempts, as an inbox does."""
+class CountingInbox(MemoryInbox):
+    """Shows the attempts it counts."""
 
     def __init__(self):
+        super().__init__(MemoryTransactions())
         self.attempts = {}
 
     def attempt(self, key):

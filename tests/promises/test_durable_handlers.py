@@ -416,7 +416,7 @@ def test_without_an_outbox_it_is_an_error(events, ran):
         (Packed, {"phase": DURABLE, "name": ""}, "must be one line"),
         (Packed, {"phase": DURABLE, "name": "two\nlines"}, "must be one line"),
         (Packed, {"phase": DURABLE, "name": "x" * 300}, "must be one line"),
-        (Packed, {"name": "label"}, "needs no name"),
+        (Packed, {"name": "two\nlines"}, "must be one line"),
     ],
 )
 def test_a_wrong_binding_is_refused_when_it_is_bound(events, event_type, keywords, words):

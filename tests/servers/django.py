@@ -86,7 +86,7 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
 
 @pytest.fixture
 def django_emptied(django_databases: None) -> Iterator[None]:
-    """Nothing is left in any outbox."""
+    """Nothing is left in any outbox or inbox."""
     from django.db import connections  # noqa: PLC0415 -- needs settings
 
     yield
@@ -94,6 +94,7 @@ def django_emptied(django_databases: None) -> Iterator[None]:
         with connections[alias].cursor() as cursor:
             cursor.execute("DELETE FROM cqrs_delivery")
             cursor.execute("DELETE FROM cqrs_message")
+            cursor.execute("DELETE FROM cqrs_inbox")
         connections[alias].close()
 
 

@@ -1,5 +1,5 @@
 """
-Django: commands in its transactions, and the outbox in its database. Install `cqrs-sync[django]`.
+Django: commands in its transactions, the outbox and the inbox in its database. Install `cqrs-sync[django]`.
 
 ```python
 INSTALLED_APPS = [..., "cqrs_sync.integrations.django"]     # settings; then `manage.py migrate`
@@ -8,7 +8,7 @@ CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}
 mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
 ```
 
-`wiring` is the front door; `transactions`, `database` and `outbox` are what it wires; `models`,
+`wiring` is the front door; `transactions`, `database`, `outbox` and `inbox` are what it wires; `models`,
 `admin`, `checks` and the management commands are found by Django.
 """
 
@@ -17,12 +17,14 @@ from __future__ import annotations
 from cqrs_sync.integrations import needs
 
 with needs("django"):
+    from cqrs_sync.integrations.django.inbox import DjangoInbox
     from cqrs_sync.integrations.django.outbox import DjangoOutbox
     from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
     from cqrs_sync.integrations.django.wiring import bootstrap, mediator_of_settings
 
 __all__ = [
     "Atomic",
+    "DjangoInbox",
     "DjangoOutbox",
     "DjangoTransactions",
     "bootstrap",

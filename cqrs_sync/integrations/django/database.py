@@ -1,4 +1,4 @@
-"""The way of the outbox to a database, through Django."""
+"""The way of the outbox and the inbox to a database, through Django."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from typing import Any
 
 from django.db import Error, connections, transaction
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, OutboxNotInstalled, OutboxUnavailable
+from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.integrations.django.listening import PsycopgListener, listener
 from cqrs_sync.integrations.django.transactions import DjangoTransactions
 from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.sql.database import OUTBOX, Purpose
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
 
 #: A table or a column that is not there, as PostgreSQL says it, and as MySQL does.
 _MISSING = {"42P01", "42703", 1146, 1054}
 _MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
+#: A deadlock, and a row that was changed after the transaction's snapshot.
+_CONFLICTS = {"40001", "40P01", 1213, 1020}
 _NEVER_COMMITS = (
-    "autocommit is off on the database {0!r}: `atomic` commits nothing there, so no claim would ever be true; "
+    "autocommit is off on the database {0!r}: `atomic` commits nothing there, so nothing here would ever be true; "
     'leave DATABASES[{0!r}]["AUTOCOMMIT"] as it is, and use `atomic` where you want transactions'
 )
 
@@ -27,8 +30,9 @@ _NEVER_COMMITS = (
 class DjangoDatabase:
     """A database of `settings.DATABASES`, by its alias."""
 
-    def __init__(self, using: str) -> None:
+    def __init__(self, using: str, purpose: Purpose = OUTBOX) -> None:
         self.using = using
+        self._purpose = purpose
         self._transactions = DjangoTransactions(using)
         # Of the library's own threads. In a forked child those are gone and their connections would be closed,
         # which some drivers do politely: by telling the parent's server.
@@ -48,7 +52,8 @@ class DjangoDatabase:
         vendor = connections[self.using].vendor
         if vendor not in DIALECTS:
             raise ConfigurationError(
-                f"the outbox is for PostgreSQL, MariaDB, MySQL and SQLite; {self.using!r} is none of them: {vendor}"
+                f"the {self._purpose.name} is for PostgreSQL, MariaDB, MySQL and SQLite; "
+                f"{self.using!r} is none of them: {vendor}"
             )
         return DIALECTS[vendor]
 
@@ -59,7 +64,7 @@ class DjangoDatabase:
 
     def joined(self) -> _Joined:
         """Return the connection on which the calling thread is inside `atomic`."""
-        return _Joined(connections[self.using], self.using)
+        return _Joined(connections[self.using], self.using, self._purpose)
 
     @contextmanager
     def begun(self, *, durable: bool = False) -> Iterator[_Open]:
@@ -83,7 +88,31 @@ class DjangoDatabase:
             # Django would ask at the end of a request, which never comes here.
             if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
                 connection.close()
-            raise translated(error, self.using) from error
+            raise translated(error, self.using, self._purpose) from error
+
+    @contextmanager
+    def opened(self) -> Iterator[_Own]:
+        """Open `atomic` for the block, and commit it at the end."""
+        connection = connections[self.using]
+        try:
+            with ExitStack() as stack:
+                try:
+                    if not connection.get_autocommit():
+                        raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+                    stack.enter_context(transaction.atomic(using=self.using))
+                    self._meet(connection, _Open(connection, is_nested=False))
+                except Error as error:
+                    raise translated(error, self.using, self._purpose) from error
+                yield _Own(connection, self.using, self._purpose)
+        except Exception:
+            # As in `begun`: on a thread of the library's own, nobody else asks.
+            if connection.errors_occurred and connection.connection is not None and not connection.is_usable():
+                connection.close()
+            raise
+
+    def conflicted(self, error: BaseException, /) -> bool:
+        """Tell of an error of `opened` whether the transaction may be begun anew."""
+        return isinstance(error.__cause__, Error) and bool(_codes(error.__cause__) & _CONFLICTS)
 
     def _meet(self, connection: Any, opened: _Open) -> None:
         """Remember a connection that the calling thread has made, and let errors of any language be written on it."""
@@ -100,7 +129,7 @@ class DjangoDatabase:
                 stack.enter_context(transaction.atomic(using=self.using, durable=durable))
             except RuntimeError as error:
                 raise ConfigurationError(
-                    f"deliveries are claimed and settled in transactions of their own, and {self.using!r} is inside "
+                    f"the {self._purpose.name} does this in transactions of its own, and {self.using!r} is inside "
                     "`atomic` here: do it outside of that, or in another thread"
                 ) from error
             yield
@@ -115,7 +144,7 @@ class DjangoDatabase:
         try:
             return listener(self.using, channel)
         except Error as error:
-            raise translated(error, self.using) from error
+            raise translated(error, self.using, self._purpose) from error
 
     def let_go(self) -> None:
         """Close the connection of the calling thread, unless it is inside `atomic`."""
@@ -151,12 +180,30 @@ class _Open:
             yield cursor
 
 
+class _Own(_Open):
+    """The same in a transaction that was opened for the application: errors of statements of ours are ours."""
+
+    def __init__(self, connection: Any, using: str, purpose: Purpose) -> None:
+        super().__init__(connection, is_nested=False)
+        self._using = using
+        self._purpose = purpose
+
+    @contextmanager
+    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
+        try:
+            with super()._executed(statement, parameters) as cursor:
+                yield cursor
+        except Error as error:
+            raise translated(error, self._using, self._purpose) from error
+
+
 class _Joined(_Open):
     """The same inside of the caller's transaction, which is not to commit half of what was to be kept."""
 
-    def __init__(self, connection: Any, using: str) -> None:
+    def __init__(self, connection: Any, using: str, purpose: Purpose) -> None:
         super().__init__(connection, is_nested=True)
         self._using = using
+        self._purpose = purpose
 
     @contextmanager
     def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
@@ -167,25 +214,30 @@ class _Joined(_Open):
             # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
             transaction.set_rollback(True, using=self._using)
             if isinstance(error, Error) and is_missing(error):
-                raise translated(error, self._using) from error
+                raise translated(error, self._using, self._purpose) from error
             raise
 
 
-def translated(error: Error, using: str) -> CqrsError:
+def translated(error: Error, using: str, purpose: Purpose = OUTBOX) -> CqrsError:
     """Make an error of ours of what went wrong in a transaction of ours."""
     line = str(error).strip().partition("\n")[0]
     if is_missing(error):
-        return OutboxNotInstalled(
-            f"the tables of the outbox are not in the database {using!r}, or not as this version needs them ({line}): "
-            "put 'cqrs_sync.integrations.django' into INSTALLED_APPS, and run "
+        return purpose.not_installed(
+            f"the tables of the {purpose.name} are not in the database {using!r}, or not as this version needs them "
+            f"({line}): put 'cqrs_sync.integrations.django' into INSTALLED_APPS, and run "
             f"`manage.py migrate cqrs_sync --database {using}`"
         )
-    return OutboxUnavailable(f"{type(error).__name__}: {line}")
+    return purpose.unavailable(f"{type(error).__name__}: {line}")
 
 
 def is_missing(error: Error) -> bool:
     """Tell whether a table or a column is not there."""
+    first = next(iter(getattr(error.__cause__, "args", ())), None)
+    return bool(_codes(error) & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)
+
+
+def _codes(error: BaseException) -> set[Any]:
+    """Return what the driver says by numbers, or as SQLSTATE."""
     cause: Any = error.__cause__
     first = next(iter(getattr(cause, "args", ())), None)
-    codes = {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}
-    return bool(codes & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)
+    return {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}

@@ -1,4 +1,4 @@
-"""The tables of the outbox; what writes to them is `cqrs_sync.sql`, never a model."""
+"""The tables of the outbox and the inbox; what writes to them is `cqrs_sync.sql`, never a model."""
 
 from __future__ import annotations
 
@@ -67,3 +67,24 @@ class Delivery(models.Model):
 
     def __str__(self) -> str:
         return f"{self.message_id} for {self.target}"
+
+
+class Receipt(models.Model):
+    """What was done once, by key and handler."""
+
+    # The primary key is both, which models before Django 5.2 cannot say: the migration does.
+    id = ExactCharField(primary_key=True, max_length=LONGEST, editable=False)
+    handler = ExactCharField(max_length=LONGEST, blank=True)
+    attempts = models.IntegerField()
+    result = models.BinaryField(null=True)
+    created_at = models.DateTimeField()
+
+    class Meta:
+        managed = False
+        db_table = "cqrs_inbox"
+        verbose_name = "receipt of the inbox"
+        verbose_name_plural = "receipts of the inbox"
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.id} for {self.handler}"

@@ -1,9 +1,9 @@
-"""The way of the outbox to a database, through SQLAlchemy."""
+"""The way of the outbox and the inbox to a database, through SQLAlchemy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,15 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
 from sqlalchemy.orm import Session
 
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, NotInTransaction
 from cqrs_sync.integrations.sqlalchemy.connection import OpenConnection
-from cqrs_sync.integrations.sqlalchemy.failures import not_installed, translated
+from cqrs_sync.integrations.sqlalchemy.failures import conflicted, not_installed, translated
 from cqrs_sync.integrations.sqlalchemy.listening import PsycopgListener, listener
 from cqrs_sync.integrations.sqlalchemy.losses import watch
+from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
 from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.sql.database import OUTBOX, Purpose
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
 
 
@@ -31,12 +33,14 @@ class SessionDatabase:
         *,
         names: Sequence[str],
         bind_arguments: Mapping[str, Any],
+        purpose: Purpose = OUTBOX,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._names = names
+        self._purpose = purpose
         self._transactions = TransactionsHere(engine, sessions, bind_arguments)
-        self._dialect = _dialect_of(engine)
+        self._dialect = _dialect_of(engine, purpose)
         self._of_the_parent: list[object] = []
         watch(engine)
         reset_in_child(self)
@@ -58,7 +62,7 @@ class SessionDatabase:
         # It must not commit half of what it did: see `losses`.
         self._sessions.commits(session)
         connection = session.connection(bind_arguments=self._transactions.bind_arguments)
-        return OpenConnection(connection, partial(not_installed, names=self._names))
+        return OpenConnection(connection, partial(not_installed, names=self._names, purpose=self._purpose))
 
     @contextmanager
     def begun(self, *, durable: bool = False) -> Iterator[OpenConnection]:
@@ -69,7 +73,35 @@ class SessionDatabase:
             with self._engine.connect() as connection, connection.begin():
                 yield OpenConnection(connection)
         except SQLAlchemyError as error:
-            raise translated(error, self._names) from error
+            raise translated(error, self._names, self._purpose) from error
+
+    @contextmanager
+    def opened(self) -> Iterator[OpenConnection]:
+        """Open a session with a transaction for the block, and commit it at the end."""
+        with ExitStack() as stack:
+            try:
+                session = stack.enter_context(self._sessions_of_ours().begin())
+                connection = session.connection(bind_arguments=self._transactions.bind_arguments)
+            except SQLAlchemyError as error:
+                raise translated(error, self._names, self._purpose) from error
+            if connection.engine.pool is not self._engine.pool:
+                raise NotInTransaction(
+                    f"sessions are on {connection.engine.url!r}, and the {self._purpose.name} is on "
+                    f"{self._engine.url!r}: give it the engine, or the bind_arguments, of what its handlers write"
+                )
+            yield OpenConnection(connection, partial(translated, names=self._names, purpose=self._purpose))
+
+    def conflicted(self, error: BaseException, /) -> bool:
+        """Tell of an error of `opened` whether the transaction may be begun anew."""
+        return conflicted(error.__cause__)
+
+    def _sessions_of_ours(self) -> Sessions:
+        if not isinstance(self._sessions, Sessions):
+            raise NotInTransaction(
+                f"the {self._purpose.name} opens no transaction in sessions that are the application's own: open one "
+                "around this, or let a middleware do so; or make the sessions with Sessions(sessionmaker(engine))"
+            )
+        return self._sessions
 
     def elsewhere(self) -> str | None:
         """Name another database on which the calling thread has a transaction open."""
@@ -120,12 +152,15 @@ class TransactionsHere:
             return None
 
 
-def _dialect_of(engine: Engine) -> Dialect:
+def _dialect_of(engine: Engine, purpose: Purpose) -> Dialect:
     name = engine.dialect.name.replace("mariadb", "mysql")
     if name not in DIALECTS or engine.dialect.is_async:
         raise ConfigurationError(
-            f"the outbox is for PostgreSQL, MariaDB, MySQL and SQLite, with drivers that wait, not for {engine.url!r}"
+            f"the {purpose.name} is for PostgreSQL, MariaDB, MySQL and SQLite, with drivers that wait, "
+            f"not for {engine.url!r}"
         )
     if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-        raise ConfigurationError(f"{engine.url!r} commits each statement by itself: give the outbox an engine without")
+        raise ConfigurationError(
+            f"{engine.url!r} commits each statement by itself: give the {purpose.name} an engine without"
+        )
     return DIALECTS[name]

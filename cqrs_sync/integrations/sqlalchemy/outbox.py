@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import scoped_session
 
-from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.sqlalchemy.database import SessionDatabase
+from cqrs_sync.integrations.sqlalchemy.place import place
 from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
 from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables
 from cqrs_sync.integrations.sqlalchemy.transactions import SessionOf, SessionTransactions
@@ -47,24 +47,6 @@ class SQLAlchemyOutbox(SqlOutbox):
             if tables is None
             else (tables.messages.fullname, tables.deliveries.fullname)
         )
-        engine, sessions = _found(where, session)
+        engine, sessions = place(where, session, "an outbox", type(self).__name__)
         database = SessionDatabase(engine, sessions, names=names, bind_arguments=bind_arguments or {})
         super().__init__(database, messages=names[0], deliveries=names[1], **options)
-
-
-def _found(
-    where: Sessions | Engine, session: SessionOf | scoped_session[Any] | SessionTransactions | None
-) -> tuple[Engine, SessionTransactions]:
-    if isinstance(where, Engine) and session is not None:
-        return where, session if isinstance(session, SessionTransactions) else SessionTransactions(session)
-    if isinstance(where, Sessions) and session is None:
-        if where.engine is not None:
-            return where.engine, where
-        raise ConfigurationError(
-            "these sessions have no engine of their own, so the outbox cannot tell which database it is in: "
-            "SQLAlchemyOutbox(engine, session=sessions)"
-        )
-    raise ConfigurationError(
-        "an outbox is made of sessions, SQLAlchemyOutbox(sessions), or of an engine and a function that returns the "
-        "session of the calling thread, SQLAlchemyOutbox(engine, session=lambda: db.session)"
-    )

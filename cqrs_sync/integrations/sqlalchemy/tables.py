@@ -1,4 +1,4 @@
-"""The tables of the outbox, on metadata of yours."""
+"""The tables of the outbox and of the inbox, on metadata of yours."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ def tables(
     Where they have other names than these, or are in a schema, give the outbox the record that is returned.
     """
     return OutboxTables(_messages(metadata, schema, messages), _deliveries(metadata, schema, deliveries))
+
+
+def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str = "cqrs_inbox") -> sa.Table:
+    """
+    Put the table of an inbox on `metadata`, as `tables` does those of an outbox.
+
+    Where it has another name than this, or is in a schema, give the inbox the table that is returned.
+    """
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("id", _text(), primary_key=True),
+        sa.Column("handler", _text(), primary_key=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("result", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB())),
+        sa.Column("created_at", _moment(), nullable=False),
+        sa.Index(f"ix_{name}_created", "created_at"),
+        schema=schema,
+        **_options(),
+    )
 
 
 def _messages(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:

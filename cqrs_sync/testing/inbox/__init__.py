@@ -1,0 +1,1 @@
+"""The parts of `cqrs_sync.testing.inbox_contract`."""

@@ -105,19 +105,18 @@ class EventDispatcher:
             raise HandlerNotFound(f"no durable handler named {name!r} is bound to {type(event).__qualname__}")
         self._run_alone(target, event)
 
-    def handle_once(self, event: Event, key: str, /) -> None:
+    def handle_received(self, event: Event, key: str, /) -> None:
         """
-        Run each handler of an event that the inbox does not know to be done for this key.
+        Run the handlers of an event that came from elsewhere, whatever their phase; `key` names it.
 
-        In the calling thread, one after the other, whatever their phase; each in a transaction of its own, with the
-        row of the inbox in it. What a handler raises is dispatched after its commit; what fails then is logged.
+        In the calling thread, one after the other. With an inbox each has a transaction of its own, with the row of
+        the inbox in it, and those that are known to be done for this key are left out. What a handler raises
+        is dispatched after its commit; what fails then is logged.
 
-        Raises EventsFailed for those that failed, when all have had their turn: called again, it runs only those;
-        ConfigurationError without an inbox, and where it could not tell two handlers apart.
+        Raises EventsFailed for those that failed, when all have had their turn: with an inbox, called again, it runs
+        only those.
         """
-        if self.inbox is None:
-            raise ConfigurationError(f"{type(event).__qualname__} is to be handled once: give bootstrap an inbox")
-        targets = self.routes.guarded(type(event))
+        targets = self.routes.received(type(event))
         if not targets:
             logger.warning("no handler is bound to %s: it came for nobody", type(event).__qualname__)
         if self.observer is not None:

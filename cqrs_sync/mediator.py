@@ -62,7 +62,7 @@ class EventMediator:
         UnknownMessageType for what is no event bound here, EventsFailed for handlers.
 
         With an inbox each handler has its effect once, however often the message comes: see
-        `EventDispatcher.handle_once`. After a failure, call it again; those that succeeded do not run then.
+        `EventDispatcher.handle_received`. After a failure, call it again; those that succeeded do not run then.
         """
         self._check_open()
         self._receive(message)
@@ -88,10 +88,7 @@ class EventMediator:
     def _handle(self, message: IncomingMessage) -> None:
         event, attributes = self._serializer.load(message, self.event_map.types)
         with context.continuing(attributes):
-            if self.dispatcher.inbox is None:
-                self.dispatcher.dispatch(event, emit=False)
-            else:
-                self.dispatcher.handle_once(event, key_of(attributes))
+            self.dispatcher.handle_received(event, key_of(attributes))
 
 
 class RequestMediator:

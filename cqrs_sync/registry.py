@@ -145,6 +145,7 @@ class EventMap:
         self._bindings: dict[type, list[tuple[int, Binding]]] = {}
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type[Event]] = {}
+        self._types: Mapping[str, type] = {}
         self._handlers: dict[str, Handler] = {}
         self._durable_names: frozenset[str] = frozenset()
         self._listeners: list[weakref.ref[Forgetful]] = []
@@ -195,6 +196,8 @@ class EventMap:
                 known = title(self._handlers[name])
                 raise AlreadyBound(f"{known} is named {name!r} already: give {title(handler)} another name")
             self._learn_name(event_type)
+            # A new mapping, as below: each received message asks for it.
+            self._types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
             if name is not None:
                 self._handlers[name] = handler
                 self._durable_names |= {name} if phase is Phase.DURABLE else set()
@@ -225,7 +228,7 @@ class EventMap:
     @property
     def types(self) -> Mapping[str, type]:
         """The notification events that have handlers here, by their stable names: what may be received."""
-        return {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
+        return self._types
 
     @property
     def durable_names(self) -> frozenset[str]:

@@ -34,7 +34,7 @@ class Routes(dict[type, Route]):
         self._middleware = middleware
         self._stage = stage
         self._inbox = inbox
-        self._guarded: dict[type, tuple[Target, ...]] = {}
+        self._received: dict[type, tuple[Target, ...]] = {}
         self._durable_at_once = False
         self._durable: dict[tuple[type, str], Target | None] = {}
         event_map.on_change(self)
@@ -52,7 +52,7 @@ class Routes(dict[type, Route]):
         """Find the handlers of each event again: more were bound."""
         self.clear()
         self._durable.clear()
-        self._guarded.clear()
+        self._received.clear()
 
     @property
     def durable_at_once(self) -> bool:
@@ -74,22 +74,25 @@ class Routes(dict[type, Route]):
             self._durable[event_type, name] = None if binding is None else self._target(binding, event_type)
         return self._durable[event_type, name]
 
-    def guarded(self, event_type: type) -> tuple[Target, ...]:
+    def received(self, event_type: type) -> tuple[Target, ...]:
         """
-        Return the handlers of these events, whatever their phase, each to run once for the key of `once_for`.
+        Return the handlers of these events, whatever their phase; with an inbox, each to run once for the key around.
 
-        Raises InvalidBinding where the inbox could not tell them apart.
+        Raises AlreadyBound where the inbox could not tell them apart.
         """
-        found = self._guarded.get(event_type)
+        found = self._received.get(event_type)
         if found is None:
             bindings = self._event_map.find(event_type)
-            _check_names(bindings, event_type)
-            found = self._guarded[event_type] = tuple(self._guard(binding, event_type) for binding in bindings)
+            if self._inbox is None:
+                found = tuple(self._target(binding, event_type) for binding in bindings)
+            else:
+                _check_names(bindings, event_type)
+                found = tuple(self._guard(binding, event_type, self._inbox) for binding in bindings)
+            self._received[event_type] = found
         return found
 
-    def _guard(self, binding: Binding, event_type: type) -> Target:
-        assert self._inbox is not None
-        middlewares = [*self._middleware.of(event_type), EventGuard(self._inbox, binding.lasting_name)]
+    def _guard(self, binding: Binding, event_type: type, inbox: Inbox) -> Target:
+        middlewares = [*self._middleware.of(event_type), EventGuard(inbox, binding.lasting_name)]
         return Target(binding.name, compile_invocation(binding, self._container, middlewares, self._stage))
 
     def _make(self, event_type: type) -> Route:

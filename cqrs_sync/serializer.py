@@ -131,7 +131,7 @@ def is_key(text: str, *, longest: int | None = LONGEST) -> bool:
     """Tell whether every store takes a text as a name, and gives it back: no NUL, no half of a surrogate pair."""
     if "\0" in text or (longest is not None and len(text) > longest):
         return False
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def uuid7() -> str:

@@ -237,14 +237,9 @@ def test_b6_a_retry_inside_the_transaction_finds_nothing_done():
 def test_b6_an_event_in_hand_is_handled_once_as_well(office):
     office.handler("book")
     for key in ("a", "a", "b"):
-        office.mediator.events.dispatcher.handle_once(Paid(1), key)
+        office.mediator.events.dispatcher.handle_received(Paid(1), key)
 
     assert ["book", "book"] == office.calls
-
-
-def test_b6_without_an_inbox_it_cannot_be_handled_once():
-    with cqrs.bootstrap() as mediator, pytest.raises(cqrs.ConfigurationError, match="give bootstrap an inbox"):
-        mediator.events.dispatcher.handle_once(Paid(1), "a")
 
 
 def test_b6_a_handler_is_known_by_its_name_however_it_is_defined(office):

@@ -14,7 +14,7 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
 from cqrs_sync.context import within
-from cqrs_sync.errors import BrokerUnavailable, Closed
+from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
 from cqrs_sync.integrations.rabbitmq.copies import copy_of
 from cqrs_sync.integrations.rabbitmq.failures import refusal_in
@@ -132,10 +132,21 @@ class RabbitMQBroker:
         after: float | None,
         timeout: float | None = None,
     ) -> None:
-        """Keep messages for the group, with their notes; returns when the broker has confirmed all of them."""
+        """
+        Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
+
+        A place that somebody has deleted is made again.
+        """
         place, until = self._places(group).place_for(after), self._until(timeout)
         frame_max = self._parameters.frame_max
-        self._aside.publish([copy_of(message, place, frame_max) for message in messages], until)
+        try:
+            self._aside.publish([copy_of(message, place, frame_max) for message in messages], until)
+        except PublishFailed as failed:
+            refused = [copy for copy, error in failed.failures if isinstance(error, MessageRejected)]
+            if not self._declare or len(refused) < len(failed.failures):
+                raise
+            self.build(group)
+            self._aside.publish(refused, until)
 
     def dead(self, group: Group, /) -> RabbitMQSubscription:
         """Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays."""

@@ -12,6 +12,8 @@ import pika
 from pika import frame, spec
 from pika.adapters import select_connection
 
+from cqrs_sync.integrations.rabbitmq.reading import Receiver, cut
+
 #: A pika without this hook still works, message by message through its public `basic_publish`.
 CAN_EMIT = hasattr(select_connection.SelectConnection, "_adapter_emit_data")
 
@@ -25,6 +27,9 @@ class Connection(select_connection.SelectConnection):  # type: ignore[misc]
 
     #: Where data may go past pika's buffer: a plain socket, none under TLS.
     _socket: socket.socket | None = None
+
+    #: Who gets deliveries on the channel past pika's decoder.
+    receiver: Receiver | None = None
 
     def tune(self) -> None:
         """
@@ -69,6 +74,25 @@ class Connection(select_connection.SelectConnection):  # type: ignore[misc]
         inherited = getattr(transport, "_sock", None)
         if inherited is not None and inherited.fileno() >= 0:
             os.close(inherited.detach())
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        """Hand over deliveries, and everything else to pika, frame by frame."""
+        receiver = self.receiver
+        if receiver is None:
+            super()._on_data_available(data_in)
+            return
+        self._frame_buffer += data_in
+        while self._frame_buffer:
+            end = cut(self._frame_buffer, receiver)
+            if end:
+                self._trim_frame_buffer(end)
+                continue
+            consumed, frame_value = self._read_frame()
+            if not frame_value:
+                break
+            self._trim_frame_buffer(consumed)
+            self._process_frame(frame_value)
+        receiver.taken()
 
     def _read_frame(self) -> tuple[int, Any]:
         """Read the next frame; headers that pika cannot decode become none, or they would kill every connection."""

@@ -21,7 +21,7 @@ class RabbitMQDelivery:
         self,
         message: IncomingMessage,
         subscription: RabbitMQSubscription,
-        channel: Channel,
+        channel: Channel | None,
         tag: int,
         redeliveries: int,
     ) -> None:

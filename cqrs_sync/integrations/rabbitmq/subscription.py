@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -14,11 +15,13 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
-from cqrs_sync.integrations.rabbitmq.connection import Connection
+from cqrs_sync.integrations.rabbitmq.answers import Answers
+from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection
 from cqrs_sync.integrations.rabbitmq.copies import incoming, redeliveries
 from cqrs_sync.integrations.rabbitmq.delivery import RabbitMQDelivery
 from cqrs_sync.integrations.rabbitmq.link import Link
 from cqrs_sync.integrations.rabbitmq.places import Place
+from cqrs_sync.integrations.rabbitmq.reading import method_in, properties_in
 from cqrs_sync.integrations.rabbitmq.watch import Watch
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
@@ -30,6 +33,11 @@ _LOOK = 1.0
 _EXIT = 1.0
 #: Seconds of silence after which a connection is given up; the heartbeat alone would take twice its own time.
 _PATIENCE = 10.0
+#: Seconds that answers wait for more of them, unless they are most of what may be held.
+_GATHER = 0.002
+
+#: Where it arrived, and its method, properties and body, as bytes or as pika's.
+Arrived = tuple[Channel | None, Any, Any, bytes]
 
 
 class RabbitMQSubscription(Subscription):
@@ -51,8 +59,9 @@ class RabbitMQSubscription(Subscription):
         self._link = Link(parameters, self, "cqrs-sync-rabbitmq-subscription")
         self._watch = Watch(self._link, _PATIENCE, lambda: self._closed is None)
         self._channel: Channel | None = None
-        self._arrived: deque[RabbitMQDelivery] = deque()
-        self._answers: deque[tuple[RabbitMQDelivery, bool]] = deque()
+        self._arrived: deque[Arrived] = deque()
+        self._given: deque[tuple[RabbitMQDelivery, bool]] = deque()
+        self._answers = Answers()
         self._answering = False
         self._refusal: DeliveryError | None = None
         self._closed: str | None = None
@@ -72,6 +81,10 @@ class RabbitMQSubscription(Subscription):
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
+        # Only this thread takes from it; the I/O thread may clear it meanwhile.
+        if self._closed is None and self._arrived:
+            with contextlib.suppress(IndexError):
+                return self._delivery(self._arrived.popleft())
         if not self._link.ready:
             self._link.wake(self._link.ensure)
         with self._changed:
@@ -81,7 +94,7 @@ class RabbitMQSubscription(Subscription):
             if self._closed is not None:
                 raise Closed(self._closed)
             if self._arrived:
-                return self._arrived.popleft()
+                return self._delivery(self._arrived.popleft())
             self._check()
             return None
 
@@ -116,6 +129,7 @@ class RabbitMQSubscription(Subscription):
             self._closed = "this subscription is closed"
             self._changed.notify_all()
         # Answers that were given come before the goodbye: both run on the I/O thread, in this order.
+        self._link.wake(self._answer)
         self._link.stop(time.monotonic() + timeout)
 
     def close_at_exit(self) -> None:
@@ -135,19 +149,20 @@ class RabbitMQSubscription(Subscription):
 
     def settle(self, delivery: RabbitMQDelivery, *, done: bool) -> None:
         """Answer for a delivery soon."""
-        self._answers.append((delivery, done))
+        self._given.append((delivery, done))
         if not self._answering and self._closed is None:
             self._answering = True
-            self._link.wake(self._answer)
+            self._link.wake(self._answer_soon)
 
     # What follows runs on the I/O thread.
 
     def opened(self, connection: Connection) -> None:
-        """Nothing to do."""
+        """Take its deliveries."""
+        connection.receiver = self
 
     def set_up(self, channel: Channel) -> None:
         """Make the places and ask for messages; pika sends each step when the one before is answered."""
-        self._channel = channel
+        self._channel, self._answers = channel, Answers()
         channel.add_on_cancel_callback(self._on_cancelled)
         for place in self._places:
             place.declare(channel, _nothing)
@@ -178,31 +193,58 @@ class RabbitMQSubscription(Subscription):
             self._changed.notify_all()
         self._watch.start()
 
+    def take(self, method: bytes, header: bytes, body: bytes) -> None:
+        """Keep a delivery until somebody receives it."""
+        self._arrived.append((self._channel, method, header, body))
+
+    def taken(self) -> None:
+        """Wake whoever waits, once for all that has arrived."""
+        if self._arrived:
+            with self._changed:
+                self._changed.notify_all()
+
     def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        message = incoming(method, properties, body, self._aside)
-        delivery = RabbitMQDelivery(message, self, channel, method.delivery_tag, redeliveries(method, properties))
-        with self._changed:
-            self._arrived.append(delivery)
-            self._changed.notify_all()
+        """Keep what pika has decoded, as it is too large or came in pieces."""
+        self._arrived.append((channel, method, properties, body))
+        self.taken()
 
     def _on_cancelled(self, _: Any) -> None:
         """Start again with a new channel: somebody deleted the queue."""
         logger.warning("RabbitMQ cancelled the subscription of %s: its queue was deleted", self.queue)
-        if self._channel is not None:
+        # It may be closing already, as the connection is.
+        if self._channel is not None and self._channel.is_open:
             self._channel.close()
+
+    def _answer_soon(self) -> None:
+        if len(self._given) * 2 >= self._prefetch:
+            self._answer()
+        else:
+            self._link.later(_GATHER, self._answer)
 
     def _answer(self) -> None:
         self._answering = False
-        while self._answers:
-            delivery, done = self._answers.popleft()
-            channel = delivery.channel
+        given, channel = self._given, self._channel
+        answers: list[tuple[int, bool]] = []
+        for _ in range(len(given)):
+            delivery, done = given.popleft()
             # The tags of a channel mean nothing to the next one; what was lost with it comes again.
-            if channel is not self._channel or channel is None or not channel.is_open:
-                continue
-            if done:
-                channel.basic_ack(delivery.tag)
-            else:
-                channel.basic_nack(delivery.tag, requeue=True)
+            if delivery.channel is channel:
+                answers.append((delivery.tag, done))
+        if channel is None or not channel.is_open or self._link.connection is None:
+            return
+        if CAN_EMIT:
+            self._link.connection.emit(self._answers.encode(answers))
+            return
+        for tag, done in answers:
+            channel.basic_ack(tag) if done else channel.basic_nack(tag)
+
+    def _delivery(self, arrived: Arrived) -> RabbitMQDelivery:
+        """Decode what was received, in the thread that receives it."""
+        channel, method, properties, body = arrived
+        if isinstance(method, bytes):
+            method, properties = method_in(method), properties_in(properties)
+        message = incoming(method, properties, body, self._aside)
+        return RabbitMQDelivery(message, self, channel, method.delivery_tag, redeliveries(method, properties))
 
     def _check(self) -> None:
         if self._refusal is not None or not self._link.ready:

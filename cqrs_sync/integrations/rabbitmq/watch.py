@@ -51,7 +51,8 @@ class Watch:
         if connection.bytes_received != self._heard_bytes:
             self._hear(connection)
         silence = time.monotonic() - self._heard_at
-        if silence >= self._patience:
+        # Whoever could not look for so long, as other threads had the interpreter, asks before giving up.
+        if silence >= self._patience and self._asked:
             self._watched = None
             self._link.reopen(TimeoutError("no answer"))
             return

@@ -1,0 +1,452 @@
+"""Groups of consumers on RabbitMQ: what their places survive, and who receives what."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import attrs
+import pika
+import pytest
+
+from cqrs_sync.broker import Group, IncomingMessage, Subscription
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker, subscription
+from cqrs_sync.testing.contracts import in_forked_child, message, receive
+from tests.servers import free_port
+from tests.servers.proxy import TcpProxy
+from tests.servers.rabbitmq import OwnRabbitMQ, forget, opened, proxied, via
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.broker
+
+Opener = Callable[..., RabbitMQBroker]
+
+
+@pytest.fixture
+def group(rabbitmq_url: str, exchange: str) -> Iterator[Group]:
+    group = Group("shop", ("orders", "refunds"), delays=(0.2, 1.0), prefetch=10)
+    yield group
+    forget(rabbitmq_url, exchange, group)
+
+
+@pytest.fixture
+def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
+    with proxied(rabbitmq_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def opener(rabbitmq_url: str, exchange: str) -> Iterator[Opener]:
+    """Open a broker on the exchange, with options of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def open_one(url: str = rabbitmq_url, **options: object) -> RabbitMQBroker:
+            return stack.enter_context(contextlib.closing(RabbitMQBroker(url, exchange=exchange, **options)))
+
+        yield open_one
+
+
+@pytest.fixture
+def broker(opener: Opener) -> RabbitMQBroker:
+    return opener()
+
+
+class Consumer:
+    """A thread that receives and acknowledges, until it is stopped."""
+
+    def __init__(self, deliveries: Subscription, received: list[bytes]) -> None:
+        self._deliveries = deliveries
+        self._received = received
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        with self._deliveries:
+            while not self._stopped.is_set():
+                delivery = patiently(self._deliveries, 0.05)
+                if delivery is not None:
+                    self._received.append(delivery.message.body)
+                    delivery.ack()
+
+
+def bodies(deliveries: list[object]) -> list[bytes]:
+    return [delivery.message.body for delivery in deliveries]
+
+
+# Who receives what
+
+
+def test_order_per_key_survives_whoever_leaves(broker, opener, group, proxy, rabbitmq_url):
+    """Of three subscriptions one is closed in the middle, one loses its connection; first receipts stay in order."""
+    through = opener(via(proxy, rabbitmq_url))
+    received: list[bytes] = []
+    consumers = [Consumer(each.join(group), received) for each in (broker, through, through)]
+    for n in range(600):
+        broker.publish([message("orders", b"k%d %d" % (n % 3, n), key=f"k{n % 3}")])
+        if n == 200:
+            consumers[0].stop()
+        if n == 400:
+            assert proxy.drop() == 2
+    eventually(lambda: len(set(received)) == 600, 30)
+    for consumer in consumers:
+        consumer.stop()
+
+    firsts = list(dict.fromkeys(received))
+    for key in (b"k0", b"k1", b"k2"):
+        numbers = [int(body.split()[1]) for body in firsts if body.startswith(key)]
+        assert sorted(numbers) == numbers
+        assert 200 == len(numbers)
+
+
+def test_without_order_subscriptions_share(broker, group):
+    """Each of two gets what it may hold."""
+    free = attrs.evolve(group, ordered=False)
+    with broker.join(free) as one, broker.join(free) as other:
+        broker.publish([message("orders", b"%d" % n) for n in range(20)])
+
+        assert 20 == len({*bodies(receive(one, 10, settle=False)), *bodies(receive(other, 10, settle=False))})
+
+
+def test_a_group_of_everything_receives_nothing_that_others_set_aside(broker, opener, group, rabbitmq_url, exchange):
+    """Groups set aside on an exchange of their own."""
+    everything = Group("audit", ("#",), prefetch=10)
+    with broker.join(everything) as audit, broker.join(group) as deliveries:
+        for after in (0, 0.2, None):
+            broker.set_aside([IncomingMessage("orders", b"aside")], group, after=after)
+        receive(deliveries, 2)
+        broker.publish([message("orders", b"published")])
+
+        assert [b"published"] == bodies(receive(audit, 1))
+    forget(rabbitmq_url, exchange, everything)
+
+
+def test_notes_of_others_are_no_notes(broker, group, exchange, rabbitmq_url):
+    """Whoever may publish cannot make a message look as if it had been set aside, or was delivered before."""
+    headers = {"cqrs-topic": "refunds", "cqrs-attempts": "99", "x-delivery-count": 99, "ce-id": "1"}
+    with broker.join(group) as deliveries, opened(rabbitmq_url) as channel:
+        channel.basic_publish(exchange, "orders", b"1", pika.BasicProperties(headers=headers))
+        delivery = receive(deliveries, 1)[0]
+
+    assert ("orders", {}, {"id": "1"}) == (
+        delivery.message.topic,
+        delivery.message.notes,
+        delivery.message.attributes,
+    )
+    assert 0 == delivery.redeliveries
+
+
+# What is set aside
+
+
+def test_what_has_waited_was_not_delivered_before(broker, group):
+    """It waits as long as it has to, whatever waits longer, and its first delivery counts for nothing."""
+    with broker.join(group) as deliveries:
+        begun = time.monotonic()
+        broker.set_aside([IncomingMessage("orders", b"long")], group, after=1.0)
+        broker.set_aside([IncomingMessage("refunds", b"short", key="k")], group, after=0.2)
+        short, long = receive(deliveries, 2)
+
+    assert time.monotonic() - begun >= 0.9
+    assert (b"short", "refunds", "k", 0) == facts(short)
+    assert (b"long", "orders", None, 0) == facts(long)
+
+
+def test_what_is_delivered_too_often_becomes_a_dead_letter(opener, group):
+    """RabbitMQ itself sees to it where no consumer gets that far; topic and key are what they were."""
+    broker = opener(queue_arguments={"x-delivery-limit": 2})
+    with broker.join(group) as deliveries:
+        broker.publish([message("orders", b"poison", key="k")])
+        for _ in range(3):
+            receive(deliveries, 1, settle=False)[0].nack()
+        with broker.dead(group) as dead:
+            letter = receive(dead, 1)[0].message
+
+    assert (b"poison", "orders", "k") == (letter.body, letter.topic, letter.key)
+    assert "too often" in letter.notes["reason"]
+
+
+def test_hostile_messages_can_be_set_aside(broker, group, exchange, rabbitmq_url):
+    """Whatever their headers are, their bodies are kept."""
+    hostile = [
+        {"ce-type": "x" * 125_000, "ce-id": "1"},
+        {f"ce-many{n}": "v" * 1000 for n in range(100)},
+        {"ce-table": {"a": [1, None]}, "ce-bytes": b"\xff\xfe", "ce-" + "n" * 250: "long name", "ce-nul": "\0"},
+        {"ce-partitionkey": "k" * 60_000, "ce-id": "i" * 60_000},
+    ]
+    with broker.join(group) as deliveries, opened(rabbitmq_url) as channel:
+        for n, headers in enumerate(hostile):
+            properties = pika.BasicProperties(headers=headers, content_type="c" * 255)
+            channel.basic_publish(exchange, "orders", b"%d" % n, properties)
+        received = [delivery.message for delivery in receive(deliveries, len(hostile))]
+        noted = [attrs.evolve(each, notes={"error": "\ud800é" * 60_000, "reason": "bad"}) for each in received]
+        broker.set_aside(noted, group, after=None)
+        with broker.dead(group) as dead:
+            letters = [delivery.message for delivery in receive(dead, len(hostile))]
+
+    assert [b"0", b"1", b"2", b"3"] == [letter.body for letter in letters]
+    assert {"bad"} == {letter.notes["reason"] for letter in letters}
+    assert all(letter.notes["error"].startswith("?é?é") for letter in letters)
+    assert {"orders"} == {letter.topic for letter in letters}
+    assert "1" == letters[0].attributes["id"]
+
+
+def test_what_was_received_is_never_too_large_to_be_kept(broker, opener, group):
+    """`max_bytes` is a limit of what is published."""
+    small = opener(max_bytes=1000)
+    with small.join(group) as deliveries:
+        broker.publish([message("orders", b"x" * 300_000)])
+        large = receive(deliveries, 1)[0].message
+        small.set_aside([large], group, after=0)
+
+        assert large.body == receive(deliveries, 1)[0].message.body
+
+
+def test_a_place_that_was_deleted_is_made_again(broker, group, exchange, rabbitmq_url):
+    """People empty queues by deleting them: what is set aside next is kept all the same."""
+    with broker.join(group) as deliveries:
+        with opened(rabbitmq_url) as channel:
+            for place in ("dead", "retry.0.2"):
+                channel.queue_delete(f"{exchange}.shop.{place}")
+        broker.set_aside([IncomingMessage("orders", b"dead")], group, after=None)
+        broker.set_aside([IncomingMessage("orders", b"later")], group, after=0.2)
+
+        assert [b"later"] == bodies(receive(deliveries, 1))
+    assert 1 == broker.backlog(group).dead
+
+
+def test_a_place_that_is_not_there_is_said(opener, group, exchange):
+    """Where nothing may be declared, with the name of the queue that is missing."""
+    opener().build(group)
+    elsewhere = attrs.evolve(group, name="elsewhere")
+
+    with pytest.raises(PublishFailed, match=rf"{exchange}\.elsewhere\.dead"):
+        opener(declare=False).set_aside([IncomingMessage("orders", b"1")], elsewhere, after=None)
+
+
+def test_a_forked_child_sets_aside(broker, group):
+    """On a connection of its own."""
+    letter = [IncomingMessage("orders", b"1")]
+    with broker.join(group) as deliveries:
+        broker.set_aside(letter, group, after=0)
+
+        assert 0 == in_forked_child(lambda: broker.set_aside(letter, group, after=0), timeout=10)
+        broker.set_aside(letter, group, after=0)
+        assert 3 == len(receive(deliveries, 3))
+
+
+# What a subscription survives
+
+
+def test_a_deleted_queue_is_made_again_as_it_was(broker, group, exchange, rabbitmq_url):
+    """With its bindings and all of its arguments."""
+    with broker.join(group) as deliveries:
+        with opened(rabbitmq_url) as channel:
+            channel.queue_delete(f"{exchange}.shop")
+        eventually(lambda: published(broker, b"after"))
+
+        assert [b"after"] == bodies(receive(deliveries, 1))
+    assert {piece.state for piece in broker.topology(group)} == {"there", "unknown"}
+
+
+def test_a_delivery_held_too_long_lapses_and_the_subscription_goes_on(own_rabbitmq: OwnRabbitMQ, exchange):
+    """The broker closes the channel of whoever is slow to answer; the next one comes within a second."""
+    group = Group("slow", ("orders",), prefetch=10)
+    own_rabbitmq.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+    own_rabbitmq.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
+    try:
+        with contextlib.closing(RabbitMQBroker(own_rabbitmq.url, exchange=exchange)) as broker:
+            with broker.join(group) as deliveries:
+                broker.publish([message("orders", b"1")])
+                held = receive(deliveries, 1, settle=False)[0]
+                lapsed_at = eventually(lambda: held.lapsed and time.monotonic(), 20)
+                again = receive(deliveries, 1)[0]
+                took = time.monotonic() - lapsed_at
+                held.ack()
+                broker.publish([message("orders", b"2")])
+
+                assert [b"2"] == bodies(receive(deliveries, 1))
+            forget(own_rabbitmq.url, exchange, group)
+    finally:
+        own_rabbitmq.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+        own_rabbitmq.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 60000).")
+
+    assert b"1" == again.message.body
+    assert again.redeliveries == 1
+    assert took < 1.0
+
+
+def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """Nobody hangs up: only that nothing is heard tells. It is said, and receiving goes on when there is a way."""
+    assert subscription._PATIENCE * 1.25 < 20
+    monkeypatch.setattr(subscription, "_PATIENCE", 0.8)
+    broker = opener(via(proxy, rabbitmq_url))
+    with broker.join(group) as deliveries:
+        opener().publish([message("orders", b"1")])
+        held = receive(deliveries, 1, settle=False)[0]
+        proxy.freeze()
+        with pytest.raises(BrokerUnavailable):
+            eventually(lambda: deliveries.rest() is not None, 10)
+        assert held.lapsed
+        proxy.drop()
+        proxy.restore()
+
+        again = eventually(lambda: patiently(deliveries), 20)
+        assert (b"1", "orders", None) == facts(again)[:3]
+        assert again.redeliveries
+
+
+def test_a_quiet_path_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """A subscription that receives nothing for long asks, and is answered."""
+    monkeypatch.setattr(subscription, "_PATIENCE", 0.4)
+    broker = opener(via(proxy, rabbitmq_url))
+    with broker.join(group) as deliveries:
+        assert deliveries.receive(2.5) is None
+        assert 1 == proxy.accepted
+
+
+def test_connections_that_break_lose_nothing(opener, group, proxy, rabbitmq_url):
+    """Twenty times, with messages in hand; what was acknowledged and heard does not come again."""
+    broker, publisher = opener(via(proxy, rabbitmq_url)), opener()
+    seen: set[bytes] = set()
+    with broker.join(group) as deliveries:
+        for turn in range(20):
+            publisher.publish([message("orders", b"%d %d" % (turn, n)) for n in range(15)])
+            begun = time.monotonic()
+            while not {b"%d %d" % (turn, n) for n in range(15)} <= seen:
+                assert time.monotonic() - begun < 30
+                delivery = patiently(deliveries)
+                if delivery is not None:
+                    seen.add(delivery.message.body)
+                    delivery.ack()
+            assert proxy.drop() == 1
+    assert 300 == len(seen)
+
+
+def test_connections_closed_by_the_server_are_made_again(own_rabbitmq: OwnRabbitMQ, exchange):
+    """As an operator does it."""
+    group = Group("closed", ("orders",), prefetch=10)
+    with contextlib.closing(RabbitMQBroker(own_rabbitmq.url, exchange=exchange)) as broker:
+        with broker.join(group) as deliveries:
+            for n in range(3):
+                broker.publish([message("orders", b"%d" % n)])
+                held = receive(deliveries, 1, settle=False)[0]
+                own_rabbitmq.close_all_connections()
+                again = eventually(lambda: patiently(deliveries), 20)
+                assert held.lapsed
+                assert held.message.body == again.message.body
+                again.ack()
+        forget(own_rabbitmq.url, exchange, group)
+
+
+# What a group needs
+
+
+def test_looking_makes_nothing(broker, group):
+    """Everything is missing, and still is."""
+    looked = [broker.topology(group) for _ in range(2)]
+
+    assert looked[0] == looked[1]
+    assert {piece.state for piece in looked[1]} == {"missing"}
+    assert {piece.kind for piece in looked[1]} == {"exchange", "queue", "binding"}
+
+
+def test_a_place_that_is_different_is_explained(broker, group, exchange, rabbitmq_url):
+    """It names what differs and the way out; joining does not wait or loop."""
+    broker.build(group)
+    with opened(rabbitmq_url) as channel:
+        channel.queue_delete(f"{exchange}.shop")
+        channel.queue_declare(f"{exchange}.shop", durable=True)
+    begun = time.monotonic()
+
+    with pytest.raises(ConfigurationError, match=r"inequivalent arg 'x-.*shop.*delete it"):
+        broker.join(group)
+    assert time.monotonic() - begun < 3
+    different = [piece for piece in broker.topology(group) if piece.state == "different"]
+    assert [f"{exchange}.shop"] == [piece.name for piece in different]
+    assert "inequivalent arg" in different[0].trouble
+    assert different == [piece for piece in broker.build(group) if piece.state == "different"]
+
+
+def test_who_declares_nothing_needs_it_to_be_there(opener, group, exchange):
+    """It is said that it is missing; what somebody else has made is enough."""
+    careful = opener(declare=False)
+    with pytest.raises(ConfigurationError, match=r"404 .*build it first"):
+        careful.join(group)
+
+    opener().build(group)
+    with careful.join(group) as deliveries:
+        careful.publish([message("orders", b"1")])
+        assert [b"1"] == bodies(receive(deliveries, 1))
+
+
+def test_an_exchange_of_theirs_may_be_of_any_type(opener, group, exchange, rabbitmq_url):
+    """Who declares nothing does not compare it either, and builds the rest."""
+    with opened(rabbitmq_url) as channel:
+        channel.exchange_declare(exchange, exchange_type="direct", durable=True)
+
+    assert "there" == opener(declare=False).build(group)[0].state
+    assert "there" == opener(declare=False).topology(group)[0].state
+    assert "different" == opener().topology(group)[0].state
+
+
+def test_classic_queues_do_as_well(opener, group, exchange, rabbitmq_url):
+    """Where there are no quorum queues: arguments that only those know are left out."""
+    broker = opener(queue_arguments={"x-queue-type": "classic"})
+    with broker.join(group) as deliveries:
+        broker.set_aside([IncomingMessage("orders", b"1")], group, after=0.2)
+        receive(deliveries, 1, settle=False)[0].nack()
+
+        assert 1 == receive(deliveries, 1)[0].redeliveries
+
+
+@pytest.mark.parametrize("delay", [0.0001, 5_000_000])
+def test_a_delay_that_rabbitmq_cannot_wait_is_refused(broker, group, delay):
+    """Before anything is made."""
+    with pytest.raises(ValueError, match="waits between"):
+        broker.join(attrs.evolve(group, delays=(delay,)))
+
+
+@pytest.mark.parametrize("name", ["shop.dead", "shop.retry.5", "", "x" * 250])
+def test_a_group_is_not_called_as_a_place_of_another_one(broker, group, name):
+    """Or it would receive dead letters of the other one."""
+    with pytest.raises(ValueError, match="cannot be a group"):
+        broker.join(attrs.evolve(group, name=name))
+
+
+def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_url):
+    """Nobody listens, and nobody answers."""
+    away = opener(f"amqp://127.0.0.1:{free_port()}/", publish_timeout=1)
+    silent = opener(via(proxy, rabbitmq_url), publish_timeout=1)
+    proxy.freeze()
+    begun = time.monotonic()
+
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        away.backlog(group)
+    with pytest.raises(BrokerUnavailable, match="does not answer"):
+        silent.topology(group)
+    assert time.monotonic() - begun < 5
+    proxy.drop()
+
+
+def facts(delivery):
+    return delivery.message.body, delivery.message.topic, delivery.message.key, delivery.redeliveries
+
+
+def patiently(deliveries, timeout=0.5):
+    with contextlib.suppress(BrokerUnavailable):
+        return deliveries.receive(timeout)
+
+
+def published(broker: RabbitMQBroker, body: bytes) -> bool:
+    with contextlib.suppress(PublishFailed):
+        broker.publish([message("orders", body)], timeout=1)
+        return True
+    return False

@@ -91,13 +91,13 @@ def receive_one_and_die(servers, topic, group):
 def is_member(deliveries):
     # Tansu keeps one who leaves while he joins, and waits for him to lead the group.
     assert deliveries.receive(timeout=0.1) is None
-    return deliveries._progress
+    return deliveries._intake.holdings
 
 
 def is_committed(deliveries):
     # It is told out of `poll`; what comes with it is not settled.
     deliveries.receive(timeout=0.1)
-    return not deliveries._finished
+    return not deliveries._intake.finished
 
 
 def test_what_came_from_a_lost_partition_is_not_delivered_again(group, broker, topic):
@@ -136,7 +136,7 @@ def test_members_of_a_group_share_its_messages(group, kafka_servers, kafka_topic
         try:
             for thread in threads:
                 thread.start()
-            eventually(lambda: all(member._progress for member in received), timeout=30)
+            eventually(lambda: all(member._intake.holdings for member in received), timeout=30)
             broker.publish([message(kafka_topic, body, key=body.decode()) for body in wanted], timeout=10)
             eventually(lambda: len(wanted) <= sum(map(len, received.values())), timeout=30)
         finally:
@@ -274,9 +274,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     delivery.ack()
     eventually(lambda: is_unreachable(deliveries), timeout=15)
     if partition_is_lost:
-        eventually(lambda: is_unreachable(deliveries) and not deliveries._progress, timeout=15)
+        eventually(lambda: is_unreachable(deliveries) and not deliveries._intake.holdings, timeout=15)
     proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries) and deliveries._progress, timeout=30)
+    eventually(lambda: not is_unreachable(deliveries) and deliveries._intake.holdings, timeout=30)
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:

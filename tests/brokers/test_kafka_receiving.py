@@ -95,7 +95,7 @@ def test_what_was_fetched_from_a_lost_partition_is_not_delivered(group, broker, 
     with broker.subscribe(topic, group=group) as deliveries:
         publish_texts(broker, topic, b"1", b"2", b"3")
         first = receive(deliveries, 1, settle=False)[0]
-        eventually(lambda: 2 == len(deliveries._ready))
+        eventually(lambda: 2 == len(deliveries._intake._ready))
         deliveries.lost(deliveries._consumer.assignment())
 
         assert deliveries.receive(timeout=0.2) is None
@@ -312,7 +312,7 @@ def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(gro
         with several.subscribe(kafka_topic, group=group) as deliveries:
             several.publish([message(kafka_topic, b"%d" % n, key="one partition") for n in range(90)], timeout=10)
             first = receive(deliveries, 10)
-            consumer, paused = deliveries._consumer, first[0].partition
+            consumer, paused = deliveries._consumer, first[0].holding.place
             consumer.pause(paused)
             # Long enough for the other partitions to answer that they have nothing.
             assert deliveries.receive(timeout=1.5) is None

@@ -5,19 +5,20 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import BrokerFeatures, ReceivingBrokerContract
-from tests.servers.kafka import QUICK_GROUPS
+from cqrs_sync.testing.contracts import BrokerFeatures
+from cqrs_sync.testing.group_contract import GroupBrokerContract
+from tests.servers.kafka import QUICK_GROUPS, SINGLY
 
 pytestmark = pytest.mark.broker
 
 
-class TestKafkaBroker(ReceivingBrokerContract):
+class TestKafkaBroker(GroupBrokerContract):
     # Tansu makes any topic; tests/brokers/test_kafka.py asks a broker that does not.
     features = BrokerFeatures(refuses_unknown_topics=False)
 
     @pytest.fixture
     def broker(self, kafka_servers):
-        broker = KafkaBroker(kafka_servers, consumer_config=QUICK_GROUPS)
+        broker = KafkaBroker(kafka_servers, consumer_config=QUICK_GROUPS, producer_config=SINGLY)
         yield broker
         broker.close()
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import within
 from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
+from cqrs_sync.integrations.confluent.admin import administration
 from cqrs_sync.integrations.confluent.doctor import Doctor
 from cqrs_sync.integrations.confluent.publishing import Publishing
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+from cqrs_sync.records import Admin, Reading, RecordGroups
 
 #: What a process that leaves without `close` waits for.
 _AT_EXIT = 1.0
@@ -23,7 +26,7 @@ _AT_EXIT = 1.0
 _ALONE = {"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight.requests.per.connection": 1}
 
 
-class ConfluentKafkaBroker:
+class ConfluentKafkaBroker(RecordGroups):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
@@ -37,6 +40,8 @@ class ConfluentKafkaBroker:
     - `publish_timeout`: seconds a call may take at most where nobody says otherwise,
       connecting included. A nearer deadline of the context counts. Nothing is tried for
       longer than that, not even where a call brings a longer timeout of its own.
+    - `partitions`, `replication_factor`: of topics that are made for groups; -1 is what
+      the broker is told. With `declare=False` none is made but by `build`.
     - `config`: options of librdkafka by their names with dots, for producers and
       consumers alike (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and
       `consumer_config` for one of them.
@@ -47,10 +52,14 @@ class ConfluentKafkaBroker:
         servers_or_url: str | Sequence[str],
         *,
         publish_timeout: float = 5.0,
+        partitions: int = -1,
+        replication_factor: int = -1,
+        declare: bool = True,
         config: Mapping[str, Any] | None = None,
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(partitions=partitions, replicas=replication_factor, declare=declare)
         self._settings = Settings.of(
             servers_or_url,
             publish_timeout,
@@ -76,8 +85,7 @@ class ConfluentKafkaBroker:
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
-        if self._closed:
-            raise Closed("this ConfluentKafkaBroker is closed")
+        self._check_open()
         until = within(self._publish_timeout if timeout is None else timeout)
         failures = Publishing(messages, until, self._servers).run(self._together, self._alone)
         if failures:
@@ -91,11 +99,9 @@ class ConfluentKafkaBroker:
         then on the broker keeps the group's place. Raises BrokerUnavailable, and
         ConfigurationError for a topic that is not there and not made by the broker.
         """
-        if self._closed:
-            raise Closed("this ConfluentKafkaBroker is closed")
         if not topics:
             raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return ConfluentSubscription(topics, group, self._settings, within(max(self._publish_timeout, 5.0)))
+        return self._receiving(Reading.of(topics, group), self._until())
 
     def close(self, timeout: float = 5.0) -> None:
         """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
@@ -115,6 +121,24 @@ class ConfluentKafkaBroker:
 
     def __repr__(self) -> str:
         return f"ConfluentKafkaBroker({self._servers!r}, publish_timeout={self._publish_timeout})"
+
+    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+        self._check_open()
+        return administration(self._settings, until)
+
+    def _receiving(self, reading: Reading, until: float) -> ConfluentSubscription:
+        self._check_open()
+        return ConfluentSubscription(reading, self._settings, until)
+
+    def _limit(self) -> int:
+        return int(self._settings.producer["message.max.bytes"])
+
+    def _patience(self) -> float:
+        return self._publish_timeout
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this ConfluentKafkaBroker is closed")
 
 
 def _end(*doctors: Doctor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -34,7 +34,7 @@ class Start:
     before the first message is read; the broker takes that from outside of the group
     only while it has no members. A group that has members and is new to a topic begins
     there once it knows its partitions. Partitions that come later are read from their
-    first message on.
+    first message on, and so are topics of which it reads the `whole`.
 
     What was finished and may not have been committed is `remember`ed until the partition
     comes back: whoever had it meanwhile may be further, not less far.
@@ -42,16 +42,28 @@ class Start:
     Raises KafkaException, and ConfigurationError for a topic that is not there.
     """
 
-    def __init__(self, consumer: Any, topics: Sequence[str], until: float, *, makes_topics: bool) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        topics: Sequence[str],
+        until: float,
+        *,
+        makes_topics: bool,
+        whole: Collection[str] = (),
+    ) -> None:
         self._consumer = consumer
         self._until = until
-        partitions = self._partitions(topics, until if makes_topics else min(until, time.monotonic() + _NEW_TOPIC))
-        kept = [one for one in consumer.committed(partitions, timeout=self._left()) if one.offset >= 0]
+        until = until if makes_topics else min(until, time.monotonic() + _NEW_TOPIC)
+        #: All that there are.
+        self.partitions = self._find(topics, until)
+        asked = [one for one in self.partitions if one.topic not in whole]
+        told = consumer.committed(asked, timeout=self._left()) if asked else []
+        kept = [one for one in told if one.offset >= 0]
         known = {one.topic for one in kept}
         #: Where to begin with partitions that nobody has begun with, and where we were in those we had.
         self._ends: dict[Place, int] = {}
         self._finished: dict[Place, int] = {}
-        for one in partitions:
+        for one in asked:
             if one.topic not in known:
                 _, end = consumer.get_watermark_offsets(one, timeout=self._left())
                 self._ends[one.topic, one.partition] = end
@@ -100,7 +112,7 @@ class Start:
             if one.error is None:
                 self._ends.pop((one.topic, one.partition), None)
 
-    def _partitions(self, topics: Sequence[str], until: float) -> list[TopicPartition]:
+    def _find(self, topics: Sequence[str], until: float) -> list[TopicPartition]:
         """Wait until the broker has told about all topics, made them where it makes topics."""
         found: list[TopicPartition] = []
         for topic in topics:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from cqrs_sync.broker import Delivery, Subscription
+from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
 from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.start import Place, Start
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.records import Progress, RecordDelivery, incoming_message
+from cqrs_sync.records import Intake, Reading, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0
 #: Seconds between two looks at whether the connection lives, and for one of them.
 _LOOK, _PROBE = 0.5, 0.3
+#: Seconds for which librdkafka may be left alone while there is enough to hand out, and while nobody wants any.
+_ALONE, _RESTING = 1.0, 0.2
+#: Records taken at once.
+_BATCH = 500
 #: Seconds that closing may take: the last commit, and leaving the group.
 _LEAVING = 4.0
 #: The same where the interpreter leaves.
@@ -40,26 +45,28 @@ class ConfluentSubscription(Subscription):
     """
     A member of a consumer group, for one thread.
 
-    What is finished is stored, up to the first message that is not; librdkafka commits
-    what is stored, ten times a second, before it gives a partition away, and at the end.
+    What is finished is committed, up to the first message that is not; librdkafka does so
+    as well before it gives a partition away, and at the end.
     When the group's partitions are shared out anew, what is not finished goes to their
     new owner; settling it here afterwards does nothing.
     """
 
-    def __init__(self, topics: Sequence[str], group: str, settings: Settings, until: float) -> None:
-        self._topics = list(topics)
+    def __init__(self, reading: Reading, settings: Settings, until: float) -> None:
+        self._reading = reading
         self._servers = ",".join(settings.servers)
-        self._progress: dict[Place, Progress] = {}
-        #: What was given back.
-        self._returned: deque[tuple[Place, Any]] = deque()
-        #: What is finished and not known to be committed.
-        self._finished: dict[Place, int] = {}
+        self._intake = Intake(self)
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
         self._lost_at: float | None = None
+        self._tend_at = 0.0
         self._has_to_rejoin = False
         self._closed = False
-        options = {**settings.consumer, "group.id": group, "error_cb": self._heard_error, "on_commit": self._committed}
+        options = {
+            **settings.consumer,
+            "group.id": reading.group,
+            "error_cb": self._heard_error,
+            "on_commit": self._committed,
+        }
         self._in_part = _shares_out_in_part(options)
         try:
             self._consumer: Any = Consumer(options)
@@ -71,29 +78,25 @@ class ConfluentSubscription(Subscription):
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
-        until = time.monotonic() + timeout
-        while not self._returned:
-            left = until - time.monotonic()
-            record = self._poll(max(0.0, min(left, _LOOK)))
-            if record is not None:
-                place = (record.topic(), record.partition())
-                self._progress[place].handed_out(record.offset())
-                return self._delivery(place, record)
-            self._check_connection()
-            if left <= 0:
+        now = time.monotonic()
+        if now >= self._tend_at:
+            self._tend(now, _ALONE)
+        until = now + timeout
+        while (delivery := self._intake.next()) is None:
+            self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))), _BATCH)
+            now = time.monotonic()
+            self._tend_at = now + _ALONE
+            self._intake.commit(now)
+            if (delivery := self._intake.next()) is not None:
+                break
+            self._check_connection(now)
+            if now >= until:
                 return None
-        return self._delivery(*self._returned.popleft())
+        return delivery
 
-    def settle(self, delivery: RecordDelivery, *, done: bool) -> None:
-        """Settle a delivery; it does nothing where its partition has gone to another member."""
-        if self._progress.get(delivery.partition) is not delivery.progress:
-            return
-        if not done:
-            self._returned.appendleft((delivery.partition, delivery.record))
-        elif (watermark := delivery.progress.finished(delivery.record.offset())) is not None:
-            self._finished[delivery.partition] = watermark
-            topic, number = delivery.partition
-            self._consumer.store_offsets(offsets=[TopicPartition(topic, number, watermark)])
+    def rest(self) -> None:
+        """Do what keeps the subscription alive, and receive nothing."""
+        self._tend(time.monotonic(), _RESTING)
 
     def close(self) -> None:
         """Commit what is finished, and leave the rest to the group's next member."""
@@ -108,14 +111,48 @@ class ConfluentSubscription(Subscription):
         keep_for_ever(self._consumer)
         self._closed = True
 
-    def _delivery(self, place: Place, record: Any) -> RecordDelivery:
-        message = incoming_message(record.topic(), record.value(), record.key(), record.headers() or ())
-        return RecordDelivery(message, place, record, self._progress[place], self.settle)
+    # What the intake asks of its client: each record is a Message of librdkafka's.
+
+    offset_of = staticmethod(operator.methodcaller("offset"))
+
+    @staticmethod
+    def headers_of(record: Any) -> Iterable[tuple[str, bytes | None]]:
+        """Return the headers of a record."""
+        headers: list[tuple[str, bytes | None]] = record.headers() or []
+        return headers
+
+    @staticmethod
+    def message_of(record: Any, *, kept: bool) -> IncomingMessage:
+        """Read a record."""
+        return incoming_message(record.topic(), record.value(), record.key(), record.headers() or (), kept=kept)
+
+    def pause(self, places: Collection[Place]) -> None:
+        """Fetch nothing of these partitions."""
+        if places:
+            self._consumer.pause([TopicPartition(*place) for place in places])
+
+    def resume(self, places: Collection[Place]) -> None:
+        """Go on with them."""
+        if places:
+            self._consumer.resume([TopicPartition(*place) for place in places])
+
+    def commit(self, finished: dict[Place, int]) -> None:
+        """Commit without waiting."""
+        self._store(finished)
+        try:
+            self._consumer.commit(asynchronous=True)
+        except KafkaException as error:
+            logger.debug("what is stored is committed by librdkafka itself: %s", error)
 
     def _begin(self, until: float, *, makes_topics: bool) -> None:
+        topics = self._reading.topics
         try:
-            self._start = Start(self._consumer, self._topics, until, makes_topics=makes_topics)
-            self._join()
+            self._start = Start(self._consumer, topics, until, makes_topics=makes_topics, whole=self._reading.whole)
+            if self._reading.alone:
+                self._hold(self._start.partitions)
+                self._consumer.assign(self._start.partitions)
+            else:
+                self._join()
         except BaseException as error:
             self._leave(_LEAVING)
             if isinstance(error, KafkaException):
@@ -123,12 +160,15 @@ class ConfluentSubscription(Subscription):
             raise
 
     def _join(self) -> None:
-        self._consumer.subscribe(self._topics, on_assign=self._got, on_revoke=self._lost, on_lost=self._lost)
+        topics = list(self._reading.topics)
+        self._consumer.subscribe(topics, on_assign=self._got, on_revoke=self._lost, on_lost=self._lost)
 
     def _leave(self, timeout: float) -> None:
         if self._closed:
             return
         self._closed = True
+        self._store(self._intake.finished)
+        self._intake.close()
         # librdkafka has no limit for it, and waits for a broker that does not answer.
         leaving = threading.Thread(target=self._consumer.close, name="cqrs-confluent-leave", daemon=True)
         leaving.start()
@@ -144,36 +184,63 @@ class ConfluentSubscription(Subscription):
             logger.warning("where to begin is not known, the group is joined again: %s", error)
             self._has_to_rejoin = True
             return
-        for one in partitions:
-            self._progress[one.topic, one.partition] = Progress()
+        self._hold(partitions)
+
+    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
+        holding = self._reading.holding
+        self._intake.got(holding((one.topic, one.partition), one.topic, one.partition) for one in partitions)
 
     def _lost(self, _consumer: Any, partitions: Iterable[TopicPartition]) -> None:
-        gone = {(one.topic, one.partition) for one in partitions}
-        self._start.remember({place: self._finished.pop(place) for place in gone if place in self._finished})
-        for place in gone:
-            if place in self._progress:
-                self._progress.pop(place).lapsed = True
-        self._returned = deque(entry for entry in self._returned if entry[0] not in gone)
+        gone = self._intake.lost([(one.topic, one.partition) for one in partitions])
+        self._store(gone)
+        self._start.remember(gone)
 
-    def _poll(self, timeout: float) -> Any:
+    def _store(self, finished: dict[Place, int]) -> None:
+        """Have librdkafka commit these places with its next commit, at the latest when it gives them away."""
+        if not finished:
+            return
+        try:
+            self._consumer.store_offsets(offsets=[TopicPartition(*place, offset) for place, offset in finished.items()])
+        except KafkaException as error:
+            # Lost without a word, a moment ago: `_lost` is on its way.
+            logger.debug("not stored: %s", error)
+
+    def _tend(self, now: float, interval: float) -> None:
+        """Let librdkafka work for a moment, unless it has not been long; what comes is taken in, up to a limit."""
+        self._tend_at = min(self._tend_at, now + interval)
+        if now >= self._tend_at:
+            self._tend_at = now + interval
+            self._fetch(0.0, 1)
+            self._intake.commit(now)
+            self._check_connection(now)
+
+    def _fetch(self, timeout: float, most: int) -> None:
         if self._has_to_rejoin:
             self._has_to_rejoin = False
             self._consumer.unsubscribe()
             self._join()
+        self._intake.pause_and_resume()
         try:
-            record = self._consumer.poll(timeout)
+            # It would wait until there are as many as may be taken.
+            records = self._consumer.consume(most, 0)
+            if not records and timeout > 0:
+                record = self._consumer.poll(timeout)
+                records = [] if record is None else [record]
         except KafkaException as error:
             raise connection_error(error, self._servers) from error
-        if record is None:
-            return None
-        trouble = record.error()
-        if trouble is None:
-            # One that was fetched before its partition was given away is somebody else's.
-            return record if (record.topic(), record.partition()) in self._progress else None
+        parts: dict[Place, list[Any]] = defaultdict(list)
+        for record in records:
+            if record.error() is None:
+                parts[record.topic(), record.partition()].append(record)
+            else:
+                self._heard_instead(record.error())
+        for place, part in parts.items():
+            self._intake.take(place, part)
+
+    def _heard_instead(self, trouble: KafkaError) -> None:
         if trouble.code() in _HOPELESS or trouble.fatal():
             raise connection_error(KafkaException(trouble), self._servers)
         logger.info("librdkafka goes on after: %s", trouble.str())
-        return None
 
     def _committed(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
         # Called in our thread, out of `poll`.
@@ -181,9 +248,8 @@ class ConfluentSubscription(Subscription):
             logger.warning("the offsets of %d partition(s) are not committed: %s", len(places), error.str())
             return
         for one in places:
-            place = (one.topic, one.partition)
-            if one.error is None and self._finished.get(place) == one.offset:
-                del self._finished[place]
+            if one.error is None and one.offset >= 0:
+                self._intake.committed((one.topic, one.partition), one.offset)
 
     def _heard_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
@@ -191,12 +257,12 @@ class ConfluentSubscription(Subscription):
         else:
             self._why = error
 
-    def _check_connection(self) -> None:
+    def _check_connection(self, now: float) -> None:
         """Raise BrokerUnavailable where all connections are lost, and have been for a while."""
-        if self._lost_at is None or time.monotonic() - self._lost_at <= _PATIENCE:
+        if self._lost_at is None or now - self._lost_at <= _PATIENCE:
             return
         try:
-            self._consumer.list_topics(self._topics[0], timeout=_PROBE)
+            self._consumer.list_topics(self._reading.topics[0], timeout=_PROBE)
         except KafkaException as error:
             raise connection_error(error, self._servers, self._why) from error
         self._lost_at = self._why = None

@@ -5,22 +5,27 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
+
+from kafka import KafkaProducer
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import within
 from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
+from cqrs_sync.integrations.kafka.admin import administration
 from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+from cqrs_sync.records import Admin, Reading, RecordGroups
 
 #: What a process that leaves without `close` waits for.
 _AT_EXIT = 1.0
 
 
-class KafkaBroker:
+class KafkaBroker(RecordGroups):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
@@ -34,6 +39,8 @@ class KafkaBroker:
     - `publish_timeout`: seconds a call may take at most where nobody says otherwise,
       connecting included. A nearer deadline of the context counts. Nothing is tried for
       longer than that, not even where a call brings a longer timeout of its own.
+    - `partitions`, `replication_factor`: of topics that are made for groups; -1 is what
+      the broker is told. With `declare=False` none is made but by `build`.
     - `options`: of kafka-python, for producers and consumers alike (`sasl_mechanism`,
       `ssl_cafile`, ...); `producer_config` and `consumer_config` for one of them.
 
@@ -46,10 +53,14 @@ class KafkaBroker:
         servers_or_url: str | Sequence[str],
         *,
         publish_timeout: float = 5.0,
+        partitions: int = -1,
+        replication_factor: int = -1,
+        declare: bool = True,
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        super().__init__(partitions=partitions, replicas=replication_factor, declare=declare)
         self._settings = Settings.of(
             servers_or_url,
             publish_timeout,
@@ -74,8 +85,7 @@ class KafkaBroker:
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
-        if self._closed:
-            raise Closed("this KafkaBroker is closed")
+        self._check_open()
         until = within(self._publish_timeout if timeout is None else timeout)
         failures = Publishing(messages, until).run(self._together, self._alone)
         if failures:
@@ -89,11 +99,9 @@ class KafkaBroker:
         then on the broker keeps the group's place. Raises BrokerUnavailable, and
         ConfigurationError for a topic that is not there and not made by the broker.
         """
-        if self._closed:
-            raise Closed("this KafkaBroker is closed")
         if not topics:
             raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return KafkaSubscription(topics, group, self._settings, within(max(self._publish_timeout, 5.0)))
+        return self._receiving(Reading.of(topics, group), self._until())
 
     def close(self, timeout: float = 5.0) -> None:
         """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
@@ -113,6 +121,25 @@ class KafkaBroker:
 
     def __repr__(self) -> str:
         return f"KafkaBroker({','.join(self._settings.servers)!r}, publish_timeout={self._publish_timeout})"
+
+    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+        self._check_open()
+        return administration(self._settings, until)
+
+    def _receiving(self, reading: Reading, until: float) -> KafkaSubscription:
+        self._check_open()
+        return KafkaSubscription(reading, self._settings, until)
+
+    def _limit(self) -> int:
+        limit: int = self._settings.producer.get("max_request_size", KafkaProducer.DEFAULT_CONFIG["max_request_size"])
+        return limit
+
+    def _patience(self) -> float:
+        return self._publish_timeout
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this KafkaBroker is closed")
 
     def _doctor(self, **changes: Any) -> Doctor:
         return Doctor(

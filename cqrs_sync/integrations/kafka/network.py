@@ -85,7 +85,7 @@ class Network:
         manager.failed = self._failed
         client = self._kind(net=net, manager=manager, **options)
         # kafka-python has this option and forgets to pass it on.
-        client.cluster.config["allow_auto_create_topics"] = options["allow_auto_create_topics"]
+        client.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
         self._made.append(client)
         return client
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kafka import OffsetAndMetadata, TopicPartition
@@ -29,23 +29,28 @@ class Start:
     before the first message is read; the broker takes that from outside of the group
     only while it has no members. A group that has members and is new to a topic begins
     there once it knows its partitions. Partitions that come later are read from their
-    first message on.
+    first message on, and so are topics of which it reads the `whole`.
 
     kafka-python leaves its group and joins it again with every lost connection. What was
     finished and could not be committed is `remember`ed until the partition comes back:
     whoever had it meanwhile may be further, not less far.
     """
 
-    def __init__(self, consumer: Any, cluster: Any, topics: Sequence[str], until: float) -> None:
+    def __init__(
+        self, consumer: Any, cluster: Any, topics: Sequence[str], until: float, *, whole: Collection[str] = ()
+    ) -> None:
         self._consumer = consumer
         self._until = until
-        partitions = self._partitions(cluster, topics)
-        places = {partition: consumer.committed(partition, timeout_ms=self._left()) for partition in partitions}
+        #: All that there are.
+        self.partitions = self._partitions(cluster, topics)
+        asked = [partition for partition in self.partitions if partition.topic not in whole]
+        places = {partition: consumer.committed(partition, timeout_ms=self._left()) for partition in asked}
         known = {partition.topic for partition, place in places.items() if place is not None}
-        new = [partition for partition in partitions if partition.topic not in known]
+        new = [partition for partition in asked if partition.topic not in known]
         self._ends: dict[Any, int] = consumer.end_offsets(new, timeout_ms=self._left()) if new else {}
         self._finished: dict[Any, int] = {}
-        self._held: set[Any] = set()
+        #: Partitions of which nothing may be read yet.
+        self.held: set[Any] = set()
         if self._ends:
             self._keep_places(self._ends)
 
@@ -54,13 +59,12 @@ class Start:
         self._finished.update(finished)
 
     def hold_back(self, partitions: Iterable[Any]) -> None:
-        """Read nothing from partitions whose beginning is not settled yet."""
-        self._held = {one for one in partitions if one in self._ends or one in self._finished}
-        self._consumer.pause(*self._held)
+        """Say which partitions of these are `held`: their beginning is not settled yet."""
+        self.held = {one for one in partitions if one in self._ends or one in self._finished}
 
     def let_go(self) -> None:
         """Settle the beginning of partitions that were held back."""
-        for partition in list(self._held):
+        for partition in list(self.held):
             place = self._consumer.committed(partition, timeout_ms=_LOOK_UP * 1000)
             begin = self._ends.get(partition) if place is None else place
             finished = self._finished.get(partition)
@@ -69,10 +73,9 @@ class Start:
             if begin is not None and begin != place:
                 self._consumer.seek(partition, begin)
                 self._consumer.commit({partition: OffsetAndMetadata(begin, "", -1)}, timeout_ms=_LOOK_UP * 1000)
-            self._consumer.resume(partition)
             self._ends.pop(partition, None)
             self._finished.pop(partition, None)
-            self._held.discard(partition)
+            self.held.discard(partition)
 
     def _keep_places(self, ends: dict[Any, int]) -> None:
         self._consumer.assign(list(ends))

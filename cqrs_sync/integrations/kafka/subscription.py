@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError
 
-from cqrs_sync.broker import Delivery, Subscription
+from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
+from cqrs_sync.integrations.kafka.mending import free_parked_records, keep_finished_joins
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.start import Start
-from cqrs_sync.records import Progress, RecordDelivery, incoming_message
+from cqrs_sync.records import Intake, Reading, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0
 #: Seconds between two looks at whether the connection lives and finished messages are committed.
 _LOOK = 0.5
+#: Seconds for which kafka-python may be left alone while there is enough to hand out, and while nobody wants any.
+_ALONE, _RESTING = 1.0, 0.2
 #: Seconds that closing may take for the last commit, and for leaving the group.
 _LAST_COMMIT, _LEAVING = 2.0, 2.0
 
@@ -40,22 +43,22 @@ class KafkaSubscription(Subscription):
     owner; settling it here afterwards does nothing.
     """
 
-    def __init__(self, topics: Sequence[str], group: str, settings: Settings, until: float) -> None:
+    def __init__(self, reading: Reading, settings: Settings, until: float) -> None:
         self._servers = ",".join(settings.servers)
-        self._progress: dict[Any, Progress] = {}
-        self._ready: deque[tuple[Any, Any]] = deque()
-        #: What is finished and not known to be committed, and what of it is under way.
-        self._finished: dict[Any, int] = {}
-        self._sent: dict[Any, int] = {}
+        self._reading = reading
+        self._intake = Intake(self)
+        #: The request under way.
         self._commit: Any = None
         self._lost_at: float | None = None
+        self._tend_at = 0.0
         self._closed = False
-        self._network = Network({**settings.consumer, "group_id": group})
+        self._network = Network({**settings.consumer, "group_id": reading.group})
         try:
             self._consumer = KafkaConsumer(**self._network.options)
             self._network.completed()
-            self._start = Start(self._consumer, self._network.cluster, topics, until)
-            self._consumer.subscribe(topics, listener=_Rebalanced(self))
+            keep_finished_joins(self._consumer)
+            self._start = Start(self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole)
+            self._begin()
         except BaseException as error:
             self._network.hang_up()
             # A ValueError or TypeError is about the name of a topic or group.
@@ -65,37 +68,36 @@ class KafkaSubscription(Subscription):
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
-        until = time.monotonic() + timeout
-        while not self._ready:
-            left = until - time.monotonic()
-            self._fetch(max(0.0, min(left, _LOOK)))
-            self._commit_what_is_finished()
-            if not self._ready:
-                self._check_connection()
-                if left <= 0:
-                    return None
-        partition, record = self._ready.popleft()
-        message = incoming_message(record.topic, record.value, record.key, record.headers)
-        return RecordDelivery(message, partition, record, self._progress[partition], self.settle)
+        now = time.monotonic()
+        if now >= self._tend_at:
+            self._tend(now, _ALONE)
+        until = now + timeout
+        while (delivery := self._intake.next()) is None:
+            self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))))
+            now = time.monotonic()
+            self._tend_at = now + _ALONE
+            self._intake.commit(now)
+            if (delivery := self._intake.next()) is not None:
+                break
+            self._check_connection(now)
+            if now >= until:
+                return None
+        return delivery
 
-    def settle(self, delivery: RecordDelivery, *, done: bool) -> None:
-        """Settle a delivery; it does nothing where its partition has gone to another member."""
-        if self._progress.get(delivery.partition) is not delivery.progress:
-            return
-        if not done:
-            self._ready.appendleft((delivery.partition, delivery.record))
-        elif (watermark := delivery.progress.finished(delivery.record.offset)) is not None:
-            self._finished[delivery.partition] = watermark
-            self._commit_what_is_finished()
+    def rest(self) -> None:
+        """Do what keeps the subscription alive, and receive nothing."""
+        self._tend(time.monotonic(), _RESTING)
 
     def close(self) -> None:
         """Commit what is finished, and leave the rest to the group's next member."""
         if self._closed:
             return
         self._closed = True
+        finished = dict(self._intake.finished)
+        self._intake.close()
         try:
-            if self._finished:
-                self._consumer.commit(_offsets(self._finished), timeout_ms=_LAST_COMMIT * 1000)
+            if finished:
+                self._consumer.commit(_offsets(finished), timeout_ms=_LAST_COMMIT * 1000)
         except KafkaError as error:
             logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
         with contextlib.suppress(KafkaError):
@@ -103,12 +105,7 @@ class KafkaSubscription(Subscription):
 
     def lost(self, partitions: Iterable[Any]) -> None:
         """Forget partitions that are no longer ours."""
-        gone = set(partitions)
-        self._start.remember({one: self._finished.pop(one) for one in gone if one in self._finished})
-        for partition in gone:
-            if partition in self._progress:
-                self._progress.pop(partition).lapsed = True
-        self._ready = deque(entry for entry in self._ready if entry[0] not in gone)
+        self._start.remember(self._intake.lost(list(partitions)))
 
     def rejoin(self) -> None:
         """Keep asking for a place in the group until there is one."""
@@ -116,45 +113,74 @@ class KafkaSubscription(Subscription):
 
     def got(self, partitions: Iterable[Any]) -> None:
         """Begin with partitions that are ours now."""
-        for partition in partitions:
-            self._progress[partition] = Progress()
+        self._intake.got(self._reading.holding(one, one.topic, one.partition) for one in partitions)
         self._start.hold_back(partitions)
+        self._intake.pause_and_resume(self._start.held)
 
-    def _fetch(self, timeout: float) -> None:
-        _free_parked_records(self._consumer)
+    # What the intake asks of its client: each record is one of kafka-python's.
+
+    offset_of = staticmethod(operator.attrgetter("offset"))
+    headers_of = staticmethod(operator.attrgetter("headers"))
+
+    @staticmethod
+    def message_of(record: Any, *, kept: bool) -> IncomingMessage:
+        """Read a record."""
+        return incoming_message(record.topic, record.value, record.key, record.headers, kept=kept)
+
+    def pause(self, places: Collection[Any]) -> None:
+        """Fetch nothing of these partitions."""
+        self._consumer.pause(*places)
+
+    def resume(self, places: Collection[Any]) -> None:
+        """Go on with them."""
+        self._consumer.resume(*places)
+
+    def commit(self, finished: dict[Any, int]) -> None:
+        """Commit without waiting, one request at a time: the next one holds all that has come together."""
+        if self._commit is None or self._commit.is_done:
+            self._commit = self._consumer.commit_async(_offsets(finished), callback=self._committed)
+
+    def _begin(self) -> None:
+        if self._reading.alone:
+            self._consumer.assign(self._start.partitions)
+            self.got(self._start.partitions)
+        else:
+            self._consumer.subscribe(self._reading.topics, listener=_Rebalanced(self))
+
+    def _tend(self, now: float, interval: float) -> None:
+        """Let kafka-python work for a moment, unless it has not been long; what comes is taken in, up to a limit."""
+        self._tend_at = min(self._tend_at, now + interval)
+        if now >= self._tend_at:
+            self._tend_at = now + interval
+            self._fetch(0.0, 1)
+            self._intake.commit(now)
+            self._check_connection(now)
+
+    def _fetch(self, timeout: float, most: int | None = None) -> None:
+        self._intake.pause_and_resume(self._start.held)
+        free_parked_records(self._consumer)
         try:
-            for partition, records in self._consumer.poll(timeout_ms=timeout * 1000).items():
-                for record in records:
-                    self._progress[partition].handed_out(record.offset)
-                    self._ready.append((partition, record))
+            for partition, records in self._consumer.poll(timeout_ms=timeout * 1000, max_records=most).items():
+                self._intake.take(partition, records)
             self._start.let_go()
         except KafkaError as error:
             if not is_passing(error):
                 raise connection_error(error, self._servers) from error
 
-    def _commit_what_is_finished(self) -> None:
-        """Commit without waiting, one request at a time: the next one holds all that has come together."""
-        if self._finished != self._sent and (self._commit is None or self._commit.is_done):
-            self._sent = dict(self._finished)
-            self._commit = self._consumer.commit_async(_offsets(self._sent), callback=self._committed)
-
     def _committed(self, offsets: dict[Any, OffsetAndMetadata], answer: object) -> None:
         # Called by kafka-python in our thread.
-        self._sent = {}
         if isinstance(answer, Exception):
             logger.warning("the offsets of %d partition(s) are not committed: %s", len(offsets), answer)
             return
         for partition, place in offsets.items():
-            if self._finished.get(partition) == place.offset:
-                del self._finished[partition]
+            self._intake.committed(partition, place.offset)
 
-    def _check_connection(self) -> None:
+    def _check_connection(self, now: float) -> None:
         client = self._network.client
         nodes = [broker.node_id for broker in self._network.cluster.brokers()]
         if any(client.connected(node) or client.connected(f"coordinator-{node}") for node in nodes):
             self._lost_at = None
             return
-        now = time.monotonic()
         self._lost_at = self._lost_at or now
         if now - self._lost_at > _PATIENCE:
             raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
@@ -173,18 +199,6 @@ class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         self._subscription.got(assigned)
-
-
-def _free_parked_records(consumer: Any) -> None:
-    """
-    Let kafka-python 3.0.12 give out what it had fetched of a partition that was paused and resumed.
-
-    It does so when no other batch is in its hands, and takes one that is used up for one
-    that is not: it would neither give these records out nor fetch the partition again.
-    """
-    fetcher = getattr(consumer, "_fetcher", None)
-    if fetcher and getattr(fetcher, "_paused_partition_records", None) and not fetcher._next_partition_records:  # noqa: SLF001
-        fetcher._next_partition_records = None  # noqa: SLF001
 
 
 def _offsets(watermarks: dict[Any, int]) -> dict[Any, OffsetAndMetadata]:

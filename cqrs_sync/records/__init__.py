@@ -1,0 +1,32 @@
+"""
+Kafka's records, whichever client carries them: the CloudEvents binding, a group's places, how far a group has come.
+
+It is here and not in an integration because two of them need it and they do not know
+each other: what one client has published, the other one must be able to read.
+"""
+
+from cqrs_sync.records.binding import incoming_message, key_and_headers_of
+from cqrs_sync.records.delivery import RecordDelivery
+from cqrs_sync.records.groups import Admin, RecordGroups
+from cqrs_sync.records.holding import Holding, Progress
+from cqrs_sync.records.intake import Client, Intake
+from cqrs_sync.records.keeping import KeptMessage, due_in, kept_messages
+from cqrs_sync.records.places import Offsets, Places, Reading
+
+__all__ = [
+    "Admin",
+    "Client",
+    "Holding",
+    "Intake",
+    "KeptMessage",
+    "Offsets",
+    "Places",
+    "Progress",
+    "Reading",
+    "RecordDelivery",
+    "RecordGroups",
+    "due_in",
+    "incoming_message",
+    "kept_messages",
+    "key_and_headers_of",
+]

@@ -75,9 +75,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         resolver,
         emitter=_emitter(broker, serializer, chain) if broker is not None or outbox is not None else None,
         outbox=outbox,
-        threads=ThreadPool(threads)
-        if threads is None or isinstance(threads, int)
-        else _able("threads", "run", threads),
+        threads=_executor(threads),
         inbox=_able("inbox", "once", inbox),
         transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
@@ -98,6 +96,13 @@ def _resolver(container: Container | punq.Container | None) -> Container:
         return PunqContainer(container)
     resolver: Container = _able("container", "resolve", container)
     return resolver
+
+
+def _executor(threads: Executor | int | None) -> Executor:
+    if threads is None or isinstance(threads, int):
+        return ThreadPool(threads)
+    executor: Executor = _able("threads", "run", threads)
+    return executor
 
 
 def _transactions(transactions: Transactions | None, outbox: Outbox | None, inbox: Inbox | None) -> Transactions | None:

@@ -75,7 +75,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         resolver,
         emitter=_emitter(broker, serializer, chain) if broker is not None or outbox is not None else None,
         outbox=outbox,
-        threads=_threads(threads),
+        threads=_executor(threads),
         inbox=_able("inbox", "once", inbox),
         transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
@@ -98,7 +98,7 @@ def _resolver(container: Container | punq.Container | None) -> Container:
     return resolver
 
 
-def _threads(threads: Executor | int | None) -> Executor:
+def _executor(threads: Executor | int | None) -> Executor:
     if threads is None or isinstance(threads, int):
         return ThreadPool(threads)
     executor: Executor = _able("threads", "run", threads)

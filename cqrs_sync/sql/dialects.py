@@ -45,8 +45,6 @@ class Dialect:
     unless_there: str = "ON CONFLICT (id, handler) DO NOTHING"
     #: Lets an INSERT count the attempt in the row that is there.
     or_count: str = "ON CONFLICT (id, handler) DO UPDATE SET attempts = {table}.attempts + 1"
-    #: Makes a SELECT see what is committed by now, whenever the transaction has begun.
-    current: str = ""
 
 
 DIALECTS = {
@@ -86,9 +84,9 @@ DIALECTS = {
             update="UPDATE {table} FORCE INDEX (PRIMARY) SET",
             delete="DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE",
             # An update that changes nothing counts as none or as one row, as the driver likes; this is always two.
+            # And what a transaction has changed it sees, though its snapshot be older.
             unless_there="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
             or_count="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
-            current="FOR UPDATE",
         ),
         Dialect(
             name="sqlite",

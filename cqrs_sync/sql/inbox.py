@@ -183,8 +183,8 @@ class _Statements:
         self.begin = dialect.begin.format(deliveries=table)
         self.insert = self._inserted(dialect, table, 0, dialect.unless_there)
         self.count = self._inserted(dialect, table, 1, dialect.or_count.format(table=table))
-        self.result = f"SELECT result FROM {table} WHERE {row} {dialect.current}"
-        self.attempts = f"SELECT attempts FROM {table} WHERE {row} {dialect.current}"
+        self.result = f"SELECT result FROM {table} WHERE {row}"
+        self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
         self.keep = f"UPDATE {table} SET result = %s WHERE {row}"
         self.old = f"SELECT id, handler FROM {table} WHERE created_at < {dialect.before} LIMIT %s {dialect.skip_locked}"
 

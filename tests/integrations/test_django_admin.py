@@ -16,6 +16,7 @@ VIEW = ("view_delivery", "view_message")
 ALL = (*VIEW, "view_payload", "replay_delivery", "discard_delivery")
 DELIVERIES = "/admin/cqrs_sync/delivery/"
 MESSAGES = "/admin/cqrs_sync/message/"
+RECEIPTS = "/admin/cqrs_sync/receipt/"
 PAYLOAD = b'{"a": "<script>alert(1)</script>"}'
 
 
@@ -320,3 +321,45 @@ def test_the_outbox_of_the_mediator_is_shown_and_delivers_what_is_replayed(
 
     assert [PAYLOAD] == [each.body for each in broker.published]
     assert [("user-0", str(claimed.number), "replayed")] == written_down()
+
+
+# The inbox
+
+
+@pytest.mark.parametrize(("permissions", "status"), [((), 403), (("view_receipt",), 200)])
+def test_what_was_done_is_listed_and_nothing_else(client_of, permissions, status):
+    """
+    Two handlers of one message are two lines; no page shows one of them, and nobody changes any.
+    """
+    from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- needs settings
+
+    inbox = DjangoInbox("default")
+    for handler in ("bill", "pack"):
+        with inbox.once("/shop 1", handler) as receipt:
+            receipt.keep(b"<secret>")
+    client = client_of(*permissions)
+    listed = client.get(RECEIPTS)
+
+    assert status == listed.status_code
+    if status == 200:
+        page = listed.content.decode()
+        assert ("bill" in page, "pack" in page, "secret" in page) == (True, True, False)
+        assert 302 == client.get(f"{RECEIPTS}%2Fshop 1/change/").status_code
+        assert 400 == client.get(f"{RECEIPTS}?result__contains=s").status_code
+    assert 403 == client.get(f"{RECEIPTS}add/").status_code
+
+
+def test_the_inbox_of_the_mediator_is_shown(client_of, django_mediator):
+    """
+    In whichever database it is.
+    """
+    from cqrs_sync.integrations.django import DjangoInbox, bootstrap  # noqa: PLC0415 -- as above
+
+    with DjangoInbox("postgresql").once("1", "bill-elsewhere"):
+        pass
+    client = client_of("view_receipt")
+    assert "bill-elsewhere" not in client.get(RECEIPTS).content.decode()
+    mediator = bootstrap(using="postgresql", outbox=False, inbox=True, threads=1)
+    with mediator:
+        django_mediator(mediator)
+        assert "bill-elsewhere" in client.get(RECEIPTS).content.decode()

@@ -121,6 +121,18 @@ def test_an_outbox_in_another_database_than_the_transactions_is_refused(requests
         bootstrap(requests, using="sqlite", outbox=DjangoOutbox("mariadb"))
 
 
+def test_an_inbox_in_another_database_than_the_transactions_is_refused(requests):
+    """
+    When the mediator is made.
+    """
+    from django.core.exceptions import ImproperlyConfigured  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django import DjangoInbox, bootstrap  # noqa: PLC0415 -- as above
+
+    with pytest.raises(ImproperlyConfigured, match=r"the inbox is in .*'mariadb'.*give both the same database"):
+        bootstrap(requests, using="sqlite", inbox=DjangoInbox("mariadb"))
+
+
 def test_mediators_may_share_a_chain(make):
     """
     Each adds its own transactions to a copy of it.

@@ -168,6 +168,25 @@ def test_an_alias_that_is_none_is_an_error(found, requests):
     assert ["cqrs_sync.E002"] == found(mediator, databases=["default"])
 
 
+def test_an_inbox_without_an_outbox_is_looked_at_as_well(found, make, requests):
+    """
+    Its database is to be one, and no transaction has to be open: it opens one.
+    """
+    from django.test import override_settings  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- as above
+
+    class NotHere:
+        def allow_migrate(self, db, app_label, model_name=None, **_):
+            return model_name != "receipt"
+
+    assert ["cqrs_sync.E002"] == found(cqrs.bootstrap(requests, inbox=DjangoInbox("nowhere")), databases=["default"])
+    mediator = make(using="postgresql", outbox=False, inbox=True, atomic=())
+    assert [] == found(mediator, databases=["postgresql"])
+    with override_settings(DATABASE_ROUTERS=[NotHere()]):
+        assert ["cqrs_sync.E006"] == found(mediator)
+
+
 def test_a_database_of_another_kind_is_an_error(found, make):
     """
     The outbox has no SQL for it.

@@ -82,6 +82,32 @@ def test_the_migration_makes_these_columns_and_indexes(django_databases, alias):
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+def test_the_second_migration_makes_the_table_of_the_inbox(django_databases, alias):
+    """
+    Its key is message and handler together, and there is an index to purge by.
+    """
+    from django.core.management import call_command  # noqa: PLC0415 -- as above
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    output = io.StringIO()
+    call_command("sqlmigrate", "cqrs_sync", "0002", database=alias, stdout=output)
+    with connections[alias].cursor() as cursor:
+        constraints = connections[alias].introspection.get_constraints(cursor, "cqrs_inbox").values()
+
+    text = TEXT[alias].format(255)
+    lines = re.findall(r'^    ["`](\w+)["`] (.*),$', output.getvalue(), re.MULTILINE)
+    assert {
+        "id": f"{text} NOT NULL",
+        "handler": f"{text} NOT NULL",
+        "attempts": "integer NOT NULL",
+        "result": f"{BYTES[alias]} NULL",
+        "created_at": f"{MOMENT[alias]} NOT NULL",
+    } == dict(lines)
+    columns = sorted(tuple(each["columns"]) for each in constraints if not each["check"])
+    assert [("created_at",), ("id", "handler")] == columns
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
 def test_what_is_there_is_what_was_said(django_databases, alias):
     """
     Beside the primary keys there are three indexes, and no constraint.
@@ -120,10 +146,11 @@ def test_the_migration_can_be_taken_back(django_databases, alias):
 
     call_command("migrate", "cqrs_sync", "zero", database=alias, verbosity=0)
     try:
-        assert set() == {"cqrs_message", "cqrs_delivery"} & set(connections[alias].introspection.table_names())
+        made = {"cqrs_message", "cqrs_delivery", "cqrs_inbox"}
+        assert set() == made & set(connections[alias].introspection.table_names())
     finally:
         call_command("migrate", "cqrs_sync", database=alias, verbosity=0)
-    assert {"cqrs_message", "cqrs_delivery"} <= set(connections[alias].introspection.table_names())
+    assert made <= set(connections[alias].introspection.table_names())
 
 
 def test_importing_it_needs_no_settings_and_loads_no_model():

@@ -13,9 +13,9 @@ from django.db import router, transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
-from cqrs_sync.integrations.django.models import Delivery, Message
+from cqrs_sync.integrations.django.models import Delivery, Message, Receipt
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
-from cqrs_sync.integrations.django.wiring import mediator_of_settings, outbox_of
+from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.outbox import Selection
 from cqrs_sync.relay import Relay
 from cqrs_sync.sql.statements import DEAD
@@ -51,7 +51,7 @@ class _ReadOnly(admin.ModelAdmin):
         """Let nobody find out by the address of a page what payloads he may not see have in them."""
         # Django 4.2 gives no request.
         arguments = (value,) if request is None else (value, request)
-        return "payload" not in lookup.split("__") and bool(super().lookup_allowed(lookup, *arguments))
+        return not {"payload", "result"} & set(lookup.split("__")) and bool(super().lookup_allowed(lookup, *arguments))
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         del request
@@ -159,6 +159,32 @@ class DeliveryAdmin(_ReadOnly):
                     transaction.on_commit(relay.wake, using=outbox.using, robust=True)
         level = messages.SUCCESS if count else messages.WARNING
         self.message_user(request, f"{count} dead deliveries were {done}.", level)
+
+
+@admin.register(Receipt)
+class ReceiptAdmin(_ReadOnly):
+    """What was done, newest first; the list alone, since no single column names a row."""
+
+    list_display = ("id", "handler", "attempts", "created_at")
+    list_display_links = None
+    search_fields = ("=id",)
+    ordering = ("-created_at",)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Receipt]:
+        """Look into the database that the inbox is in, and leave answers there."""
+        return super().get_queryset(request).using(_alias_of_inbox()).defer("result")
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> None:
+        """Find none."""
+        del request, object_id, from_field
+
+
+def _alias_of_inbox() -> str:
+    if getattr(settings, "CQRS_SYNC", None):
+        inbox = inbox_of(mediator_of_settings())
+        if inbox is not None:
+            return inbox.using
+    return str(router.db_for_write(Receipt))
 
 
 def _write_down(request: HttpRequest, deliveries: Sequence[tuple[int, str, str]], done: str) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import attrs
 from django.conf import settings
 from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.migrations.executor import MigrationExecutor
 
-from cqrs_sync.integrations.django.outbox import DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic
-from cqrs_sync.integrations.django.wiring import mediator_of_settings, outbox_of
+from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.sql.dialects import DIALECTS
@@ -32,57 +32,77 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
         mediator = mediator_of_settings()
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="cqrs_sync.E001")]
-    outbox = outbox_of(mediator)
-    if outbox is None:
+    place = _place_of(mediator)
+    if place is None:
         return []
-    if outbox.using not in settings.DATABASES:
+    if place.using not in settings.DATABASES:
         return [
             checks.Error(
-                f"the outbox is in {outbox.using!r}, which is not in DATABASES",
+                f"the {place.what} is in {place.using!r}, which is not in DATABASES",
                 hint=f"its aliases are {', '.join(settings.DATABASES)}",
                 id="cqrs_sync.E002",
             )
         ]
-    return [*_database(outbox), *_transactions(mediator, outbox), *_threads(mediator), *_sqlite(outbox)]
+    return [*_database(place), *_transactions(mediator), *_threads(mediator), *_sqlite(place)]
 
 
 @checks.register(_LABEL, checks.Tags.database)
 def check_database(app_configs: Any, databases: Sequence[str] | None = None, **_: Any) -> Sequence[checks.CheckMessage]:
-    """Ask the database of the outbox; the others may be what they like."""
+    """Ask the database of outbox and inbox; the others may be what they like."""
     del app_configs
     try:
-        outbox = outbox_of(mediator_of_settings())
+        place = _place_of(mediator_of_settings())
     except ImproperlyConfigured:
         # Another check tells.
         return []
-    if outbox is None or outbox.using not in (databases or ()) or outbox.using not in settings.DATABASES:
+    if place is None or place.using not in (databases or ()) or place.using not in settings.DATABASES:
         return []
-    return [*_skip_locked(outbox), *_characters(outbox), *_tables(outbox)]
+    return [*_skip_locked(place), *_characters(place), *_tables(place)]
 
 
-def _database(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
-    alias = outbox.using
+@attrs.frozen
+class _Place:
+    """Where outbox or inbox of a mediator are; where there are both, it is the same."""
+
+    what: str
+    using: str
+    model: str
+
+
+def _place_of(mediator: RequestMediator) -> _Place | None:
+    outbox, inbox = outbox_of(mediator), inbox_of(mediator)
+    if outbox is not None:
+        return _Place("outbox", outbox.using, "delivery")
+    return None if inbox is None else _Place("inbox", inbox.using, "receipt")
+
+
+def _database(place: _Place) -> Iterator[checks.CheckMessage]:
+    alias = place.using
     if connections[alias].vendor not in DIALECTS:
         yield checks.Error(
-            f"the outbox is in {alias!r}, whose kind it does not know: {connections[alias].vendor}",
+            f"the {place.what} is in {alias!r}, whose kind it does not know: {connections[alias].vendor}",
             hint="use PostgreSQL, MariaDB, MySQL or SQLite",
             id="cqrs_sync.E004",
         )
     if not connections[alias].settings_dict["AUTOCOMMIT"]:
         yield checks.Error(
-            f"autocommit is off on {alias!r}: no claim of the outbox would ever be committed",
+            f"autocommit is off on {alias!r}: nothing that the {place.what} does would ever be committed",
             hint=f'leave DATABASES[{alias!r}]["AUTOCOMMIT"] as it is',
             id="cqrs_sync.E005",
         )
-    if not router.allow_migrate(alias, _LABEL, model_name="delivery"):
+    if not router.allow_migrate(alias, _LABEL, model_name=place.model):
         yield checks.Error(
-            f"the outbox is in {alias!r}, and a router of DATABASE_ROUTERS keeps its tables out of there",
+            f"the {place.what} is in {alias!r}, and a router of DATABASE_ROUTERS keeps its tables out of there",
             hint=f"let allow_migrate({alias!r}, 'cqrs_sync') return True or None",
             id="cqrs_sync.E006",
         )
 
 
-def _transactions(mediator: RequestMediator, outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
+def _transactions(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+    outbox = outbox_of(mediator)
+    if outbox is None:
+        # The inbox opens them itself.
+        return
     chosen = mediator.events.dispatcher.stager.middleware.of(Command)
     has_own = any(isinstance(each, Atomic) and each.using == outbox.using for each in chosen)
     if not has_own and not settings.DATABASES[outbox.using].get("ATOMIC_REQUESTS"):
@@ -93,11 +113,11 @@ def _transactions(mediator: RequestMediator, outbox: DjangoOutbox) -> Iterator[c
         )
 
 
-def _sqlite(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
-    database = settings.DATABASES[outbox.using]
+def _sqlite(place: _Place) -> Iterator[checks.CheckMessage]:
+    database = settings.DATABASES[place.using]
     if "sqlite3" in database["ENGINE"] and database.get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
         yield checks.Warning(
-            f"transactions on {outbox.using!r} begin by reading: SQLite refuses those that another has overtaken",
+            f"transactions on {place.using!r} begin by reading: SQLite refuses those that another has overtaken",
             hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait (Django 5.1, later)',
             id="cqrs_sync.W002",
         )
@@ -113,36 +133,36 @@ def _threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _skip_locked(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
-    connection = connections[outbox.using]
+def _skip_locked(place: _Place) -> Iterator[checks.CheckMessage]:
+    connection = connections[place.using]
     if connection.vendor in ("mysql", "postgresql") and not connection.features.has_select_for_update_skip_locked:
         yield checks.Error(
-            f"the database {outbox.using!r} has no SKIP LOCKED, which the outbox needs",
+            f"the database {place.using!r} has no SKIP LOCKED, which the {place.what} needs",
             hint="use MariaDB 10.6, MySQL 8 or later",
             id="cqrs_sync.E003",
         )
 
 
-def _characters(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
-    connection = connections[outbox.using]
+def _characters(place: _Place) -> Iterator[checks.CheckMessage]:
+    connection = connections[place.using]
     if connection.vendor != "mysql":
         return
     connection.ensure_connection()
     if connection.connection.character_set_name() != "utf8mb4":
         yield checks.Warning(
-            f"connections to {outbox.using!r} take not every character: an emoji in the key of an event is an error",
+            f"connections to {place.using!r} take not every character: an emoji in the key of an event is an error",
             hint='set "OPTIONS": {"charset": "utf8mb4"}, which is what Django 5.2 does by itself',
             id="cqrs_sync.W004",
         )
 
 
-def _tables(outbox: DjangoOutbox) -> Iterator[checks.CheckMessage]:
-    executor = MigrationExecutor(connections[outbox.using])
+def _tables(place: _Place) -> Iterator[checks.CheckMessage]:
+    executor = MigrationExecutor(connections[place.using])
     latest = [node for node in executor.loader.graph.leaf_nodes() if node[0] == _LABEL]
     if executor.migration_plan(latest):
         # `migrate` asks for checks as well, before it does so: no warning.
         yield checks.Info(
-            f"the tables of the outbox are not in {outbox.using!r} yet, or not as this version needs them",
-            hint=f"`manage.py migrate cqrs_sync --database {outbox.using}` makes them",
+            f"the tables of the {place.what} are not in {place.using!r} yet, or not as this version needs them",
+            hint=f"`manage.py migrate cqrs_sync --database {place.using}` makes them",
             id="cqrs_sync.I001",
         )

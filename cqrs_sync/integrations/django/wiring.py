@@ -11,6 +11,7 @@ from django.utils.module_loading import import_string
 
 from cqrs_sync.bootstrap import bootstrap as bootstrap_core
 from cqrs_sync.broker import MessageBroker
+from cqrs_sync.integrations.django.inbox import DjangoInbox
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.mediator import RequestMediator
@@ -20,12 +21,13 @@ from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.threads import Executor, ThreadPool
 
 
-def bootstrap(
+def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     requests: RequestMap | None = None,
     events: EventMap | None = None,
     *,
     using: str = "default",
     outbox: DjangoOutbox | bool = True,
+    inbox: DjangoInbox | bool = False,
     atomic: type | tuple[type, ...] = Command,
     broker: MessageBroker | None = None,
     threads: Executor | int | None = None,
@@ -40,6 +42,7 @@ def bootstrap(
       commands. Add `Event` where event handlers raise events; `()` where you open transactions yourself.
     - `outbox` keeps events in that database, with the app `cqrs_sync.integrations.django` installed and migrated; False
       where notification events may be lost with the process, and nothing is durable.
+    - `inbox` remembers there what was done, for received messages and `send(..., once=key)`.
     - `threads` is where event handlers run; a pool made here closes old connections as Django does.
     - `middleware` is around the transaction. Everything else is as for `cqrs_sync.bootstrap`.
 
@@ -52,22 +55,29 @@ def bootstrap(
     if threads is None or isinstance(threads, int):
         threads = ThreadPool(threads, around=old_connections_closed)
     kept = DjangoOutbox(using) if outbox is True else outbox or None
-    if kept is not None and kept.using != using:
-        raise ImproperlyConfigured(
-            f"the outbox is in the database {kept.using!r} and the transactions are on {using!r}: "
-            "events are kept in the transaction they are raised in, give both the same database"
-        )
+    known = DjangoInbox(using) if inbox is True else inbox or None
+    _check_place("outbox", kept, using, "events are kept in the transaction they are raised in")
+    _check_place("inbox", known, using, "what was done is noted in the transaction it is done in")
     transactions = DjangoTransactions(using) if kept is None else None
     return bootstrap_core(
         requests,
         events,
         broker=broker,
         outbox=kept,
+        inbox=known,
         threads=threads,
         transactions=transactions,
         middleware=chain,
         **options,
     )
+
+
+def _check_place(what: str, part: DjangoOutbox | DjangoInbox | None, using: str, why: str) -> None:
+    if part is not None and part.using != using:
+        raise ImproperlyConfigured(
+            f"the {what} is in the database {part.using!r} and the transactions are on {using!r}: "
+            f"{why}, give both the same database"
+        )
 
 
 def mediator_of_settings() -> RequestMediator:
@@ -94,6 +104,12 @@ def mediator_of_settings() -> RequestMediator:
             f"this is of the type {type(mediator).__qualname__}"
         )
     return mediator
+
+
+def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
+    """Return the inbox of a mediator, if it is in a database of Django's."""
+    inbox = mediator.events.dispatcher.inbox
+    return inbox if isinstance(inbox, DjangoInbox) else None
 
 
 def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:

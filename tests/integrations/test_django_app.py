@@ -28,6 +28,11 @@ class Sold(cqrs.NotificationEvent, topic="sales", name="django.sold"):
     number: int
 
 
+@frozen
+class Counted(cqrs.NotificationEvent, topic="counts", name="django.counted"):
+    number: int
+
+
 def sell(request: Sell) -> None:
     cqrs.raise_event(Sold(request.number))
     if request.fails:
@@ -82,6 +87,37 @@ def test_one_call_wires_transactions_and_outbox(make, alias):
     eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
 
     assert [1] == numbers_in(broker)
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+@pytest.mark.parametrize("opens", [True, False], ids=["the-inbox-opens", "a-middleware-opens"])
+def test_a_message_that_comes_again_has_its_effect_once(make, alias, opens):
+    """
+    With what its handler raises: kept in the same transaction, and published after it.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    attributes = {"specversion": "1.0", "source": "/shop", "id": "1", "type": "django.sold"}
+    incoming = cqrs.IncomingMessage(topic="sales", body=b'{"number": 7}', attributes=attributes)
+    broker, events, failing = MemoryBroker(), cqrs.EventMap(), [True]
+
+    @events.bind(name="count")
+    def count(event: Sold) -> None:
+        assert connections[alias].in_atomic_block
+        cqrs.raise_event(Counted(event.number))
+        if failing:
+            failing.clear()
+            raise ValueError("not yet")
+
+    atomic = (cqrs.Command,) if opens else (cqrs.Command, cqrs.Event)
+    mediator = make(using=alias, events=events, broker=broker, inbox=True, atomic=atomic)
+    with pytest.raises(cqrs.EventsFailed):
+        mediator.events.receive(incoming)
+    for _ in range(2):
+        mediator.events.receive(incoming)
+    eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
+
+    assert [7] == numbers_in(broker)
 
 
 def test_without_an_outbox_events_leave_after_the_commit(make):

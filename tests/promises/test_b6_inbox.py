@@ -553,6 +553,7 @@ def until_it_succeeds(shop: Shop, message: IncomingMessage) -> None:
 
 
 @pytest.mark.broker
+@pytest.mark.slow
 def test_b6_each_of_a_thousand_messages_has_its_effects_once(shop):
     """
     Delivered three times each, by four threads at once, with a handler that fails now and then.
@@ -576,6 +577,20 @@ def test_b6_each_of_a_thousand_messages_has_its_effects_once(shop):
 
     expected = {(handler, number): 1 for number in range(MESSAGES) for handler in ("book", "thank")}
     assert expected == dict(shop.counted())
+
+
+@pytest.mark.broker
+def test_b6_what_follows_a_handler_sees_what_it_has_committed(shop):
+    """
+    On a connection of its own, before the message is done.
+    """
+    seen = []
+    shop.events.bind(Paid, lambda event: [shop.effect("book", event.number), cqrs.raise_event(Booked(event.number))])
+    shop.events.bind(Booked, lambda event: seen.append(dict(shop.counted())))
+    for _ in range(2):
+        shop.mediator.events.receive(arrived(1))
+
+    assert [{("book", 1): 1}] == seen
 
 
 @pytest.mark.broker

@@ -145,7 +145,8 @@ class RabbitMQBroker:
             refused = [copy for copy, error in failed.failures if isinstance(error, MessageRejected)]
             if not self._declare or len(refused) < len(failed.failures):
                 raise
-            self.build(group)
+            with Inquiry(self._parameters, until) as inquiry:
+                topology.build(inquiry, self._places(group), is_theirs=False)
             self._aside.publish(refused, until)
 
     def dead(self, group: Group, /) -> RabbitMQSubscription:

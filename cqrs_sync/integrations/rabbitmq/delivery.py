@@ -21,7 +21,7 @@ class RabbitMQDelivery:
         self,
         message: IncomingMessage,
         subscription: RabbitMQSubscription,
-        channel: Channel | None,
+        channel: Channel,
         tag: int,
         redeliveries: int,
     ) -> None:

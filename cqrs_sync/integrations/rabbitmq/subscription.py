@@ -37,7 +37,7 @@ _PATIENCE = 10.0
 _GATHER = 0.002
 
 #: Where it arrived, and its method, properties and body, as bytes or as pika's.
-Arrived = tuple[Channel | None, Any, Any, bytes]
+Arrived = tuple[Channel, Any, Any, bytes]
 
 
 class RabbitMQSubscription(Subscription):
@@ -195,7 +195,8 @@ class RabbitMQSubscription(Subscription):
 
     def take(self, method: bytes, header: bytes, body: bytes) -> None:
         """Keep a delivery until somebody receives it."""
-        self._arrived.append((self._channel, method, header, body))
+        if self._channel is not None:
+            self._arrived.append((self._channel, method, header, body))
 
     def taken(self) -> None:
         """Wake whoever waits, once for all that has arrived."""
@@ -209,8 +210,8 @@ class RabbitMQSubscription(Subscription):
         self.taken()
 
     def _on_cancelled(self, _: Any) -> None:
-        """Start again with a new channel: somebody deleted the queue."""
-        logger.warning("RabbitMQ cancelled the subscription of %s: its queue was deleted", self.queue)
+        """Start again with a new channel: somebody deleted the queue, or a delivery was held too long."""
+        logger.warning("RabbitMQ cancelled the subscription of %s: it starts again, as after a deletion", self.queue)
         # It may be closing already, as the connection is.
         if self._channel is not None and self._channel.is_open:
             self._channel.close()

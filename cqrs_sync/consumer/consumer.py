@@ -81,6 +81,8 @@ class Consumer:
     ) -> None:
         for name, number in (("prefetch", prefetch), ("crashes", crashes), ("outage_after", outage_after)):
             check_above_zero(name, number)
+        #: Whose handlers are run; whoever made it closes it.
+        self.mediator = mediator
         self.broker = broker_of(mediator)
         rules = Rules(tiers or Tiers(), unknown, crashes)
         #: Who receives, and where it sets things aside.
@@ -130,6 +132,10 @@ class Consumer:
     def running(self) -> Sequence[InHand]:
         """Return the messages whose handlers run now."""
         return self._lanes.running()
+
+    def rejoin(self) -> None:
+        """Receive through a new subscription, soon: what is in hand stays there, and comes once more at most."""
+        self._intake.rejoin()
 
     def start(self) -> None:
         """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""

@@ -96,6 +96,12 @@ def mediator_of_settings() -> RequestMediator:
     return mediator
 
 
+def group_of_settings() -> str | None:
+    """Return the group that `CQRS_SYNC = {"GROUP": "shop"}` names, if it does."""
+    chosen = getattr(settings, "CQRS_SYNC", None)
+    return chosen.get("GROUP") if isinstance(chosen, Mapping) else None
+
+
 def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:
     """Return the outbox of a mediator, if it is in a database of Django's."""
     outbox = mediator.relay.outbox if mediator.relay is not None else None

@@ -1,4 +1,4 @@
-"""The program: the demo, and the commands for those who operate an outbox, each with `--app`."""
+"""The program: the demo, and the commands for operators, each with `--app`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 from functools import partial
 
 # Before click: it says in one line that it is missing.
-from cqrs_sync.commands import dead, purge, relay, status  # isort: split
+from cqrs_sync.commands import consume, dead, purge, relay, status  # isort: split
 
 import click
 
@@ -34,7 +34,7 @@ def _app_option(help_text: str) -> click.Option:
 def _with_application(command: click.Command) -> click.Command:
     """Return a command that takes `--app`, and so do those below it."""
     taking = copy.copy(command)
-    words = f"Where the mediator is, or a function that returns it.  [env var: {VARIABLE}]"
+    words = f"Where the mediator is, or a Consumer, or a function that returns one.  [env var: {VARIABLE}]"
     taking.params = [_app_option(words), *command.params]
     if isinstance(taking, click.Group):
         taking.commands = {name: _with_application(each) for name, each in taking.commands.items()}
@@ -48,5 +48,5 @@ def main() -> None:
 
 main.params.append(_app_option("For the commands below that take it as well."))
 main.add_command(demo)
-for _command in (relay, status, dead, purge):
+for _command in (relay, status, dead, purge, consume):
     main.add_command(_with_application(_command))

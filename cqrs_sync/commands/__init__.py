@@ -1,13 +1,15 @@
 """
-Commands for those who operate an outbox: `relay`, `status`, `dead` and `purge`.
+Commands for operators: `relay`, `status`, `dead` and `purge` of an outbox, `consume` and others of a group.
 
 They are commands of click that take the mediator from their context: `obj` is a function that
 returns it. The command line finds it by `--app`, Django's management commands by their settings:
 
     relay.main(["--drain"], prog_name="manage.py cqrs_relay", obj=lambda: mediator)
 
-`application` finds a mediator and says what is wrong with it, `durations`, `text` and `chunks` are how
-commands read, print and work; the other modules are the commands.
+An attribute `group` of that function is the group, where no option says.
+
+`application` finds a mediator and `groups` a group, and they say what is wrong with them; `durations`, `text` and
+`chunks` are how commands read, print and work; the other modules are the commands.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ except ImportError:
     raise SystemExit(2) from None
 
 from cqrs_sync.commands.backlog import status
+from cqrs_sync.commands.consuming import consume
 from cqrs_sync.commands.dead_letters import dead
 from cqrs_sync.commands.purging import purge
 from cqrs_sync.commands.relaying import relay
 
-__all__ = ["dead", "purge", "relay", "status"]
+__all__ = ["consume", "dead", "purge", "relay", "status"]

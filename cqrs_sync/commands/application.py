@@ -1,4 +1,4 @@
-"""Find the mediator a command works with, and say in one line what is wrong."""
+"""Find the mediator, or the consumer, that a command works with, and say in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError, OutboxNotInstalled, OutboxUnavailable
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Outbox
@@ -20,7 +21,7 @@ from cqrs_sync.relay import Relay
 
 #: Where the application is, if no option says.
 VARIABLE = "CQRS_SYNC_APP"
-#: Exit statuses: what was asked for is not well; the command was called wrongly; the outbox cannot be reached;
+#: Exit statuses: what was asked for is not well; the command was called wrongly; outbox or broker cannot be reached;
 #: Ctrl-C has ended it.
 NOT_WELL, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
 
@@ -32,14 +33,18 @@ class CannotBegin(click.ClickException):
 
 
 class NotReached(click.ClickException):
-    """Said in one line: the database of the outbox cannot be reached, or has not its tables."""
+    """Said in one line: the database of the outbox, or the broker, cannot be reached, or has not what is needed."""
 
     exit_code = NOT_REACHED
 
 
-def load(path: str) -> RequestMediator:
+#: What an application may name.
+Application: TypeAlias = "RequestMediator | Consumer"
+
+
+def load(path: str) -> Application:
     """
-    Return the mediator that `module:name` names, or what a function of this name returns.
+    Return the mediator or consumer that `module:name` names, or what a function of this name returns.
 
     Modules are looked for in the current directory first. Raises CannotBegin with what is wrong.
     """
@@ -52,10 +57,10 @@ def load(path: str) -> RequestMediator:
     found = _imported(path, module_name)
     for part in name.split("."):
         found = _attribute(path, found, part)
-    if callable(found) and not isinstance(found, RequestMediator):
+    if callable(found) and not isinstance(found, (RequestMediator, Consumer)):
         found = _called(path, found)
-    if not isinstance(found, RequestMediator):
-        raise CannotBegin(f"--app {path!r}: a RequestMediator is wanted, this is {_shown(found)}")
+    if not isinstance(found, (RequestMediator, Consumer)):
+        raise CannotBegin(f"--app {path!r}: a RequestMediator or a Consumer is wanted, this is {_shown(found)}")
     return found
 
 
@@ -99,20 +104,25 @@ def _shown(value: Any) -> str:
     return f"the class {value.__qualname__}" if isinstance(value, type) else f"of the type {type(value).__qualname__}"
 
 
-def relay_of(context: click.Context) -> Relay:
+def application_of(context: click.Context) -> Application:
     """
-    Return the relay of the application's mediator; `context.obj` is a function that returns that.
+    Return the application's mediator or consumer; `context.obj` is a function that returns that.
 
     Raises CannotBegin where there is none.
     """
-    provide: Callable[[], RequestMediator] | None = context.obj
-    if provide is None:
-        path = os.environ.get(VARIABLE)
-        if not path:
-            raise CannotBegin(f"say which application: --app module:name, or {VARIABLE} in the environment")
-        mediator = load(path)
-    else:
-        mediator = provide()
+    provide: Callable[[], Application] | None = context.obj
+    if provide is not None:
+        return provide()
+    path = os.environ.get(VARIABLE)
+    if not path:
+        raise CannotBegin(f"say which application: --app module:name, or {VARIABLE} in the environment")
+    return load(path)
+
+
+def relay_of(context: click.Context) -> Relay:
+    """Return the relay of the application's mediator. Raises CannotBegin where there is none."""
+    found = application_of(context)
+    mediator = found.mediator if isinstance(found, Consumer) else found
     if mediator.relay is None:
         raise CannotBegin("this mediator has no outbox: give bootstrap(outbox=...) one")
     return mediator.relay

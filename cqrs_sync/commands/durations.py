@@ -1,12 +1,15 @@
-"""Durations as operators write them."""
+"""Durations and sizes as operators write them."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
 
 from cqrs_sync.workers.desk import seconds
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
@@ -22,3 +25,31 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click
             return seconds(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Pauses(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Durations with commas between them; nothing is none."""
+
+    name = "durations"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Read them, or fail with what can be read."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part for part in str(value).split(",") if part.strip()]
+        return tuple(Duration().convert(part, param, ctx) for part in parts)
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A number of bytes, or one with a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or fail with what can be read."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]{1,15})([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is no size: write 512M or 2G", param, ctx)
+        return int(found[1]) * _UNITS[found[2].upper()]

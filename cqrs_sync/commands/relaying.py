@@ -6,12 +6,15 @@ import sys
 from typing import Any
 
 import click
+from rich.text import Text
 
 from cqrs_sync.commands.application import CannotBegin, relay_of
 from cqrs_sync.commands.durations import Duration
-from cqrs_sync.commands.screens import screen_for, set_up_logs
+from cqrs_sync.commands.screens import View, screen_for, set_up_logs
+from cqrs_sync.commands.text import duration
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.process import RelayOptions, RelayProcess
+from cqrs_sync.workers.progress import Progress
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 
@@ -52,7 +55,7 @@ def relay(context: click.Context, /, poll: tuple[float, float], every: float, *,
         raise CannotBegin("--poll takes two durations above 0, the longer one last")
     chosen = RelayOptions(shortest_poll=shortest, longest_poll=longest, **options)
     set_up_logs()
-    screen = screen_for(as_json=as_json, every=max(every, 0.1))
+    screen = screen_for(_VIEW, as_json=as_json, every=max(every, 0.1))
     try:
         status = RelayProcess(found, chosen, screen).run()
     except ConfigurationError as error:
@@ -60,3 +63,31 @@ def relay(context: click.Context, /, poll: tuple[float, float], every: float, *,
     finally:
         screen.close()
     sys.exit(status)
+
+
+def _line(progress: Progress) -> Text:
+    backlog = progress.backlog
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append("ending" if progress.is_ending else "relaying", "bold")
+    line.append(f": {progress.delivered:,} delivered, {progress.per_second:,.0f}/s")
+    if backlog is None:
+        return line.append(", the outbox cannot be counted", "red")
+    lag = "" if backlog.oldest is None else f", lag {duration(backlog.oldest)}"
+    line.append(f"; {backlog.waiting:,} wait{lag}; ")
+    return line.append(f"{backlog.dead:,} dead", "red" if backlog.dead else "")
+
+
+def _facts(progress: Progress) -> dict[str, Any]:
+    backlog = progress.backlog
+    return {
+        "state": "ended" if progress.has_ended else "ending" if progress.is_ending else "relaying",
+        "delivered": progress.delivered,
+        "per_second": round(progress.per_second, 1),
+        "seconds": round(progress.seconds, 3),
+        "waiting": None if backlog is None else backlog.waiting,
+        "lag": None if backlog is None or backlog.oldest is None else round(backlog.oldest, 3),
+        "dead": None if backlog is None else backlog.dead,
+    }
+
+
+_VIEW = View(_line, _facts, lambda progress: progress.has_ended)

@@ -1,4 +1,4 @@
-"""Where a relay process shows how far it is: a line that changes on a terminal, a line a minute anywhere else."""
+"""Where a process shows how far it is: a line that changes on a terminal, a line a minute anywhere else."""
 
 from __future__ import annotations
 
@@ -7,35 +7,52 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
 
+import attrs
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cqrs_sync.commands.text import duration
-from cqrs_sync.workers.progress import Progress, Screen
+from cqrs_sync.workers.progress import Screen
 
 logger = logging.getLogger(__name__)
+
+P = TypeVar("P")
 
 #: Seconds between two pictures.
 _FRAME = 0.5
 
 
-class StatusLine:
+@attrs.frozen
+class View(Generic[P]):
+    """What is shown of the progress of a process."""
+
+    #: For people, in one line.
+    line: Callable[[P], Text]
+    #: For programs.
+    facts: Callable[[P], Mapping[str, Any]]
+    #: Whether nothing comes after it.
+    is_last: Callable[[P], bool]
+
+
+class StatusLine(Generic[P]):
     """One line at the foot of a terminal."""
 
     every = _FRAME
 
-    def __init__(self, console: Console) -> None:
-        self._live = Live(Text("relaying"), console=console, auto_refresh=False, transient=True)
+    def __init__(self, view: View[P], console: Console) -> None:
+        self._view = view
+        self._live = Live(Text("starting"), console=console, auto_refresh=False, transient=True)
         self._closing = threading.Lock()
         self._live.start()
 
-    def show(self, progress: Progress, /) -> None:
+    def show(self, progress: P, /) -> None:
         """Draw it again."""
         if self._live.is_started:
-            self._live.update(_line(progress), refresh=True)
+            self._live.update(self._view.line(progress), refresh=True)
 
     def close(self) -> None:
         """Wipe it, and show the cursor again."""
@@ -44,44 +61,36 @@ class StatusLine:
                 self._live.stop()
 
 
-class LogLines:
+class LogLines(Generic[P]):
     """A line in the log, now and then."""
 
-    def __init__(self, every: float) -> None:
+    def __init__(self, view: View[P], every: float) -> None:
+        self._view = view
         self.every = every
         self._is_first = True
 
-    def show(self, progress: Progress, /) -> None:
+    def show(self, progress: P, /) -> None:
         """Log it."""
-        if self._is_first and not progress.has_ended:
+        if self._is_first and not self._view.is_last(progress):
             # There is nothing to be told of yet.
             self._is_first = False
             return
-        logger.info("%s", _line(progress))
+        logger.info("%s", self._view.line(progress))
 
     def close(self) -> None:
         """Leave everything as it is."""
 
 
-class JsonLines:
+class JsonLines(Generic[P]):
     """A JSON object on standard output, now and then."""
 
-    def __init__(self, every: float) -> None:
+    def __init__(self, view: View[P], every: float) -> None:
+        self._view = view
         self.every = every
 
-    def show(self, progress: Progress, /) -> None:
+    def show(self, progress: P, /) -> None:
         """Print it."""
-        backlog = progress.backlog
-        facts = {
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "state": "ended" if progress.has_ended else "ending" if progress.is_ending else "relaying",
-            "delivered": progress.delivered,
-            "per_second": round(progress.per_second, 1),
-            "seconds": round(progress.seconds, 3),
-            "waiting": None if backlog is None else backlog.waiting,
-            "lag": None if backlog is None or backlog.oldest is None else round(backlog.oldest, 3),
-            "dead": None if backlog is None else backlog.dead,
-        }
+        facts = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **self._view.facts(progress)}
         try:
             sys.stdout.write(json.dumps(facts) + "\n")
             sys.stdout.flush()
@@ -95,12 +104,13 @@ class JsonLines:
         """Leave everything as it is."""
 
 
-def screen_for(*, as_json: bool, every: float) -> Screen:
+def screen_for(view: View[P], *, as_json: bool, every: float) -> Screen[P]:
     """Return what fits to where standard error goes."""
     if as_json:
-        return JsonLines(every)
+        return JsonLines(view, every)
     console = Console(stderr=True, highlight=False)
-    return StatusLine(console) if console.is_terminal and not console.is_dumb_terminal else LogLines(every)
+    is_terminal = console.is_terminal and not console.is_dumb_terminal
+    return StatusLine(view, console) if is_terminal else LogLines(view, every)
 
 
 def set_up_logs() -> None:
@@ -123,15 +133,3 @@ class _ToStandardError(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def _line(progress: Progress) -> Text:
-    backlog = progress.backlog
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append("ending" if progress.is_ending else "relaying", "bold")
-    line.append(f": {progress.delivered:,} delivered, {progress.per_second:,.0f}/s")
-    if backlog is None:
-        return line.append(", the outbox cannot be counted", "red")
-    lag = "" if backlog.oldest is None else f", lag {duration(backlog.oldest)}"
-    line.append(f"; {backlog.waiting:,} wait{lag}; ")
-    return line.append(f"{backlog.dead:,} dead", "red" if backlog.dead else "")

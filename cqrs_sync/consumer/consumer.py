@@ -73,6 +73,10 @@ class Consumer:
             outage_after=outage_after,
             concurrency=1 if concurrency is None else concurrency,
         )
+        for name, number in (("prefetch", prefetch), ("crashes", crashes), ("outage_after", outage_after)):
+            check_above_zero(name, number)
+        #: Whose handlers are run; whoever made it closes it.
+        self.mediator = mediator
         self.broker = broker_of(mediator)
         rules = Rules(tiers or Tiers(), unknown, crashes)
         #: Who receives, and where it sets things aside.
@@ -108,6 +112,10 @@ class Consumer:
     def running(self) -> Sequence[InHand]:
         """Return the messages whose handlers run now."""
         return self._lanes.running()
+
+    def rejoin(self) -> None:
+        """Receive through a new subscription, soon: what is in hand stays there, and comes once more at most."""
+        self._intake.rejoin()
 
     def start(self) -> None:
         """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""

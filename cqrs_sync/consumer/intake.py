@@ -45,7 +45,7 @@ class Intake:
         self._subscription: Subscription | None = None
         self._finished: deque[Delivery] = deque()
         self._news = threading.Event()
-        self._ending = False
+        self._ending = self._is_to_rejoin = False
         self._until = 0.0
         self._failures = 0
         self._said = 0.0
@@ -72,6 +72,11 @@ class Intake:
         self._finished.append(delivery)
         if self._waits:
             self._news.set()
+
+    def rejoin(self) -> None:
+        """Leave the subscription, and make a new one; called by any thread."""
+        self._is_to_rejoin = True
+        self._news.set()
 
     def end(self, until: float) -> None:
         """Receive nothing more; settle what is done by then, and leave, at the latest at that moment."""
@@ -108,6 +113,9 @@ class Intake:
 
     def _step(self) -> None:
         self._news.clear()
+        if self._is_to_rejoin:
+            self._is_to_rejoin = False
+            self._leave()
         if self._subscription is None and not self._ending:
             self._subscription = self._join()
         self._settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import random
+from collections.abc import Iterable
 
 import attrs
 
@@ -23,6 +24,11 @@ class Unknown(enum.Enum):
     ACK = "ack"
     #: It becomes a dead letter.
     DEAD_LETTER = "dead letter"
+
+
+def _tuple(pauses: Iterable[float]) -> tuple[float, ...]:
+    # `tuple` itself says nothing to type checkers of what it takes.
+    return tuple(pauses)
 
 
 @attrs.frozen
@@ -44,8 +50,8 @@ class Tiers:
     last attempt it is a dead letter.
     """
 
-    inline: tuple[float, ...] = attrs.field(default=(0.1, 1.0), converter=tuple)
-    delayed: tuple[float, ...] = attrs.field(default=(10.0, 60.0, 600.0), converter=tuple)
+    inline: tuple[float, ...] = attrs.field(default=(0.1, 1.0), converter=_tuple)
+    delayed: tuple[float, ...] = attrs.field(default=(10.0, 60.0, 600.0), converter=_tuple)
 
     def __attrs_post_init__(self) -> None:
         for name, pauses in (("inline", self.inline), ("delayed", self.delayed)):

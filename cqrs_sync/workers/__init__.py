@@ -1,7 +1,8 @@
 """
-Processes of their own that deliver what an outbox keeps, and end in time.
+Processes of their own that deliver what an outbox keeps or consume what a broker has, and end in time.
 
-`process` relays until it is told to stop: by `signals`, when its time is over, or when nothing is
-left to do. `held` knows what it has claimed, `errands` are what it does besides, `leaving` ends it where
-a handler never returns. `desk` is what operators ask of an outbox.
+`process` relays and `consuming` consumes until they are told to stop: by `signals`, when their time is over, or when
+nothing is left to do. `held` knows what a relay has claimed, `vitals` how a consumer is, and `health` tells it;
+`errands` are what they do besides, `leaving` ends them where a handler never returns. `desk` is what operators
+ask of an outbox, `letters` what they ask of dead letters.
 """

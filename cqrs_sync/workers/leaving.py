@@ -11,11 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.workers.signals import Signals
 
 logger = logging.getLogger(__name__)
 
 #: Seconds that last words may take: who reads them may be gone as well.
 _LAST_WORDS = 1.0
+#: Seconds between two looks at whether something is done.
+_LOOK = 0.05
 
 
 def leave(status: int, *, words: Callable[[], object] = lambda: None) -> None:
@@ -33,6 +36,21 @@ def _say(words: Callable[[], object]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
+
+
+def done_by(do: Callable[[], object], until: float, signals: Signals, *, words: Callable[[], object]) -> bool:
+    """
+    Do it in a thread of its own; True where that is done by a moment by `time.monotonic`.
+
+    What is not is left alone. A signal meanwhile is the second one: it ends this process at once, after `words`.
+    """
+    doing = threading.Thread(target=do, name="cqrs-stop", daemon=True)
+    doing.start()
+    while doing.is_alive() and time.monotonic() < until:
+        number = signals.wait(_LOOK)
+        if number is not None:
+            leave(128 + number, words=words)
+    return not doing.is_alive()
 
 
 class Deadline:

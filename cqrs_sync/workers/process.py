@@ -14,13 +14,13 @@ from typing import cast
 import attrs
 
 from cqrs_sync.errors import CqrsError
-from cqrs_sync.outbox import Backlog, Outbox
+from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
 from cqrs_sync.workers.desk import purged
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.held import Held
-from cqrs_sync.workers.leaving import Deadline, leave
-from cqrs_sync.workers.progress import Gauge, Pace, Progress, Screen
+from cqrs_sync.workers.leaving import Deadline, done_by, leave
+from cqrs_sync.workers.progress import Gauge, Pace, Progress, Reports, Screen
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.stuck import tell_of_what_is_stuck
 
@@ -65,7 +65,7 @@ class RelayProcess:
     database or a broker that cannot be reached is waited for.
     """
 
-    def __init__(self, relay: Relay, options: RelayOptions, screen: Screen) -> None:
+    def __init__(self, relay: Relay, options: RelayOptions, screen: Screen[Progress]) -> None:
         self._relay = relay
         self._options = options
         self._screen = screen
@@ -73,9 +73,9 @@ class RelayProcess:
         self._held = Held(relay.outbox)
         self._gauge = Gauge(relay.outbox, screen.every)
         self._pace = Pace(screen.every)
+        self._reports = Reports(screen, self._progress)
         self._drained = threading.Event()
-        self._ending = self._is_blind = False
-        self._next = 0.0
+        self._ending = self._has_ended = False
 
     def run(self) -> int:
         """
@@ -103,6 +103,7 @@ class RelayProcess:
             logger.info("relaying, with %d publisher(s)", options.publishers)
             for errand in errands:
                 errand.start()
+            self._reports.start()
             yield
         finally:
             for errand in errands:
@@ -130,24 +131,26 @@ class RelayProcess:
             number = signals.wait(min(left, _STEP))
             if number is not None:
                 return number
-            self._report()
         return None
 
     def _end(self, signals: Signals, number: int | None) -> int:
         grace, under_way = self._options.grace, len(self._held.under_way())
         logger.info("%s: ending within %g s, %d deliveries are under way", self._reason(number), grace, under_way)
         self._ending = True
-        until = time.monotonic() + grace
-        deadline = Deadline(max(until, time.monotonic() + _MARGIN), self._last_words)
+        begun = time.monotonic()
+        until = begun + grace
+        deadline = Deadline(max(until, begun + _MARGIN), self._last_words)
         deadline.start()
         if not self._stopped(signals, until):
             leave(1, words=self._last_words)
         status = 1 if self._options.drain and number is None and not self._drained.is_set() else 0
         if status:
             logger.error("%g s are over, and something is still due", self._options.lasts)
-        progress = self._pace.progress(self._relay.delivered, self._counted(until))
-        self._show(attrs.evolve(progress, is_ending=True, has_ended=True))
+        self._count(until)
+        self._has_ended = True
+        self._reports.finish(max(until, begun + _MARGIN) - _MARGIN / 8 - time.monotonic())
         self._screen.close()
+        progress = self._progress()
         logger.info("ended: %d delivered in %.1f s", progress.delivered, progress.seconds)
         deadline.met(status)
         return status
@@ -160,39 +163,21 @@ class RelayProcess:
     def _stopped(self, signals: Signals, until: float) -> bool:
         """Stop the relay; False where something was not finished. A signal ends the process."""
         timeout = until - time.monotonic() - min(_MARGIN, self._options.grace / 2)
-        # In a thread of its own: this one is there for the second signal.
-        stopping = threading.Thread(target=self._relay.stop, args=(timeout,), name="cqrs-stop", daemon=True)
-        stopping.start()
         # A thread that asks a database that does not answer holds nothing, and is left.
-        while stopping.is_alive() and time.monotonic() < until - _MARGIN / 4:
-            number = signals.wait(_STEP / 4)
-            if number is not None:
-                leave(128 + number, words=self._screen.close)
-            self._report()
+        done_by(lambda: self._relay.stop(timeout), until - _MARGIN / 4, signals, words=self._screen.close)
         return not self._held.under_way()
 
-    def _counted(self, until: float) -> Backlog | None:
-        """Count what is left; None where that takes too long."""
+    def _count(self, until: float) -> None:
+        """Count what is left; it counts as unknown where that takes too long."""
         counting = threading.Thread(target=self._gauge.try_to_look, name="cqrs-count", daemon=True)
         counting.start()
         counting.join(max(0.0, min(_MARGIN, until - time.monotonic()) - _MARGIN / 8))
-        return None if counting.is_alive() else self._gauge.backlog
+        if counting.is_alive():
+            self._gauge.backlog = None
 
-    def _report(self) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + self._screen.every
-            progress = self._pace.progress(self._relay.delivered, self._gauge.backlog)
-            self._show(attrs.evolve(progress, is_ending=self._ending))
-
-    def _show(self, progress: Progress) -> None:
-        if self._is_blind:
-            return
-        try:
-            self._screen.show(progress)
-        except (OSError, ValueError) as error:
-            # Who has watched is gone, which is no reason to deliver nothing.
-            self._is_blind = True
-            logger.warning("reports can be written no more: %s", error)
+    def _progress(self) -> Progress:
+        progress = self._pace.progress(self._relay.delivered, self._gauge.backlog)
+        return attrs.evolve(progress, is_ending=self._ending, has_ended=self._has_ended)
 
     def _last_words(self) -> None:
         self._screen.close()

@@ -1,16 +1,21 @@
-"""How far a relay process is, for those who watch it."""
+"""How far a process is, for those who watch it."""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
 from cqrs_sync.errors import CqrsError
 from cqrs_sync.outbox import Backlog, Outbox
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at the backlog, at least and at most.
 _OFTEN, _SELDOM = 5.0, 20.0
@@ -37,14 +42,18 @@ class Progress:
     has_ended: bool = False
 
 
-class Screen(Protocol):
-    """Shows how far a relay process is."""
+P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
+
+
+class Screen(Protocol[P_contra]):
+    """Shows how far a process is."""
 
     @property
     def every(self) -> float:
         """Seconds between two reports."""
 
-    def show(self, progress: Progress, /) -> None:
+    def show(self, progress: P_contra, /) -> None:
         """Show it; called by one thread."""
 
     def close(self) -> None:
@@ -87,10 +96,50 @@ class Pace:
 
     def progress(self, delivered: int, backlog: Backlog | None) -> Progress:
         """Tell how far it is."""
+        rate, seconds = self.at(delivered)
+        return Progress(delivered, rate, seconds, backlog)
+
+    def at(self, count: int) -> tuple[float, float]:
+        """Take note of a count; returns how many a second that are, and the seconds since the beginning."""
         now = time.monotonic()
-        self._samples.append((now, delivered))
+        self._samples.append((now, count))
         while len(self._samples) > 2 and now - self._samples[1][0] >= self._window:
             self._samples.popleft()
         then, before = self._samples[0]
-        rate = (delivered - before) / max(now - then, 0.001)
-        return Progress(delivered, rate, now - self._begun, backlog)
+        return (count - before) / max(now - then, 0.001), now - self._begun
+
+
+class Reports(Generic[P]):
+    """
+    Shows how far a process is, again and again, in a thread of its own.
+
+    Whoever reads may take nothing for hours: nobody waits for that.
+    """
+
+    def __init__(self, screen: Screen[P], look: Callable[[], P]) -> None:
+        """Show what `look` returns."""
+        self._screen = screen
+        self._look = look
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cqrs-reports", daemon=True)
+
+    def start(self) -> None:
+        """Show it from now on. Raises RuntimeError where the system gives no thread."""
+        self._thread.start()
+
+    def finish(self, timeout: float) -> None:
+        """Show it for the last time; waits `timeout` seconds for that."""
+        self._ended.set()
+        self._thread.join(max(0.0, timeout))
+
+    def _run(self) -> None:
+        try:
+            while not self._ended.is_set():
+                self._screen.show(self._look())
+                self._ended.wait(self._screen.every)
+            self._screen.show(self._look())
+        except (OSError, ValueError) as error:
+            # Who has watched is gone, which is no reason to do nothing more.
+            logger.warning("reports can be written no more: %s", error)
+        except Exception:
+            logger.exception("reports are written no more")

@@ -528,3 +528,22 @@ def test_pauses_are_seconds(pauses):
 
 def _fail():
     raise ValueError("not today")
+
+
+def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
+    """What is in hand stays there; it comes once more, and is not begun again."""
+    release, begun = threading.Event(), []
+    workshop.react = lambda event: (begun.append(event.number), release.wait(20))
+    consumer = workshop.consumer(threads=2)
+    workshop.publish(*joined(6, meetings=3))
+    consumer.start()
+    eventually(lambda: len(begun) == 2)
+    first = consumer._intake._subscription
+    consumer.rejoin()
+    eventually(lambda: consumer._intake._subscription not in {None, first})
+    release.set()
+    workshop.wait_for(6)
+    assert consumer.stop(5)
+
+    assert list(range(6)) == sorted(begun)
+    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())

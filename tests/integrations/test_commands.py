@@ -175,7 +175,7 @@ def test_delivered_messages_are_purged(shop, run):
         ("no_shop:mediator", "there is no module 'no_shop'"),
         ("a_shop.below:mediator", "there is no module 'a_shop.below'"),
         ("a_shop:mediater", "a_shop has no 'mediater', did you mean 'mediator'?"),
-        ("a_shop:nothing", "a RequestMediator is wanted, this is of the type int"),
+        ("a_shop:nothing", "a RequestMediator or a Consumer is wanted, this is of the type int"),
         ("a_shop:Shop.sell", "calling it without arguments failed: TypeError"),
         ("a_shop:fails", "calling it without arguments failed: ValueError: no settings (line "),
         ("a_shop:plain", "this mediator has no outbox: give bootstrap(outbox=...) one"),

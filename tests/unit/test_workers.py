@@ -12,6 +12,8 @@ import time
 import pytest
 
 import cqrs_sync as cqrs
+from cqrs_sync.broker import GroupBacklog
+from cqrs_sync.consumer import Health
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
 from cqrs_sync.testing.outbox.entries import handled, published
@@ -20,6 +22,7 @@ from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.held import Held
 from cqrs_sync.workers.progress import Gauge, Pace
 from cqrs_sync.workers.signals import Signals
+from cqrs_sync.workers.silence import Silence
 from tests.source import ROOT
 from tests.waiting import eventually
 
@@ -434,3 +437,66 @@ def test_a_target_backlog_adds_up():
     backlog = Backlog((TargetBacklog("topic", "orders", 1, 2, 3),), (("bad", 3),), 1.0)
 
     assert (3, 3) == (backlog.waiting, backlog.dead)
+
+
+# How a consumer is
+
+
+class StandIn:
+    """A consumer that receives what it is told to, of a group for which messages wait."""
+
+    def __init__(self, waiting):
+        self.received = self.in_hand = self.rejoined = 0
+        self.group = None
+        self.broker = self
+        self.waiting = iter(waiting)
+
+    def health(self, stall):
+        return Health(is_alive=True, is_ready=True)
+
+    def backlog(self, group):
+        return GroupBacklog({"letters": next(self.waiting)}, 0, 0)
+
+    def rejoin(self):
+        self.rejoined += 1
+
+
+def looked(silence, times):
+    """Let it look as often as it wants to."""
+    never = threading.Event()
+    for _ in range(times):
+        never.wait(silence.look())
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rejoined"),
+    [
+        pytest.param([5] * 30, 1, id="nothing-moves"),
+        pytest.param([0] * 30, 0, id="nothing-waits"),
+        pytest.param([5, 6, 7, 4] * 8, 0, id="others-receive"),
+    ],
+)
+def test_where_messages_wait_and_none_comes_the_group_is_joined_anew_once(waiting, rejoined):
+    """
+    Whoever stands by for others does it once at most, and never where fewer wait than before.
+    """
+    consumer = StandIn(waiting)
+    looked(Silence(consumer, 0.4), 20)
+
+    assert rejoined == consumer.rejoined
+
+
+def test_each_silence_is_one_of_its_own():
+    """
+    Whatever has come in between; what is in hand is none.
+    """
+    consumer = StandIn([5] * 60)
+    silence = Silence(consumer, 0.3)
+    looked(silence, 10)
+    consumer.in_hand = 1
+    looked(silence, 10)
+    assert 1 == consumer.rejoined
+    consumer.received, consumer.in_hand = 1, 0
+    looked(silence, 10)
+
+    assert 2 == consumer.rejoined

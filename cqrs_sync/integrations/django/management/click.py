@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand
 from django.db import connections
 
 from cqrs_sync.commands.application import CannotBegin
-from cqrs_sync.integrations.django.wiring import mediator_of_settings
+from cqrs_sync.integrations.django.wiring import group_of_settings, mediator_of_settings
 from cqrs_sync.mediator import RequestMediator
 
 
@@ -29,7 +29,7 @@ class ClickCommand(BaseCommand):
         of_django.add_argument("--pythonpath")
         _, arguments = of_django.parse_known_args(argv[2:])
         try:
-            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_mediator)
+            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_Application())
         finally:
             connections.close_all()
 
@@ -49,11 +49,18 @@ class ClickCommand(BaseCommand):
 
     def handle(self, *_: Any, **options: Any) -> None:
         """Do it inside this process. Raises what click raises; a status other than 0 as SystemExit."""
-        self.command.main(args=options["arguments"], standalone_mode=False, obj=_mediator)
+        self.command.main(args=options["arguments"], standalone_mode=False, obj=_Application())
 
 
-def _mediator() -> RequestMediator:
-    try:
-        return mediator_of_settings()
-    except ImproperlyConfigured as error:
-        raise CannotBegin(str(error)) from error
+class _Application:
+    """What commands ask for: the mediator of the settings, and the group it is one of."""
+
+    @property
+    def group(self) -> str | None:
+        return group_of_settings()
+
+    def __call__(self) -> RequestMediator:
+        try:
+            return mediator_of_settings()
+        except ImproperlyConfigured as error:
+            raise CannotBegin(str(error)) from error

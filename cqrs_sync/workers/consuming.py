@@ -1,0 +1,200 @@
+"""A process that consumes: until a signal, until its time is over, or until it is to be replaced."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import attrs
+
+from cqrs_sync.consumer import Consumer
+from cqrs_sync.workers.errands import Errand
+from cqrs_sync.workers.footprint import resident
+from cqrs_sync.workers.health import HealthFile, HealthPort
+from cqrs_sync.workers.leaving import Deadline, done_by, leave
+from cqrs_sync.workers.progress import Pace, Reports, Screen
+from cqrs_sync.workers.signals import Signals
+from cqrs_sync.workers.silence import Silence
+from cqrs_sync.workers.vitals import Lookout, Vitals, tell_of_what_runs
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether there is a reason to end.
+_STEP = 0.2
+#: Of the grace, this many seconds at most are kept to close the mediator, and to name what was not finished.
+_MARGIN = 1.0
+#: Seconds that a consumer which is stuck is given to finish what is not.
+_STUCK_GRACE = 3.0
+
+
+@attrs.frozen
+class ConsumeOptions:
+    """How a consuming process works; durations are seconds."""
+
+    #: What is under way when it is told to stop may take so long.
+    grace: float = 25.0
+    #: End after so long, after so many messages, and where this process takes so many bytes of memory.
+    lasts: float | None = None
+    max_messages: int | None = None
+    max_memory: int | None = None
+    #: What makes no progress for so long is stuck.
+    stall: float = 300.0
+    health_file: Path | None = None
+    health_host: str = "127.0.0.1"
+    health_port: int | None = None
+
+
+@attrs.frozen
+class Consuming:
+    """How far a consuming process is."""
+
+    vitals: Vitals
+    #: Messages that were settled, over the last seconds.
+    per_second: float
+    #: Since it began.
+    seconds: float
+
+
+@attrs.frozen
+class _Reason:
+    """Why it ends."""
+
+    words: str
+    status: int = 0
+    is_stuck: bool = False
+
+
+class ConsumerProcess:
+    """
+    Consumes in a process of its own; call `run` once, in the main thread.
+
+    At the end what runs is finished and settled, the rest given back, and the mediator closed. A handler that is
+    not finished within the grace is named in the log with its stack, and the process ends all the same, with
+    status 1; a second signal ends it at once, with 128 and its number. A consumer that is stuck is
+    told of in the same way, and ends with 1. A broker that cannot be reached is waited for.
+    """
+
+    def __init__(self, consumer: Consumer, options: ConsumeOptions, screen: Screen[Consuming]) -> None:
+        self._consumer = consumer
+        self._options = options
+        self._screen = screen
+        self._lookout = Lookout(consumer, options.stall)
+        self._pace = Pace(screen.every)
+        self._reports = Reports(screen, self._progress)
+        self._file = None if options.health_file is None else HealthFile(options.health_file, self._lookout.look)
+        self._is_finished = self._has_told = False
+
+    def run(self) -> int:
+        """
+        Consume; return the exit status: 0, 1 where it was stuck, 2 where the broker refuses what the group needs.
+
+        Raises ConfigurationError for options that cannot be. The process should leave soon after: it is
+        ended at the end of the grace where the interpreter does not manage to.
+        """
+        with Signals() as signals, self._consuming():
+            reason = self._work(signals)
+            return self._end(signals, reason)
+
+    @contextmanager
+    def _consuming(self) -> Iterator[None]:
+        options, consumer = self._options, self._consumer
+        if options.max_memory is not None:
+            # Here it says whether it can be told at all.
+            resident()
+        with ExitStack() as ending:
+            if options.health_port is not None:
+                port = HealthPort(options.health_host, options.health_port, self._lookout.look)
+                ending.callback(port.end)
+                port.start()
+                logger.info("health: %s/live and /ready", port.url)
+            if self._file is not None:
+                ending.callback(self._file.end)
+                self._file.start()
+            silence = Errand("cqrs-silence", Silence(consumer, options.stall).look, lambda: None)
+            ending.callback(silence.end)
+            consumer.start()
+            topics = ", ".join(consumer.group.topics)
+            logger.info("consuming %s for the group %r", topics, consumer.group.name)
+            silence.start()
+            self._reports.start()
+            yield
+
+    def _work(self, signals: Signals) -> _Reason:
+        """Wait for a reason to end."""
+        begun = time.monotonic()
+        until = None if self._options.lasts is None else begun + self._options.lasts
+        while (reason := self._reason(until)) is None:
+            number = signals.wait(_STEP if until is None else max(0.0, min(_STEP, until - time.monotonic())))
+            if number is not None:
+                return _Reason(signal.Signals(number).name)
+        return reason
+
+    def _reason(self, until: float | None) -> _Reason | None:
+        options, trouble = self._options, self._consumer.trouble
+        if trouble is not None:
+            return _Reason(f"it cannot go on: {trouble}", status=2)
+        health = self._consumer.health(options.stall)
+        if not health.is_alive:
+            return _Reason(f"it is stuck: {health.trouble}", status=1, is_stuck=True)
+        if until is not None and time.monotonic() >= until:
+            return _Reason(f"{options.lasts:g} s are over")
+        settled = self._consumer.counts.settled
+        if options.max_messages is not None and settled >= options.max_messages:
+            return _Reason(f"{settled} messages are enough")
+        if options.max_memory is not None and (taken := resident()) >= options.max_memory:
+            return _Reason(f"it takes {taken / 2**20:.0f} MiB of memory")
+        return None
+
+    def _end(self, signals: Signals, reason: _Reason) -> int:
+        grace = min(self._options.grace, _STUCK_GRACE) if reason.is_stuck else self._options.grace
+        self._lookout.is_ending = True
+        begun = time.monotonic()
+        # What never waits takes a moment as well.
+        until = begun + max(grace, _MARGIN)
+        deadline = Deadline(until, self._last_words)
+        deadline.start()
+        logger.log(
+            logging.ERROR if reason.status else logging.INFO,
+            "%s: ending within %g s, %d handler(s) run",
+            *(reason.words, grace, len(self._consumer.running())),
+        )
+        if reason.is_stuck:
+            self._tell()
+        is_closed = done_by(lambda: self._stop(begun + grace), until - _MARGIN / 4, signals, words=self._goodbye)
+        if not self._is_finished:
+            leave(reason.status or 1, words=self._last_words)
+        if not is_closed:
+            logger.warning("all messages are settled, but the mediator could not be closed within the grace")
+        self._lookout.has_ended = True
+        self._reports.finish(until - _MARGIN / 8 - time.monotonic())
+        self._screen.close()
+        logger.info("ended: %d handled in %.1f s", self._consumer.counts.handled, self._progress().seconds)
+        deadline.met(reason.status)
+        return reason.status
+
+    def _stop(self, until: float) -> None:
+        margin = min(_MARGIN, (until - time.monotonic()) / 2)
+        self._is_finished = self._consumer.stop(max(0.0, until - margin - time.monotonic()))
+        if self._is_finished:
+            self._consumer.mediator.close(max(0.1, until - margin / 2 - time.monotonic()))
+
+    def _progress(self) -> Consuming:
+        return Consuming(self._lookout.look(), *self._pace.at(self._consumer.counts.settled))
+
+    def _last_words(self) -> None:
+        self._goodbye()
+        self._tell()
+
+    def _goodbye(self) -> None:
+        if self._file is not None:
+            self._file.end()
+        self._screen.close()
+
+    def _tell(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            tell_of_what_runs(self._consumer)

@@ -1,0 +1,121 @@
+"""How a consumer is, for those who watch its process, and what to say of what it could not finish."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import attrs
+
+from cqrs_sync import runs
+from cqrs_sync.consumer import Consumer, InHand, handling
+from cqrs_sync.watchdog import stacks_of
+
+logger = logging.getLogger(__name__)
+
+#: Characters of what senders have made up that are shown.
+_SHOWN = 100
+
+
+@attrs.frozen
+class Running:
+    """A message whose handlers run."""
+
+    type: str
+    id: str
+    #: Those that are bound to its type.
+    handlers: tuple[str, ...]
+    #: For so long.
+    seconds: float
+
+
+@attrs.frozen
+class Vitals:
+    """How a consumer is, at one moment."""
+
+    #: `receiving`, `waiting` for the broker, `ending`, `ended`, or `stuck`.
+    state: str
+    is_alive: bool
+    is_ready: bool
+    trouble: str
+    received: int
+    handled: int
+    delayed: int
+    dead: int
+    dropped: int
+    in_hand: int
+    running: int
+    #: What runs for the longest time.
+    oldest: Running | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as what becomes JSON."""
+        facts = attrs.asdict(self)
+        oldest = facts["oldest"]
+        if oldest is not None:
+            oldest["seconds"] = round(oldest["seconds"], 3)
+        return {"state": facts.pop("state"), "alive": facts.pop("is_alive"), "ready": facts.pop("is_ready"), **facts}
+
+
+class Lookout:
+    """Looks at a consumer; any thread may ask."""
+
+    def __init__(self, consumer: Consumer, stall: float) -> None:
+        self._consumer = consumer
+        self._stall = stall
+        #: It was told to end, and it has.
+        self.is_ending = self.has_ended = False
+
+    def look(self) -> Vitals:
+        """Tell how the consumer is."""
+        consumer, counts = self._consumer, self._consumer.counts
+        health = consumer.health(self._stall)
+        running = sorted(consumer.running(), key=lambda item: item.begun)
+        return Vitals(
+            state=self._state(is_alive=health.is_alive, is_ready=health.is_ready),
+            is_alive=health.is_alive,
+            is_ready=health.is_ready and not self.is_ending,
+            trouble=health.trouble,
+            received=consumer.received,
+            handled=counts.handled,
+            delayed=counts.delayed,
+            dead=counts.dead,
+            dropped=counts.dropped,
+            in_hand=consumer.in_hand,
+            running=len(running),
+            oldest=running_of(consumer, running[0]) if running else None,
+        )
+
+    def _state(self, *, is_alive: bool, is_ready: bool) -> str:
+        if self.has_ended:
+            return "ended"
+        if not is_alive:
+            return "stuck"
+        if self.is_ending:
+            return "ending"
+        return "receiving" if is_ready else "waiting"
+
+
+def running_of(consumer: Consumer, item: InHand) -> Running:
+    """Tell what runs."""
+    attributes, events = item.delivery.message.attributes, consumer.mediator.events.event_map
+    name = attributes.get("type", "?")
+    event_type = events.types.get(name)
+    handlers = () if event_type is None else tuple(binding.name for binding in events.find(event_type))
+    return Running(name[:_SHOWN], attributes.get("id", "?")[:_SHOWN], handlers, time.monotonic() - item.begun)
+
+
+def tell_of_what_runs(consumer: Consumer) -> None:
+    """Name the handlers and messages that were not finished, and log the stacks of their threads."""
+    for item in consumer.running():
+        running = running_of(consumer, item)
+        logger.error(
+            "%s was not finished in time: %r %r, for %.1f s; it comes again, to whoever receives then",
+            *(", ".join(running.handlers) or "a message", running.type, running.id, running.seconds),
+        )
+    names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
+    for thread, stack in stacks_of(names).items():
+        if names[thread] == "cqrs-intake" or any(f'"{each.__file__}"' in stack for each in (handling, runs)):
+            logger.error("the thread %s is left, at:\n%s", names[thread], stack)

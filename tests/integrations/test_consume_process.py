@@ -1,0 +1,399 @@
+"""Promises of `cqrs-sync consume` as a process: it ends in time, is replaced where it should be, and says how it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.integrations.processes import environment
+from tests.waiting import eventually
+
+APP = "tests.integrations.letters:mediator"
+
+
+class Consuming:
+    """A consuming process, what it says on standard output, and its log."""
+
+    def __init__(self, directory, arguments, variables, app):
+        self.log_file = directory / "log"
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cqrs_sync", "consume", "--app", app, *arguments],
+                cwd=directory, env=environment(**variables), stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+
+    def log(self):
+        return self.log_file.read_text()
+
+    def line(self):
+        return self.process.stdout.readline().rstrip()
+
+    def rest(self):
+        return self.process.stdout.read().splitlines()
+
+    def terminate(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def status(self, timeout=20):
+        return self.process.wait(timeout)
+
+    def said(self, pattern):
+        """What the log says, once it does."""
+        return eventually(lambda: re.search(pattern, self.log()))
+
+
+@pytest.fixture
+def consume(tmp_path):
+    """Start consumers of the group `post`."""
+    running = []
+
+    def start(*arguments, app=APP, group="post", **variables):
+        named = ["--group", group] if group else []
+        running.append(Consuming(tmp_path, [*named, *arguments], variables, app))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.process.kill()
+        each.process.wait(10)
+        each.process.stdout.close()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A file: handlers do not end as long as it is there."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path
+
+
+def ask(url):
+    """The status and the JSON that a URL answers with."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own process
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def unread(pipe):
+    """How many bytes wait in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0]
+
+
+def numbers(lines, word):
+    return [int(line.split()[1]) for line in lines if line.startswith(word)]
+
+
+# It ends in time
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_is_finished_and_nothing_else_is_begun(consume, gate, number):
+    """
+    Told to stop under load, it exits with 0.
+    """
+    consuming = consume("--concurrency", "2", LETTERS_COUNT="50", LETTERS_GATE=str(gate))
+    begun = {consuming.line(), consuming.line()}
+    consuming.terminate(number)
+    consuming.said(rf"{number.name}: ending within 25 s, 2 handler\(s\) run")
+    gate.unlink()
+
+    assert 0 == consuming.status(), consuming.log()
+    assert {line.replace("begun", "done") for line in begun} == set(consuming.rest())
+    assert "ended: 2 handled" in consuming.log()
+
+
+def test_a_handler_that_hangs_is_named_with_its_stack_and_left(consume):
+    """
+    The process ends within its grace, with 1.
+    """
+    consuming = consume("--grace", "2", LETTERS_COUNT="1", LETTERS_FAULT="hangs")
+    consuming.line()
+    told = time.monotonic()
+    consuming.terminate()
+
+    assert 1 == consuming.status()
+    assert 0.9 < time.monotonic() - told < 2.9
+    assert re.search(r"deliver was not finished in time: 'letter.written' '[0-9a-f-]+', for \d", consuming.log())
+    assert re.search(r"letters\.py\", line \d+, in deliver", consuming.log())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(consume, tmp_path, number):
+    """
+    Whatever its grace, with what a shell calls the status of a program that the signal has ended.
+    """
+    health = tmp_path / "health"
+    consuming = consume(
+        "--grace", "10m", "--health-file", str(health), LETTERS_COUNT="1", LETTERS_FAULT="hangs"
+    )  # fmt: skip
+    consuming.line()
+    consuming.terminate(number)
+    consuming.said("ending within 600 s")
+    assert consuming.process.poll() is None
+    consuming.terminate(number)
+
+    assert 128 + number == consuming.status(5)
+    assert not health.exists()
+
+
+def test_an_application_that_does_not_let_it_leave_is_left(consume):
+    """
+    Everything was settled: a thread of the application that never ends changes neither that nor the status.
+    """
+    consuming = consume("--grace", "2", LETTERS_COUNT="1", LETTERS_FAULT="stays")
+    assert ["begun 0", "done 0"] == [consuming.line(), consuming.line()]
+    consuming.terminate()
+
+    assert 0 == consuming.status(10)
+    consuming.said("threads that keep it: of-the-application")
+
+
+def test_no_grace_is_enough_for_nothing(consume):
+    """
+    Where nothing runs, it exits with 0.
+    """
+    consuming = consume("--grace", "0s", "--json", LETTERS_SAYS="JSON")
+    consuming.line()
+    consuming.terminate()
+
+    assert 0 == consuming.status(), consuming.log()
+
+
+# It is replaced where it should be
+
+
+def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path):
+    """
+    With the stacks of its handlers, and status 1; its health file is gone before.
+    """
+    health = tmp_path / "health"
+    consuming = consume(
+        "--stall", "1", "--concurrency", "1", "--health-file", str(health), LETTERS_COUNT="2", LETTERS_FAULT="hangs"
+    )  # fmt: skip
+    consuming.line()
+
+    assert 1 == consuming.status(15)
+    assert not health.exists()
+    assert re.search(
+        r"it is stuck: of 2 messages in hand none was finished for \d+ s: ending within 3 s", consuming.log()
+    )
+    assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
+
+
+def test_it_ends_after_some_messages(consume):
+    """
+    With status 0, and no message half done.
+    """
+    consuming = consume("--max-messages", "20", LETTERS_COUNT="2000", LETTERS_FAULT="waits")
+    lines = consuming.rest()
+
+    assert 0 == consuming.status(), consuming.log()
+    assert 20 <= len(numbers(lines, "done")) < 500
+    assert sorted(numbers(lines, "begun")) == sorted(numbers(lines, "done"))
+    assert re.search(r"\d+ messages are enough: ending", consuming.log())
+
+
+def test_it_ends_where_it_takes_too_much_memory(consume):
+    """
+    Not before; with status 0.
+    """
+    consuming = consume("--max-memory", "512M", LETTERS_COUNT="200", LETTERS_FAULT="grows,waits")
+    lines = consuming.rest()
+
+    assert 0 == consuming.status(), consuming.log()
+    assert 20 < len(numbers(lines, "done")) < 200
+    assert re.search(r"it takes \d{3} MiB of memory: ending", consuming.log())
+
+
+def test_it_ends_when_its_time_is_over(consume):
+    """
+    With status 0.
+    """
+    consuming = consume("--for", "0.5s")
+
+    assert 0 == consuming.status()
+    assert "0.5 s are over: ending" in consuming.log()
+
+
+# It says how it is
+
+
+def test_reports_are_lines_of_json(consume):
+    """
+    Of what it has received and what became of it; the last one says that it has ended.
+    """
+    consuming = consume("--json", "--every", "0.1", LETTERS_COUNT="7", LETTERS_SAYS="JSON")
+    eventually(lambda: json.loads(consuming.line())["handled"] == 7)
+    consuming.terminate()
+    last = json.loads(consuming.rest()[-1])
+
+    assert 0 == consuming.status()
+    assert {
+        "at", "state", "alive", "ready", "trouble", "received", "handled", "delayed", "dead", "dropped", "in_hand",
+        "running", "oldest", "per_second", "seconds",
+    } == last.keys()  # fmt: skip
+    assert ("ended", 7, 7, 0, False) == tuple(last[key] for key in ("state", "received", "handled", "in_hand", "ready"))
+
+
+def test_who_reads_nothing_keeps_it_from_nothing(consume):
+    """
+    A pipe that is full stops reports, and neither handlers nor the end.
+    """
+    consuming = consume("--json", "--every", "0.1", "--grace", "2", LETTERS_SAYS="JSON")
+    pipe = consuming.process.stdout.fileno()
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    eventually(lambda: unread(pipe) > 4096 - 400)
+    consuming.terminate()
+
+    assert 0 == consuming.status(), consuming.log()
+    consuming.said("ended: 0 handled")
+
+
+def test_its_health_is_told_over_http(consume, gate):
+    """
+    Alive as long as it makes progress, ready as long as it receives; with what it is at.
+    """
+    consuming = consume(
+        "--health-port", "0", "--concurrency", "1", LETTERS_COUNT="3", LETTERS_GATE=str(gate)
+    )  # fmt: skip
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    consuming.line()
+    status, live = ask(f"{url}/live")
+    ready = ask(f"{url}/ready?probe")[0]
+
+    assert (200, 200) == (status, ready)
+    assert (True, True, "receiving", 1) == (live["alive"], live["ready"], live["state"], live["running"])
+    assert ("letter.written", ["deliver"]) == (live["oldest"]["type"], live["oldest"]["handlers"])
+    assert 404 == ask(f"{url}/")[0]
+    consuming.terminate()
+    consuming.said("ending within")
+    status, ending = ask(f"{url}/ready")
+    assert (503, "ending", True) == (status, ending["state"], ending["alive"])
+    gate.unlink()
+    assert 0 == consuming.status()
+
+
+def test_clients_that_ask_nothing_keep_no_one_from_asking(consume):
+    """
+    Each has a second; what comes after the head of a question is not read.
+    """
+    consuming = consume("--health-port", "0")
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    address = ("127.0.0.1", int(url.rpartition(":")[2]))
+    with socket.create_connection(address) as mute, socket.create_connection(address) as rude:
+        rude.sendall(b"POST /live HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 1000)
+        assert 200 == ask(f"{url}/live")[0]
+        assert b"" == mute.recv(1)
+        assert rude.recv(100).startswith(b"HTTP/1.1 405 ")
+    consuming.terminate()
+
+    assert 0 == consuming.status()
+
+
+def test_its_health_is_told_in_a_file(consume, tmp_path):
+    """
+    It is there, whole, as long as the consumer is well.
+    """
+    health = tmp_path / "health"
+    consuming = consume("--health-file", str(health))
+    facts = json.loads(eventually(lambda: health.exists() and health.read_text()))
+    first = health.stat().st_mtime_ns
+    assert facts["alive"]
+    eventually(lambda: health.stat().st_mtime_ns > first)
+    assert "receiving" == json.loads(health.read_text())["state"]
+    consuming.terminate()
+
+    assert 0 == consuming.status()
+    assert not health.exists()
+    assert [] == [path for path in tmp_path.iterdir() if path.name.startswith("health")]
+
+
+# It says what is wrong
+
+
+def test_a_consumer_of_the_application_is_consumed_with(consume):
+    """
+    Its options are those of the code.
+    """
+    consuming = consume(app="tests.integrations.letters:consumer", group=None, LETTERS_COUNT="1")
+
+    assert ["begun 0", "done 0"] == [consuming.line(), consuming.line()]
+    consuming.terminate()
+    assert 0 == consuming.status()
+
+
+def test_the_group_may_be_in_the_environment(consume):
+    """
+    As the application may.
+    """
+    consuming = consume(group=None, CQRS_SYNC_GROUP="post", LETTERS_COUNT="1")
+    assert "begun 0" == consuming.line()
+
+
+@pytest.mark.parametrize(
+    ("app", "options", "words"),
+    [
+        (APP, [], "say which group: --group NAME, or CQRS_SYNC_GROUP"),
+        (APP, ["--group", " "], "a group has a name"),
+        (APP, ["--group", "post", "--inline", "2m"], "an inline pause is 60 s at most"),
+        (APP, ["--group", "post", "--inline", "0.1;1"], "is no duration"),
+        (APP, ["--group", "post", "--unknown", "burn"], "'burn' is not one of"),
+        (APP, ["--group", "post", "--max-memory", "much"], "is no size"),
+        (APP, ["--group", "post", "--stall", "0"], "--stall takes a duration above 0"),
+        (APP, ["--group", "post", "--health-file", "no/where"], "cannot be written"),
+        (APP, ["--group", "post", "--health-port", "80000"], "80000 is not in the range"),
+        (APP, ["--group", "post", "--health-port", "0", "--health-host", "no.host.invalid"], "cannot be listened at"),
+        ("tests.integrations.letters:nothing", ["--group", "post"], "this mediator has no broker"),
+        ("tests.integrations.letters:events", ["--group", "post"], "a RequestMediator or a Consumer is wanted"),
+        (
+            "tests.integrations.letters:consumer",
+            ["--group", "other", "--prefetch", "1"],
+            "leave out --group, --prefetch, or name a mediator",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_calls_are_told_in_a_line(consume, app, options, words):
+    """
+    With status 2, and without a traceback.
+    """
+    consuming = consume(*options, app=app, group=None)
+
+    assert 2 == consuming.status(), consuming.log()
+    assert words in consuming.log()
+    assert "Traceback" not in consuming.log()
+
+
+def test_a_port_that_is_taken_is_told(consume):
+    """
+    With its number.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        consuming = consume("--health-port", str(port))
+
+        assert 2 == consuming.status()
+    assert f"the health port {port} of '127.0.0.1' cannot be listened at" in consuming.log()
+
+
+def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
+    """
+    No waiting mends that: status 2.
+    """
+    consuming = consume(LETTERS_FAULT="refused")
+
+    assert 2 == consuming.status()
+    assert "it cannot go on: the queue of 'post' is different" in consuming.log()

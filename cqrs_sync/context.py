@@ -94,11 +94,10 @@ def continuing(attributes: Mapping[str, str]) -> Iterator[None]:
     """Let what is raised in this block follow from a received message: its correlation and trace, its id as cause."""
     flow = {name: attributes[name] for name in _FOLLOWED if name in attributes}
     flow["causationid"] = attributes["id"]
+    # Where it has none, all that follows from it is known by it: making one up would cost more than all of this.
+    flow.setdefault("correlationid", attributes["id"])
     scope = current.get()
     raised, around, lineage = scope if scope is not None else (outside, {}, None)
-    if "correlationid" not in flow:
-        # Made late; without this, code after the block would get another one than what follows from it.
-        correlation_of(around)
     # Not through `annotate`: each received message pays for it.
     token = current.set((raised, {**around, **flow}, lineage))
     try:

@@ -73,8 +73,6 @@ class Consumer:
             outage_after=outage_after,
             concurrency=1 if concurrency is None else concurrency,
         )
-        for name, number in (("prefetch", prefetch), ("crashes", crashes), ("outage_after", outage_after)):
-            check_above_zero(name, number)
         #: Whose handlers are run; whoever made it closes it.
         self.mediator = mediator
         self.broker = broker_of(mediator)

@@ -14,8 +14,11 @@ from cqrs_sync.threads import SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a handler takes on average from which on more threads are worth waking.
-_WORTH_A_THREAD = 0.0005
+#: The share of a core this process uses from which on more threads would only wait for the interpreter; and
+#: seconds of computing per message from which on that is no matter: much of it may be outside of the interpreter.
+_BUSY, _HEAVY = 0.85, 0.002
+#: Seconds over which that is looked at.
+_LOOK = 0.02
 #: Seconds after which a message that could be taken waits too long.
 _WAITS_TOO_LONG = 0.005
 #: A thread serves so many messages, or for so many seconds, until what is around calls is entered anew.
@@ -26,8 +29,9 @@ class Crew:
     """
     Serves lanes on an executor.
 
-    Quick handlers are served by one thread: more would only wait for each other. While handlers take
-    their time each thread calls another one, up to `concurrency`; during an outage there is one.
+    While handlers wait for something each thread calls another one, up to `concurrency`. Where the interpreter is busy
+    with quick ones, threads leave until one is left: more would only wait for each other. During an
+    outage there is one.
     """
 
     def __init__(
@@ -49,8 +53,7 @@ class Crew:
         self._outage = outage
         self._lock = threading.Lock()
         self._serving = 0
-        #: Seconds that handling one message takes, on average.
-        self._average = 1.0
+        self._load = _Load()
         #: Messages that were attended to, whatever became of them.
         self.attended = 0
 
@@ -84,20 +87,18 @@ class Crew:
 
     def _serve(self) -> None:
         """Handle messages until there are none, for a while at most; on the pool."""
-        lanes, until = self._lanes, time.monotonic() + _SERVED_FOR
+        lanes, load, until = self._lanes, self._load, time.monotonic() + _SERVED_FOR
         thread = threading.get_ident()
         for _ in range(_SERVED):
             item = lanes.take(self.room)
             if item is None:
                 break
-            if self._average > _WORTH_A_THREAD and self._serving < self._most and lanes.ready:
+            if lanes.ready and self._serving < self._most and not load.is_high:
                 self._call_in(1)
-            item.thread, begun = thread, item.begun
+            item.thread = thread
             self._attend_to(item)
-            now = time.monotonic()
-            self._average += (now - begun - self._average) * 0.1
             self.attended += 1
-            if now > until:
+            if load.look() > until or (load.is_high and self._serving > 1):
                 break
 
     def _attend_to(self, item: InHand) -> None:
@@ -114,8 +115,31 @@ class Crew:
     def _served(self) -> None:
         with self._lock:
             self._serving -= 1
-        if self._lanes.may_take(self.room):
+        if self._serving == 0 and self._lanes.may_take(self.room):
             self._call_in(1)
+
+
+class _Load:
+    """How busy the interpreter is, as of the last look."""
+
+    def __init__(self) -> None:
+        self.is_high = False
+        self._looked_at = time.monotonic()
+        self._used = time.process_time()
+        self._count = 0
+
+    def look(self) -> float:
+        """Count a message, and return the present moment, by `time.monotonic`."""
+        now = time.monotonic()
+        self._count += 1
+        took = now - self._looked_at
+        if took > _LOOK:
+            # Threads may do this at once: a wrong figure is put right by the next look.
+            self._looked_at, used = now, time.process_time()
+            computed, self._used = used - self._used, used
+            count, self._count = max(1, self._count), 0
+            self.is_high = computed > took * _BUSY and computed / count < _HEAVY
+        return now
 
 
 class _Serving:

@@ -110,7 +110,7 @@ Places = Iterator[tuple[GroupBroker, Group, Callable[[], float]]]
 
 
 @contextmanager
-def _rabbitmq() -> Places:
+def _rabbitmq() -> Places:  # noqa: PLR0915 -- the loop is in it
     import pika  # noqa: PLC0415 -- only one of them is used
 
     from cqrs_sync.integrations.rabbitmq import RabbitMQBroker  # noqa: PLC0415
@@ -195,7 +195,13 @@ def _confluent() -> Places:
     def loop() -> float:
         clock = Clock()
         client = Client(
-            {"bootstrap.servers": server.servers, "group.id": "g", "enable.auto.commit": False, **quick},
+            {
+                "bootstrap.servers": server.servers,
+                "group.id": "g",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                **quick,
+            },
         )
         client.subscribe(["orders"])
         while not clock.done.is_set():

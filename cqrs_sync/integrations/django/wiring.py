@@ -110,6 +110,8 @@ def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
     """Return the inbox of a mediator, if it is in a database of Django's."""
     inbox = mediator.events.dispatcher.inbox
     return inbox if isinstance(inbox, DjangoInbox) else None
+
+
 def group_of_settings() -> str | None:
     """Return the group that `CQRS_SYNC = {"GROUP": "shop"}` names, if it does."""
     chosen = getattr(settings, "CQRS_SYNC", None)

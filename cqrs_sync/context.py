@@ -89,21 +89,19 @@ def annotate(**attributes: str) -> Iterator[None]:
         current.reset(token)
 
 
-@contextmanager
-def continuing(attributes: Mapping[str, str]) -> Iterator[None]:
-    """Let what is raised in this block follow from a received message: its correlation and trace, its id as cause."""
+def follow(attributes: Mapping[str, str]) -> None:
+    """
+    Let what is raised from here on follow from a received message: its correlation and trace, its id as cause.
+
+    Whoever calls it sets `current` back to what it was. Not a block: each received message pays for it.
+    """
     flow = {name: attributes[name] for name in _FOLLOWED if name in attributes}
     flow["causationid"] = attributes["id"]
     # Where it has none, all that follows from it is known by it: making one up would cost more than all of this.
     flow.setdefault("correlationid", attributes["id"])
-    scope = current.get()
-    raised, around, lineage = scope if scope is not None else (outside, {}, None)
-    # Not through `annotate`: each received message pays for it.
-    token = current.set((raised, {**around, **flow}, lineage))
-    try:
-        yield
-    finally:
-        current.reset(token)
+    before = current.get()
+    raised, around, lineage = before if before is not None else (outside, {}, None)
+    current.set((raised, {**around, **flow}, lineage))
 
 
 @contextmanager

@@ -121,16 +121,23 @@ class EventDispatcher:
             logger.warning("no handler is bound to %s: it came for nobody", type(event).__qualname__)
         if self.observer is not None:
             self.observer([event])
-        failures: list[Failure] = []
-        with once_for(key):
-            for target in targets:
-                try:
-                    self._run_alone(target, event)
-                except Exception as error:  # noqa: BLE001 -- the others have their turn
-                    error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
-                    failures.append(Failure(target.name, event, error))
+        if self.inbox is None:
+            failures = self._run_each(targets, event)
+        else:
+            with once_for(key):
+                failures = self._run_each(targets, event)
         if failures:
             raise failed(failures, None, f"{type(event).__qualname__} was received")
+
+    def _run_each(self, targets: Sequence[Target], event: Event) -> list[Failure]:
+        failures: list[Failure] = []
+        for target in targets:
+            try:
+                self._run_alone(target, event)
+            except Exception as error:  # noqa: BLE001 -- the others have their turn
+                error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
+                failures.append(Failure(target.name, event, error))
+        return failures
 
     def _run_alone(self, target: Target, event: Event) -> None:
         """Run one handler in this thread, with nobody who waits for what it raises."""

@@ -87,8 +87,13 @@ class EventMediator:
 
     def _handle(self, message: IncomingMessage) -> None:
         event, attributes = self._serializer.load(message, self.event_map.types)
-        with context.continuing(attributes):
+        before = context.current.get()
+        try:
+            context.follow(attributes)
             self.dispatcher.handle_received(event, key_of(attributes))
+        finally:
+            # Here and not in a block of its own, as in `_within`.
+            context.current.set(before)
 
 
 class RequestMediator:

@@ -6,7 +6,7 @@ import copy
 from functools import partial
 
 # Before click: it says in one line that it is missing.
-from cqrs_sync.commands import consume, dead, purge, relay, status  # isort: split
+from cqrs_sync.commands import consume, dead, dlq, lag, purge, relay, status, topology  # isort: split
 
 import click
 
@@ -48,5 +48,5 @@ def main() -> None:
 
 main.params.append(_app_option("For the commands below that take it as well."))
 main.add_command(demo)
-for _command in (relay, status, dead, purge, consume):
+for _command in (relay, status, dead, purge, consume, dlq, lag, topology):
     main.add_command(_with_application(_command))

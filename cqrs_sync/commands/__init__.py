@@ -27,7 +27,9 @@ except ImportError:
 from cqrs_sync.commands.backlog import status
 from cqrs_sync.commands.consuming import consume
 from cqrs_sync.commands.dead_letters import dead
+from cqrs_sync.commands.letters import dlq
+from cqrs_sync.commands.places import lag, topology
 from cqrs_sync.commands.purging import purge
 from cqrs_sync.commands.relaying import relay
 
-__all__ = ["consume", "dead", "purge", "relay", "status"]
+__all__ = ["consume", "dead", "dlq", "lag", "purge", "relay", "status", "topology"]

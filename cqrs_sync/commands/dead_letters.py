@@ -11,7 +11,7 @@ import click
 from cqrs_sync.commands.application import INTERRUPTED, NOT_WELL, reaching
 from cqrs_sync.commands.chunks import Work
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import escaped, print_json, print_table
+from cqrs_sync.commands.text import escaped, print_json, print_table, tell
 from cqrs_sync.outbox import Outbox, Selection
 from cqrs_sync.workers.desk import CHUNK, count_of, dead_of, in_chunks, status_of
 
@@ -168,7 +168,7 @@ def _change(
     doing, done = words
     total = count_of(outbox, selection)
     if dry_run:
-        _tell({"selected": total, done: 0, "interrupted": False}, f"{total} would be {done}", as_json=as_json)
+        tell({"selected": total, done: 0, "interrupted": False}, f"{total} would be {done}", as_json=as_json)
         return
     if total and not yes and sys.stdin.isatty():
         click.confirm(f"{doing.capitalize()} {total} dead deliveries?", abort=True, err=True)
@@ -177,13 +177,6 @@ def _change(
     chunks = in_chunks(lambda chosen, most: change(chosen, limit=min(most, limit)), selection, total)
     work = Work(f"{doing} dead deliveries").through(chunks, total, rate)
     facts = {"selected": total, done: work.done, "interrupted": work.interrupted}
-    _tell(facts, f"{work.done} {done}" + (", then interrupted" if work.interrupted else ""), as_json=as_json)
+    tell(facts, f"{work.done} {done}" + (", then interrupted" if work.interrupted else ""), as_json=as_json)
     if work.interrupted:
         sys.exit(INTERRUPTED)
-
-
-def _tell(facts: dict[str, Any], words: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    else:
-        click.echo(words)

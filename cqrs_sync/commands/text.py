@@ -14,7 +14,7 @@ from rich.text import Text
 
 #: Columns of a log, which has no edge.
 _LOG_WIDTH = 160
-_NUMBERS = {"number", "pending", "tried", "dead", "attempts", "age", "count"}
+_NUMBERS = {"number", "pending", "tried", "dead", "attempts", "age", "count", "waiting", "delayed"}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -22,6 +22,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 def print_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object in one line, in ASCII."""
     click.echo(json.dumps(facts))
+
+
+def tell(facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:
+    """Print facts as JSON, or in words."""
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(words)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

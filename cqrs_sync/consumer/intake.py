@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.consumer.handling import in_hand
-from cqrs_sync.consumer.lanes import Lanes, Taken
+from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ class Intake:
         #: What is in hand.
         self.lanes = Lanes(self.settle_soon)
         self._most = most
+        # So many are done before it looks for more.
+        self._enough = max(1, min(_RUN, most // 4))
         #: Called when there may be something to be taken from the lanes.
         self.serve: Callable[[], object] = lambda: None
         self._subscription: Subscription | None = None
@@ -70,7 +72,8 @@ class Intake:
     def settle_soon(self, delivery: Delivery) -> None:
         """Let a message be settled; called by any thread."""
         self._finished.append(delivery)
-        if self._waits:
+        # Not for each single one: whoever comes is worth more than one message.
+        if self._waits and (len(self._finished) >= self._enough or self._ending):
             self._news.set()
 
     def rejoin(self) -> None:
@@ -139,7 +142,7 @@ class Intake:
         if self._subscription is not None:
             self._subscription.rest()
         self._waits = True
-        if not self._finished:
+        if len(self._finished) < self._enough and not (self._ending and self._finished):
             self._news.wait(_SIGN)
         self._waits = False
 
@@ -147,17 +150,15 @@ class Intake:
         assert self._subscription is not None
         receive, room = self._subscription.receive, min(_RUN, self._most - len(self.lanes))
         delivery = receive(_BUSY if len(self.lanes) else _IDLE)
-        while delivery is not None:
-            self._put(delivery)
-            room -= 1
-            if room <= 0 or self._ending:
-                break
-            delivery = receive(0)
-
-    def _put(self, delivery: Delivery) -> None:
-        self.received += 1
-        if self.lanes.put(in_hand(delivery)) is Taken.DONE:
-            delivery.ack()
+        came: list[InHand] = []
+        try:
+            while delivery is not None:
+                came.append(in_hand(delivery))
+                delivery = receive(0) if len(came) < room and not self._ending else None
+        finally:
+            self.received += len(came)
+            for done in self.lanes.put(came):
+                done.ack()
 
     def _lost(self, error: CqrsError | None) -> None:
         if isinstance(error, Closed):

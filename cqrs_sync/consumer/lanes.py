@@ -7,8 +7,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from enum import Enum
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import attrs
@@ -21,17 +20,6 @@ Key: TypeAlias = "tuple[str, str] | None"
 
 #: Messages that were done after their delivery had lapsed, and may come once more: so many are remembered.
 _REMEMBERED = 1000
-
-
-class Taken(Enum):
-    """What became of a message that came in."""
-
-    #: It waits for its turn.
-    WAITS = "waits"
-    #: It is in hand already, and was delivered again: it has the new delivery now.
-    ADOPTED = "adopted"
-    #: It was done meanwhile: it is to be settled.
-    DONE = "done"
 
 
 @attrs.define(eq=False)
@@ -90,28 +78,10 @@ class Lanes:
         """How many may be taken now, if there were room."""
         return len(self._ready)
 
-    def put(self, item: InHand) -> Taken:
-        """Take a message in hand."""
+    def put(self, items: Iterable[InHand]) -> list[Delivery]:
+        """Take messages in hand; returns the deliveries of those that were done meanwhile: they are to be settled."""
         with self._lock:
-            known = self._by_identity.get(item.identity)
-            if known is not None:
-                if known.delivery.lapsed:
-                    known.delivery = item.delivery
-                    return Taken.ADOPTED
-                # A copy: it has to wait for its turn like any other.
-                item.identity = f"{item.identity} {next(self._numbers)}"
-            elif self._done_late and item.delivery.redeliveries and item.identity in self._done_late:
-                del self._done_late[item.identity]
-                return Taken.DONE
-            self._by_identity[item.identity] = item
-            lane = None if item.key is None else self._lanes.get(item.key)
-            if lane is not None:
-                lane.append(item)
-                return Taken.WAITS
-            if item.key is not None:
-                self._lanes[item.key] = deque((item,))
-            self._ready.append(item)
-            return Taken.WAITS
+            return [item.delivery for item in items if not self._put(item)]
 
     def take(self, most: int) -> InHand | None:
         """Take the next message, None where there is none, or where `most` are out already."""
@@ -187,6 +157,28 @@ class Lanes:
         """Return what was taken and is not done."""
         with self._lock:
             return list(self._running.values())
+
+    def _put(self, item: InHand) -> bool:
+        known = self._by_identity.get(item.identity)
+        if known is not None:
+            if known.delivery.lapsed:
+                # It was delivered again while it is in hand: this is the delivery to settle now.
+                known.delivery = item.delivery
+                return True
+            # A copy: it has to wait for its turn like any other.
+            item.identity = f"{item.identity} {next(self._numbers)}"
+        elif self._done_late and item.delivery.redeliveries and item.identity in self._done_late:
+            del self._done_late[item.identity]
+            return False
+        self._by_identity[item.identity] = item
+        if item.key is not None:
+            lane = self._lanes.get(item.key)
+            if lane is not None:
+                lane.append(item)
+                return True
+            self._lanes[item.key] = deque((item,))
+        self._ready.append(item)
+        return True
 
     def _leave(self, item: InHand) -> None:
         self._running.pop(id(item), None)

@@ -1,0 +1,12 @@
+"""`manage.py cqrs_topology`: what `cqrs-sync topology` does, with the mediator of the settings."""
+
+from __future__ import annotations
+
+from cqrs_sync.commands import topology
+from cqrs_sync.integrations.django.management.click import ClickCommand
+
+
+class Command(ClickCommand):
+    """Hand over to the command of the library."""
+
+    command = topology

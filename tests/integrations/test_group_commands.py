@@ -1,0 +1,410 @@
+"""The command line of groups of consumers: dead letters, what waits, and what is on the broker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+
+import attrs
+import pytest
+from click.testing import CliRunner
+
+import cqrs_sync as cqrs
+from cqrs_sync.broker import IncomingMessage, Piece
+from cqrs_sync.cli import main
+from cqrs_sync.consumer import Consumer, group_of
+from cqrs_sync.errors import BrokerUnavailable
+from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.workers.letters import BATCH, Choice, Sifting, id_of
+from tests.consumer.conftest import Joined
+from tests.waiting import eventually
+
+
+class Office:
+    """A mediator, its broker, and the group whose letters are dead."""
+
+    def __init__(self):
+        self.broker = MemoryBroker()
+        events = cqrs.EventMap()
+        self.seen = []
+        events.bind(Joined, self.seen_by)
+        self.mediator = cqrs.bootstrap(events=events, broker=self.broker)
+        self.group = group_of(self.mediator, "office")
+        self.broker.join(self.group).close()
+
+    def seen_by(self, event: Joined) -> None:
+        self.seen.append(event.number)
+
+    def bury(self, *numbers, reason="ValueError: no meeting …", **notes):
+        noted = {"attempts": "6", "parked": "2", "reason": reason, "at": "2026-01-01T00:00:00", **notes}
+        letters = [
+            IncomingMessage(
+                "meetings", b'{"meeting": "m", "number": %d}' % number, "application/json", "m",
+                {"id": f"id-{number}", "type": "meeting.joined", "source": "s", "specversion": "1.0"}, noted,
+            )
+            for number in numbers
+        ]  # fmt: skip
+        self.broker.set_aside(letters, self.group, after=None)
+
+    def dead(self):
+        found = []
+        with self.broker.dead(self.group) as letters:
+            while (delivery := letters.receive(timeout=0)) is not None:
+                found.append(id_of(delivery.message))
+        return found
+
+    def waiting(self):
+        """What its group receives now."""
+        found = []
+        with self.broker.join(self.group) as deliveries:
+            while (delivery := deliveries.receive(timeout=0)) is not None:
+                found.append(delivery.message)
+        return found
+
+
+@pytest.fixture
+def office(monkeypatch):
+    """What the command line finds as `an_office:mediator`."""
+    office = Office()
+    module = type(sys)("an_office")
+    module.mediator = office.mediator
+    module.consumer = Consumer(office.mediator, "office")
+    monkeypatch.setitem(sys.modules, "an_office", module)
+    yield office
+    office.mediator.close(5)
+
+
+@pytest.fixture
+def run(office):
+    """Run a command; its exit status, and what it printed."""
+
+    def run(*arguments, app="an_office:mediator", group="office"):
+        named = ["--group", group] if group else []
+        result = CliRunner().invoke(main, ["--app", app, *map(str, arguments), *named])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+        return result.exit_code, result.output
+
+    return run
+
+
+def ids(*numbers):
+    return [f"id-{number}" for number in numbers]
+
+
+# Dead letters are looked at
+
+
+def test_dead_letters_are_listed_and_stay(office, run):
+    """
+    The oldest ones, or the newest ones; by reason; without their bodies.
+    """
+    office.bury(1, 2, 3)
+    office.bury(4, reason="Fatal: \x1b[31mred")
+    listed = json.loads(run("dlq", "list", "--json")[1])
+    _, text = run("dlq", "list")
+
+    assert ids(1, 2, 3, 4) == [letter["id"] for letter in listed["letters"]]
+    assert ("meeting.joined", "m", "6", 4) == (
+        *(listed["letters"][0][key] for key in ("type", "key", "attempts")), listed["total"],
+    )  # fmt: skip
+    assert "body" not in listed["letters"][0]
+    assert "\x1b" not in text
+    assert ids(1) == [each["id"] for each in json.loads(run("dlq", "list", "--limit", 1, "--json")[1])["letters"]]
+    newest = json.loads(run("dlq", "list", "--newest", "--limit", 2, "--json")[1])["letters"]
+    assert ids(3, 4) == [each["id"] for each in newest]
+    chosen = json.loads(run("dlq", "list", "--reason", "ValueError: no meeting …", "--json")[1])["letters"]
+    assert ids(1, 2, 3) == [each["id"] for each in chosen]
+    assert ids(1, 2, 3, 4) == office.dead()
+
+
+def test_dead_letters_are_counted_by_reason(office, run):
+    """
+    The most frequent one first.
+    """
+    office.bury(1, reason="b")
+    office.bury(2, 3)
+    _, printed = run("dlq", "list", "--by-reason", "--json")
+
+    assert [{"count": 2, "reason": "ValueError: no meeting …"}, {"count": 1, "reason": "b"}] == json.loads(printed)[
+        "by_reason"
+    ]
+    assert 2 == run("dlq", "list", "--by-reason", "--newest")[0]
+
+
+def test_a_dead_letter_is_shown(office, run):
+    """
+    With its headers, and its body only where that is asked for.
+    """
+    office.bury(1, 2, handlers="deliver")
+    code, text = run("dlq", "show", "id-2")
+    facts = json.loads(run("dlq", "show", "id-2", "--body", "--json")[1])
+
+    assert 0 == code
+    assert "attribute source" in text
+    assert "number" not in text
+    assert ('{"meeting": "m", "number": 2}', "deliver") == (facts["body"], facts["handlers"])
+    assert (1, "Error: no dead letter has the id id-7\n") == run("dlq", "show", "id-7")
+
+
+def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
+    """
+    Anybody may have sent it.
+    """
+    office.broker.set_aside(
+        [IncomingMessage("meetings", b"\xff\x00", notes={"reason": "bad"})], office.group, after=None
+    )
+    (letter,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
+
+    assert "\\xff" in run("dlq", "show", letter["id"], "--body")[1]
+    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"])
+
+
+# Dead letters go back
+
+
+def test_dead_letters_are_replayed_with_their_attempts_forgotten(office, run):
+    """
+    To their group alone; how often that was is counted.
+    """
+    other = attrs.evolve(office.group, name="other")
+    office.broker.join(other).close()
+    office.bury(1, 2)
+    assert (0, "2 would be replayed\n") == run("dlq", "replay", "--all", "--dry-run")
+    assert ids(1, 2) == office.dead()
+    code, printed = run("dlq", "replay", "--all", "--json")
+    messages = office.waiting()
+
+    assert (0, {"dead": 2, "replayed": 2, "put_back": 0, "interrupted": False}) == (code, json.loads(printed))
+    assert [] == office.dead()
+    assert ids(1, 2) == [id_of(message) for message in messages]
+    assert {"reason", "at", "replays"} == messages[0].notes.keys()
+    assert "1" == messages[0].notes["replays"]
+    assert 0 == sum(office.broker.backlog(other).waiting.values())
+
+
+def test_a_replay_after_a_replay_is_counted(office, run):
+    """
+    Whatever somebody has written there.
+    """
+    office.bury(1, replays="3")
+    office.bury(2, replays="many")
+    run("dlq", "replay", "--all")
+
+    assert ["4", "1"] == [message.notes["replays"] for message in office.waiting()]
+
+
+def test_some_are_chosen_and_the_others_stay(office, run):
+    """
+    By id, by reason, and so many at most; those between them go to the end.
+    """
+    office.bury(1, 2, 3, reason="a")
+    office.bury(4, 5, reason="b")
+
+    assert (0, "1 replayed\n") == run("dlq", "replay", "--id", "id-2")
+    assert ids(3, 4, 5, 1) == office.dead()
+    assert (0, "1 replayed\n") == run("dlq", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
+    assert ids(5, 1, 3) == office.dead()
+    assert (0, "0 deleted\n") == run("dlq", "purge", "--id", "id-9")
+    assert Counter(ids(1, 3, 5)) == Counter(office.dead())
+    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a")
+    assert ids(5) == office.dead()
+    assert ids(2, 4) == [id_of(message) for message in office.waiting()]
+
+
+def test_what_was_replayed_is_handled_once_more(office, run):
+    """
+    By the handlers of its group.
+    """
+    office.bury(*range(5))
+    run("dlq", "replay", "--all")
+    with Consumer(office.mediator, "office"):
+        eventually(lambda: len(office.seen) == 5)
+
+    assert list(range(5)) == office.seen
+
+
+def test_it_ends_although_what_it_puts_back_is_there_again(office, run):
+    """
+    It looks at as many as were there at first; many more than are in hand at a time.
+    """
+    office.bury(*range(3 * BATCH), reason="a")
+    office.bury(*range(3 * BATCH, 3 * BATCH + 7), reason="b")
+    facts = json.loads(run("dlq", "replay", "--reason", "b", "--json")[1])
+
+    assert (3 * BATCH + 7, 7) == (facts["dead"], facts["replayed"])
+    assert ids(*range(3 * BATCH)) == sorted(office.dead(), key=lambda text: int(text[3:]))
+    assert 7 == len(office.waiting())
+
+
+class Dies(BaseException):
+    """What a process may be ended by."""
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_nothing_is_lost_where_it_is_ended_in_between(office, moment, monkeypatch):
+    """
+    Whenever: each letter is dead still, or back, or both.
+    """
+    office.bury(*range(10), reason="a")
+    office.bury(10, 11, 12, 13, reason="b")
+    left = iter(range(moment))
+    set_aside = office.broker.set_aside
+
+    def die():
+        if next(left, None) is None:
+            raise Dies
+
+    def dying(*arguments, **options):
+        die()
+        set_aside(*arguments, **options)
+        die()
+
+    monkeypatch.setattr(office.broker, "set_aside", dying)
+    handle = lambda messages: office.broker.set_aside(messages, office.group, after=0)  # noqa: E731
+    sifting = Sifting(
+        office.broker, office.group, Choice(reason="b"), handle, rate=1000.0, is_to_end=lambda seconds: die()
+    )  # fmt: skip
+    with pytest.raises(Dies):
+        list(sifting)
+
+    assert set(ids(*range(14))) == {*office.dead(), *(id_of(message) for message in office.waiting())}
+
+
+def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
+    """
+    With what was replayed until then, and status 130.
+    """
+    office.bury(*range(20))
+    set_aside = office.broker.set_aside
+
+    def pressing(*arguments, **options):
+        set_aside(*arguments, **options)
+        import os  # noqa: PLC0415 -- used once
+        import signal  # noqa: PLC0415
+
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(office.broker, "set_aside", pressing)
+    code, text = run("dlq", "replay", "--all", "--rate", 5)
+
+    assert (130, "5 replayed, then interrupted\n") == (code, text)
+    assert ids(*range(5, 20)) == office.dead()
+    assert ids(*range(5)) == [id_of(message) for message in office.waiting()]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "say which: --id, --reason, or --all"),
+        (["--all", "--reason", "a"], "--all is all of them"),
+        (["--all", "--rate", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_what_to_replay_is_said(run, options, words):
+    """
+    Nothing is chosen by chance.
+    """
+    code, text = run("dlq", "replay", *options)
+
+    assert 2 == code
+    assert words in text
+
+
+# What waits, and what is there
+
+
+def test_the_lag_is_told(office, run):
+    """
+    With a status for alarms.
+    """
+    office.bury(1)
+    for number in range(3):
+        office.mediator.events.send(Joined("m", number))
+    code, text = run("lag")
+
+    assert 0 == code
+    assert "office" in text
+    assert {"group": "office", "waiting": 3, "delayed": 0, "dead": 1, "places": {"meetings": 3}, "over": True} == (
+        json.loads(run("lag", "--json", "--over", 2)[1])
+    )
+    assert (1, 0) == (run("lag", "--over", 2)[0], run("lag", "--over", 3)[0])
+
+
+def test_the_topology_is_planned_and_made(office, run):
+    """
+    Looking makes nothing; where something is missing it has status 1.
+    """
+    code, text = run("topology", "plan", group="new")
+    assert 1 == code
+    assert "missing" in text
+    assert 1 == run("topology", "plan", group="new")[0]
+    code, text = run("topology", "apply", group="new")
+    assert 0 == code
+    assert "missing" not in text
+    assert "there" == json.loads(run("topology", "plan", "--json", group="new")[1])["pieces"][0]["state"]
+
+
+def test_what_is_different_is_explained(office, run, monkeypatch):
+    """
+    With what to do about it.
+    """
+    piece = Piece("queue", "office", "durable", "different", "it is no quorum queue: delete it when it is empty")
+    monkeypatch.setattr(office.broker, "topology", lambda group: [piece])
+    code, text = run("topology", "plan")
+
+    assert 1 == code
+    assert "queue office: it is no quorum queue: delete it when it is empty" in text
+
+
+def test_the_options_of_a_group_reach_the_broker(office, run, monkeypatch):
+    """
+    Its topics, delays and order are what its places depend on.
+    """
+    seen = []
+    monkeypatch.setattr(office.broker, "topology", lambda group: seen.append(group) or [])
+    run("topology", "plan", "--topic", "a", "--topic", "b", "--delayed", "5s,1m", "--unordered")
+    run("topology", "plan")
+
+    assert [(("a", "b"), (5.0, 60.0), False), (("meetings",), (10.0, 60.0, 600.0), True)] == [
+        (group.topics, group.delays, group.ordered) for group in seen
+    ]
+
+
+def test_a_consumer_of_the_application_says_which_group_it_is(office, run):
+    """
+    And options that contradict it are errors.
+    """
+    office.bury(1)
+
+    assert 1 == json.loads(run("lag", "--json", app="an_office:consumer", group=None)[1])["dead"]
+    assert 0 == run("lag", app="an_office:consumer", group="office")[0]
+    code, text = run("lag", "--topic", "x", app="an_office:consumer", group="other")
+    assert 2 == code
+    assert "leave out --group, --topic, or name a mediator" in text
+
+
+def test_the_environment_says_which_group_it_is(office, run, monkeypatch):
+    """
+    Where no option does.
+    """
+    assert (2, "Error: say which group: --group NAME, or CQRS_SYNC_GROUP in the environment\n") == run(
+        "lag", group=None
+    )
+    monkeypatch.setenv("CQRS_SYNC_GROUP", "office")
+
+    assert 0 == run("lag", group=None)[0]
+
+
+def test_a_broker_that_cannot_be_reached_is_told_in_a_line(office, run, monkeypatch):
+    """
+    With a status of its own.
+    """
+
+    def unreachable(group):
+        raise BrokerUnavailable("connection refused")
+
+    monkeypatch.setattr(office.broker, "backlog", unreachable)
+    code, text = run("dlq", "replay", "--all")
+
+    assert (3, "Error: the broker cannot be reached, or refuses: connection refused\n") == (code, text)

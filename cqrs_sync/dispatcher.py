@@ -30,6 +30,9 @@ from cqrs_sync.transactions import NoTransactions, Transactions
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that publishing is given at least.
+_LEAST_TO_PUBLISH = 0.1
+
 get, enter = context.current.get, context.current.set
 
 
@@ -197,7 +200,7 @@ class EventDispatcher:
         """Run the handlers, then publish, for which a little of the time before the deadline is kept."""
         until = context.deadline_at()
         if until is not None and any(staged.outgoing for staged in stages):
-            until -= _reserve(until)
+            until -= context.reserve(until)
         run = Run(stages[:1], self, until)
         for staged in stages[1:]:
             # Of a middleware, or of a handler that a middleware called again.
@@ -296,11 +299,3 @@ class RequestDispatcher:
         binding = self._request_map.find(request_type)
         middlewares = [*self._middleware.of(request_type), *innermost]
         return compile_invocation(binding, self._container, middlewares, self._events.stage)
-
-
-def _reserve(deadline: float) -> float:
-    """Seconds of the time that is left which are kept for publishing."""
-    return min(1.0, max(0.0, deadline - time.monotonic()) / 10)
-
-
-_LEAST_TO_PUBLISH = 0.1

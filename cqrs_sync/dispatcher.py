@@ -112,12 +112,11 @@ class EventDispatcher:
         """
         Run the handlers of an event that came from elsewhere, whatever their phase; `key` names it.
 
-        In the calling thread, one after the other. With an inbox each has a transaction of its own, with the row of
-        the inbox in it, and those that are known to be done for this key are left out. What a handler raises
-        is dispatched after its commit; what fails then is logged.
+        In the calling thread, one after the other. With an inbox each has a transaction of its own with the inbox's
+        row in it, and those that are done for this key are left out. What a handler raises is dispatched
+        after its commit; what fails then is logged.
 
-        Raises EventsFailed for those that failed, when all have had their turn: with an inbox, called again, it runs
-        only those.
+        Raises EventsFailed for those that failed, when all have had their turn: only those run if it is called again.
         """
         targets = self.routes.received(type(event))
         if not targets:

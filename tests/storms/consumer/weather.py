@@ -86,7 +86,9 @@ class Site:
         self._number = 0
         self.workers: list[subprocess.Popen[bytes]] = []
         self.broker.build(self.group)
-        self.broker.join(self.group).close()
+        with self.broker.join(self.group) as first:
+            # Joined for good: Tansu never misses a member that left while it was joining.
+            first.receive(3.0)
 
     def publish(self, count: int, keys: int = 50, times: int = 1) -> None:
         """Publish messages whose numbers grow per key, each so many times."""

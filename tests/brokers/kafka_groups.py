@@ -90,10 +90,20 @@ class KafkaGroups:
                 resting.wait(0.2)
             assert not held.lapsed
             held.ack()
-            assert [b"2"] == bodies(receive(deliveries, 1, timeout=5))
+            second = receive(deliveries, 1, timeout=5)[0]
+            assert b"2" == second.message.body
+            # It has been the same partition all the time.
+            assert second.holding is held.holding
         with broker.join(group) as deliveries:
             assert deliveries.receive(timeout=4) is None
         impatient.close()
+
+    def test_who_only_rests_becomes_a_member(self, broker, group, topic):
+        """
+        Joining takes longer than any moment in which the client is polled.
+        """
+        with broker.join(group) as deliveries:
+            eventually(lambda: deliveries.rest() or deliveries._intake.holdings, timeout=20)
 
     def test_who_rests_for_long_fetches_little(self, broker, group, topic):
         """

@@ -117,15 +117,16 @@ def test_what_is_lost_is_not_handed_out_and_lapses(intake, client):
     Neither what waits here nor what is in hand can be settled afterwards.
     """
     intake.take("a", [Record(n) for n in range(3)])
-    first, second = intake.next(), intake.next()
-    second.nack()
+    first, second, third = drain(intake)
+    third.nack()
     first.ack()
     finished = intake.lost(["a"])
     count = len(client.commits)
+    assert second.lapsed
     second.ack()
 
     assert {"a": 1} == finished
-    assert second.lapsed
+    assert {} == intake.finished
     assert [] == drain(intake)
     assert count == len(client.commits)
 
@@ -142,6 +143,19 @@ def test_records_that_are_not_due_hold_up_their_own_place_only(intake, client):
     assert ["t[0]@0"] == [each.origin for each in drain(intake)]
     assert {"later"} == client.paused
     assert 59 < intake.idle_for(100) <= 60
+
+
+def test_nothing_more_is_fetched_while_nobody_takes_what_there_is(intake, client):
+    """
+    Five hundred records are enough; all partitions go on when they are fewer.
+    """
+    intake.take("a", [Record(n) for n in range(500)])
+    intake.pause_and_resume()
+    assert {"a", "b", "later"} == client.paused
+    intake.next()
+    intake.pause_and_resume()
+
+    assert set() == client.paused
 
 
 @pytest.mark.parametrize(
@@ -192,6 +206,8 @@ def test_places_are_called_after_their_group():
     assert ("billing.retry.0", "billing.retry.0.5", "billing.retry.60", "billing.dead") == places.own
     assert "billing.retry.0" == places.place(0)
     assert "billing.dead" == places.place(None)
+    # One partition: dead letters are read in their order.
+    assert {"orders": 3, "billing.retry.0": 3, "billing.dead": 1}.items() <= places.wanted(3).items()
     with pytest.raises(ConfigurationError, match="no spaces"):
         Places(Group("no spaces", ("orders",)))
 

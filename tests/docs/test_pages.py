@@ -24,6 +24,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+from cqrs_sync.commands import consume
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -132,6 +134,19 @@ def test_every_command_runs(page, command, tmp_path):
     )
 
     assert done.returncode == 0, f"{name_of(page)}: {command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_of_supervisors_start_commands_that_are_there(page):
+    """
+    What a unit, an image or a manifest on a page gives to a command of this library, that command takes.
+    """
+    for block in blocks_of(page, {"ini", "dockerfile", "yaml"}):
+        for line in block.body.splitlines():
+            words = re.findall(r"[\w./:-]+", line)
+            if "cqrs-sync" in line and "consume" in words:
+                options = words[words.index("consume") + 1 :]
+                consume.make_context("consume", options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

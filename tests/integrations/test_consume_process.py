@@ -15,9 +15,16 @@ import time
 import urllib.error
 import urllib.request
 
+import attrs
 import pytest
 
+from cqrs_sync.broker import Group, IncomingMessage
+from cqrs_sync.consumer import Tiers
+from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.testing.contracts import message
+from cqrs_sync.workers.letters import look
 from tests.integrations.processes import environment
+from tests.servers.rabbitmq import forget
 from tests.waiting import eventually
 
 APP = "tests.integrations.letters:mediator"
@@ -397,3 +404,94 @@ def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
 
     assert 2 == consuming.status()
     assert "it cannot go on: the queue of 'post' is different" in consuming.log()
+
+
+# On RabbitMQ
+
+
+@pytest.fixture
+def post(rabbitmq_url, exchange):
+    """A group on RabbitMQ, the environment of its consumers, and what publishes to it."""
+    group = Group("post", ("letters",), delays=Tiers().delays)
+    broker = RabbitMQBroker(rabbitmq_url, exchange=exchange)
+    broker.build(group)
+    yield broker, group, {"LETTERS_BROKER": rabbitmq_url, "LETTERS_EXCHANGE": exchange}
+    broker.close()
+    forget(rabbitmq_url, exchange, group)
+
+
+def letters(count):
+    return [message("letters", b'{"street": "s%d", "number": %d}' % (n % 7, n), key=f"s{n % 7}") for n in range(count)]
+
+
+@pytest.mark.broker
+def test_signals_under_load_lose_nothing_and_double_nothing(consume, post):
+    """
+    Told to stop again and again, in the middle of work, it settles what it has begun: status 0 each time.
+    """
+    broker, group, variables = post
+    typed = [attrs.evolve(each, attributes={**each.attributes, "type": "letter.written"}) for each in letters(400)]
+    broker.publish(typed)
+    done = []
+    for _ in range(5):
+        consuming = consume(LETTERS_FAULT="waits", **variables)
+        done += [consuming.line(), consuming.line()]
+        consuming.terminate()
+        done += consuming.rest()
+        assert 0 == consuming.status(), consuming.log()
+    assert 0 < len(numbers(done, "done")) < 400
+    last = consume("--max-messages", str(400 - len(numbers(done, "done"))), **variables)
+    done += last.rest()
+
+    assert 0 == last.status(), last.log()
+    assert list(range(400)) == sorted(numbers(done, "done"))
+    assert 0 == sum(broker.backlog(group).waiting.values())
+
+
+@pytest.mark.broker
+def test_dead_letters_are_dealt_with_on_a_broker_that_lasts(consume, post, tmp_path):
+    """
+    A process that replays is killed in the middle, again and again: nothing is lost.
+    """
+    broker, group, variables = post
+    dead = [
+        IncomingMessage(
+            "letters", each.body, each.content_type, each.key,
+            {**each.attributes, "type": "letter.written"}, {"reason": "a" if n % 2 else "b", "attempts": "6"},
+        )
+        for n, each in enumerate(letters(60))
+    ]  # fmt: skip
+    broker.set_aside(dead, group, after=None)
+    command = [sys.executable, "-m", "cqrs_sync", "dlq", "replay", "--app", APP, "--group", "post", "--reason", "b"]
+    for waiting in (1, 8, 15):
+        with subprocess.Popen(
+            [*command, "--rate", "20", "--yes"], cwd=tmp_path, env=environment(**variables), stdin=subprocess.DEVNULL
+        ) as replaying:
+            eventually(lambda least=waiting: sum(broker.backlog(group).waiting.values()) >= least)
+            replaying.kill()
+    odd = set(range(1, 60, 2))
+    # What a process had in hand that was killed comes back when the broker has noticed.
+    eventually(
+        lambda: _replayed([*command, "--json"], tmp_path, variables) == 0 and _left(broker, group) == odd, timeout=40
+    )
+    consuming = consume(**variables)
+    handled = set()
+    while len(handled) < 30:
+        handled |= set(numbers([consuming.line()], "done"))
+    consuming.terminate()
+
+    assert 0 == consuming.status()
+    assert set(range(0, 60, 2)) == handled
+
+
+def _replayed(command, directory, variables):
+    done = subprocess.run(
+        command, cwd=directory, env=environment(**variables), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert 0 == done.returncode, done.stderr
+    return json.loads(done.stdout)["replayed"]
+
+
+def _left(broker, group):
+    return {json.loads(each.body)["number"] for each in look(broker, group)}

@@ -12,6 +12,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
 from cqrs_sync.testing.contracts import message
+from tests.consumer.conftest import Joined
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_databases")]
@@ -348,6 +349,29 @@ def test_manage_py_has_the_commands_of_the_command_line(make, django_mediator, m
     assert [1] == numbers_in(broker)
     code, printed = manage("cqrs_purge", "--older-than", "0s")
     assert (0, "1 purged\n") == (code, printed.out)
+
+
+def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypatch):
+    """
+    With the group of the settings, unless another one is named.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+
+    events = cqrs.EventMap()
+    events.bind(Joined, lambda event: None)
+    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    django_mediator(mediator)
+    code, printed = manage("cqrs_lag")
+    assert (2, True) == (code, printed.err.startswith("Error: say which group"))
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "shop"})
+
+    assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
+    assert "other" == json.loads(manage("cqrs_lag", "--json", "--group", "other")[1].out)["group"]
+    assert 0 == manage("cqrs_topology", "apply")[0]
+    code, printed = manage("cqrs_dlq", "replay", "--all")
+    assert (0, "0 replayed\n") == (code, printed.out)
+    code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
+    assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 
 
 def test_commands_take_the_settings_that_manage_py_takes(make, django_mediator, manage):

@@ -59,6 +59,7 @@ _OF_CONSUMER = {
 @click.option(
     "--stall", default=300.0, show_default=True, help="Exit with 1 where nothing is finished for so long.", **_DURATION
 )
+@click.option("--purge-after", help="Forget receipts of the inbox that are older, now and then: 14d, 30d.", **_DURATION)
 @click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),

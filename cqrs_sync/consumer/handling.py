@@ -12,7 +12,7 @@ import attrs
 from cqrs_sync.broker import Delivery, Group, GroupBroker
 from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage, may_pass
-from cqrs_sync.consumer.tiers import Tiers, Unknown
+from cqrs_sync.consumer.tiers import PARKED, Tiers, Unknown
 from cqrs_sync.errors import CqrsError, EventsFailed, Fatal, MalformedMessage, Retryable, UnknownMessageType
 from cqrs_sync.mediator import EventMediator
 from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until setting aside is tried again.
 _AGAIN = 1.0
-#: Seconds for which a message of an unknown type is parked, all in all.
-_PARKED = 86_400
 #: How often a message is begun until it is begun with nothing beside it.
 _ALONE_FROM = 3
 #: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed.
@@ -180,7 +178,7 @@ class Handling:
         if policy is Unknown.ACK:
             item.is_done = True
             self._site.counts.dropped += 1
-        elif policy is Unknown.DEAD_LETTER or not delays or rounds * delays[-1] >= _PARKED:
+        elif policy is Unknown.DEAD_LETTER or not delays or rounds * delays[-1] >= PARKED:
             self._give_up(item, error)
         else:
             self._decide(item, error, delays[-1], parked=str(rounds + 1))

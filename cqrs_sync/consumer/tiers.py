@@ -13,6 +13,8 @@ from cqrs_sync.errors import ConfigurationError
 
 #: Seconds an attempt may wait in hand, at most: what comes after it with its key waits for it, and so does a deploy.
 _LONGEST_INLINE = 60.0
+#: Seconds for which a message of an unknown type is parked, all in all.
+PARKED = 86_400
 
 
 class Unknown(enum.Enum):

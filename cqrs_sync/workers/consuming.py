@@ -17,6 +17,7 @@ from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
 from cqrs_sync.workers.leaving import Deadline, done_by, leave
 from cqrs_sync.workers.progress import Pace, Reports, Screen
+from cqrs_sync.workers.receipts import Receipts
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
 from cqrs_sync.workers.vitals import Lookout, Vitals, tell_of_what_runs
@@ -46,6 +47,8 @@ class ConsumeOptions:
     health_file: Path | None = None
     health_host: str = "127.0.0.1"
     health_port: int | None = None
+    #: Forget receipts of the inbox that are older, now and then.
+    purge_after: float | None = None
 
 
 @attrs.frozen
@@ -114,6 +117,11 @@ class ConsumerProcess:
             if self._file is not None:
                 ending.callback(self._file.end)
                 self._file.start()
+            if options.purge_after is not None:
+                receipts = Receipts(consumer, options.purge_after)
+                purging = Errand("cqrs-purge", receipts.purge, receipts.let_go)
+                ending.callback(purging.end)
+                purging.start()
             silence = Errand("cqrs-silence", Silence(consumer, options.stall).look, lambda: None)
             ending.callback(silence.end)
             consumer.start()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from cqrs_sync.inbox import Inbox
 from cqrs_sync.outbox import Backlog, DeadDelivery, Outbox, Selection
 
 #: Deliveries or messages that are changed in one transaction.
@@ -93,7 +94,7 @@ def in_chunks(change: Callable[[Selection, int], int], selection: Selection, mos
         most -= changed
 
 
-def purged(outbox: Outbox, older_than: float) -> Iterator[int]:
-    """Purge delivered messages, chunk by chunk; yields how many each time."""
-    while changed := outbox.purge(older_than, limit=2 * CHUNK):
+def purged(store: Outbox | Inbox, older_than: float) -> Iterator[int]:
+    """Purge delivered messages, or receipts, chunk by chunk; yields how many each time."""
+    while changed := store.purge(older_than, limit=2 * CHUNK):
         yield changed

@@ -13,6 +13,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
+from cqrs_sync.workers.receipts import Receipts
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
@@ -547,3 +548,24 @@ def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
 
     assert list(range(6)) == sorted(begun)
     assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+
+
+def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_come_again(workshop):
+    inbox = MemoryInbox(MemoryTransactions())
+    consumer = workshop.consumer(inbox=inbox)
+    with inbox.once("k"):
+        pass
+    with pytest.raises(ConfigurationError, match="172800 s at least"):
+        Receipts(consumer, 3600)
+    receipts = Receipts(consumer, 30 * 86_400)
+    receipts.purge()
+    with inbox.once("k") as kept:
+        assert not kept.first
+
+    receipts._older_than = -1.0
+    receipts.purge()
+
+    with inbox.once("k") as forgotten:
+        assert forgotten.first
+    with pytest.raises(ConfigurationError, match="no inbox"):
+        Receipts(workshop.consumer(), 30 * 86_400)

@@ -30,8 +30,8 @@ class Receipts:
         longest = max(sum(consumer.group.delays), PARKED) * 2
         if older_than < longest:
             raise ConfigurationError(
-                f"receipts are to be purged after {older_than:g} s, and a message may be set aside for {longest / 2:g} s: "
-                f"keep them for {longest:g} s at least, or what comes again is done again"
+                f"receipts are to be purged after {older_than:g} s, and a message may be set aside for "
+                f"{longest / 2:g} s: keep them for {longest:g} s at least, or what comes again is done again"
             )
         self._inbox = inbox
         self._older_than = older_than

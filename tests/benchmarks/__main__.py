@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     confluent_publish,
+    consume,
     dispatch,
     fanout,
     imports,
@@ -58,6 +59,7 @@ def main() -> None:
         ("Kafka", _kafka),
         ("Kafka through librdkafka", _confluent),
         ("Relay", relay.run),
+        ("Consumer", consume.run),
     ):
         groups[title] = run(options.rounds)
         print(f"\n## {title}\n\n{table(groups[title])}", flush=True)

@@ -196,3 +196,8 @@ def time_left() -> float | None:
     if left <= 0:
         raise DeadlineExceeded("the deadline of this request is over")
     return left
+
+
+def reserve(deadline: float) -> float:
+    """Return the seconds of the time until a deadline which are kept for publishing."""
+    return min(1.0, max(0.0, deadline - time.monotonic()) / 10)

@@ -30,6 +30,9 @@ from cqrs_sync.transactions import NoTransactions, Transactions
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that publishing is given at least.
+_LEAST_TO_PUBLISH = 0.1
+
 get, enter = context.current.get, context.current.set
 
 
@@ -109,12 +112,11 @@ class EventDispatcher:
         """
         Run the handlers of an event that came from elsewhere, whatever their phase; `key` names it.
 
-        In the calling thread, one after the other. With an inbox each has a transaction of its own, with the row of
-        the inbox in it, and those that are known to be done for this key are left out. What a handler raises
-        is dispatched after its commit; what fails then is logged.
+        In the calling thread, one after the other. With an inbox each has a transaction of its own with the inbox's
+        row in it, and those that are done for this key are left out. What a handler raises is dispatched
+        after its commit; what fails then is logged.
 
-        Raises EventsFailed for those that failed, when all have had their turn: with an inbox, called again, it runs
-        only those.
+        Raises EventsFailed for those that failed, when all have had their turn: only those run if it is called again.
         """
         targets = self.routes.received(type(event))
         if not targets:
@@ -197,7 +199,7 @@ class EventDispatcher:
         """Run the handlers, then publish, for which a little of the time before the deadline is kept."""
         until = context.deadline_at()
         if until is not None and any(staged.outgoing for staged in stages):
-            until -= _reserve(until)
+            until -= context.reserve(until)
         run = Run(stages[:1], self, until)
         for staged in stages[1:]:
             # Of a middleware, or of a handler that a middleware called again.
@@ -296,11 +298,3 @@ class RequestDispatcher:
         binding = self._request_map.find(request_type)
         middlewares = [*self._middleware.of(request_type), *innermost]
         return compile_invocation(binding, self._container, middlewares, self._events.stage)
-
-
-def _reserve(deadline: float) -> float:
-    """Seconds of the time that is left which are kept for publishing."""
-    return min(1.0, max(0.0, deadline - time.monotonic()) / 10)
-
-
-_LEAST_TO_PUBLISH = 0.1

@@ -113,7 +113,9 @@ class JsonSerializer:
         except orjson.JSONDecodeError as error:
             raise MalformedMessage(f"the body is not JSON: {error}") from error
         attributes = dict(message.attributes)
-        if (message.content_type or "").partition(";")[0].strip().lower() == STRUCTURED:
+        # Compared as it is usually written first: each received message pays for it.
+        kind = message.content_type or ""
+        if kind != "application/json" and kind.partition(";")[0].strip().lower() == STRUCTURED:
             if not isinstance(data, dict):
                 raise MalformedMessage("the body is not a structured CloudEvent")
             attributes = {name: value for name, value in data.items() if isinstance(value, str)}

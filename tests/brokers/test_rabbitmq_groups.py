@@ -118,14 +118,18 @@ def test_without_order_subscriptions_share(broker, group):
 def test_a_group_of_everything_receives_nothing_that_others_set_aside(broker, opener, group, rabbitmq_url, exchange):
     """Groups set aside on an exchange of their own."""
     everything = Group("audit", ("#",), prefetch=10)
-    with broker.join(everything) as audit, broker.join(group) as deliveries:
+    with (
+        contextlib.ExitStack() as afterwards,
+        broker.join(everything) as audit,
+        broker.join(group) as deliveries,
+    ):
+        afterwards.callback(forget, rabbitmq_url, exchange, everything)
         for after in (0, 0.2, None):
             broker.set_aside([IncomingMessage("orders", b"aside")], group, after=after)
         receive(deliveries, 2)
         broker.publish([message("orders", b"published")])
 
         assert [b"published"] == bodies(receive(audit, 1))
-    forget(rabbitmq_url, exchange, everything)
 
 
 def test_notes_of_others_are_no_notes(broker, group, exchange, rabbitmq_url):
@@ -231,6 +235,18 @@ def test_a_place_that_is_not_there_is_said(opener, group, exchange):
         opener(declare=False).set_aside([IncomingMessage("orders", b"1")], elsewhere, after=None)
 
 
+def test_dead_letters_may_be_looked_at_often(broker, group):
+    """They stay in their order. RabbitMQ 4 would drop them after 20 looks, but for a limit that nobody reaches."""
+    pieces = {piece.name: piece for piece in broker.build(group)}
+    broker.set_aside([IncomingMessage("orders", b"%d" % n) for n in range(3)], group, after=None)
+    for _ in range(25):
+        with broker.dead(group) as dead:
+            assert [b"0", b"1", b"2"] == bodies(receive(dead, 3, settle=False))
+
+    assert 3 == eventually(lambda: broker.backlog(group).dead)
+    assert "x-delivery-limit=2147483647" in next(piece.details for name, piece in pieces.items() if "dead" in name)
+
+
 def test_a_forked_child_sets_aside(broker, group):
     """On a connection of its own."""
     letter = [IncomingMessage("orders", b"1")]
@@ -304,11 +320,13 @@ def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, mo
 
 
 def test_a_quiet_path_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
-    """A subscription that receives nothing for long asks, and is answered."""
+    """A subscription that receives nothing for long asks, and is answered; also one that could not look for long."""
     monkeypatch.setattr(subscription, "_PATIENCE", 0.4)
     broker = opener(via(proxy, rabbitmq_url))
     with broker.join(group) as deliveries:
-        assert deliveries.receive(2.5) is None
+        assert deliveries.receive(2.0) is None
+        deliveries._link.wake(lambda: threading.Event().wait(1.0))
+        assert deliveries.receive(2.0) is None
         assert 1 == proxy.accepted
 
 

@@ -88,7 +88,16 @@ def test_what_is_no_single_delivery_is_pikas_affair():
     heartbeat = frame.Heartbeat().marshal()
     between = head + heartbeat + frame.Header(1, 10, pika.BasicProperties()).marshal() + first
 
-    for stream in (in_two, elsewhere + in_two, heartbeat, between, frame.Method(1, spec.Basic.QosOk()).marshal() * 9):
+    broken = marshalled(1, body=b"x")[:-1] + b"\0"
+
+    for stream in (
+        broken,
+        in_two,
+        elsewhere + in_two,
+        heartbeat,
+        between,
+        frame.Method(1, spec.Basic.QosOk()).marshal() * 9,
+    ):
         assert 0 == cut(stream, Taken())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +27,20 @@ _OURS = {
     "value_deserializer": _FINAL,
     "value_serializer": _FINAL,
 }
+#: Joining a group may take minutes, with nothing to send: the system looks whether the other side is there.
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 10),
+            ("TCP_KEEPINTVL", 3),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 20_000),
+        )
+        if hasattr(socket, name)
+    ),
+]
 _FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 
 
@@ -126,6 +141,9 @@ def _consumer_options(servers: Sequence[str], publish_timeout: float, given: dic
         "client_id": "cqrs-sync",
         "metrics_enabled": False,
         "reconnect_backoff_max_ms": 500,
+        # A path that has died without a word is given up in time to be back within half a minute.
+        "request_timeout_ms": 10_000 + given.get("fetch_max_wait_ms", 0),
+        "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *_KEEPALIVE],
         **given,
         # Partitions that come later are read from their first message on: see Start.
         "auto_offset_reset": "earliest",

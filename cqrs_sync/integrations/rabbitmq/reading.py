@@ -19,6 +19,7 @@ _CHANNEL = 1
 _FRAME = Struct(">BHI")
 #: Bytes before and after the payload of a frame.
 _BEFORE, _AROUND = 7, 8
+_END = 0xCE
 _DELIVER = b"\0\x3c\0\x3c"
 _LENGTH = Struct(">Q")
 _TAG = Struct(">Q?")
@@ -57,7 +58,7 @@ def cut(data: bytes, receiver: Receiver) -> int:
     """
     Hand over the deliveries that `data` begins with, and return where it goes on.
 
-    What is no delivery, or is not all there, or has more than one frame of body, is left to pika.
+    What is no delivery, or is not all there or broken, or has more than one frame of body, is left to pika.
     """
     at, end = 0, len(data)
     while end - at > _AROUND:
@@ -77,6 +78,8 @@ def cut(data: bytes, receiver: Receiver) -> int:
             after = body + length + _AROUND
             if end < after or _FRAME.unpack_from(data, body) != (_BODY, _CHANNEL, length):
                 break
+        if data[after - 1] != _END:
+            break
         receiver.take(
             data[at + _BEFORE : header - 1], data[header + _BEFORE : body - 1], data[body + _BEFORE : after - 1]
         )

@@ -128,7 +128,7 @@ def long_handler(database: str, broker: str, directory: Path, *, seconds: float,
     with somewhere(database, broker, directory) as site, _Limited(broker, limit):
         site.publish(3, keys=3)
         worker = site.start(STORM_HANDLER=f"slow:{seconds}", STORM_POLL_INTERVAL_MS=str(round(limit * 1000)))
-        site.wait_for(3, timeout=seconds * 3 + 60)
+        site.wait_for(3, timeout=seconds * 3 + 60, patience=seconds + 60)
         site.settled(120)
         assert worker.poll() is None
         log = site.log_of(worker)
@@ -207,7 +207,7 @@ def _hostile(count: int) -> list[IncomingMessage]:
         lambda n: IncomingMessage(
             TOPIC, b'{"counter": 1e999, "number": "NaN"}', "text/xml", None, {**good, "id": str(n)}
         ),
-        lambda _: IncomingMessage(TOPIC, b"\x80\x04cos\nsystem\n.", "application/x-pickle", None, {}),
+        lambda n: IncomingMessage(TOPIC, b"\x80\x04cos\nsystem\n%d." % n, "application/x-pickle", None, {}),
         lambda n: IncomingMessage(TOPIC, b'{"number": ' + b"9" * 5000 + b"}", None, None, {**good, "id": f"{n}" * 400}),
     ]
     return [kinds[n % len(kinds)](n) for n in range(count)]
@@ -229,7 +229,7 @@ def deadly(database: str, broker: str, directory: Path) -> Figures:
             pause(0.1)
         site.wait_for(39)
         site.settled()
-        return site.figures(expected_dead=1, processes_ended=ends)
+        return site.figures(expected_dead=1, missing=1, processes_ended=ends)
 
 
 def outage(database: str, broker: str, directory: Path, *, messages: int, seconds: float) -> Figures:

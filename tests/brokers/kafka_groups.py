@@ -14,6 +14,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.serializer import uuid7
 from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.workers.letters import Choice, Sifting, id_of, look
 from tests.brokers.kafka_contract import bodies, is_unreachable, publish_texts
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -74,6 +75,23 @@ class KafkaGroups:
             assert [b"1"] == bodies(receive(deliveries, 1))
 
         assert 7.5 < time.monotonic() - begun < 13
+
+    def test_dead_letters_are_replayed_and_the_others_stay(self, broker, group, topic):
+        """
+        Although what is settled has no holes: those in between go to the end.
+        """
+        dead = [letter(topic, b"%d" % n, attributes={"id": f"{n}"}, notes={"reason": "ab"[n % 2]}) for n in range(8)]
+        broker.set_aside(dead, group, after=None, timeout=10)
+        sifting = Sifting(
+            broker, group, Choice(reason="a"), lambda messages: broker.set_aside(messages, group, after=0),
+            is_to_end=lambda seconds: False,
+        )  # fmt: skip
+        assert 8 == sum(sifting)
+        assert 4 == sifting.done
+        with broker.join(group) as deliveries:
+            assert {b"0", b"2", b"4", b"6"} == set(bodies(receive(deliveries, 4)))
+
+        assert {"1", "3", "5", "7"} == {id_of(message) for message in look(broker, group)}
 
     def test_resting_keeps_a_place_in_the_group(self, kafka_servers, group, broker, topic):
         """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections import Counter
 
@@ -237,11 +239,26 @@ def test_it_ends_although_what_it_puts_back_is_there_again(office, run):
     assert 7 == len(office.waiting())
 
 
+def test_few_are_in_hand_at_a_time(office, monkeypatch):
+    """
+    However many are not chosen: brokers hand out no more than a reader asks for.
+    """
+    office.bury(*range(5 * BATCH), reason="a")
+    opened, held = [], []
+    dead = office.broker.dead
+    monkeypatch.setattr(office.broker, "dead", lambda group: opened.append((group, dead(group))) or opened[-1][1])
+    look = lambda seconds: held.append(len(opened[0][1]._unsettled))  # noqa: E731
+    list(Sifting(office.broker, office.group, Choice(reason="b"), print, is_to_end=look))
+
+    assert BATCH > max(held) > 1
+    assert opened[0][0].prefetch >= BATCH
+
+
 class Dies(BaseException):
     """What a process may be ended by."""
 
 
-@pytest.mark.parametrize("moment", range(9))
+@pytest.mark.parametrize("moment", range(32))
 def test_nothing_is_lost_where_it_is_ended_in_between(office, moment, monkeypatch):
     """
     Whenever: each letter is dead still, or back, or both.
@@ -263,7 +280,7 @@ def test_nothing_is_lost_where_it_is_ended_in_between(office, moment, monkeypatc
     monkeypatch.setattr(office.broker, "set_aside", dying)
     handle = lambda messages: office.broker.set_aside(messages, office.group, after=0)  # noqa: E731
     sifting = Sifting(
-        office.broker, office.group, Choice(reason="b"), handle, rate=1000.0, is_to_end=lambda seconds: die()
+        office.broker, office.group, Choice(reason="b"), handle, rate=1.0, is_to_end=lambda seconds: die()
     )  # fmt: skip
     with pytest.raises(Dies):
         list(sifting)
@@ -280,9 +297,6 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
 
     def pressing(*arguments, **options):
         set_aside(*arguments, **options)
-        import os  # noqa: PLC0415 -- used once
-        import signal  # noqa: PLC0415
-
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(office.broker, "set_aside", pressing)

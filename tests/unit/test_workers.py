@@ -19,10 +19,12 @@ from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
 from cqrs_sync.testing.outbox.entries import handled, published
 from cqrs_sync.workers.desk import count_of, in_chunks, purged, seconds
 from cqrs_sync.workers.errands import Errand
+from cqrs_sync.workers.health import HealthFile
 from cqrs_sync.workers.held import Held
 from cqrs_sync.workers.progress import Gauge, Pace
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
+from cqrs_sync.workers.vitals import Vitals
 from tests.source import ROOT
 from tests.waiting import eventually
 
@@ -500,3 +502,26 @@ def test_each_silence_is_one_of_its_own():
     looked(silence, 10)
 
     assert 2 == consumer.rejoined
+
+
+def test_the_health_file_is_not_there_where_the_consumer_is_not_alive(tmp_path):
+    """
+    And again when it is; never after the end.
+    """
+    path, alive = tmp_path / "health", [True]
+    facts = dict.fromkeys(("received", "handled", "delayed", "dead", "dropped", "in_hand", "running"), 0)
+    health = HealthFile(
+        path, lambda: Vitals("stuck", is_alive=alive[0], is_ready=False, trouble="it hangs", oldest=None, **facts)
+    )
+    health.start()
+    assert path.exists()
+    alive[0] = False
+    health._renew()
+    assert not path.exists()
+    alive[0] = True
+    health._renew()
+    assert path.exists()
+    health.end()
+    health._renew()
+
+    assert not path.exists()

@@ -6,18 +6,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
-from cqrs_sync.executor import Call
+from cqrs_sync.executor import Call, Executor
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.settling import Progress, Settling
 from cqrs_sync.retries import Retries
 from cqrs_sync.serializer import Serializer
+from cqrs_sync.threads import SameThread, ThreadPool
 from cqrs_sync.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Runner:
         self._settling = Settling(outbox)
         self._finished: deque[Outcome] = deque()
         self._running: dict[int, _Running] = {}
+        self._own: ThreadPool | None = None
         # What a pool was given and has not finished yet, with what is around each call.
         self._given: set[_Calls] = set()
         self._renewed = time.monotonic()
@@ -90,11 +93,31 @@ class Runner:
         self._ending = not drain
 
     def let_go(self) -> None:
-        """Give up the database connection of this thread."""
+        """Give up the database connection of this thread, and threads of its own."""
+        own, self._own = self._own, None
+        if own is not None:
+            own.close(0.1)
         self._outbox.let_go()
 
     def _capacity(self) -> int:
         return int(getattr(self._dispatcher.threads, "max_workers", 1))
+
+    def _threads(self) -> Executor:
+        """Return where handlers run: never in this thread, which renews their claims."""
+        threads = self._dispatcher.threads
+        if not isinstance(threads, SameThread):
+            return threads
+        if self._own is None:
+            self._own = ThreadPool(1, name="cqrs-relay-handlers", around=self._with_its_connection)
+        return self._own
+
+    @contextmanager
+    def _with_its_connection(self) -> Iterator[None]:
+        """Give up, after a call, the database connection of a thread that nobody else looks after."""
+        try:
+            yield
+        finally:
+            self._outbox.let_go()
 
     def _start(self, claimed: Sequence[Claimed]) -> None:
         calls: list[Call] = []
@@ -112,7 +135,7 @@ class Runner:
             # Not waited for: this thread settles and renews.
             given = _Calls(calls, self._done_with)
             self._given.add(given)
-            if self._dispatcher.threads.run(given, until=time.monotonic(), helping=False):
+            if self._threads().run(given, until=time.monotonic(), helping=False):
                 self._given.discard(given)
 
     def _is_last(self, claimed: Claimed) -> bool:

@@ -547,3 +547,29 @@ class Plain(cqrs.DomainEvent):
 
 class PackedTwice(Packed, name="packed.twice"):
     """A subclass that nothing is bound to."""
+
+
+def test_one_that_takes_longer_than_its_lease_stays_claimed_without_a_pool_as_well(events, ran):
+    """
+    With `SameThread` it runs in a thread of the relay's, which is not the one that renews.
+    """
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def slow(event):
+        ran.note("slow", event.number)
+        begun.release()
+        release.wait(20)
+
+    events.bind(Packed, slow, phase=DURABLE, name="slow")
+    shop = Shop(events=events, threads=cqrs.SameThread(), fast_path=False)
+    with closing(shop):
+        shop.sell(Packed("ada", 7))
+        shop.relay.start(lease=1, poll=(0.05, 0.1))
+        assert begun.acquire(timeout=10)
+        # Two leases: somebody else would have it by now.
+        assert not begun.acquire(timeout=2.5)
+        assert () == tuple(shop.outbox.claim(10, 30, handlers=["slow"]))
+        release.set()
+        eventually(lambda: shop.waiting() == 0)
+
+    assert [7] == ran.of("slow")

@@ -12,6 +12,7 @@ from cqrs_sync.records.holding import Holding, Progress
 from cqrs_sync.records.intake import Client, Intake
 from cqrs_sync.records.keeping import KeptMessage, due_in, kept_messages
 from cqrs_sync.records.places import Offsets, Places, Reading
+from cqrs_sync.records.subscription import RecordSubscription
 
 __all__ = [
     "Admin",
@@ -25,6 +26,7 @@ __all__ = [
     "Reading",
     "RecordDelivery",
     "RecordGroups",
+    "RecordSubscription",
     "due_in",
     "incoming_message",
     "kept_messages",

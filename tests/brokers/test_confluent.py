@@ -63,7 +63,7 @@ def test_both_clients_are_the_same_on_the_wire(broker, kafka_servers, kafka_topi
 
     places: dict[str, set[int]] = {}
     for delivery in received:
-        places.setdefault(delivery.message.key, set()).add(delivery.partition.partition)
+        places.setdefault(delivery.message.key, set()).add(delivery.holding.place.partition)
     assert {one.key for one in sent} == {key for key, partitions in places.items() if len(partitions) == 1}
     assert {(one.body, *sorted(one.attributes.items())) for one in sent} == {
         (one.message.body, *sorted(one.message.attributes.items())) for one in received

@@ -12,22 +12,20 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
+from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.start import Place, Start
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.records import Intake, Reading, incoming_message
+from cqrs_sync.records import Intake, Reading, RecordSubscription, incoming_message
 
 logger = logging.getLogger(__name__)
 
 #: Seconds without a connection to any broker after which `receive` says so.
 _PATIENCE = 1.0
-#: Seconds between two looks at whether the connection lives, and for one of them.
-_LOOK, _PROBE = 0.5, 0.3
-#: Seconds for which librdkafka may be left alone while there is enough to hand out, and while nobody wants any.
-_ALONE, _RESTING = 1.0, 0.2
+#: Seconds for a look at whether the connection lives.
+_PROBE = 0.3
 #: Records taken at once.
 _BATCH = 500
 #: Seconds that closing may take: the last commit, and leaving the group.
@@ -41,7 +39,7 @@ _HOPELESS = {
 }
 
 
-class ConfluentSubscription(Subscription):
+class ConfluentSubscription(RecordSubscription):
     """
     A member of a consumer group, for one thread.
 
@@ -58,8 +56,8 @@ class ConfluentSubscription(Subscription):
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
         self._lost_at: float | None = None
-        self._tend_at = 0.0
-        self._has_to_rejoin = False
+        #: Not before somebody receives: librdkafka joins in the background, and a group waits for who leaves meanwhile.
+        self._has_to_join = False
         self._closed = False
         options = {
             **settings.consumer,
@@ -75,28 +73,6 @@ class ConfluentSubscription(Subscription):
         reset_in_child(self)
         close_at_exit(self)
         self._begin(until, makes_topics=str(options["allow.auto.create.topics"]).lower() == "true")
-
-    def receive(self, timeout: float) -> Delivery | None:
-        """Wait at most `timeout` seconds for the next message; None where none came."""
-        now = time.monotonic()
-        if now >= self._tend_at:
-            self._tend(now, _ALONE)
-        until = now + timeout
-        while (delivery := self._intake.next()) is None:
-            self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))), _BATCH)
-            now = time.monotonic()
-            self._tend_at = now + _ALONE
-            self._intake.commit(now)
-            if (delivery := self._intake.next()) is not None:
-                break
-            self._check_connection(now)
-            if now >= until:
-                return None
-        return delivery
-
-    def rest(self) -> None:
-        """Do what keeps the subscription alive, and receive nothing."""
-        self._tend(time.monotonic(), _RESTING)
 
     def close(self) -> None:
         """Commit what is finished, and leave the rest to the group's next member."""
@@ -152,7 +128,7 @@ class ConfluentSubscription(Subscription):
                 self._hold(self._start.partitions)
                 self._consumer.assign(self._start.partitions)
             else:
-                self._join()
+                self._has_to_join = True
         except BaseException as error:
             self._leave(_LEAVING)
             if isinstance(error, KafkaException):
@@ -160,6 +136,8 @@ class ConfluentSubscription(Subscription):
             raise
 
     def _join(self) -> None:
+        self._has_to_join = False
+        self._consumer.unsubscribe()
         topics = list(self._reading.topics)
         self._consumer.subscribe(topics, on_assign=self._got, on_revoke=self._lost, on_lost=self._lost)
 
@@ -182,7 +160,7 @@ class ConfluentSubscription(Subscription):
         except KafkaException as error:
             # They are ours now, and what comes from them is not looked at: they will be ours once more.
             logger.warning("where to begin is not known, the group is joined again: %s", error)
-            self._has_to_rejoin = True
+            self._has_to_join = True
             return
         self._hold(partitions)
 
@@ -205,24 +183,13 @@ class ConfluentSubscription(Subscription):
             # Lost without a word, a moment ago: `_lost` is on its way.
             logger.debug("not stored: %s", error)
 
-    def _tend(self, now: float, interval: float) -> None:
-        """Let librdkafka work for a moment, unless it has not been long; what comes is taken in, up to a limit."""
-        self._tend_at = min(self._tend_at, now + interval)
-        if now >= self._tend_at:
-            self._tend_at = now + interval
-            self._fetch(0.0, 1)
-            self._intake.commit(now)
-            self._check_connection(now)
-
-    def _fetch(self, timeout: float, most: int) -> None:
-        if self._has_to_rejoin:
-            self._has_to_rejoin = False
-            self._consumer.unsubscribe()
+    def _fetch(self, timeout: float, most: int | None = None) -> None:
+        if self._has_to_join:
             self._join()
         self._intake.pause_and_resume()
         try:
             # It would wait until there are as many as may be taken.
-            records = self._consumer.consume(most, 0)
+            records = self._consumer.consume(most or _BATCH, 0)
             if not records and timeout > 0:
                 record = self._consumer.poll(timeout)
                 records = [] if record is None else [record]

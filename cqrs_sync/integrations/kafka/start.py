@@ -99,9 +99,7 @@ class Start:
             left = until - time.monotonic()
             if left <= 0:
                 raise ConfigurationError(f"there is no topic {missing[0]!r} on the broker: create it")
-            answered = threading.Event()
-            cluster.request_update().add_both(lambda _, answered=answered: answered.set())
-            answered.wait(left)
+            ask_about_topics(cluster, left)
         return [
             TopicPartition(topic, partition)
             for topic in topics
@@ -113,3 +111,10 @@ class Start:
         if left <= 0:
             raise KafkaTimeoutError("the broker did not answer in time")
         return left * 1000
+
+
+def ask_about_topics(cluster: Any, timeout: float) -> None:
+    """Have the broker tell about its topics once more; wait for it, and not for long."""
+    answered = threading.Event()
+    cluster.request_update().add_both(lambda _: answered.set())
+    answered.wait(timeout)

@@ -13,28 +13,24 @@ from kafka import KafkaConsumer, OffsetAndMetadata
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.errors import KafkaError
 
-from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
+from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
 from cqrs_sync.integrations.kafka.mending import free_parked_records, keep_finished_joins
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.settings import Settings
-from cqrs_sync.integrations.kafka.start import Start
-from cqrs_sync.records import Intake, Reading, incoming_message
+from cqrs_sync.integrations.kafka.start import Start, ask_about_topics
+from cqrs_sync.records import Intake, Reading, RecordSubscription, incoming_message
 
 logger = logging.getLogger(__name__)
 
 #: Seconds without a connection to any broker after which `receive` says so.
 _PATIENCE = 1.0
-#: Seconds between two looks at whether the connection lives and finished messages are committed.
-_LOOK = 0.5
-#: Seconds for which kafka-python may be left alone while there is enough to hand out, and while nobody wants any.
-_ALONE, _RESTING = 1.0, 0.2
 #: Seconds that closing may take for the last commit, and for leaving the group.
 _LAST_COMMIT, _LEAVING = 2.0, 2.0
 
 
-class KafkaSubscription(Subscription):
+class KafkaSubscription(RecordSubscription):
     """
     A member of a consumer group, for one thread.
 
@@ -50,7 +46,6 @@ class KafkaSubscription(Subscription):
         #: The request under way.
         self._commit: Any = None
         self._lost_at: float | None = None
-        self._tend_at = 0.0
         self._closed = False
         self._network = Network({**settings.consumer, "group_id": reading.group})
         try:
@@ -58,35 +53,13 @@ class KafkaSubscription(Subscription):
             self._network.completed()
             keep_finished_joins(self._consumer)
             self._start = Start(self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole)
-            self._begin()
+            self._begin(until)
         except BaseException as error:
             self._network.hang_up()
             # A ValueError or TypeError is about the name of a topic or group.
             if isinstance(error, (KafkaError, TypeError, ValueError)):
                 raise connection_error(self._network.explain(error), self._servers) from error
             raise
-
-    def receive(self, timeout: float) -> Delivery | None:
-        """Wait at most `timeout` seconds for the next message; None where none came."""
-        now = time.monotonic()
-        if now >= self._tend_at:
-            self._tend(now, _ALONE)
-        until = now + timeout
-        while (delivery := self._intake.next()) is None:
-            self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))))
-            now = time.monotonic()
-            self._tend_at = now + _ALONE
-            self._intake.commit(now)
-            if (delivery := self._intake.next()) is not None:
-                break
-            self._check_connection(now)
-            if now >= until:
-                return None
-        return delivery
-
-    def rest(self) -> None:
-        """Do what keeps the subscription alive, and receive nothing."""
-        self._tend(time.monotonic(), _RESTING)
 
     def close(self) -> None:
         """Commit what is finished, and leave the rest to the group's next member."""
@@ -140,21 +113,14 @@ class KafkaSubscription(Subscription):
         if self._commit is None or self._commit.is_done:
             self._commit = self._consumer.commit_async(_offsets(finished), callback=self._committed)
 
-    def _begin(self) -> None:
+    def _begin(self, until: float) -> None:
         if self._reading.alone:
             self._consumer.assign(self._start.partitions)
             self.got(self._start.partitions)
         else:
             self._consumer.subscribe(self._reading.topics, listener=_Rebalanced(self))
-
-    def _tend(self, now: float, interval: float) -> None:
-        """Let kafka-python work for a moment, unless it has not been long; what comes is taken in, up to a limit."""
-        self._tend_at = min(self._tend_at, now + interval)
-        if now >= self._tend_at:
-            self._tend_at = now + interval
-            self._fetch(0.0, 1)
-            self._intake.commit(now)
-            self._check_connection(now)
+            # kafka-python shares out a group once more where it had not heard of the topics when it did so first.
+            ask_about_topics(self._network.cluster, max(0.0, until - time.monotonic()))
 
     def _fetch(self, timeout: float, most: int | None = None) -> None:
         self._intake.pause_and_resume(self._start.held)

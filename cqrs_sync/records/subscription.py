@@ -1,0 +1,63 @@
+"""When a consumer of Kafka fetches, whichever client it has."""
+
+from __future__ import annotations
+
+import time
+
+from cqrs_sync.broker import Delivery, Subscription
+from cqrs_sync.records.intake import Intake
+
+#: Seconds between two looks at whether the connection lives and finished messages are committed.
+_LOOK = 0.5
+#: Seconds for which the client may be left alone while there is enough to hand out, and while nobody wants any.
+_ALONE, _RESTING = 1.0, 0.2
+
+
+class RecordSubscription(Subscription):
+    """
+    Hands out what was fetched, fetches more when there is none, and lets the client work now and then.
+
+    A class that inherits from it has an `_intake`, fetches and closes.
+    """
+
+    _intake: Intake
+    _tend_at = 0.0
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """Wait at most `timeout` seconds for the next message; None where none came."""
+        now = time.monotonic()
+        if now >= self._tend_at:
+            self._tend(now, _ALONE)
+        until = now + timeout
+        while (delivery := self._intake.next()) is None:
+            self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))))
+            now = time.monotonic()
+            self._tend_at = now + _ALONE
+            self._intake.commit(now)
+            if (delivery := self._intake.next()) is not None:
+                break
+            self._check_connection(now)
+            if now >= until:
+                return None
+        return delivery
+
+    def rest(self) -> None:
+        """Do what keeps the subscription alive, and receive nothing."""
+        self._tend(time.monotonic(), _RESTING)
+
+    def _fetch(self, timeout: float, most: int | None = None) -> None:
+        """Let the client work for at most `timeout` seconds, until something comes; take in `most` records."""
+        raise NotImplementedError
+
+    def _check_connection(self, now: float) -> None:
+        """Raise BrokerUnavailable where all connections are lost, and have been for a while."""
+        raise NotImplementedError
+
+    def _tend(self, now: float, interval: float) -> None:
+        """Let the client work for a moment, unless it has not been long; what comes is taken in, up to a limit."""
+        self._tend_at = min(self._tend_at, now + interval)
+        if now >= self._tend_at:
+            self._tend_at = now + interval
+            self._fetch(0.0, 1)
+            self._intake.commit(now)
+            self._check_connection(now)

@@ -291,6 +291,8 @@ def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
         assert begun.acquire(timeout=10)
     stopping = threading.Thread(target=consumer.stop)
     stopping.start()
+    stopping.join(0.5)
+    assert stopping.is_alive()
     release.set()
     stopping.join(10)
     assert 4 == consumer.counts.handled
@@ -390,6 +392,28 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
     release.set()
     workshop.wait_for(1)
     eventually(lambda: consumer.in_hand == 0, timeout=10)
+    consumer.stop()
+
+    assert [1] == workshop.seen[""]
+    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+
+
+def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(workshop):
+    """It was handled while its delivery had lapsed: whoever gives it back cannot know."""
+    begun, release = threading.Event(), threading.Event()
+
+    def react(event):
+        begun.set()
+        release.wait(20)
+
+    workshop.react = react
+    consumer = workshop.consumer(prefetch=1)
+    workshop.publish(Noticed(1))
+    consumer.start()
+    assert begun.wait(10)
+    consumer._intake._subscription.close()
+    release.set()
+    eventually(lambda: consumer.received == 2 and consumer.in_hand == 0, timeout=10)
     consumer.stop()
 
     assert [1] == workshop.seen[""]

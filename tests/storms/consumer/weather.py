@@ -176,14 +176,16 @@ class Site:
             lost=len(self.sent) - len(times) - missing,
             doubled=sum(count - 1 for count in times.values()),
             inversions=inversions,
-            dead=self._dead(),
+            dead=self._dead(expected_dead),
             extra=extra,
             expected_dead=expected_dead,
         )
 
-    def _dead(self) -> int:
+    def _dead(self, expected: int) -> int:
         """Count dead letters, each once: where setting one aside was not confirmed in time, it is there twice."""
         letters: set[tuple[str | None, bytes]] = set()
+        # Those that somebody has just looked at come back one by one.
+        eventually(lambda: self.broker.backlog(self.group).dead >= expected, timeout=60)
         left = self.broker.backlog(self.group).dead
         if left:
             with self.broker.dead(self.group) as deliveries:

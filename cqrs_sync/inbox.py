@@ -70,6 +70,9 @@ class Inbox(Protocol):
         A process that dies in an attempt has counted it.
         """
 
+    def attempts_at(self, key: str, /) -> int:
+        """Return how many attempts were counted; counts none."""
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew, in a transaction of its own."""
 

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until setting aside is tried again.
 _AGAIN = 1.0
-#: How often a message is begun until it is begun with nothing beside it.
-_ALONE_FROM = 3
+#: A message that was begun so often and not finished is begun with nothing beside it.
+_ALONE_FROM = 2
 #: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed.
 _WITHOUT_INBOX = 20
 _MOST_ATTEMPTS = 1_000_000
@@ -117,19 +117,21 @@ class Handling:
         self._forget(item, at_least=2)
 
     def _begin_counted(self, item: InHand) -> bool:
-        """Count it as begun; False where it is not to be handled now."""
-        most = self._rules.crashes if self._inbox is not None else _WITHOUT_INBOX
-        begun = item.delivery.redeliveries if self._inbox is None else self._inbox.attempt(item.identity)
-        item.begun_before = begun
-        if begun > most:
-            words = f"it was begun {begun - 1} times, and no process lived to finish it"
-            self._give_up(item, words)
+        """
+        Count it as begun, as it is: what waits for its turn is not to be counted for it. False where it is not begun.
+        """
+        inbox, identity = self._inbox, item.identity
+        before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
+        if before >= (_WITHOUT_INBOX if inbox is None else self._rules.crashes):
+            item.begun_before = before
+            self._give_up(item, f"it was begun {before} times, and no process lived to finish it")
             self._forget(item)
             return False
-        if begun >= _ALONE_FROM:
+        if before >= _ALONE_FROM and not item.is_alone:
             # What ends its process is not to take others along, which would be counted for it.
             item.is_alone = True
             return False
+        item.begun_before = before + 1 if inbox is None else inbox.attempt(identity)
         return True
 
     def _forget(self, item: InHand, at_least: int = 1) -> None:

@@ -68,6 +68,13 @@ class MemoryInbox:
             row.attempts += 1
             return row.attempts
 
+    def attempts_at(self, key: str, /) -> int:
+        """Return how many attempts were counted."""
+        check_key(key, "")
+        with self._changed:
+            row = self._rows.get((key, ATTEMPTS))
+            return 0 if row is None else row.attempts
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew."""
         check_key(key, "")

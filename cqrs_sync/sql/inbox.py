@@ -68,6 +68,13 @@ class SqlInbox:
             connection.change(self._say.count, row)
             return int(connection.execute(self._say.attempts, row)[0][0])
 
+    def attempts_at(self, key: str, /) -> int:
+        """Return how many attempts were counted."""
+        check_key(key, "")
+        with self._begun() as connection:
+            rows = connection.execute(self._say.attempts, (exact(key), ATTEMPTS))
+            return int(rows[0][0]) if rows else 0
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew."""
         check_key(key, "")

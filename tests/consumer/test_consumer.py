@@ -431,6 +431,9 @@ class CountingInbox(MemoryInbox):
         self.attempts[key] = self.attempts.get(key, 0) + 1
         return self.attempts[key]
 
+    def attempts_at(self, key):
+        return self.attempts.get(key, 0)
+
     def forget_attempts(self, key):
         self.attempts.pop(key, None)
 
@@ -496,6 +499,28 @@ def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
 
     assert [1, 1] == beside
     eventually(lambda: suspect not in inbox.attempts, timeout=5)
+
+
+def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
+    """Those that were beside it when it ended its process would be dead letters with it."""
+    inbox, begun, release = CountingInbox(), threading.Event(), threading.Event()
+
+    def react(event):
+        begun.set()
+        release.wait(20)
+
+    workshop.react = react
+    consumer = workshop.consumer(inbox=inbox, threads=4)
+    workshop.publish(*[Noticed(number) for number in range(6)])
+    deliver_again(workshop, consumer)
+    inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
+    consumer.start()
+    assert begun.wait(10)
+    eventually(lambda: all(item.is_alone for item in consumer._lanes._by_identity.values()), timeout=10)
+
+    assert [2, 2, 2, 2, 2, 3] == sorted(inbox.attempts.values())
+    release.set()
+    workshop.wait_for(6)
 
 
 def test_a_broker_that_goes_away_is_waited_for(workshop):
@@ -572,6 +597,7 @@ def test_a_mediator_that_receives_nothing_makes_no_consumer():
 
 def test_a_group_keeps_order_where_an_event_has_a_key(workshop):
     assert workshop.consumer(Joined).group.ordered
+    assert workshop.consumer(Joined, Noticed).group.ordered
     assert not workshop.consumer(Noticed).group.ordered
     assert Group("reports", ("meetings",), (0.1, 0.2)) == workshop.consumer(Joined).group
 

@@ -16,6 +16,7 @@ class CountingContract(InboxFixtures):
         assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
         assert 1 == inbox.attempt("2")
         assert is_first(inbox, atomic, "1")
+        assert [3, 3, 1, 0] == [inbox.attempts_at(key) for key in ("1", "1", "2", "never attempted")]
         assert 4 == inbox.attempt("1")
         assert not is_first(inbox, atomic, "1")
 

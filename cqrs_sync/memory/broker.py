@@ -96,7 +96,7 @@ class MemoryBroker:
         with self._changed:
             places = self._places(group.name)
             waiting = {topic: len(places.queues.get(topic, ())) for topic in group.topics}
-            return GroupBacklog(waiting, len(places.delayed), len(places.dead))
+            return GroupBacklog(waiting, len(places.delayed) + len(places.again), len(places.dead))
 
     def topology(self, group: Group, /) -> Sequence[Piece]:
         """Look at what the group needs: its queues."""

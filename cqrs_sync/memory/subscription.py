@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import attrs
 
@@ -20,6 +21,8 @@ class Places:
     queues: dict[str, deque[IncomingMessage]] = attrs.field(factory=dict)
     #: With the moment they are due, by `time.monotonic`, earliest first.
     delayed: list[tuple[float, IncomingMessage]] = attrs.field(factory=list)
+    #: Those whose time is over, of whatever topic.
+    again: deque[IncomingMessage] = attrs.field(factory=deque)
     dead: deque[IncomingMessage] = attrs.field(factory=deque)
     #: How often each message was taken and given back, by identity.
     returned: Counter[int] = attrs.field(factory=Counter)
@@ -83,14 +86,12 @@ class MemorySubscription(Subscription):
         """Yield what may be handed out: of each key the first one, and only to whom has its others."""
         delayed = self._places.delayed
         while delayed and delayed[0][0] <= now:
-            _, message = delayed.pop(0)
-            queue = self._places.queues.setdefault(message.topic, deque())
-            queue.append(message)
-        for topic in self._topics:
+            self._places.again.append(delayed.pop(0)[1])
+        for queue in (*(self._places.queues.get(topic, ()) for topic in self._topics), self._places.again):
             passed: set[str | None] = set()
-            for message in self._places.queues.get(topic, ()):
+            for message in queue:
                 if message.key not in passed and self._may_have(message):
-                    yield self._places.queues[topic], message
+                    yield cast("deque[IncomingMessage]", queue), message
                 passed.add(message.key)
 
     def _may_have(self, message: IncomingMessage) -> bool:

@@ -1,8 +1,8 @@
 """
 Check everything: `python -m tests`.
 
-Each check runs, whatever the others said; the tests come last, in two parts side by side, since much of
-what brokers are tested for is waiting. Arguments go to pytest, and with any the other checks are left
+Each check runs, whatever the others said; the tests come last, in parts side by side, since much of
+what servers are tested for is waiting. Arguments go to pytest, and with any the other checks are left
 out: `python -m tests -k saga`.
 """
 
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,8 +28,8 @@ CHECKS = [
     ("layers", ["lint-imports", "--no-logo"]),
 ]
 TESTS = ("tests", ["pytest"])
-#: Tests that mostly wait for servers: they run beside all others.
-WAITING = ["tests/brokers"]
+#: Tests that mostly wait for servers: each of these parts runs beside all others.
+WAITING = {"brokers": ["tests/brokers"], "storms": ["tests/storms", "tests/contracts"]}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,27 +39,34 @@ def main(arguments: Sequence[str]) -> int:
         results = [(name, *_run([*command, *arguments]))]
     else:
         results = [(check, *_run(command)) for check, command in CHECKS]
-        results += _run_in_two_parts(name, command)
+        results += _run_in_parts(name, command)
     print()
     for name, passed, seconds in results:
         print(f"{'ok    ' if passed else 'FAILED'}  {name:<8}{seconds:7.1f} s")
     return 0 if all(passed for _, passed, _ in results) else 1
 
 
-def _run_in_two_parts(name: str, command: Sequence[str]) -> list[tuple[str, bool, float]]:
+def _run_in_parts(name: str, command: Sequence[str]) -> list[tuple[str, bool, float]]:
     """Run the tests that wait beside the others; what they say is shown when they are done."""
-    with tempfile.TemporaryFile("w+") as said:
-        started = time.monotonic()
-        waiting = subprocess.Popen(
-            [_tool(command[0]), *command[1:], *WAITING], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT
-        )
-        others = _run([*command, *(f"--ignore={path}" for path in WAITING)])
-        passed = waiting.wait() == 0
-        took = time.monotonic() - started
-        print(f"\n$ {shlex.join([*command, *WAITING])}", flush=True)
+    started = time.monotonic()
+    waiting = {part: _begun([*command, *paths]) for part, paths in WAITING.items()}
+    others = _run([*command, *(f"--ignore={path}" for paths in WAITING.values() for path in paths)])
+    results = [(name, *others)]
+    for part, (process, said) in waiting.items():
+        passed = process.wait() == 0
+        results.append((part, passed, time.monotonic() - started))
+        print(f"\n$ {shlex.join([*command, *WAITING[part]])}", flush=True)
         said.seek(0)
         shutil.copyfileobj(said, sys.stdout)
-    return [(name, *others), ("waiting", passed, took)]
+    return results
+
+
+def _begun(command: Sequence[str]) -> tuple[subprocess.Popen[str], IO[str]]:
+    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- read when the process has ended
+    process = subprocess.Popen(
+        [_tool(command[0]), *command[1:]], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True
+    )
+    return process, said
 
 
 def _run(command: Sequence[str]) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
 """
 Check everything: `python -m tests`.
 
-Each check runs, whatever the others said; the tests come last, in parts side by side, since much of
+Each check runs, whatever the others said; the tests come last, in two parts side by side, since much of
 what servers are tested for is waiting. Arguments go to pytest, and with any the other checks are left
 out: `python -m tests -k saga`.
 """
@@ -29,7 +29,7 @@ CHECKS = [
 ]
 TESTS = ("tests", ["pytest"])
 #: Tests that mostly wait for servers: each of these parts runs beside all others.
-WAITING = {"brokers": ["tests/brokers"], "storms": ["tests/storms", "tests/contracts"]}
+WAITING = {"servers": ["tests/brokers", "tests/storms"]}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -152,6 +152,8 @@ class Site:
 
     def stop(self, worker: subprocess.Popen[bytes]) -> float:
         """Tell a worker to leave, and return the seconds that took; it left well."""
+        # Before that it is told to end like any other process that starts.
+        eventually(lambda: "consuming" in self.log_of(worker) or worker.poll() is not None, timeout=60)
         begun = time.monotonic()
         worker.send_signal(signal.SIGTERM)
         status = worker.wait(GRACE + 5)

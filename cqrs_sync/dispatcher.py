@@ -116,7 +116,7 @@ class EventDispatcher:
         row in it, and those that are done for this key are left out. What a handler raises is dispatched
         after its commit; what fails then is logged.
 
-        Raises EventsFailed for those that failed, when all have had their turn: only those run if it is called again.
+        Raises EventsFailed for those that failed, when all have had their turn; an inbox lets only those run again.
         """
         targets = self.routes.received(type(event))
         if not targets:

@@ -12,7 +12,8 @@ from pathlib import Path
 from cqrs_sync.broker import IncomingMessage
 from tests.servers.proxy import TcpProxy
 from tests.storms.consumer.shop import TOPIC
-from tests.storms.consumer.weather import RABBITMQ, Figures, Site, pause, somewhere
+from tests.storms.consumer.weather import RABBITMQ, Figures, Site, somewhere
+from tests.storms.outbox.weather import pause
 from tests.waiting import eventually
 
 chance = random.SystemRandom()

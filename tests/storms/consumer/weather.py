@@ -24,7 +24,7 @@ from cqrs_sync.consumer import Tiers
 from cqrs_sync.testing.contracts import message
 from tests.servers.kafka import Tansu
 from tests.storms.consumer.shop import EFFECTS, METADATA, TOPIC, broker_at
-from tests.storms.outbox.weather import database
+from tests.storms.outbox.weather import database, pause
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[3]
@@ -138,7 +138,7 @@ class Site:
             logs = "\n".join(self.log_of(worker)[-1500:] for worker in self.workers[-4:])
             assert time.monotonic() - moved < patience, f"stuck at {now} of {count}\n{logs}"
             assert time.monotonic() - begun < timeout, f"{now} of {count} after {timeout} s\n{logs}"
-            _pause(0.05)
+            pause(0.05)
         return time.monotonic() - begun
 
     def settled(self, timeout: float = 60) -> None:
@@ -239,12 +239,3 @@ def somewhere(kind: str, broker: str, directory: Path, **options: Any) -> Iterat
     finally:
         if server is not None:
             server.stop()
-
-
-def _pause(seconds: float) -> None:
-    import threading  # noqa: PLC0415 -- only here
-
-    threading.Event().wait(seconds)
-
-
-pause = _pause

@@ -9,15 +9,13 @@ Each ends with its figures. The tests run a short form of each.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.storms.outbox import kills, troubles
 from tests.storms.outbox.weather import Figures
+from tests.storms.running import run
 
 Storm = Callable[[Path], Figures]
 
@@ -55,22 +53,5 @@ STORMS: dict[str, Storm] = {
 }
 
 
-def main() -> int:
-    """Return the exit status: 0 when nothing was lost, doubled without need, or out of order."""
-    parser = argparse.ArgumentParser(description=__doc__.strip().partition("\n")[0])
-    parser.add_argument("name", nargs="?", default="", help="how the names of those to be run begin")
-    options = parser.parse_args()
-    chosen = {name: storm for name, storm in STORMS.items() if name.startswith(options.name)}
-    wrong = 0
-    for name, storm in chosen.items():
-        with tempfile.TemporaryDirectory() as directory:
-            begun = time.monotonic()
-            figures = storm(Path(directory))
-            wrong += figures.wrong
-            sys.stdout.write(f"{name:<26}{figures}, {time.monotonic() - begun:.0f} s in all\n")
-            sys.stdout.flush()
-    return int(bool(wrong) or not chosen)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(STORMS, __doc__ or ""))

@@ -83,8 +83,8 @@ class Site:
         self.broker: GroupBroker = broker_at(broker_url, self.exchange)
         self.group = Group(GROUP, (TOPIC,), delays=Tiers(delayed=tuple(delays)).delays)
         self.sent: list[OutgoingMessage] = []
-        self._number = 0
         self.workers: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[subprocess.Popen[bytes], Path] = {}
         self.broker.build(self.group)
         with self.broker.join(self.group) as first:
             # Joined for good: Tansu never misses a member that left while it was joining.
@@ -103,8 +103,8 @@ class Site:
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker, by the command."""
-        self._number += 1
-        with (self.directory / f"worker-{self._number}.log").open("wb") as log:
+        place = self.directory / f"worker-{len(self.workers) + 1}.log"
+        with place.open("wb") as log:
             worker = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "cqrs_sync", "consume", "--app", "tests.storms.consumer.shop:application"),
@@ -117,11 +117,12 @@ class Site:
                 stderr=subprocess.STDOUT,
             )
         self.workers.append(worker)
+        self._logs[worker] = place
         return worker
 
     def log_of(self, worker: subprocess.Popen[bytes]) -> str:
         """Return what a worker has said."""
-        return (self.directory / f"worker-{self.workers.index(worker) + 1}.log").read_text(errors="replace")
+        return self._logs[worker].read_text(errors="replace")
 
     def count(self) -> int:
         """Return how many effects there are."""

@@ -13,6 +13,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import attrs
 
+from cqrs_sync.errors import CqrsError
+
 
 @attrs.frozen
 class OutgoingMessage:
@@ -150,6 +152,25 @@ class Subscription(Protocol):
 
         Raises BrokerUnavailable where the broker cannot be reached.
         """
+
+    def receive_many(self, most: int, timeout: float) -> Sequence[Delivery]:
+        """
+        Wait at most `timeout` seconds for the next message; return it with those that are there by then, `most` in all.
+
+        Raises BrokerUnavailable as `receive` does.
+        """
+        deliveries: list[Delivery] = []
+        try:
+            while len(deliveries) < most:
+                delivery = self.receive(0.0 if deliveries else timeout)
+                if delivery is None:
+                    break
+                deliveries.append(delivery)
+        except CqrsError:
+            # What came is somebody's to settle; the next call says what is wrong.
+            if not deliveries:
+                raise
+        return deliveries
 
     def rest(self) -> None:
         """

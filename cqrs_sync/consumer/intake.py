@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.consumer.handling import in_hand
-from cqrs_sync.consumer.lanes import InHand, Lanes
+from cqrs_sync.consumer.lanes import Lanes
 from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ class Intake:
         if self._subscription is None and not self._ending:
             self._subscription = self._join()
         self._settle()
-        if self._ending or len(self.lanes) >= self._most:
+        # A message or two at a time would cost more than they bring.
+        if self._ending or self._most - len(self.lanes) < self._enough:
             self._rest()
         else:
             self._take_in()
@@ -148,16 +149,11 @@ class Intake:
 
     def _take_in(self) -> None:
         assert self._subscription is not None
-        receive, room = self._subscription.receive, min(_RUN, self._most - len(self.lanes))
-        delivery = receive(_BUSY if len(self.lanes) else _IDLE)
-        came: list[InHand] = []
-        try:
-            while delivery is not None:
-                came.append(in_hand(delivery))
-                delivery = receive(0) if len(came) < room and not self._ending else None
-        finally:
+        room, patience = min(_RUN, self._most - len(self.lanes)), _BUSY if len(self.lanes) else _IDLE
+        came = self._subscription.receive_many(room, patience)
+        if came:
             self.received += len(came)
-            for done in self.lanes.put(came):
+            for done in self.lanes.put([in_hand(delivery) for delivery in came]):
                 done.ack()
 
     def _lost(self, error: CqrsError | None) -> None:

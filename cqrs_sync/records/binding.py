@@ -11,6 +11,14 @@ from cqrs_sync.errors import MessageRejected
 #: Headers with an attribute start with it.
 PREFIX = "ce_"
 CONTENT_TYPE = "content-type"
+#: What most messages have, by the names of the headers.
+_ATTRIBUTES = {
+    f"{PREFIX}{name}": name
+    for name in (
+        *("specversion", "id", "source", "type", "time", "eventversion", "partitionkey"),
+        *("correlationid", "causationid", "traceparent", "tracestate"),
+    )
+}
 #: The topic that a message had at first, and the moment until which it waits, in milliseconds since 1970.
 TOPIC, DUE = f"{NOTE}topic", f"{NOTE}due"
 
@@ -51,10 +59,14 @@ def incoming_message(
     notes: dict[str, str] = {}
     content_type = None
     for name, value in headers:
+        # Written out, and known names first: of all that receiving costs these lines are the most.
+        attribute = _ATTRIBUTES.get(name)
+        if attribute is not None:
+            attributes[attribute] = value.decode("utf-8", "replace") if value else ""
+            continue
         kind, short = _sorted(name)
-        # Written out, not called: of all that receiving costs these lines are the most.
         if kind is PREFIX:
-            attributes[short] = value.decode("utf-8", "replace") if value else ""
+            attributes[short] = text(value)
         elif kind is CONTENT_TYPE:
             content_type = text(value)
         elif kept and kind is NOTE:

@@ -95,16 +95,17 @@ class Intake:
         holding.early.extend((now + due_in(headers_of(record), delay), record) for record in records)
         self._early.add(holding)
 
-    def next(self) -> RecordDelivery | None:
-        """Return the next record that may be handed out, None where there is none."""
+    def hand_out(self, most: int) -> list[RecordDelivery]:
+        """Return the next records that may be handed out, `most` of them."""
         if self._early:
             self._let_go()
-        while self._returned:
+        came: list[RecordDelivery] = []
+        while self._returned and len(came) < most:
             _, _, old = heapq.heappop(self._returned)
             if not old.holding.lapsed:
-                return self._delivery(old.holding, old.offset, old.record, old.redeliveries + 1)
+                came.append(self._delivery(old.holding, old.offset, old.record, old.redeliveries + 1))
         ready, offset_of = self._ready, self._client.offset_of
-        while ready:
+        while ready and len(came) < most:
             holding, record = ready.popleft()
             offset = offset_of(record)
             if holding.beyond or not (offset < holding.limit or holding.reaches(offset)):
@@ -112,8 +113,8 @@ class Intake:
                 continue
             holding.handed_out(offset)
             certain = holding.untouched is not None and offset >= holding.untouched
-            return self._delivery(holding, offset, record, 0 if certain else 1)
-        return None
+            came.append(self._delivery(holding, offset, record, 0 if certain else 1))
+        return came
 
     def idle_for(self, timeout: float) -> float:
         """Return the seconds to the next record that waits for its time, or commit; `timeout` at most."""

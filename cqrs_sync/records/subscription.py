@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.records.intake import Intake
@@ -25,21 +26,26 @@ class RecordSubscription(Subscription):
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
+        came = self.receive_many(1, timeout)
+        return came[0] if came else None
+
+    def receive_many(self, most: int, timeout: float) -> Sequence[Delivery]:
+        """Wait at most `timeout` seconds for the next message; return it with those that are there by then."""
         now = time.monotonic()
         if now >= self._tend_at:
             self._tend(now, _ALONE)
         until = now + timeout
-        while (delivery := self._intake.next()) is None:
+        while not (came := self._intake.hand_out(most)):
             self._fetch(self._intake.idle_for(max(0.0, min(until - now, _LOOK))))
             now = time.monotonic()
             self._tend_at = now + _ALONE
             self._intake.commit(now)
-            if (delivery := self._intake.next()) is not None:
+            if came := self._intake.hand_out(most):
                 break
             self._check_connection(now)
             if now >= until:
-                return None
-        return delivery
+                break
+        return came
 
     def rest(self) -> None:
         """Do what keeps the subscription alive, and receive nothing."""

@@ -189,6 +189,24 @@ class ReceivingBrokerContract(BrokerContract):
             assert b"1" == again.message.body
             assert deliveries.receive(timeout=0.2) is None
 
+    def test_many_are_received_at_once_in_their_order_and_never_more_than_wanted(
+        self, broker: ReceivingBroker, topic: str
+    ) -> None:
+        """What is there comes without waiting for more of it."""
+        with broker.subscribe(topic, group="many") as deliveries:
+            broker.publish([message(topic, b"%d" % n, key="a") for n in range(10)], timeout=10)
+            received: list[Any] = []
+            until = time.monotonic() + 30
+            while len(received) < 10 and time.monotonic() < until:
+                came = deliveries.receive_many(4, timeout=5)
+                assert len(came) <= 4
+                for delivery in came:
+                    delivery.ack()
+                received += came
+
+            assert [b"%d" % n for n in range(10)] == [delivery.message.body for delivery in received]
+            assert not deliveries.receive_many(4, timeout=0.2)
+
     def test_each_group_receives_everything(self, broker: ReceivingBroker, topic: str) -> None:
         """Groups do not take messages from each other."""
         with broker.subscribe(topic, group="one") as one, broker.subscribe(topic, group="two") as two:

@@ -105,14 +105,14 @@ class JsonSerializer:
             raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: {error}") from error
         return event, attributes
 
-    def _open(self, message: IncomingMessage) -> tuple[dict[str, str], Any]:
+    def _open(self, message: IncomingMessage) -> tuple[Mapping[str, str], Any]:
         if len(message.body) > self._max_bytes:
             raise MalformedMessage(f"the body has {len(message.body)} bytes, {self._max_bytes} are allowed")
         try:
             data = orjson.loads(message.body)
         except orjson.JSONDecodeError as error:
             raise MalformedMessage(f"the body is not JSON: {error}") from error
-        attributes = dict(message.attributes)
+        attributes = message.attributes
         # Compared as it is usually written first: each received message pays for it.
         kind = message.content_type or ""
         if kind != "application/json" and kind.partition(";")[0].strip().lower() == STRUCTURED:
@@ -120,13 +120,22 @@ class JsonSerializer:
                 raise MalformedMessage("the body is not a structured CloudEvent")
             attributes = {name: value for name, value in data.items() if isinstance(value, str)}
             data = _structured_data(data)
-        missing = [name for name in ("specversion", "id", "source", "type") if not attributes.get(name)]
-        if missing:
-            raise MalformedMessage(f"not a CloudEvent: it has no {', '.join(missing)}")
-        for name in ("id", "source"):
-            if not is_key(attributes[name], longest=LONGEST if name == "id" else None):
-                raise MalformedMessage(f"not a CloudEvent: its {name} can name nothing: {attributes[name]!r:.80}")
+        _check(attributes)
         return attributes, data
+
+
+def _check(attributes: Mapping[str, str]) -> None:
+    """Raise MalformedMessage where the attributes are not those of a CloudEvent."""
+    get = attributes.get
+    name, source = get("id"), get("source")
+    # One look where all is well: each received message pays for it.
+    if name and source and get("type") and get("specversion") and is_key(name) and is_key(source, longest=None):
+        return
+    missing = [name for name in ("specversion", "id", "source", "type") if not get(name)]
+    if missing:
+        raise MalformedMessage(f"not a CloudEvent: it has no {', '.join(missing)}")
+    wrong = "source" if is_key(attributes["id"]) else "id"
+    raise MalformedMessage(f"not a CloudEvent: its {wrong} can name nothing: {attributes[wrong]!r:.80}")
 
 
 def is_key(text: str, *, longest: int | None = LONGEST) -> bool:

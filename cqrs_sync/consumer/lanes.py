@@ -43,6 +43,8 @@ class InHand:
     #: When it was begun, by `time.monotonic`, and by which thread.
     begun: float = 0.0
     thread: int | None = None
+    #: The next one of its key.
+    behind: InHand | None = None
 
 
 class Lanes:
@@ -56,7 +58,8 @@ class Lanes:
     def __init__(self, settle: Callable[[Delivery], object]) -> None:
         self._settle = settle
         self._lock = threading.Lock()
-        self._lanes: dict[Key, deque[InHand]] = {}
+        # The last one of each key.
+        self._last: dict[Key, InHand] = {}
         # Messages at the head of their lanes that may be taken, and those that wait until a moment.
         self._ready: deque[InHand] = deque()
         self._later: list[tuple[float, int, InHand]] = []
@@ -113,12 +116,10 @@ class Lanes:
             self._by_identity.pop(item.identity, None)
             if item.key is None:
                 return
-            lane = self._lanes[item.key]
-            lane.popleft()
-            if lane:
-                self._ready.append(lane[0])
+            if item.behind is not None:
+                self._ready.append(item.behind)
             else:
-                del self._lanes[item.key]
+                del self._last[item.key]
 
     def again(self, item: InHand, pause: float) -> None:
         """Give a message back, to be taken again after `pause` seconds; its key waits for it."""
@@ -172,11 +173,11 @@ class Lanes:
             return False
         self._by_identity[item.identity] = item
         if item.key is not None:
-            lane = self._lanes.get(item.key)
-            if lane is not None:
-                lane.append(item)
+            before = self._last.get(item.key)
+            self._last[item.key] = item
+            if before is not None:
+                before.behind = item
                 return True
-            self._lanes[item.key] = deque((item,))
         self._ready.append(item)
         return True
 

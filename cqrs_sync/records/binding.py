@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from cqrs_sync.broker import NOTE, IncomingMessage, OutgoingMessage
 from cqrs_sync.errors import MessageRejected
@@ -11,6 +12,7 @@ from cqrs_sync.errors import MessageRejected
 #: Headers with an attribute start with it.
 PREFIX = "ce_"
 CONTENT_TYPE = "content-type"
+_NO_NOTES: Mapping[str, str] = MappingProxyType({})
 #: What most messages have, by the names of the headers.
 _ATTRIBUTES = {
     f"{PREFIX}{name}": name
@@ -56,7 +58,7 @@ def incoming_message(
     What is noted on it counts only where it was `kept` by the group itself.
     """
     attributes: dict[str, str] = {}
-    notes: dict[str, str] = {}
+    notes = _NO_NOTES
     content_type = None
     for name, value in headers:
         # Written out, and known names first: of all that receiving costs these lines are the most.
@@ -70,7 +72,7 @@ def incoming_message(
         elif kind is CONTENT_TYPE:
             content_type = text(value)
         elif kept and kind is NOTE:
-            notes[short] = text(value)
+            notes = {**notes, short: text(value)}
         elif kept and kind is TOPIC:
             topic = text(value)
     return IncomingMessage(topic, body or b"", content_type, None if key is None else text(key), attributes, notes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.records.holding import Holding
@@ -12,14 +11,13 @@ from cqrs_sync.records.holding import Holding
 class RecordDelivery:
     """One record of a partition; `settle` is told once, with the delivery and whether it is done."""
 
-    __slots__ = ("_settle", "holding", "message", "offset", "record", "redeliveries")
+    __slots__ = ("_settle", "holding", "message", "offset", "redeliveries")
 
     def __init__(
         self,
         message: IncomingMessage,
         holding: Holding,
         offset: int,
-        record: Any,
         redeliveries: int,
         settle: Callable[[RecordDelivery, bool], None],
     ) -> None:
@@ -27,7 +25,6 @@ class RecordDelivery:
         #: The partition it came from, while that was ours.
         self.holding = holding
         self.offset = offset
-        self.record = record
         #: Kafka does not count: 1 where somebody may have had it in hand before.
         self.redeliveries = redeliveries
         self._settle: Callable[[RecordDelivery, bool], None] | None = settle

@@ -103,8 +103,8 @@ class Intake:
         while self._returned and len(came) < most:
             _, _, old = heapq.heappop(self._returned)
             if not old.holding.lapsed:
-                came.append(self._delivery(old.holding, old.offset, old.record, old.redeliveries + 1))
-        ready, offset_of = self._ready, self._client.offset_of
+                came.append(RecordDelivery(old.message, old.holding, old.offset, old.redeliveries + 1, self.settle))
+        ready, offset_of, message_of = self._ready, self._client.offset_of, self._client.message_of
         while ready and len(came) < most:
             holding, record = ready.popleft()
             offset = offset_of(record)
@@ -113,7 +113,8 @@ class Intake:
                 continue
             holding.handed_out(offset)
             certain = holding.untouched is not None and offset >= holding.untouched
-            came.append(self._delivery(holding, offset, record, 0 if certain else 1))
+            message = message_of(record, kept=holding.kept)
+            came.append(RecordDelivery(message, holding, offset, 0 if certain else 1, self.settle))
         return came
 
     def idle_for(self, timeout: float) -> float:
@@ -184,7 +185,3 @@ class Intake:
                 self._ready.append((holding, early.popleft()[1]))
             if not early:
                 self._early.discard(holding)
-
-    def _delivery(self, holding: Holding, offset: int, record: Any, redeliveries: int) -> RecordDelivery:
-        message = self._client.message_of(record, kept=holding.kept)
-        return RecordDelivery(message, holding, offset, record, redeliveries, self.settle)

@@ -24,6 +24,8 @@ from cqrs_sync.records import Intake, Reading, RecordSubscription, incoming_mess
 
 logger = logging.getLogger(__name__)
 
+#: Records that are read at a time: few enough to be handled while they are in the cache of the processor.
+_BATCH = 100
 #: Seconds without a connection to any broker after which `receive` says so.
 _PATIENCE = 1.0
 #: Seconds that closing may take for the last commit, and for leaving the group.
@@ -51,6 +53,7 @@ class KafkaSubscription(RecordSubscription):
         try:
             self._consumer = KafkaConsumer(**self._network.options)
             self._network.completed()
+            self._batch = min(_BATCH, self._consumer.config["max_poll_records"])
             keep_finished_joins(self._consumer)
             self._start = Start(self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole)
             self._begin(until)
@@ -126,7 +129,8 @@ class KafkaSubscription(RecordSubscription):
         self._intake.pause_and_resume(self._start.held)
         free_parked_records(self._consumer)
         try:
-            for partition, records in self._consumer.poll(timeout_ms=timeout * 1000, max_records=most).items():
+            fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=most or self._batch)
+            for partition, records in fetched.items():
                 self._intake.take(partition, records)
             self._start.let_go()
         except KafkaError as error:

@@ -31,8 +31,8 @@ _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=N
 #: Sets the deadline of this context; in one step, where a block could be left by a signal in the middle of it.
 set_deadline = _deadline.set
 
-#: What follows from a received message carries on from it.
-_FOLLOWED = ("correlationid", "traceparent", "tracestate")
+#: What follows from a received message carries these on from it.
+_TRACE = ("traceparent", "tracestate")
 # What CloudEvents or the serializer says of a message itself.
 _RESERVED = frozenset(
     {
@@ -95,13 +95,15 @@ def follow(attributes: Mapping[str, str]) -> None:
 
     Whoever calls it sets `current` back to what it was. Not a block: each received message pays for it.
     """
-    flow = {name: attributes[name] for name in _FOLLOWED if name in attributes}
-    flow["causationid"] = attributes["id"]
-    # Where it has none, all that follows from it is known by it: making one up would cost more than all of this.
-    flow.setdefault("correlationid", attributes["id"])
+    cause = attributes["id"]
     before = current.get()
     raised, around, lineage = before if before is not None else (outside, {}, None)
-    current.set((raised, {**around, **flow}, lineage))
+    # Where it has no correlation, all that follows from it is known by it: making one up would cost more than this.
+    flow = {**around, "causationid": cause, "correlationid": attributes.get("correlationid", cause)}
+    for name in _TRACE:
+        if name in attributes:
+            flow[name] = attributes[name]
+    current.set((raised, flow, lineage))
 
 
 @contextmanager

@@ -72,8 +72,7 @@ class Intake:
     def settle_soon(self, delivery: Delivery) -> None:
         """Let a message be settled; called by any thread."""
         self._finished.append(delivery)
-        # Not for each single one: whoever comes is worth more than one message.
-        if self._waits and (len(self._finished) >= self._enough or self._ending):
+        if self._waits and self._is_enough():
             self._news.set()
 
     def rejoin(self) -> None:
@@ -122,8 +121,9 @@ class Intake:
         if self._subscription is None and not self._ending:
             self._subscription = self._join()
         self._settle()
-        # A message or two at a time would cost more than they bring.
-        if self._ending or self._most - len(self.lanes) < self._enough:
+        room = self._most - len(self.lanes)
+        # While threads have enough to do, a message or two would cost more than they bring.
+        if self._ending or room <= 0 or (room < self._enough and self.lanes.ready):
             self._rest()
         else:
             self._take_in()
@@ -143,9 +143,14 @@ class Intake:
         if self._subscription is not None:
             self._subscription.rest()
         self._waits = True
-        if len(self._finished) < self._enough and not (self._ending and self._finished):
+        if not self._is_enough():
             self._news.wait(_SIGN)
         self._waits = False
+
+    def _is_enough(self) -> bool:
+        """Tell whether so many are done that it is worth coming: one, where threads have nothing left to do."""
+        done = len(self._finished)
+        return done >= self._enough or (done > 0 and (self._ending or not self.lanes.ready))
 
     def _take_in(self) -> None:
         assert self._subscription is not None

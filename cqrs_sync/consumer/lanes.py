@@ -110,16 +110,14 @@ class Lanes:
         with self._lock:
             if item.is_done and item.delivery.lapsed:
                 self._remember(item.identity)
+            if item.behind is not None:
+                self._ready.append(item.behind)
+            elif item.key is not None:
+                del self._last[item.key]
             # Before it counts as out of hand: whoever waits for that leaves then.
             self._settle(item.delivery)
             self._leave(item)
             self._by_identity.pop(item.identity, None)
-            if item.key is None:
-                return
-            if item.behind is not None:
-                self._ready.append(item.behind)
-            else:
-                del self._last[item.key]
 
     def again(self, item: InHand, pause: float) -> None:
         """Give a message back, to be taken again after `pause` seconds; its key waits for it."""

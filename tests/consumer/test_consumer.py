@@ -80,6 +80,28 @@ def test_a_slow_handler_gets_company_even_where_handlers_were_quick_so_far(works
     workshop.wait_for(1000)
 
 
+def test_as_many_are_handled_at_a_time_as_may_be_in_hand(workshop):
+    """Where `prefetch` is the number of threads, a message comes for each one that is done."""
+    running, release = [], threading.Semaphore(0)
+
+    def react(event):
+        running.append(event.number)
+        assert release.acquire(timeout=20)
+        running.remove(event.number)
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=8, prefetch=8)
+    workshop.publish(*[Noticed(number) for number in range(20)])
+    consumer.start()
+
+    for done in range(1, 12):
+        eventually(lambda: 8 == len(running), timeout=5)
+        release.release()
+        workshop.wait_for(done)
+    release.release(20)
+    workshop.wait_for(20)
+
+
 def test_a_failed_message_is_tried_again_in_its_place(workshop):
     """What comes after it with its key waits for it, others do not."""
     failures = iter([True, True])

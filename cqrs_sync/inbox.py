@@ -96,8 +96,10 @@ def key_of(attributes: Mapping[str, str]) -> str:
 
 
 def check_key(key: str, handler: str) -> None:
-    """Raise ValueError for what no row can hold."""
+    """Raise ValueError for what no row can hold, TypeError for what is no text."""
     for what, text in (("key", key), ("name of a handler", handler)):
+        if not isinstance(text, str):
+            raise TypeError(f"the {what} must be a str, not the {type(text).__name__} {text!r:.80}")
         if not is_key(text) or (what == "key" and not text):
             raise ValueError(f"the {what} must have 1 to {LONGEST} characters and no NUL, not {text!r:.80}")
     if handler == ATTEMPTS:

@@ -156,4 +156,4 @@ class Consumer:
         if now - since > stall:
             words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
-        return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else "the broker cannot be reached")
+        return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else "not connected to the broker")

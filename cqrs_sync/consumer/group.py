@@ -27,7 +27,10 @@ def group_of(
     publications = [publication_of(event) for event in mediator.events.event_map.types.values()]
     found = tuple(topics) or tuple(sorted({each.topic for each in publications if each.topic}))
     if not found:
-        raise ConfigurationError("no notification event is bound to a handler, so there is nothing to consume")
+        raise ConfigurationError(
+            "no notification event is bound to a handler, so there is nothing to consume: bind one in the event map "
+            "that bootstrap is given, and import the module that does so"
+        )
     keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
     return Group(name, found, tuple(delays), keyed if ordered is None else ordered, prefetch)
 

@@ -7,7 +7,7 @@ import random
 import threading
 
 from cqrs_sync.errors import ConfigurationError, CqrsError, Retryable
-from cqrs_sync.reasons import reason_of, words_of
+from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ class Outage:
             begins = self._failures == self._threshold
         if begins:
             logger.error(
-                "%d messages in a row have failed, which is no fault of theirs: one at a time is tried until one "
+                "%d attempts in a row have failed, which is no fault of theirs: one at a time is tried until one "
                 "succeeds, and no attempts are counted for what may pass; the last one: %s",
-                *(self._failures, reason_of(words_of(error))),
+                *(self._failures, printable(words_of(error))[:LONGEST_ERROR]),
             )
 
     def pause(self) -> float:

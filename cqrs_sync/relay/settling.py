@@ -79,11 +79,13 @@ class Settling:
         """Decide what becomes of a delivery that failed, and is itself at fault."""
         outcome = Outcome.failed(claimed, error, after=policy.pause(claimed.attempts), blocks=policy.blocks)
         if outcome.verdict is Verdict.DEAD:
-            _report(outcome)
+            _report(outcome, error)
         else:
             logger.warning(
                 "%s for %s failed, attempt %d, again in %.1f s: %s",
-                *(claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.reason),
+                *(claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.error),
+                # What fails on and on fails in the same place, as a rule.
+                exc_info=_trace(claimed, error) if claimed.attempts == 1 else None,
             )
         return outcome
 
@@ -95,11 +97,17 @@ class Settling:
         return outcome
 
 
-def _report(outcome: Outcome) -> None:
+def _report(outcome: Outcome, error: BaseException | None = None) -> None:
     claimed = outcome.claimed
     waits = claimed.message.key is not None and outcome.blocks
     logger.error(
         "%s %s for %s is dead after %d attempt(s): %s%s",
-        *(claimed.message.type, claimed.message.id, claimed.target, claimed.attempts, outcome.reason),
+        *(claimed.message.type, claimed.message.id, claimed.target, claimed.attempts, outcome.error),
         "; what comes after it with its key waits until it is replayed or discarded" if waits else "",
+        exc_info=None if error is None else _trace(claimed, error),
     )
+
+
+def _trace(claimed: Claimed, error: BaseException) -> BaseException | None:
+    """Return an error whose traceback tells more than its words do: a handler's, and not a broker's."""
+    return None if claimed.handler is None else error

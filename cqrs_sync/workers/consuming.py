@@ -12,6 +12,7 @@ from pathlib import Path
 import attrs
 
 from cqrs_sync.consumer import Consumer
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
@@ -107,7 +108,7 @@ class ConsumerProcess:
         options, consumer = self._options, self._consumer
         if options.max_memory is not None:
             # Here it says whether it can be told at all.
-            resident()
+            _check_room(resident(), options.max_memory)
         with ExitStack() as ending:
             if options.health_port is not None:
                 port = HealthPort(options.health_host, options.health_port, self._lookout.look)
@@ -206,3 +207,10 @@ class ConsumerProcess:
         if not self._has_told:
             self._has_told = True
             tell_of_what_runs(self._consumer)
+
+
+def _check_room(taken: int, most: int) -> None:
+    """Raise ConfigurationError where a process would end before its first message, over and over again."""
+    if taken >= most:
+        words = f"takes {taken / 2**20:.0f} MiB before it receives anything, and is to end at {most / 2**20:.0f} MiB"
+        raise ConfigurationError(f"this process {words}: --max-memory has to be larger by what handlers take")

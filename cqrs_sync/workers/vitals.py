@@ -77,7 +77,7 @@ class Lookout:
             state=self._state(is_alive=health.is_alive, is_ready=health.is_ready),
             is_alive=health.is_alive,
             is_ready=health.is_ready and not self.is_ending,
-            trouble=health.trouble,
+            trouble="" if self.has_ended else health.trouble,
             received=consumer.received,
             handled=counts.handled,
             delayed=counts.delayed,

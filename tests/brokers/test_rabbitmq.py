@@ -161,6 +161,7 @@ class TestMessagesAtFault:
 
         assert isinstance(error, MessageRejected)
         assert f"no queue is bound to the topic 'nobody-listens' on the exchange '{exchange}'" in str(error)
+        assert str(error).endswith("(312 NO_ROUTE): start or build a group that receives it")
 
     def test_messages_with_the_same_id_are_told_apart(self, broker, queue, rabbitmq_url):
         """A return names the message, not its tag: the right one of a pair fails."""

@@ -273,7 +273,7 @@ def test_while_nothing_succeeds_one_at_a_time_is_tried_and_no_attempts_are_spent
 
     assert spent < 20
     assert 0 == consumer.counts.dead
-    assert "messages in a row have failed" in caplog.text
+    assert "attempts in a row have failed" in caplog.text
     assert "the outage is over" in caplog.text
 
 
@@ -574,6 +574,12 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
     eventually(lambda: consumer.health(stall=0.2).is_alive, timeout=10)
 
 
+def test_a_consumer_that_has_not_begun_is_alive_and_not_ready(workshop):
+    health = workshop.consumer().health()
+
+    assert (True, False, "not connected to the broker") == (health.is_alive, health.is_ready, health.trouble)
+
+
 def test_a_consumer_that_cannot_go_on_says_so(workshop):
     consumer = workshop.consumer()
     consumer.broker = MemoryBroker(topics=["others"])
@@ -613,7 +619,7 @@ def test_what_makes_no_consumer_is_said_at_once(workshop, options, words):
 def test_a_mediator_that_receives_nothing_makes_no_consumer():
     with pytest.raises(ConfigurationError, match="no broker"):
         Consumer(cqrs.bootstrap(), "reports")
-    with pytest.raises(ConfigurationError, match="nothing to consume"):
+    with pytest.raises(ConfigurationError, match=r"nothing to consume: bind one .* and import the module"):
         Consumer(cqrs.bootstrap(broker=MemoryBroker()), "reports")
 
 

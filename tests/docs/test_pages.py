@@ -37,6 +37,8 @@ _BLOCK = re.compile(
 _COMMAND = re.compile(r"(?:^|&&)\s*(?:\$ )?(?P<command>(?:python -m cqrs_sync|cqrs-sync)\b[^&|>#\n]*)", re.MULTILINE)
 _APPLICATION = re.compile(r"--app (\w+):")
 _LINK = re.compile(r"\]\((?!\w+:|#)(?P<target>[^)#\s]+)")
+_ANCHOR = re.compile(r"\]\((?P<target>(?!\w+:)[^)#\s]*)#(?P<anchor>[^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _PYTHON = {"python", "python3", "py"}
 _SHELL = {"bash", "console", "sh", "shell"}
 
@@ -158,3 +160,21 @@ def test_every_link_leads_somewhere(page):
     lost = [target for target in targets if not (page.parent / target).exists()]
 
     assert lost == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_to_a_heading_finds_it(page):
+    """
+    Of this page or of another one.
+    """
+    found = [(link["target"], link["anchor"]) for link in _ANCHOR.finditer(page.read_text("utf-8"))]
+    lost = [link for link in found if link[1] not in anchors_of(page.parent / link[0] if link[0] else page)]
+
+    assert lost == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return what the headings of a page are called in links, as GitHub makes it of them."""
+    headings = _HEADING.findall(_BLOCK.sub("", page.read_text("utf-8")))
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w -]", "", heading.strip()).replace(" ", "-") for heading in plain}

@@ -253,7 +253,8 @@ def test_reports_are_lines_of_json(consume):
         "at", "state", "alive", "ready", "trouble", "received", "handled", "delayed", "dead", "dropped", "in_hand",
         "running", "oldest", "per_second", "seconds",
     } == last.keys()  # fmt: skip
-    assert ("ended", 7, 7, 0, False) == tuple(last[key] for key in ("state", "received", "handled", "in_hand", "ready"))
+    kept = ("state", "received", "handled", "in_hand", "ready", "trouble")
+    assert ("ended", 7, 7, 0, False, "") == tuple(last[key] for key in kept)
 
 
 def test_who_reads_nothing_keeps_it_from_nothing(consume):
@@ -360,6 +361,7 @@ def test_the_group_may_be_in_the_environment(consume):
         (APP, ["--group", "post", "--inline", "0.1;1"], "is no duration"),
         (APP, ["--group", "post", "--unknown", "burn"], "'burn' is not one of"),
         (APP, ["--group", "post", "--max-memory", "much"], "is no size"),
+        (APP, ["--group", "post", "--max-memory", "1M"], "MiB before it receives anything, and is to end at 1 MiB"),
         (APP, ["--group", "post", "--stall", "0"], "--stall takes a duration above 0"),
         (APP, ["--group", "post", "--health-file", "no/where"], "cannot be written"),
         (APP, ["--group", "post", "--health-port", "80000"], "80000 is not in the range"),

@@ -266,6 +266,7 @@ def test_tables_that_are_not_there_yet_are_told_of(found, make, alias):
     """
     As a hint only: `migrate` itself runs the checks before it makes them.
     """
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
     from django.db import connections  # noqa: PLC0415 -- as above
 
     said = "UPDATE django_migrations SET app = %s WHERE app = %s"
@@ -273,5 +274,10 @@ def test_tables_that_are_not_there_yet_are_told_of(found, make, alias):
         cursor.execute(said, ["set aside", "cqrs_sync"])
         try:
             assert ["cqrs_sync.I001"] == found(make(using=alias), databases=[alias])
+            cursor.execute(f"{said} AND name = %s", ["cqrs_sync", "set aside", "0001_initial"])
+            told = [
+                each.msg for each in run_checks(tags=["cqrs_sync"], databases=[alias]) if each.id == "cqrs_sync.I001"
+            ]
+            assert told[0].endswith(": 0002_inbox did not run there")
         finally:
             cursor.execute(said, ["cqrs_sync", "set aside"])

@@ -34,9 +34,9 @@ def test_a_poisoned_message_is_dead_in_the_end_and_its_neighbours_are_delivered(
         assert (5, 3, "MessageRejected: too 'large' by 3") == (number_of(dead.message), dead.attempts, dead.error)
         assert "MessageRejected: too … by …" == dead.reason
         assert ["counts"] == [target.target for target in shop.outbox.backlog().targets]
-    assert any(
-        record.levelno == logging.ERROR and "is dead after 3 attempt" in record.message for record in caplog.records
-    )
+    (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "is dead after 3 attempt(s): MessageRejected: too 'large' by 3" in told.message
+    assert not told.exc_info
 
 
 def test_a_batch_of_poison_holds_up_nothing():

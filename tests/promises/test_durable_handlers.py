@@ -112,6 +112,25 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
         eventually(lambda: ran.calls == [("mail", 1)])
 
 
+def test_the_log_tells_where_a_handler_failed(events, ran, caplog):
+    """
+    In its own words, with a traceback for the first attempt and the last one: nothing else says which line it was.
+    """
+
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        raise KeyError("address of " + str(event.number))
+
+    shop = Shop(events=events, retries=QUICK)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        eventually(lambda: shop.outbox.backlog().dead == 1)
+
+    told = [record for record in caplog.records if record.name == "cqrs_sync.relay.settling"]
+    assert 3 == sum("KeyError: 'address of 1'" in record.getMessage() for record in told)
+    assert [True, False, True] == [bool(record.exc_info) for record in told]
+
+
 def test_an_error_that_cannot_be_shown_is_a_failure_as_any(events, ran):
     """
     It costs no place on the pool, and its delivery is dead in the end.

@@ -159,10 +159,12 @@ def _characters(place: _Place) -> Iterator[checks.CheckMessage]:
 def _tables(place: _Place) -> Iterator[checks.CheckMessage]:
     executor = MigrationExecutor(connections[place.using])
     latest = [node for node in executor.loader.graph.leaf_nodes() if node[0] == _LABEL]
-    if executor.migration_plan(latest):
+    missing = [migration.name for migration, _ in executor.migration_plan(latest)]
+    if missing:
         # `migrate` asks for checks as well, before it does so: no warning.
         yield checks.Info(
-            f"the tables of the {place.what} are not in {place.using!r} yet, or not as this version needs them",
+            f"tables of outbox and inbox are not in {place.using!r} yet, or not as this version needs them: "
+            f"{', '.join(missing)} did not run there",
             hint=f"`manage.py migrate cqrs_sync --database {place.using}` makes them",
             id="cqrs_sync.I001",
         )

@@ -257,7 +257,8 @@ class Publisher:
             if batch is not None and batch.awaits_return(index, properties.message_id, method.routing_key):
                 self._last_returned = tag
                 words = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
-                batch.returned(index, MessageRejected(f"{words} ({method.reply_code} {method.reply_text})"))
+                way_out = f"({method.reply_code} {method.reply_text}): start or build a group that receives it"
+                batch.returned(index, MessageRejected(f"{words} {way_out}"))
                 return
         logger.warning("RabbitMQ returned a message that was not under way: %r", properties.message_id)
 

@@ -100,10 +100,13 @@ class Handling:
                 return 0.0
             self._receive(item.delivery.message)
         except UnknownMessageType as error:
+            self._survived(item)
             self._unknown(item, error)
         except MalformedMessage as error:
+            self._survived(item)
             self._give_up(item, error)
         except BaseException as error:  # noqa: BLE001 -- what is no Exception is a failure of this message as well
+            self._survived(item)
             return self._failed(item, error)
         else:
             self._succeeded(item)
@@ -133,6 +136,11 @@ class Handling:
             return False
         item.begun_before = before + 1 if inbox is None else inbox.attempt(identity)
         return True
+
+    def _survived(self, item: InHand) -> None:
+        """Take back that it was begun: it failed, and its process lives. It is counted anew if it is tried again."""
+        self._forget(item)
+        item.begun_before = 0
 
     def _forget(self, item: InHand, at_least: int = 1) -> None:
         if self._inbox is None or item.begun_before < at_least:

@@ -469,15 +469,62 @@ def deliver_again(workshop, consumer, times=1):
 
 
 def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(workshop):
-    inbox = CountingInbox()
-    workshop.react = lambda event: _fail()
+    inbox, counted = CountingInbox(), []
+
+    def react(event):
+        counted.extend(inbox.attempts.values())
+        _fail()
+
+    workshop.react = react
     consumer = workshop.consumer(inbox=inbox, crashes=5, tiers=Tiers(inline=(), delayed=()))
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     consumer.start()
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
 
-    assert [1] == list(inbox.attempts.values())
+    assert [1] == counted
+
+
+@pytest.mark.parametrize("tiers", [Tiers(inline=(0.01,) * 5, delayed=()), Tiers(inline=(), delayed=(0.01,))])
+def test_what_fails_has_not_ended_its_process(workshop, tiers):
+    """However often it fails, and is delivered again: nothing is left that would be taken for crashes."""
+    inbox, counted = CountingInbox(), []
+
+    def react(event):
+        counted.extend(inbox.attempts.values())
+        _fail()
+
+    workshop.react = react
+    consumer = workshop.consumer(inbox=inbox, crashes=2, tiers=tiers)
+    workshop.publish(Noticed(1))
+    deliver_again(workshop, consumer)
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=20)
+
+    assert {1} == set(counted)
+    assert {} == inbox.attempts
+    assert "no process lived" not in dead_letters(workshop, consumer)[0].notes["error"]
+
+
+def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):
+    """By each of many processes that were told to stop, and did."""
+    inbox = CountingInbox()
+
+    def react(event):
+        raise ConnectionError("the bank does not answer")
+
+    workshop.react = react
+    workshop.consumer()
+    workshop.publish(Noticed(1))
+    for _ in range(4):
+        consumer = workshop.consumer(inbox=inbox, crashes=2, outage_after=1)
+        deliver_again(workshop, consumer)
+        consumer.start()
+        eventually(lambda consumer=consumer: consumer._outage._looks >= 1, timeout=10)
+        consumer.stop()
+
+    assert {} == inbox.attempts
+    assert 0 == consumer.counts.dead
 
 
 def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, get_type_hints
 
 import orjson
+from cattrs import BaseValidationError, transform_error
 from cattrs.preconf.orjson import make_converter
+from cattrs.v import format_exception
 
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
 from cqrs_sync.context import carried, correlation_of, current
@@ -20,6 +22,8 @@ from cqrs_sync.messages import Event, publication_of
 
 #: Characters of the id of a message: stores have that much room for it.
 LONGEST = 255
+#: Fields that do not fit are named one by one, up to so many.
+_SHOWN = 5
 
 STRUCTURED = "application/cloudevents+json"
 
@@ -102,7 +106,8 @@ class JsonSerializer:
         try:
             event: Event = self._converter.structure(data, event_type)
         except Exception as error:
-            raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: {error}") from error
+            words = _misfit(error)
+            raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: {words}") from error
         return event, attributes
 
     def _open(self, message: IncomingMessage) -> tuple[Mapping[str, str], Any]:
@@ -111,7 +116,8 @@ class JsonSerializer:
         try:
             data = orjson.loads(message.body)
         except orjson.JSONDecodeError as error:
-            raise MalformedMessage(f"the body is not JSON: {error}") from error
+            kind = f", its content type is {message.content_type!r:.80}" if message.content_type else ""
+            raise MalformedMessage(f"the body is not JSON{kind}: {error}") from error
         attributes = message.attributes
         # Compared as it is usually written first: each received message pays for it.
         kind = message.content_type or ""
@@ -122,6 +128,19 @@ class JsonSerializer:
             data = _structured_data(data)
         _check(attributes)
         return attributes, data
+
+
+def _misfit(error: Exception) -> str:
+    """Say which fields of a message do not fit, and why."""
+    if not isinstance(error, BaseValidationError):
+        return str(error)
+    found = transform_error(error, format_exception=_misfit_at)
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(found[:_SHOWN]) + more
+
+
+def _misfit_at(error: BaseException, wanted: type | None) -> str:
+    return format_exception(error, wanted) if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
 
 
 def _check(attributes: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ from typing import Self
 
 import attrs
 
+from cqrs_sync.broker import Subscription
 from cqrs_sync.consumer.crew import Crew
 from cqrs_sync.consumer.group import broker_of, check_above_zero, group_of
 from cqrs_sync.consumer.handling import Counts, Handling, Rules
@@ -83,7 +84,7 @@ class Consumer:
         )
         self.counts = Counts()
         self._events = mediator.events
-        self._intake = Intake(lambda: self.broker.join(self.group), prefetch)
+        self._intake = Intake(self._join, prefetch)
         self._lanes = self._intake.lanes
         self._outage = Outage(outage_after)
         handling = Handling(self, mediator.events, self._lanes, rules, self._outage)
@@ -134,6 +135,14 @@ class Consumer:
         ended = self._intake.join(until + 2.0)
         self._crew.close(max(0.1, until - time.monotonic()))
         return ended and not self._lanes.running()
+
+    def _join(self) -> Subscription:
+        inbox = self._events.inbox
+        if inbox is not None:
+            # A table that is not there would be the fault of whatever comes first.
+            inbox.attempts_at("0")
+            inbox.let_go()
+        return self.broker.join(self.group)
 
     def __enter__(self) -> Self:
         self.start()

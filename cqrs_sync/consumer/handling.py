@@ -168,6 +168,8 @@ class Handling:
         logger.warning(
             "%s failed, attempt %d, again in %.1f s: %s",
             *(_title(item), item.attempts, pause.seconds, reason_of(words_of(error))),
+            # What fails on and on fails in the same place, as a rule.
+            exc_info=error if item.attempts == 1 else None,
         )
         if pause.in_hand:
             return pause.seconds
@@ -176,13 +178,14 @@ class Handling:
 
     def _give_up(self, item: InHand, error: BaseException | str) -> None:
         item.attempts = max(1, item.attempts)
+        item.error = error if isinstance(error, EventsFailed) else None
         self._decide(item, error, None)
 
     def _unknown(self, item: InHand, error: UnknownMessageType) -> None:
         policy, name = self._rules.unknown, item.delivery.message.attributes.get("type", "?")[:200]
         if name not in self._said_unknown and len(self._said_unknown) < _MOST_SAID:
             self._said_unknown.add(name)
-            logger.warning("%s: the policy is to %s such messages (unknown=...)", error, policy.value)
+            logger.warning("%s: the policy is to %s such messages (unknown=..., --unknown)", error, policy.value)
         delays = self._site.group.delays
         rounds = _number(item.delivery.message.notes.get("parked"))
         if policy is Unknown.ACK:
@@ -225,6 +228,7 @@ class Handling:
             logger.error(
                 "%s from %s is a dead letter after %s attempt(s): %s",
                 *(_title(item), item.delivery.origin, message.notes["attempts"], message.notes["reason"]),
+                exc_info=item.error,
             )
         else:
             self._site.counts.delayed += 1

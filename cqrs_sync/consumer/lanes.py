@@ -38,6 +38,8 @@ class InHand:
     is_alone: bool = False
     #: Setting it aside, where that is all there is left to do.
     aside: tuple[IncomingMessage, float | None] | None = None
+    #: What its handlers have raised, where it is to be a dead letter.
+    error: BaseException | None = None
     #: It was handled, or set aside.
     is_done: bool = False
     #: When it was begun, by `time.monotonic`, and by which thread.

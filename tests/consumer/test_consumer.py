@@ -128,6 +128,22 @@ def test_after_the_inline_attempts_the_broker_keeps_it(workshop):
     assert 1 == consumer.counts.delayed
 
 
+def test_the_log_shows_where_a_handler_failed_at_first_and_at_last(workshop, caplog):
+    """What fails on and on fails in the same place: the attempts between are a line each."""
+    workshop.react = lambda event: _fail()
+    consumer = workshop.consumer(tiers=Tiers(inline=(0.01, 0.01), delayed=()))
+    workshop.publish(Noticed(1))
+    consumer.start()
+    eventually(lambda: consumer.counts.dead == 1, timeout=10)
+
+    lines = [record for record in caplog.records if "meeting.noticed" in record.getMessage()]
+    assert ["attempt 1", "attempt 2", "dead letter"] == [
+        next(words for words in ("attempt 1", "attempt 2", "dead letter") if words in line.getMessage())
+        for line in lines
+    ]
+    assert [True, False, True] == [line.exc_info is not None for line in lines]
+
+
 def test_after_the_last_attempt_it_is_a_dead_letter_that_says_why(workshop):
     """With its reason, how often it was tried, where it came from and which handlers failed."""
     tries = []
@@ -466,6 +482,23 @@ def deliver_again(workshop, consumer, times=1):
         with workshop.broker.join(consumer.group) as dying:
             while dying.receive(timeout=0) is not None:
                 pass
+
+
+def test_without_the_table_of_its_inbox_it_does_not_begin(workshop):
+    """Whatever came would be charged for it: it ends, and says why."""
+
+    class Missing(CountingInbox):
+        def attempts_at(self, key):
+            raise cqrs.InboxNotInstalled("the inbox is not there: migrate")
+
+    consumer = workshop.consumer(inbox=Missing())
+    workshop.publish(Noticed(1))
+    consumer.start()
+    eventually(lambda: consumer.trouble, timeout=10)
+
+    assert "migrate" in str(consumer.trouble)
+    assert not consumer.health().is_alive
+    assert 0 == consumer.received
 
 
 def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(workshop):

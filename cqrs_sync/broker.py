@@ -227,7 +227,7 @@ class GroupBroker(ReceivingBroker, Protocol):
         Receive what is published to the group's topics, and what it has set aside for a while when that is over.
 
         Makes what is missing of the group's places, unless the broker was told to declare nothing.
-        Messages wait for a group from its first subscription on. Raises ConfigurationError for
+        Messages wait for a group from its first subscription on, or from `build`. Raises ConfigurationError for
         places that exist and are different.
         """
 
@@ -264,7 +264,11 @@ class GroupBroker(ReceivingBroker, Protocol):
         """Look at what the group needs; changes nothing."""
 
     def build(self, group: Group, /) -> Sequence[Piece]:
-        """Make what is missing of what the group needs, and return it all as it is then."""
+        """
+        Make what is missing of what the group needs, and return it all as it is then.
+
+        Messages wait for the group from then on.
+        """
 
 
 #: What makes a note of ours out of a header's name.

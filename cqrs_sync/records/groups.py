@@ -108,13 +108,20 @@ class RecordGroups:
             return self._pieces(admin, places)
 
     def build(self, group: Group, /) -> Sequence[Piece]:
-        """Make the topics that are missing, those the group receives from as well, and return all as they are then."""
+        """
+        Make the topics that are missing, those the group receives from as well, and return all as they are then.
+
+        From then on the broker keeps the place of a group that is new.
+        """
         places = Places(group)
-        with self._admin(self._until()) as admin:
+        until = self._until()
+        with self._admin(until) as admin:
             missing = [piece.name for piece in self._pieces(admin, places) if piece.state == "missing"]
             wanted = places.wanted(self._partitions)
             self._make(admin, {topic: wanted[topic] for topic in missing})
-            return self._pieces(admin, places)
+            built = self._pieces(admin, places)
+        self._receiving(places.keeping_place(), until).close()
+        return built
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""

@@ -108,6 +108,10 @@ class Places:
 
         return Reading(self.group.name, self.topics, holding, whole=frozenset(self.retry))
 
+    def keeping_place(self) -> Reading:
+        """Read nothing, without joining: opened, it has the broker keep the place of a new group."""
+        return attrs.evolve(self.reading(), alone=True)
+
     def reading_dead(self) -> Reading:
         """Read the dead letters; they may all be looked at before one is removed."""
 

@@ -199,6 +199,17 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert {piece.state for piece in broker.topology(group)} <= {"there", "unknown"}
         assert {piece.name for piece in built} == {piece.name for piece in broker.topology(group)}
 
+    def test_messages_wait_for_a_group_that_was_built(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Before its first subscription, and those that it has are not disturbed when it is built once more."""
+        broker.build(group)
+        broker.publish([message(topic, b"1")], timeout=10)
+
+        with broker.join(group) as deliveries:
+            assert b"1" == receive(deliveries, 1)[0].message.body
+            broker.build(group)
+            broker.publish([message(topic, b"2")], timeout=10)
+            assert b"2" == receive(deliveries, 1)[0].message.body
+
     def eventual_backlog(
         self, broker: GroupBroker, group: Group, *, waiting: int | None = None, dead: int | None = None
     ) -> GroupBacklog:

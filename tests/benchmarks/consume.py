@@ -68,12 +68,10 @@ def run(rounds: int) -> list[Figure]:
         for _ in range(rounds):
             with places() as (broker, group, loop):
                 broker.build(group)
-                _found(broker, group)
                 _publish(broker)
                 by_hand = loop()
             with places() as (broker, group, _):
                 broker.build(group)
-                _found(broker, group)
                 _publish(broker)
                 ours = _consumed(broker, group)
             ratios.append(by_hand / ours)
@@ -81,12 +79,6 @@ def run(rounds: int) -> list[Figure]:
         figures.append(Figure(f"consuming from {kind}, of a loop", statistics.median(ratios), 0.7, at_most=False))
         figures.append(Figure(f"consuming from {kind}", statistics.median(rates), None, "messages/s"))
     return figures
-
-
-def _found(broker: GroupBroker, group: Group) -> None:
-    """Let messages wait for a group; the broker of tests never misses a member that left while it was joining."""
-    with broker.join(group) as first:
-        first.receive(3.0)
 
 
 def _publish(broker: GroupBroker) -> None:

@@ -263,6 +263,20 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     broker.close()
 
 
+def test_a_connection_that_had_something_to_send_is_closed_with_its_subscription(group, broker, topic):
+    """kafka-python leaves it to a thread that has ended."""
+    deliveries = broker.subscribe(topic, group=group)
+    deliveries.receive(timeout=0.5)
+    transports = [connection.transport for connection in deliveries._network.client._manager._conns.values()]
+    sockets = [transport._sock for transport in transports]
+    for transport in transports:
+        transport._write_buffer.append(b"a request")
+    deliveries.close()
+
+    assert sockets
+    assert {-1} == {each.fileno() for each in sockets}
+
+
 def test_a_forked_child_does_not_disturb_a_subscription(group, broker, topic):
     """
     A child that comes and goes leaves its parent's connections alone.

@@ -9,6 +9,7 @@ import encodings.idna  # noqa: F401
 import errno
 import selectors
 import socket
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,6 +79,7 @@ class Network:
         """End all connections."""
         for client in self._made:
             client.close()
+            client._manager.hang_up()  # noqa: SLF001 -- ours
 
     def _make(self, **options: Any) -> Any:
         net = NetworkSelector(**options)
@@ -100,10 +102,23 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python ha
 
     failed: Callable[[Any, BaseException], None]
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def hang_up(self) -> None:
+        """Close the sockets of those that had something to send when nobody was left to send it."""
+        for connection in list(self._seen):
+            # What is closed and still sends cannot be aborted, nor taken from a selector that is closed.
+            sock = getattr(connection.transport, "_sock", None)
+            if sock is not None:
+                sock.close()
+
     def get_connection(self, node_id: Any, **options: Any) -> Any:
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, **options)
         if connection is not known:
+            self._seen.add(connection)
             connection.init_future.add_errback(lambda error: self.failed(self, error))
         return connection
 

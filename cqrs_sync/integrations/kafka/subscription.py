@@ -78,6 +78,7 @@ class KafkaSubscription(RecordSubscription):
             logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
         with contextlib.suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=_LEAVING * 1000)
+        self._network.hang_up()
 
     def lost(self, partitions: Iterable[Any]) -> None:
         """Forget partitions that are no longer ours."""

@@ -86,9 +86,6 @@ class Site:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: dict[subprocess.Popen[bytes], Path] = {}
         self.broker.build(self.group)
-        with self.broker.join(self.group) as first:
-            # Joined for good: Tansu never misses a member that left while it was joining.
-            first.receive(3.0)
 
     def publish(self, count: int, keys: int = 50, times: int = 1) -> None:
         """Publish messages whose numbers grow per key, each so many times."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 
 import attrs
 import pytest
@@ -570,6 +571,30 @@ def test_one_thread_is_enough(workshop):
     workshop.wait_for(20)
 
     assert consumer.stop()
+
+
+def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, caplog):
+    """What is around calls fails: it is said once, nothing is lost, and messages are handled when it works."""
+    tried, works = [], threading.Event()
+
+    def around():
+        tried.append(time.monotonic())
+        if works.is_set():
+            return nullcontext()
+        raise ConnectionError("no connection is left")
+
+    consumer = workshop.consumer(threads=cqrs.ThreadPool(4, around=around), concurrency=1)
+    workshop.publish(*joined(10, meetings=5))
+    consumer.start()
+    eventually(lambda: len(tried) >= 5, timeout=10)
+    assert tried[4] - tried[0] > 0.75
+    assert not workshop.seen
+    works.set()
+    workshop.wait_for(10)
+    eventually(lambda: "threads serve again" in caplog.text, timeout=10)
+
+    assert 1 == caplog.text.count("no connection is left")
+    assert 0 == consumer.counts.dead
 
 
 @pytest.mark.parametrize(

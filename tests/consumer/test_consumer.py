@@ -14,7 +14,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
-from cqrs_sync.workers.receipts import Receipts
+from cqrs_sync.workers.purging import Purging, purging_receipts
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
@@ -662,16 +662,16 @@ def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_
     with inbox.once("k"):
         pass
     with pytest.raises(ConfigurationError, match="172800 s at least"):
-        Receipts(consumer, 3600)
-    receipts = Receipts(consumer, 30 * 86_400)
-    receipts.purge()
+        purging_receipts(consumer.mediator, 3600, consumer.group.delays)
+    with pytest.raises(ConfigurationError, match="1728000 s at least"):
+        purging_receipts(consumer.mediator, 172_800, [10.0, 864_000.0 - 10.0])
+    assert [] == list(purging_receipts(consumer.mediator, 30 * 86_400, consumer.group.delays).chunks())
     with inbox.once("k") as kept:
         assert not kept.first
 
-    receipts._older_than = -1.0
-    receipts.purge()
+    assert 15 < Purging(inbox, -1.0, "receipt").do(lambda seconds: False) < 100
 
     with inbox.once("k") as forgotten:
         assert forgotten.first
     with pytest.raises(ConfigurationError, match="no inbox"):
-        Receipts(workshop.consumer(), 30 * 86_400)
+        purging_receipts(workshop.consumer().mediator, 30 * 86_400)

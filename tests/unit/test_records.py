@@ -7,7 +7,16 @@ import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.records import Intake, Offsets, Places, due_in, incoming_message, kept_messages
+from cqrs_sync.records import (
+    Intake,
+    Offsets,
+    Places,
+    RecordGroups,
+    RecordSubscription,
+    due_in,
+    incoming_message,
+    kept_messages,
+)
 
 
 @attrs.frozen
@@ -229,3 +238,26 @@ def test_a_partition_that_came_later_is_read_from_its_beginning():
 
     assert {"known[0]": 6, "known[1]": 7, "new[0]": 0} == backlog.waiting
     assert (3, 2) == (backlog.delayed, backlog.dead)
+
+
+# What another client would have to give
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [
+        (RecordGroups, {"publish", "_admin", "_receiving", "_limit", "_patience"}),
+        (RecordSubscription, {"close", "_fetch", "_check_connection"}),
+    ],
+)
+def test_what_a_client_does_not_give_is_missed_when_it_is_made(kind, methods):
+    """
+    Each of them, and not when it is called for the first time.
+    """
+    given = {name: lambda self: None for name in methods} | {"__init__": lambda self: None}
+    type("Whole", (kind,), given)()
+
+    for name in methods:
+        part = type("Part", (kind,), {each: given[each] for each in given if each != name})
+        with pytest.raises(TypeError, match=name):
+            part()

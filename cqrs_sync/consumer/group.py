@@ -28,6 +28,8 @@ def group_of(
     found = tuple(topics) or tuple(sorted({each.topic for each in publications if each.topic}))
     if not found:
         raise ConfigurationError("no notification event is bound to a handler, so there is nothing to consume")
+    if not all(found):
+        raise ConfigurationError("a topic has a name, not ''")
     keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
     return Group(name, found, tuple(delays), keyed if ordered is None else ordered, prefetch)
 

@@ -559,6 +559,7 @@ def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, capl
     [
         ({"group": ""}, "group"),
         ({"group": "a\nb"}, "group"),
+        ({"topics": ("meetings", "")}, "a topic has a name"),
         ({"prefetch": 0}, "prefetch"),
         ({"concurrency": 0}, "concurrency"),
         ({"crashes": "5"}, "crashes"),

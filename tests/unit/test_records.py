@@ -240,6 +240,22 @@ def test_a_partition_that_came_later_is_read_from_its_beginning():
     assert (3, 2) == (backlog.delayed, backlog.dead)
 
 
+@pytest.mark.parametrize("topic", ["", "a b", ".", "..", "x" * 250, "ü"])
+def test_what_no_broker_takes_for_a_topic_is_refused(topic):
+    """
+    Before anything is asked or made.
+    """
+    with pytest.raises(ConfigurationError, match="cannot be a topic"):
+        Places(attrs.evolve(GROUP, topics=("t", topic)))
+
+
+def test_a_topic_may_be_called_what_brokers_take():
+    """
+    As long and as dotted as they let it be.
+    """
+    Places(attrs.evolve(GROUP, topics=("x" * 249, "...", ".a", "a.b_c-D9")))
+
+
 # What another client would have to give
 
 

@@ -234,8 +234,11 @@ class Link:
     def _close_politely(self) -> None:
         if self.connection is None:
             self._loop.stop()
-        elif not (self.connection.is_closing or self.connection.is_closed):
+        elif self.connection.is_open:
             self.connection.close()
+        elif not (self.connection.is_closing or self.connection.is_closed):
+            # pika trips over closing what is not open yet.
+            self.connection.abort(ConnectionAbortedError("closed before it was open"))
 
     def _close_at_once(self) -> None:
         if self.connection is None:

@@ -44,6 +44,15 @@ class NotReached(click.ClickException):
     exit_code = NOT_REACHED
 
 
+class Interrupted(click.ClickException):
+    """Said in one line: Ctrl-C has ended it, with nothing to tell of what was done."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")
+
+
 #: What an application may name.
 Application: TypeAlias = "RequestMediator | Consumer"
 
@@ -163,3 +172,5 @@ def told_in_a_line() -> Iterator[None]:
         raise NotReached(str(error)) from error
     except ConfigurationError as error:
         raise CannotBegin(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted from error

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from cqrs_sync.commands.application import (
-    INTERRUPTED,
     application_of,
     mediator_of,
     relay_of,
@@ -16,7 +13,6 @@ from cqrs_sync.commands.application import (
 from cqrs_sync.commands.chunks import Work
 from cqrs_sync.commands.durations import Duration
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import tell
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.workers.purging import Purging, purging_receipts
 
@@ -45,7 +41,7 @@ def purge(
     """
     if older_than is None and receipts_older_than is None:
         raise click.UsageError("say how old: --older-than, --receipts-older-than, or both")
-    counts, interrupted = {"messages": 0, "receipts": 0}, False
+    counts, work = {"messages": 0, "receipts": 0}, Work("purging")
     with told_in_a_line():
         rounds = _rounds(context, older_than, receipts_older_than)
         for name, purging in rounds.items():
@@ -53,15 +49,12 @@ def purge(
                 work = Work(f"purging {name}").through(purging.chunks(), None)
             finally:
                 purging.let_go()
-            counts[name], interrupted = work.done, work.interrupted
-            if interrupted:
+            counts[name] = work.done
+            if work.interrupted:
                 break
-    facts = {"purged": counts["messages"], "receipts": counts["receipts"], "interrupted": interrupted}
     receipts = f", and {counts['receipts']} receipt(s)" if "receipts" in rounds else ""
-    words = f"{counts['messages']} purged{receipts}{', then interrupted' if interrupted else ''}"
-    tell(facts, words, as_json=as_json)
-    if interrupted:
-        sys.exit(INTERRUPTED)
+    facts = {"purged": counts["messages"], "receipts": counts["receipts"]}
+    work.tell(facts, f"{counts['messages']} purged{receipts}", as_json=as_json)
 
 
 def _rounds(context: click.Context, older_than: float | None, receipts_older_than: float | None) -> dict[str, Purging]:

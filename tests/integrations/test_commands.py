@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import pty
@@ -15,8 +17,9 @@ from click.testing import CliRunner
 
 import cqrs_sync as cqrs
 from cqrs_sync.cli import main
-from cqrs_sync.commands import status
+from cqrs_sync.commands import dead, status
 from cqrs_sync.commands.chunks import Work
+from cqrs_sync.commands.screens import JsonLines, View
 from cqrs_sync.commands.text import duration, escaped
 from cqrs_sync.memory import MemoryInbox
 from cqrs_sync.outbox import Entry, Outcome, Verdict
@@ -453,7 +456,18 @@ def test_durations_are_for_people():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--all", "--target", "sales"], ["--all", "7"], ["0"], [str(2**63)], ["-5"], ["x"], ["--rate", "0", "--all"]],
+    [
+        ["--all", "--target", "sales"],
+        ["--all", "7"],
+        ["0"],
+        [str(2**63)],
+        ["-5"],
+        ["x"],
+        ["--rate", "0", "--all"],
+        ["--rate", "nan", "--all"],
+        ["--rate", "inf", "--all"],
+        ["--rate", "1e-300", "--all"],
+    ],
 )
 def test_what_cannot_be_chosen_is_refused(shop, run, arguments):
     """
@@ -514,6 +528,56 @@ def test_a_rate_is_kept():
 
     assert (15, False) == (work.done, work.interrupted)
     assert 0.19 < time.monotonic() - begun < 2
+
+
+def test_an_interrupt_before_anything_is_done_has_the_same_status(shop, run, monkeypatch):
+    """
+    As while a database does not answer: 1 would mean that something is not well.
+    """
+    monkeypatch.setattr(shop.outbox, "backlog", raising(KeyboardInterrupt))
+
+    assert (130, "Error: interrupted\n") == run("status")
+
+
+def test_output_that_cannot_be_written_is_told_in_a_line(shop, monkeypatch, capsys):
+    """
+    With no traceback; where nobody reads any more there is nothing to be told.
+    """
+
+    class Full(io.StringIO):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def write(self, text):
+            raise OSError(self.number, os.strerror(self.number))
+
+    for number, code in {errno.ENOSPC: 2, errno.EPIPE: 1}.items():
+        monkeypatch.setattr(sys, "stdout", Full(number))
+        with pytest.raises(SystemExit) as left:
+            status.main(["--json"], obj=lambda: shop.mediator)
+        assert code == left.value.code
+    monkeypatch.setattr(sys, "stdout", Full(errno.ENOSPC))
+    with pytest.raises(SystemExit):
+        dead.main(["list"], obj=lambda: shop.mediator)
+
+    assert 2 * "Error: standard output cannot be written: No space left on device\n" == capsys.readouterr().err
+
+
+def test_standard_input_and_output_may_be_closed(shop, monkeypatch):
+    """
+    As by a daemon that starts it: nothing is asked, and nothing told.
+    """
+    bury(shop, Counted(1))
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    for arguments in (["list"], ["replay", "--all"]):
+        with pytest.raises(SystemExit) as left:
+            dead.main(arguments, obj=lambda: shop.mediator)
+        assert 0 == left.value.code
+
+    assert 1 == shop.waiting()
+    JsonLines(View(str, dict, bool), 1.0).show({})
 
 
 def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):

@@ -55,10 +55,7 @@ class RetryPolicy:
         """Return the seconds until the next attempt, None where there is none."""
         if attempts >= self.attempts:
             return None
-        # Beyond this the ceiling has been reached long since, and floats overflow.
-        exponent = min(attempts - 1, 64)
-        longest = min(self.ceiling, self.first * self.factor**exponent)
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+        return grown(attempts, self.first, self.ceiling, self.factor)
 
     @property
     def blocks(self) -> bool:
@@ -76,3 +73,15 @@ class Retries:
     def of(self, target: str) -> RetryPolicy:
         """Return the policy of a topic or a durable handler."""
         return self.targets.get(target, self.default)
+
+
+def grown(failures: int, first: float, ceiling: float, factor: float = 2.0) -> float:
+    """Return the pause after so many failures: `first` seconds, `factor` times as many after each further one."""
+    # Beyond this the ceiling has been reached long since, and floats overflow.
+    exponent = min(failures - 1, 64)
+    return shortened(min(ceiling, first * factor**exponent))
+
+
+def shortened(pause: float) -> float:
+    """Return a pause that is shorter by up to a half: what failed together is not to come back together."""
+    return pause * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret

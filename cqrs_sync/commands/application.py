@@ -14,7 +14,13 @@ from typing import Any, TypeAlias
 import click
 
 from cqrs_sync.consumer import Consumer
-from cqrs_sync.errors import ConfigurationError, OutboxNotInstalled, OutboxUnavailable
+from cqrs_sync.errors import (
+    ConfigurationError,
+    InboxNotInstalled,
+    InboxUnavailable,
+    OutboxNotInstalled,
+    OutboxUnavailable,
+)
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
@@ -33,9 +39,18 @@ class CannotBegin(click.ClickException):
 
 
 class NotReached(click.ClickException):
-    """Said in one line: the database of the outbox, or the broker, cannot be reached, or has not what is needed."""
+    """Said in one line: the database of outbox or inbox, or the broker, cannot be reached, or lacks something."""
 
     exit_code = NOT_REACHED
+
+
+class Interrupted(click.ClickException):
+    """Said in one line: Ctrl-C has ended it, with nothing to tell of what was done."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted")
 
 
 #: What an application may name.
@@ -119,10 +134,14 @@ def application_of(context: click.Context) -> Application:
     return load(path)
 
 
-def relay_of(context: click.Context) -> Relay:
-    """Return the relay of the application's mediator. Raises CannotBegin where there is none."""
-    found = application_of(context)
-    mediator = found.mediator if isinstance(found, Consumer) else found
+def mediator_of(application: Application) -> RequestMediator:
+    """Return the mediator of an application, which may be a consumer."""
+    return application.mediator if isinstance(application, Consumer) else application
+
+
+def relay_of(application: Application) -> Relay:
+    """Return the relay of an application. Raises CannotBegin where it has none."""
+    mediator = mediator_of(application)
     if mediator.relay is None:
         raise CannotBegin("this mediator has no outbox: give bootstrap(outbox=...) one")
     return mediator.relay
@@ -130,17 +149,28 @@ def relay_of(context: click.Context) -> Relay:
 
 @contextmanager
 def reaching(context: click.Context) -> Iterator[Outbox]:
-    """Give the outbox to a block; what keeps it from being reached is said in one line, with a status of its own."""
-    outbox = relay_of(context).outbox
+    """Give the outbox to a block; what keeps it from being reached is said in one line."""
+    outbox = relay_of(application_of(context)).outbox
+    with told_in_a_line():
+        try:
+            yield outbox
+        finally:
+            outbox.let_go()
+
+
+@contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """Say in one line what keeps an outbox or an inbox from being reached, with a status of its own."""
     try:
-        yield outbox
-    except OutboxUnavailable as error:
+        yield
+    except (OutboxUnavailable, InboxUnavailable) as error:
+        store = "outbox" if isinstance(error, OutboxUnavailable) else "inbox"
         raise NotReached(
-            f"the database of the outbox cannot be reached, see that it runs and that its address is right: {error}"
+            f"the database of the {store} cannot be reached, see that it runs and that its address is right: {error}"
         ) from error
-    except OutboxNotInstalled as error:
+    except (OutboxNotInstalled, InboxNotInstalled) as error:
         raise NotReached(str(error)) from error
     except ConfigurationError as error:
         raise CannotBegin(str(error)) from error
-    finally:
-        outbox.let_go()
+    except KeyboardInterrupt as error:
+        raise Interrupted from error

@@ -10,7 +10,7 @@ import click
 from cqrs_sync.commands.application import NOT_WELL, reaching
 from cqrs_sync.commands.durations import Duration
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import duration, print_json, print_table
+from cqrs_sync.commands.text import duration, print_json, print_table, say
 from cqrs_sync.workers.desk import status_of
 
 
@@ -47,13 +47,13 @@ def status(context: click.Context, max_lag: float | None, max_dead: int | None, 
 
 def _show(facts: dict[str, Any], passed: list[str]) -> None:
     lag = "" if facts["lag"] is None else f", the oldest for {duration(facts['lag'])}, since {facts['oldest']}"
-    click.echo(f"{facts['waiting']} wait{lag}; {facts['dead']} are dead")
+    say(f"{facts['waiting']} wait{lag}; {facts['dead']} are dead")
     for what in passed:
-        click.echo(f"more than is allowed: {what}")
+        say(f"more than is allowed: {what}")
     if facts["targets"]:
-        click.echo()
+        say()
         print_table(("kind", "target", "pending", "tried", "dead"), facts["targets"])
     if facts["dead_by_reason"]:
-        click.echo()
+        say()
         rows = [{"dead": row["count"], "reason": row["reason"]} for row in facts["dead_by_reason"]]
         print_table(("dead", "reason"), rows)

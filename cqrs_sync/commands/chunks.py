@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cqrs_sync.commands.application import INTERRUPTED
+from cqrs_sync.commands.durations import Rate
+from cqrs_sync.commands.text import as_json, tell
+
+rate_option = click.option("--rate", type=Rate(), metavar="NUMBER", help="Not more than so many a second.")
+_HOW = (
+    click.pass_context,
+    as_json,
+    click.option("--dry-run", is_flag=True, help="Count them and change nothing."),
+    click.option("--yes", "-y", is_flag=True, help="Do not ask."),
+    click.option("--all", "everything", is_flag=True, help="All of them."),
+)
+
+
+def changes(*choosing: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator for a command that changes many things: the options `choosing` say which."""
+
+    def decorated(command: Any) -> Any:
+        for decorate in (*_HOW, *reversed(choosing)):
+            command = decorate(command)
+        return command
+
+    return decorated
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on a terminal, unless that was answered with `yes`. Raises click.Abort where the answer is no."""
+    # There is none where it was closed.
+    if not yes and sys.stdin is not None and sys.stdin.isatty():
+        click.confirm(question, abort=True, err=True)
 
 
 class Work:
@@ -38,3 +72,10 @@ class Work:
             except KeyboardInterrupt:
                 self.interrupted = True
         return self
+
+    def tell(self, facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:
+        """Tell what was done; where Ctrl-C has ended it, leave with the status for that."""
+        more = ", then interrupted" if self.interrupted else ""
+        tell({**facts, "interrupted": self.interrupted}, f"{words}{more}", as_json=as_json)
+        if self.interrupted:
+            sys.exit(INTERRUPTED)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import click
 
-from cqrs_sync.commands.application import INTERRUPTED, NOT_WELL, reaching
-from cqrs_sync.commands.chunks import Work
+from cqrs_sync.commands.application import NOT_WELL, reaching
+from cqrs_sync.commands.chunks import Work, changes, confirm, rate_option
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import escaped, print_json, print_table, tell
+from cqrs_sync.commands.text import escaped, print_json, print_table, say, tell
 from cqrs_sync.outbox import Outbox, Selection
 from cqrs_sync.workers.desk import CHUNK, count_of, dead_of, in_chunks, status_of
 
@@ -56,7 +55,7 @@ def list_dead(
     else:
         print_table(_COLUMNS, rows)
         if len(rows) == limit:
-            click.echo(f"there may be more: --limit shows others than these {limit}, {facts['dead']} are dead")
+            say(f"there may be more: --limit shows others than these {limit}, {facts['dead']} are dead")
 
 
 @dead.command()
@@ -80,7 +79,7 @@ def show(context: click.Context, number: int, *, body: bool, as_json: bool) -> N
         print_json(facts)
         return
     for name, value in facts.items():
-        click.echo(f"{name:<12}{escaped(value, _BODY)}")
+        say(f"{name:<12}{escaped(value, _BODY)}")
 
 
 def _chosen(numbers: tuple[int, ...], reason: str | None, target: str | None, *, everything: bool) -> Selection:
@@ -92,27 +91,12 @@ def _chosen(numbers: tuple[int, ...], reason: str | None, target: str | None, *,
     return Selection(numbers=numbers or None, reason=reason, target=target)
 
 
-def _changes(command: Any) -> Any:
-    """Add what `replay` and `purge` have in common."""
-    for decorate in (
-        click.pass_context,
-        as_json_option,
-        click.option("--dry-run", is_flag=True, help="Count them and change nothing."),
-        click.option("--yes", "-y", is_flag=True, help="Do not ask."),
-        click.option("--all", "everything", is_flag=True, help="All of them."),
-        _target,
-        _reason,
-        click.argument("numbers", type=_NUMBER, nargs=-1),
-    ):
-        command = decorate(command)
-    return command
+_changes = changes(click.argument("numbers", type=_NUMBER, nargs=-1), _reason, _target)
 
 
 @dead.command()
 @_changes
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER", help="Not more than so many a second."
-)
+@rate_option
 def replay(
     context: click.Context,
     numbers: tuple[int, ...],
@@ -170,13 +154,10 @@ def _change(
     if dry_run:
         tell({"selected": total, done: 0, "interrupted": False}, f"{total} would be {done}", as_json=as_json)
         return
-    if total and not yes and sys.stdin.isatty():
-        click.confirm(f"{doing.capitalize()} {total} dead deliveries?", abort=True, err=True)
+    if total:
+        confirm(f"{doing.capitalize()} {total} dead deliveries?", yes=yes)
     # A chunk a second, where it is to be slow.
     limit = CHUNK if rate is None else max(1, min(CHUNK, int(rate)))
     chunks = in_chunks(lambda chosen, most: change(chosen, limit=min(most, limit)), selection, total)
     work = Work(f"{doing} dead deliveries").through(chunks, total, rate)
-    facts = {"selected": total, done: work.done, "interrupted": work.interrupted}
-    tell(facts, f"{work.done} {done}" + (", then interrupted" if work.interrupted else ""), as_json=as_json)
-    if work.interrupted:
-        sys.exit(INTERRUPTED)
+    work.tell({"selected": total, done: work.done}, f"{work.done} {done}", as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -25,6 +26,20 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click
             return seconds(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Rate(click.FloatRange):
+    """So many a second; one in a quarter of an hour at least."""
+
+    def __init__(self) -> None:
+        super().__init__(0.001, 1_000_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it, or fail with what can be read."""
+        rate: float = super().convert(value, param, ctx)
+        if math.isnan(rate):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return rate
 
 
 class Pauses(click.ParamType):  # type: ignore[type-arg]  # as above

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from cqrs_sync.broker import Group, GroupBroker
-from cqrs_sync.commands.application import CannotBegin, NotReached, application_of
+from cqrs_sync.commands.application import CannotBegin, Interrupted, NotReached, application_of
 from cqrs_sync.commands.durations import Pauses
 from cqrs_sync.consumer import Consumer, Tiers, broker_of, group_of
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
@@ -86,5 +86,18 @@ def reaching_group(
         yield broker_of(found), group_of(found, name, topics=topics, ordered=ordered, delays=tiers.delays)
     except ConfigurationError as error:
         raise CannotBegin(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise Interrupted from error
     except (BrokerUnavailable, PublishFailed) as error:
         raise NotReached(f"the broker cannot be reached, or refuses: {error}") from error
+
+
+def tell_if_unknown(broker: GroupBroker, group: Group) -> None:
+    """Say on standard error that nothing on the broker is this group's, where that is so: its name may be wrong."""
+    own = [piece for piece in broker.topology(group) if group.name in piece.name]
+    if own and all(piece.state == "missing" for piece in own):
+        click.echo(
+            f"nothing on the broker is of the group {group.name!r}: no consumer of it has run yet, or it is called "
+            "differently",
+            err=True,
+        )

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
-from cqrs_sync.commands.application import INTERRUPTED, NOT_WELL
-from cqrs_sync.commands.chunks import Work
-from cqrs_sync.commands.groups import group_options, reaching_group
+from cqrs_sync.commands.application import NOT_WELL
+from cqrs_sync.commands.chunks import Work, changes, confirm, rate_option
+from cqrs_sync.commands.groups import group_options, reaching_group, tell_if_unknown
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import escaped, print_json, print_table, tell
+from cqrs_sync.commands.text import escaped, print_json, print_table, say, tell
 from cqrs_sync.workers.letters import Choice, Sifting, id_of, letter_of, look, replayed
 from cqrs_sync.workers.signals import Signals
 
@@ -56,7 +56,7 @@ def list_letters(
         raise click.UsageError("--by-reason counts them all: leave out --reason and --newest")
     choice = Choice(reason=reason)
     with reaching_group(context, **of_group) as (broker, group):
-        total = broker.backlog(group).dead
+        total = _total(broker, group)
         found = (message for message in look(broker, group) if choice.has(message))
         if by_reason:
             rows = _counted(found)
@@ -68,7 +68,7 @@ def list_letters(
         return
     print_table(("count", "reason") if by_reason else _COLUMNS, rows)
     if len(rows) == limit and not by_reason:
-        click.echo(f"there may be more: --limit shows others than these {limit}, {total} are dead")
+        say(f"there may be more: --limit shows others than these {limit}, {total} are dead")
 
 
 def _counted(found: Iterable[IncomingMessage]) -> list[dict[str, Any]]:
@@ -89,6 +89,7 @@ def show(context: click.Context, /, identity: str, *, body: bool, as_json: bool,
     Exit status 1 where none has this id.
     """
     with reaching_group(context, **of_group) as (broker, group):
+        _total(broker, group)
         found = next((each for each in look(broker, group) if id_of(each) == identity), None)
     if found is None:
         click.echo(f"Error: no dead letter has the id {escaped(identity)}", err=True)
@@ -102,31 +103,20 @@ def show(context: click.Context, /, identity: str, *, body: bool, as_json: bool,
     facts |= {f"attribute {name}": text for name, text in attributes.items()}
     facts |= {f"note {name}": text for name, text in notes.items()}
     for name, value in facts.items():
-        click.echo(f"{escaped(name, 40):<26}{escaped(value, _SHOWN)}")
+        say(f"{escaped(name, 40):<26}{escaped(value, _SHOWN)}")
 
 
-def _changes(command: Any) -> Any:
-    """Add what `replay` and `purge` have in common."""
-    for decorate in (
-        click.pass_context,
-        as_json_option,
-        click.option("--dry-run", is_flag=True, help="Count them and change nothing."),
-        click.option("--yes", "-y", is_flag=True, help="Do not ask."),
-        click.option("--all", "everything", is_flag=True, help="All of them."),
-        click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="So many, at most: the oldest."),
-        click.option("--id", "ids", multiple=True, metavar="ID", help="This one, and others that are named."),
-        _reason,
-        group_options,
-    ):
-        command = decorate(command)
-    return command
+_changes = changes(
+    group_options,
+    _reason,
+    click.option("--id", "ids", multiple=True, metavar="ID", help="This one, and others that are named."),
+    click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="So many, at most: the oldest."),
+)
 
 
 @dlq.command()
 @_changes
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), metavar="NUMBER", help="Not more than so many a second."
-)
+@rate_option
 def replay(context: click.Context, /, **options: Any) -> None:
     """
     Give dead letters back to their group, and to no other, with their attempts forgotten.
@@ -164,14 +154,14 @@ def _change(
     yes, dry_run, as_json = (options.pop(name) for name in ("yes", "dry_run", "as_json"))
     doing, done = words
     with reaching_group(context, **options) as (broker, group):
+        total = _total(broker, group)
         if dry_run:
             selected = sum(1 for _ in itertools.islice(filter(choice.has, look(broker, group)), limit))
             tell({"selected": selected, done: 0}, f"{selected} would be {done}", as_json=as_json)
             return
-        total = broker.backlog(group).dead
-        if total and not yes and sys.stdin.isatty():
+        if total:
             which = "all" if choice == Choice() else "those that are chosen"
-            click.confirm(f"{doing.capitalize()} {which} of {total} dead letters?", abort=True, err=True)
+            confirm(f"{doing.capitalize()} {which} of {total} dead letters?", yes=yes)
         # Ctrl-C ends it between two letters.
         with Signals() as signals:
             sifting = Sifting(
@@ -181,10 +171,16 @@ def _change(
                 is_to_end=lambda seconds: signals.wait(seconds) is not None,
             )
             work = Work(f"{doing} dead letters").through(sifting, sifting.total)
-    facts = {"dead": sifting.total, done: sifting.done, "put_back": sifting.put_back, "interrupted": work.interrupted}
-    tell(facts, f"{sifting.done} {done}" + (", then interrupted" if work.interrupted else ""), as_json=as_json)
-    if work.interrupted:
-        sys.exit(INTERRUPTED)
+    facts = {"dead": sifting.total, done: sifting.done, "put_back": sifting.put_back}
+    work.tell(facts, f"{sifting.done} {done}", as_json=as_json)
+
+
+def _total(broker: GroupBroker, group: Group) -> int:
+    """Count the dead letters of a group, and say so where there is no such group."""
+    total = broker.backlog(group).dead
+    if not total:
+        tell_if_unknown(broker, group)
+    return total
 
 
 def _chosen(ids: tuple[str, ...], reason: str | None, *, everything: bool) -> Choice:

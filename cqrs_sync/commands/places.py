@@ -11,9 +11,9 @@ import click
 
 from cqrs_sync.broker import Group, Piece
 from cqrs_sync.commands.application import NOT_WELL
-from cqrs_sync.commands.groups import group_options, reaching_group
+from cqrs_sync.commands.groups import group_options, reaching_group, tell_if_unknown
 from cqrs_sync.commands.text import as_json as as_json_option
-from cqrs_sync.commands.text import escaped, print_json, print_table
+from cqrs_sync.commands.text import escaped, print_json, print_table, say
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,17 +30,19 @@ def lag(context: click.Context, /, over: int | None, *, as_json: bool, **of_grou
     """
     with reaching_group(context, **of_group) as (broker, group):
         backlog = broker.backlog(group)
-    waiting = sum(backlog.waiting.values())
+        waiting = sum(backlog.waiting.values())
+        if not (waiting or backlog.delayed or backlog.dead):
+            tell_if_unknown(broker, group)
     is_over = over is not None and waiting > over
     facts = {"group": group.name, "waiting": waiting, "delayed": backlog.delayed, "dead": backlog.dead}
     if as_json:
         print_json({**facts, "places": dict(backlog.waiting), "over": is_over})
     else:
         print_table(("group", "waiting", "delayed", "dead"), [facts])
-        click.echo()
+        say()
         print_table(("waiting", "place"), [{"waiting": n, "place": place} for place, n in backlog.waiting.items()])
         if is_over:
-            click.echo(f"more than {over} wait")
+            say(f"more than {over} wait")
     sys.exit(NOT_WELL if is_over else 0)
 
 
@@ -90,4 +92,4 @@ def _tell(group: Group, pieces: Sequence[Piece], *, as_json: bool) -> None:
     print_table(("state", "kind", "name", "details"), [attrs.asdict(piece) for piece in pieces])
     for piece in pieces:
         if piece.trouble:
-            click.echo(f"{piece.kind} {escaped(piece.name)}: {escaped(piece.trouble)}")
+            say(f"{piece.kind} {escaped(piece.name)}: {escaped(piece.trouble)}")

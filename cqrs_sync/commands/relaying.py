@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from cqrs_sync.commands.application import CannotBegin, relay_of
+from cqrs_sync.commands.application import CannotBegin, application_of, relay_of
 from cqrs_sync.commands.durations import Duration
 from cqrs_sync.commands.screens import View, screen_for, set_up_logs
 from cqrs_sync.commands.text import duration
@@ -49,7 +49,7 @@ def relay(context: click.Context, /, poll: tuple[float, float], every: float, *,
     Exit status: 0; 1 where something was not finished within the grace, or where --drain had to give up after --for; 2
     where the command was called wrongly.
     """
-    found = relay_of(context)
+    found = relay_of(application_of(context))
     shortest, longest = poll
     if not 0 < shortest <= longest:
         raise CannotBegin("--poll takes two durations above 0, the longer one last")

@@ -90,6 +90,9 @@ class JsonLines(Generic[P]):
 
     def show(self, progress: P, /) -> None:
         """Print it."""
+        if sys.stdout is None:
+            # It was closed: nobody is to be told.
+            return
         facts = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), **self._view.facts(progress)}
         try:
             sys.stdout.write(json.dumps(facts) + "\n")

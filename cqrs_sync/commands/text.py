@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +21,26 @@ _NUMBERS = {"number", "pending", "tried", "dead", "attempts", "age", "count", "w
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+class CannotWrite(click.ClickException):
+    """Said in one line: what was asked for cannot be written."""
+
+    exit_code = 2
+
+
+def say(text: str = "", *, color: bool | None = None) -> None:
+    """Print a line. Raises CannotWrite where that cannot be, as on a full disk."""
+    try:
+        click.echo(text, color=color)
+    except OSError as error:
+        # Whoever reads no more has read enough: click leaves without a word.
+        if error.errno == errno.EPIPE:
+            raise
+        raise CannotWrite(f"standard output cannot be written: {error.strerror}") from error
+
+
 def print_json(facts: Mapping[str, Any]) -> None:
     """Print one JSON object in one line, in ASCII."""
-    click.echo(json.dumps(facts))
+    say(json.dumps(facts))
 
 
 def tell(facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:
@@ -29,7 +48,7 @@ def tell(facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        click.echo(words)
+        say(words)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -39,12 +58,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> No
         table.add_column(column, justify="right" if column in _NUMBERS else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(escaped(row[column])) for column in columns))
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else _LOG_WIDTH)
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip(), color=terminal or None)
+    # There is none where it was closed.
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = None if terminal else _LOG_WIDTH
+    drawn = io.StringIO()
+    Console(file=drawn, force_terminal=terminal, highlight=False, width=width).print(table)
+    for line in drawn.getvalue().splitlines():
+        say(line.rstrip(), color=terminal or None)
 
 
 def escaped(value: Any, limit: int | None = None) -> str:

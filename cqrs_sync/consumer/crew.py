@@ -11,6 +11,7 @@ from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.executor import Call, Executor
 from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.troubles import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ _LOOK = 0.02
 _WAITS_TOO_LONG = 0.005
 #: A thread serves so many messages, or for so many seconds, until what is around calls is entered anew.
 _SERVED, _SERVED_FOR = 200, 1.0
+#: Seconds for which no thread is called in where the last one could not serve, at first and at most.
+_FIRST, _CEILING = 0.1, 5.0
 
 
 class Crew:
@@ -53,6 +56,9 @@ class Crew:
         self._outage = outage
         self._lock = threading.Lock()
         self._serving = 0
+        self._trouble = Trouble(logger, _FIRST, _CEILING)
+        #: No thread is called in before.
+        self._rests_until = 0.0
         self._load = _Load()
         #: Messages that were attended to, whatever became of them.
         self.attended = 0
@@ -77,13 +83,17 @@ class Crew:
             self._own.close(timeout)
 
     def _call_in(self, wanted: int) -> None:
+        if time.monotonic() < self._rests_until:
+            # Whoever receives comes by again.
+            return
         with self._lock:
             wanted = min(wanted, self._most - self._serving)
             self._serving += max(0, wanted)
         for _ in range(wanted):
+            serving = _Serving(self._serve, self._served)
             # Not waited for.
-            if self._threads.run(_Serving(self._serve, self._served), until=time.monotonic(), helping=False):
-                self._served()
+            if self._threads.run(serving, until=time.monotonic(), helping=False):
+                serving.finished_late()
 
     def _serve(self) -> None:
         """Handle messages until there are none, for a while at most; on the pool."""
@@ -112,9 +122,16 @@ class Crew:
         else:
             self._lanes.again(item, pause)
 
-    def _served(self) -> None:
+    def _served(self, error: BaseException | None) -> None:
+        """Note that a thread has served, or why it could not."""
         with self._lock:
             self._serving -= 1
+        if error is not None:
+            words = "a thread could not serve, what is around its calls cannot be entered; it is tried again: %s"
+            self._rests_until = time.monotonic() + self._trouble.failed(logging.WARNING, words, error)
+        elif self._trouble.is_over():
+            self._rests_until = 0.0
+            logger.warning("threads serve again")
         if self._serving == 0 and self._lanes.may_take(self.room):
             self._call_in(1)
 
@@ -145,19 +162,20 @@ class _Load:
 class _Serving:
     """One call for an executor: a thread serves for a while."""
 
-    def __init__(self, serve: Callable[[], object], served: Callable[[], object]) -> None:
+    def __init__(self, serve: Callable[[], object], served: Callable[[BaseException | None], object]) -> None:
         self._call: Call | None = (serve,)
         self._served = served
+        self._error: BaseException | None = None
 
     def next_call(self) -> Call | None:
         call, self._call = self._call, None
         return call
 
     def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note that what is around calls could not be entered: the intake looks again in a moment."""
+        """Note that what is around calls could not be entered."""
         del call
-        logger.warning("a thread could not serve, it is tried again: %s", error)
+        self._error = error
 
     def finished_late(self) -> None:
-        """It has served."""
-        self._served()
+        """It has served, or could not."""
+        self._served(self._error)

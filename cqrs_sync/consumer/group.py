@@ -31,6 +31,8 @@ def group_of(
             "no notification event is bound to a handler, so there is nothing to consume: bind one in the event map "
             "that bootstrap is given, and import the module that does so"
         )
+    if not all(found):
+        raise ConfigurationError("a topic has a name, not ''")
     keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
     return Group(name, found, tuple(delays), keyed if ordered is None else ordered, prefetch)
 

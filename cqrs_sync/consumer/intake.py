@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.consumer.handling import in_hand
 from cqrs_sync.consumer.lanes import Lanes
 from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
+from cqrs_sync.troubles import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,6 @@ _SIGN = 0.2
 _RUN = 64
 #: Seconds between attempts to reach the broker, at first and at most.
 _FIRST, _CEILING = 0.25, 5.0
-#: Seconds between two lines in the log about the same outage.
-_SAID_AGAIN = 30.0
 
 
 class Intake:
@@ -49,8 +47,7 @@ class Intake:
         self._news = threading.Event()
         self._ending = self._is_to_rejoin = False
         self._until = 0.0
-        self._failures = 0
-        self._said = 0.0
+        self._trouble = Trouble(logger, _FIRST, _CEILING)
         self._waits = False
         self._thread = threading.Thread(target=self._run, name="cqrs-intake", daemon=True)
         #: Why it cannot go on, where that is for good.
@@ -63,7 +60,7 @@ class Intake:
     @property
     def is_connected(self) -> bool:
         """Whether it receives, as far as it knows."""
-        return self._subscription is not None and not self._failures
+        return self._subscription is not None and not self._trouble.failures
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError where the system gives none."""
@@ -128,9 +125,8 @@ class Intake:
         else:
             self._take_in()
         self.heard_at = time.monotonic()
-        if self._failures:
+        if self._trouble.is_over():
             logger.warning("messages are received again")
-            self._failures = 0
         self.serve()
 
     def _settle(self) -> None:
@@ -164,13 +160,7 @@ class Intake:
     def _lost(self, error: CqrsError | None) -> None:
         if isinstance(error, Closed):
             self._leave()
-        self._failures += 1
-        now = time.monotonic()
-        if self._failures == 1 or now - self._said > _SAID_AGAIN:
-            self._said = now
-            logger.warning("nothing is received, it is tried again: %s", error)
-        pause = min(_CEILING, _FIRST * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
-        self._news.wait(pause)
+        self._news.wait(self._trouble.failed(logging.WARNING, "nothing is received, it is tried again: %s", error))
 
     def _leave(self) -> None:
         subscription, self._subscription = self._subscription, None

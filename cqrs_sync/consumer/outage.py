@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 
 from cqrs_sync.errors import ConfigurationError, CqrsError, Retryable
 from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
+from cqrs_sync.retries import grown
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Outage:
         """Return the seconds until the next look."""
         with self._lock:
             self._looks += 1
-            longest = min(_CEILING, _FIRST * 2.0 ** min(self._looks - 1, 10))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+            return grown(self._looks, _FIRST, _CEILING)
 
 
 def may_pass(error: BaseException) -> bool:

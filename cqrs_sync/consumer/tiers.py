@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 import math
-import random
 from collections.abc import Iterable
 
 import attrs
 
 from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.retries import shortened
 
 #: Seconds an attempt may wait in hand, at most: what comes after it with its key waits for it, and so does a deploy.
 _LONGEST_INLINE = 60.0
@@ -79,7 +79,7 @@ class Tiers:
         """Return what is to be waited for after so many failed attempts, `wish` seconds at least; None for no more."""
         place = attempts - 1
         if place < len(self.inline):
-            seconds = max(wish, self.inline[place] * random.uniform(0.5, 1.0))  # noqa: S311 -- no secret
+            seconds = max(wish, shortened(self.inline[place]))
             if seconds <= _LONGEST_INLINE or not self.delayed:
                 return Pause(min(seconds, _LONGEST_INLINE), in_hand=True)
             return Pause(self._at_least(wish), in_hand=False)

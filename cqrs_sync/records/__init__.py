@@ -6,6 +6,7 @@ each other: what one client has published, the other one must be able to read.
 """
 
 from cqrs_sync.records.binding import incoming_message, key_and_headers_of
+from cqrs_sync.records.broker import RecordBroker
 from cqrs_sync.records.delivery import RecordDelivery
 from cqrs_sync.records.groups import Admin, RecordGroups
 from cqrs_sync.records.holding import Holding, Progress
@@ -24,6 +25,7 @@ __all__ = [
     "Places",
     "Progress",
     "Reading",
+    "RecordBroker",
     "RecordDelivery",
     "RecordGroups",
     "RecordSubscription",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -29,7 +30,7 @@ class Admin(Protocol):
         """Return how far the partitions of topics go and how far the group has come, without joining it."""
 
 
-class RecordGroups:
+class RecordGroups(ABC):
     """
     The places of groups are topics: see Places.
 
@@ -123,25 +124,25 @@ class RecordGroups:
         self._receiving(places.keeping_place(), until).close()
         return built
 
+    @abstractmethod
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _admin(self, until: float) -> AbstractContextManager[Admin]:
         """Connect."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _receiving(self, reading: Reading, until: float) -> Subscription:
         """Open a subscription."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _limit(self) -> int:
         """Return the largest record, in bytes, that can be published."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _patience(self) -> float:
         """Return the seconds that a call may take by default."""
-        raise NotImplementedError
 
     def _until(self) -> float:
         return within(max(self._patience(), _LEAST))

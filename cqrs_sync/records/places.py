@@ -14,6 +14,7 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.records.holding import Holding
 
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,200}")
+_LEGAL_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
 #: Offsets between the group's place and the last one handed out: so many times what a subscription holds.
 _REACH, _LEAST = 10, 1000
 
@@ -59,7 +60,7 @@ class Places:
     once, `<group>.dead` for good. The delay of a place is constant, so its records are due
     in the order they were written.
 
-    Raises ConfigurationError for a group that no topic can be called after.
+    Raises ConfigurationError for a group that no topic can be called after, and for what cannot be a topic.
     """
 
     def __init__(self, group: Group) -> None:
@@ -70,6 +71,11 @@ class Places:
             )
         if not group.topics:
             raise ConfigurationError(f"there is nothing to receive for {group.name}: name a topic")
+        for topic in group.topics:
+            if not _LEGAL_TOPIC.fullmatch(topic):
+                raise ConfigurationError(
+                    f"{topic!r} cannot be a topic: use letters, digits, '.', '_' and '-', 249 at most"
+                )
         self.group = group
         #: Topics to wait in, with the seconds.
         self.retry = {f"{group.name}.retry.{_number(delay)}": delay for delay in sorted({0.0, *group.delays})}
@@ -157,7 +163,8 @@ def _holding(place: Any, topic: str, number: int, **what: Any) -> Holding:
 
 def _piece(topic: str, there: int | None, wanted: int) -> Piece:
     if there is None:
-        return Piece("topic", topic, f"{wanted if wanted > 0 else 'as many as the broker makes'} partition(s)")
+        details = f"{wanted} partition(s)" if wanted > 0 else "as many partitions as the broker makes"
+        return Piece("topic", topic, details)
     details = f"{there} partition(s)"
     if there >= wanted:
         return Piece("topic", topic, details, "there")

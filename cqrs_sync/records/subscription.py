@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from cqrs_sync.broker import Delivery, Subscription
@@ -51,13 +52,17 @@ class RecordSubscription(Subscription):
         """Do what keeps the subscription alive, and receive nothing."""
         self._tend(time.monotonic(), _RESTING)
 
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what was not settled."""
+
+    @abstractmethod
     def _fetch(self, timeout: float, most: int | None = None) -> None:
         """Let the client work for at most `timeout` seconds, until something comes; take in `most` records."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_connection(self, now: float) -> None:
         """Raise BrokerUnavailable where all connections are lost, and have been for a while."""
-        raise NotImplementedError
 
     def _tend(self, now: float, interval: float) -> None:
         """Let the client work for a moment, unless it has not been long; what comes is taken in, up to a limit."""

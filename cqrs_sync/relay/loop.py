@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from typing import Protocol
 
 from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
+from cqrs_sync.troubles import Trouble
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a database, at first and at most.
 _FIRST, _CEILING = 0.2, 5.0
-#: Seconds between two lines in the log about the same trouble.
-_SAID_AGAIN = 60.0
 #: Who sleeps for longer than these seconds gives up his database connection.
 _NAP = 10.0
 
@@ -50,8 +48,7 @@ class Loop:
         self._longest = longest
         self._woken = threading.Event()
         self._until: float | None = None
-        self._failures = 0
-        self._said = 0.0
+        self._trouble = Trouble(logger, _FIRST, _CEILING)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -97,18 +94,12 @@ class Loop:
         except BaseException as error:  # noqa: BLE001 -- a loop that ends would be noticed by nobody
             pause = self._failed("a relay failed, and goes on", error)
         else:
-            if self._failures:
+            if self._trouble.is_over():
                 logger.warning("%s goes on", self._thread.name)
-                self._failures = 0
         return pause
 
     def _failed(self, words: str, error: BaseException | None) -> float:
-        self._failures += 1
-        now = time.monotonic()
-        if self._failures == 1 or now - self._said > _SAID_AGAIN:
-            self._said = now
-            logger.error("%s: %s", self._thread.name, words, exc_info=error)
-        return min(_CEILING, _FIRST * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+        return self._trouble.failed(logging.ERROR, "%s: %s", self._thread.name, words, exc_info=error)
 
     def _sleep(self, seconds: float) -> None:
         if self._woken.wait(min(seconds, _NAP)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Collection
 
 import attrs
+
+from cqrs_sync.retries import grown
+from cqrs_sync.troubles import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -15,8 +17,6 @@ logger = logging.getLogger(__name__)
 _FIRST, _CEILING = 0.25, 3.0
 #: The same for a topic of a broker that takes others.
 _TOPIC_FIRST, _TOPIC_CEILING = 1.0, 30.0
-#: Seconds between two lines in the log about the same outage.
-_SAID_AGAIN = 30.0
 
 
 @attrs.define
@@ -34,15 +34,14 @@ class Outages:
     """
 
     def __init__(self) -> None:
-        self._failures = 0
+        self._broker = Trouble(logger, _FIRST, _CEILING)
         self._until = 0.0
-        self._said = 0.0
         self._topics: dict[str, _Suspect] = {}
 
     @property
     def probing(self) -> bool:
         """Whether the broker could not be reached the last time."""
-        return self._failures > 0
+        return self._broker.failures > 0
 
     def pause(self) -> float:
         """Return the seconds in which nothing is to be tried."""
@@ -65,33 +64,21 @@ class Outages:
             for topic in set(unreached) - set(reached):
                 known = self._topics.setdefault(topic, _Suspect(0, 0.0))
                 known.failures += 1
-                known.until = time.monotonic() + _backed_off(known.failures, _TOPIC_FIRST, _TOPIC_CEILING)
+                known.until = time.monotonic() + grown(known.failures, _TOPIC_FIRST, _TOPIC_CEILING)
                 logger.warning("the topic %r cannot be reached, others can: %s", topic, error)
         elif unreached:
-            self._failures += 1
-            pause = _backed_off(self._failures, _FIRST, _CEILING)
+            words = "the broker cannot be reached, messages wait in the outbox: %s"
+            pause = self._broker.failed(logging.WARNING, words, error)
             self._until = time.monotonic() + pause
             for topic in unreached:
                 # It may be the topic alone: the next one to be tried is another, where there is one.
                 self._topics[topic] = _Suspect(0, self._until + pause / 2)
-            self._say(error)
 
     def _note_reached(self, reached: Collection[str]) -> None:
-        if self._failures:
+        if self._broker.is_over():
             logger.warning("the broker is back")
-            self._failures = 0
-            self._until = self._said = 0.0
+            self._until = 0.0
             # What failed only because the broker was away need not wait any longer.
             self._topics.clear()
         for topic in reached:
             self._topics.pop(topic, None)
-
-    def _say(self, error: BaseException | None) -> None:
-        now = time.monotonic()
-        if self._said == 0 or now - self._said > _SAID_AGAIN:
-            self._said = now
-            logger.warning("the broker cannot be reached, messages wait in the outbox: %s", error)
-
-
-def _backed_off(failures: int, first: float, ceiling: float) -> float:
-    return min(ceiling, first * 2.0 ** min(failures - 1, 16)) * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret

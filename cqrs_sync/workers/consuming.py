@@ -18,7 +18,7 @@ from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
 from cqrs_sync.workers.leaving import Deadline, done_by, leave
 from cqrs_sync.workers.progress import Pace, Reports, Screen
-from cqrs_sync.workers.receipts import Receipts
+from cqrs_sync.workers.purging import purging_receipts
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
 from cqrs_sync.workers.vitals import Lookout, Vitals, tell_of_what_runs
@@ -119,8 +119,8 @@ class ConsumerProcess:
                 ending.callback(self._file.end)
                 self._file.start()
             if options.purge_after is not None:
-                receipts = Receipts(consumer, options.purge_after)
-                purging = Errand("cqrs-purge", receipts.purge, receipts.let_go)
+                receipts = purging_receipts(consumer.mediator, options.purge_after, consumer.group.delays)
+                purging = Errand("cqrs-purge", lambda: receipts.do(purging.pause), receipts.let_go)
                 ending.callback(purging.end)
                 purging.start()
             silence = Errand("cqrs-silence", Silence(consumer, options.stall).look, lambda: None)

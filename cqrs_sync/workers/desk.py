@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cqrs_sync.inbox import Inbox
 from cqrs_sync.outbox import Backlog, DeadDelivery, Outbox, Selection
 
 #: Deliveries or messages that are changed in one transaction.
@@ -92,9 +91,3 @@ def in_chunks(change: Callable[[Selection, int], int], selection: Selection, mos
     while most > 0 and (changed := change(selection, min(CHUNK, most))):
         yield changed
         most -= changed
-
-
-def purged(store: Outbox | Inbox, older_than: float) -> Iterator[int]:
-    """Purge delivered messages, or receipts, chunk by chunk; yields how many each time."""
-    while changed := store.purge(older_than, limit=2 * CHUNK):
-        yield changed

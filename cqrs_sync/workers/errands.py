@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 
 from cqrs_sync.errors import CqrsError
+from cqrs_sync.troubles import Seldom, more_of
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until something is tried again that failed.
 _AGAIN = 2.0
-#: Seconds between two lines in the log about the same trouble.
-_SAID_AGAIN = 60.0
 
 
 class Errand:
@@ -29,7 +27,7 @@ class Errand:
         """Do it, with `let_go` called in the same thread before long pauses and at the end."""
         self._do = do
         self._let_go = let_go
-        self._said = 0.0
+        self._seldom = Seldom()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -59,10 +57,9 @@ class Errand:
         except CqrsError as error:
             logger.debug("%s: %s", self._thread.name, error)
         except Exception:
-            now = time.monotonic()
-            if self._said == 0 or now - self._said > _SAID_AGAIN:
-                self._said = now
-                logger.exception("%s failed, and is tried again", self._thread.name)
+            unsaid = self._seldom.due()
+            if unsaid is not None:
+                logger.exception("%s failed, and is tried again%s", self._thread.name, more_of(unsaid))
         else:
             return pause
         return _AGAIN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import signal
 import threading
 import time
@@ -13,14 +12,13 @@ from typing import cast
 
 import attrs
 
-from cqrs_sync.errors import CqrsError
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
-from cqrs_sync.workers.desk import purged
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.held import Held
 from cqrs_sync.workers.leaving import Deadline, done_by, leave
 from cqrs_sync.workers.progress import Gauge, Pace, Progress, Reports, Screen
+from cqrs_sync.workers.purging import Purging
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.stuck import tell_of_what_is_stuck
 
@@ -30,8 +28,6 @@ logger = logging.getLogger(__name__)
 _STEP = 0.2
 #: Seconds between two looks at whether anything is due, where it ends when nothing is.
 _LOOK = 0.1
-#: Seconds between two purges, and between the chunks of one.
-_PURGED_EVERY, _BREATH = 60.0, 0.05
 #: Of the grace, this many seconds at most are kept to name what was not finished.
 _MARGIN = 1.0
 
@@ -116,8 +112,8 @@ class RelayProcess:
         if self._options.drain:
             draining = Errand("cqrs-drain", lambda: self._look_whether_drained(draining.pause), let_go)
             errands.append(draining)
-        elif self._options.purge_after is not None:
-            purging = Errand("cqrs-purge", lambda: self._purge(purging.pause), let_go)
+        elif (messages := self._purging()) is not None:
+            purging = Errand("cqrs-purge", lambda: messages.do(purging.pause), let_go)
             errands.append(purging)
         return errands
 
@@ -188,23 +184,11 @@ class RelayProcess:
         due = self._relay.next_due()
         if before is None or before != self._held.at_rest() or due == 0:
             return _LOOK
-        self._purge(pause)
+        if (messages := self._purging()) is not None:
+            messages.do(pause)
         self._drained.set()
         return None
 
-    def _purge(self, pause: Callable[[float], bool]) -> float:
-        """Purge in small transactions, with time for others in between."""
-        count = 0
-        try:
-            for chunk in (
-                () if self._options.purge_after is None else purged(self._relay.outbox, self._options.purge_after)
-            ):
-                count += chunk
-                if pause(_BREATH):
-                    break
-        except CqrsError as error:
-            logger.warning("delivered messages cannot be purged, it is tried again: %s", error)
-        if count:
-            logger.info("%d delivered message(s) purged", count)
-        # Relays that were started together need not purge together.
-        return _PURGED_EVERY * random.uniform(0.5, 1.5)  # noqa: S311 -- no secret
+    def _purging(self) -> Purging | None:
+        after = self._options.purge_after
+        return None if after is None else Purging(self._relay.outbox, after, "delivered message")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import attrs
 import pytest
 
 from cqrs_sync.broker import MessageBroker
-from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
+from cqrs_sync.context import deadline
+from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected, PublishFailed
 from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR
+from tests.servers import free_port
 from tests.servers.kafka import bodies_in
 from tests.waiting import eventually
 
@@ -26,6 +30,12 @@ LATE = 1.0
 #: Seconds after the broker's return in which publishing has to work again.
 BACK_IN = 2.0
 _ROOT = Path(__file__).parents[2]
+#: What is done to a broker or to the path to it, and how that is mended.
+HARMS = {
+    "path-cut": (lambda server, proxy: proxy.cut(), lambda server, proxy: proxy.restore()),
+    "path-frozen": (lambda server, proxy: proxy.freeze(), lambda server, proxy: proxy.restore()),
+    "broker-frozen": (lambda server, proxy: server.freeze(), lambda server, proxy: server.thaw()),
+}
 
 
 def failures_of(broker, messages, **options):
@@ -122,6 +132,130 @@ def is_unreachable(deliveries):
 
 class KafkaPublishing:
     broker_class: ClassVar[Any]
+    #: Options with which each record has a request of its own, and the words for a port on which nobody listens.
+    one_by_one: ClassVar[Mapping[str, Any]]
+    refused: ClassVar[str]
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("topic", "no spaces, please"),
+            ("topic", ""),
+            ("topic", ".."),
+            ("topic", "x" * 250),
+            ("topic", None),
+            ("topic", ["unhashable"]),
+            ("key", "\ud800"),
+            ("key", 7),
+            ("attributes", {"id": None}),
+            ("body", "text"),
+            ("body", None),
+        ],
+    )
+    def test_a_message_that_cannot_be_sent_fails_alone(self, broker, kafka_topic, field, value):
+        """
+        A bad topic, key, attribute or body is rejected with its reason, and its neighbours are confirmed.
+        """
+        bad = attrs.evolve(message(kafka_topic), **{field: value})
+
+        failures = failures_of(broker, [message(kafka_topic), bad, message(kafka_topic)], timeout=10)
+
+        assert [bad] == [failed for failed, _ in failures]
+        assert isinstance(failures[0][1], MessageRejected)
+
+    def test_what_the_broker_refuses_fails_alone(self, scripted, scripted_broker):
+        """
+        One record the broker will not take is named; all others are confirmed, in order, and so is what comes after.
+
+        A client fails everything that is under way, or in the same request, with the same error.
+        """
+        scripted.judge = lambda bodies: INVALID_RECORD if b"bad" in bodies else NO_ERROR
+        batch = [message("known", body, key="k") for body in (b"1", b"2", b"bad", b"3")]
+
+        failures = failures_of(scripted_broker, batch)
+        scripted_broker.publish([message("known", b"4", key="k")])
+
+        assert [batch[2]] == [failed for failed, _ in failures]
+        assert isinstance(failures[0][1], MessageRejected)
+        assert [b"1", b"2", b"3", b"4"] == scripted.written
+
+    def test_no_message_is_sent_again_after_its_successor(self, scripted):
+        """
+        Where a later message of its key has arrived, a refused one is reported instead of tried on its own.
+        """
+        refused_once = {b"1", b"2"}
+
+        def judge(bodies):
+            again = refused_once.isdisjoint(bodies)
+            refused_once.difference_update(bodies)
+            return NO_ERROR if again else INVALID_RECORD
+
+        scripted.judge = judge
+        broker = self.broker_class(scripted.servers, producer_config=self.one_by_one)
+        batch = [message("known", b"1", key="k"), message("known", b"2"), message("known", b"3", key="k")]
+
+        failures = failures_of(broker, batch)
+        broker.close()
+
+        assert [batch[0]] == [failed for failed, _ in failures]
+        assert isinstance(failures[0][1], BrokerUnavailable)
+        assert [b"3", b"2"] == scripted.written
+
+    def test_a_topic_that_is_made_meanwhile_is_used(self, scripted):
+        """
+        Where the broker may make topics, a new one is waited for as long as there is time.
+        """
+        broker = self.broker_class(scripted.servers)
+        timer = threading.Timer(0.5, scripted.topics.add, args=["late"])
+        timer.start()
+
+        broker.publish([message("late", b"1"), message("late", b"2")], timeout=10)
+        broker.close()
+
+        assert [b"1", b"2"] == scripted.written
+
+    def test_an_unreachable_broker_fails_in_time(self):
+        """
+        With nobody there, the first call fails at its deadline with the reason, not after 30 or 60 seconds.
+        """
+        broker = self.broker_class(f"127.0.0.1:{free_port()}")
+        started = time.monotonic()
+
+        failures = failures_of(broker, [message("orders")], timeout=0.5)
+        took = time.monotonic() - started
+        broker.close(0.1)
+
+        assert isinstance(failures[0][1], BrokerUnavailable)
+        assert self.refused in str(failures[0][1])
+        assert 0.5 + LATE > took
+
+    def test_the_nearest_deadline_counts(self):
+        """
+        A deadline of the request ends the call before its own timeout does.
+        """
+        broker = self.broker_class(f"127.0.0.1:{free_port()}")
+        started = time.monotonic()
+
+        with deadline(0.3):
+            failures_of(broker, [message("orders")], timeout=20)
+        took = time.monotonic() - started
+        broker.close(0.1)
+
+        assert 0.3 + LATE > took
+
+    def test_a_closed_broker_takes_nothing_more(self, kafka_servers, kafka_topic):
+        """
+        After `close`, publishing and subscribing are errors; a second `close` is none.
+        """
+        broker = self.broker_class(kafka_servers)
+        broker.publish([message(kafka_topic)])
+        broker.close()
+        broker.close()
+
+        with pytest.raises(Closed):
+            broker.publish([])
+        with pytest.raises(Closed):
+            broker.subscribe(kafka_topic, group="late")
 
     def test_what_the_broker_refuses_fails_for_its_own_thread_only(self, scripted, scripted_broker):
         """
@@ -178,6 +312,62 @@ class KafkaPublishing:
 
 
 class KafkaOutages:
+    broker_class: ClassVar[Any]
+    #: Messages that are confirmed between two harms.
+    many: ClassVar[int]
+    #: Whether the client has given up the message that a call left behind, with nobody looking.
+    owes_nothing: ClassVar[Callable[[Any], bool]]
+
+    @pytest.mark.parametrize("calls", [1, 4], ids=["one-call", "calls-all-the-time"])
+    def test_publishing_works_again_after_a_freeze_longer_than_any_patience(self, own_kafka, broker, calls):
+        """
+        The broker answers nothing until the client has given up; two seconds after its return it confirms.
+        """
+        own_kafka.freeze()
+        failures = [publish(broker, timeout=1.2) for _ in range(calls)]
+        eventually(lambda: self.owes_nothing(broker))
+        own_kafka.thaw()
+
+        assert BACK_IN > seconds_until_it_works(broker)
+        assert all(isinstance(error, BrokerUnavailable) and took < 1.2 + LATE for error, took in failures)
+
+    def test_publishing_works_again_after_calls_that_had_little_time(self, own_kafka, broker):
+        """
+        Deadlines shorter than any timeout of the client leave nothing wedged behind.
+        """
+        own_kafka.freeze()
+        failures = [publish(broker, timeout=0.1) for _ in range(5)]
+        eventually(lambda: self.owes_nothing(broker))
+        own_kafka.thaw()
+
+        assert BACK_IN > seconds_until_it_works(broker)
+        assert all(isinstance(error, BrokerUnavailable) and took < 0.1 + LATE for error, took in failures)
+
+    @pytest.mark.parametrize(("harm", "mend"), HARMS.values(), ids=HARMS)
+    def test_under_sixteen_threads_no_confirmed_message_is_missing(self, kafka_behind_proxy, harm, mend):
+        """
+        While the broker or the path to it comes and goes under thousands of messages: what was confirmed is there,
+        everything else was reported as failed, and no call returns later than its deadline.
+        """
+        server, proxy = kafka_behind_proxy
+        broker = self.broker_class(server.servers)
+        publish(broker, timeout=10)
+
+        with Ledger(broker, timeout=1.0) as ledger:
+            for _ in range(3):
+                confirmed = len(ledger.confirmed) + self.many
+                eventually(lambda: len(ledger.confirmed) > confirmed, timeout=20)  # noqa: B023
+                failed = len(ledger.failed)
+                harm(server, proxy)
+                eventually(lambda: len(ledger.failed) > failed, timeout=20)  # noqa: B023
+                mend(server, proxy)
+            eventually(lambda: len(ledger.confirmed) > 4 * self.many, timeout=20)
+        broker.close()
+
+        assert set() == set(ledger.confirmed) - set(bodies_in(server.servers, "orders"))
+        assert set() == set(ledger.confirmed) & set(ledger.failed)
+        assert LATE > ledger.latest
+
     def test_a_moment_without_answers_costs_no_producer(self, own_kafka, broker):
         """
         A freeze shorter than the deadline delays a call, and the same producer confirms it.
@@ -217,11 +407,99 @@ class KafkaOutages:
 
 class KafkaProcesses:
     broker_class: ClassVar[Any]
+    quick_groups: ClassVar[Mapping[str, Any]]
+    refused: ClassVar[str]
+    #: What logs that a connection was refused, and how many children there are.
+    logger: ClassVar[str]
+    children: ClassVar[int]
 
     def run(self, script: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         """Run a script that knows the broker's class as `Broker`."""
         known = f"from {self.broker_class.__module__} import {self.broker_class.__name__} as Broker\n"
         return run(known + textwrap.dedent(script), *arguments)
+
+    def test_a_process_whose_broker_is_gone_leaves_in_time(self):
+        """
+        An unreachable broker holds nobody up at exit, and there is no traceback.
+        """
+        completed, took = self.run(
+            """
+            import logging, sys
+            from cqrs_sync.errors import PublishFailed
+            from cqrs_sync.testing.contracts import message
+            logging.getLogger(sys.argv[2]).setLevel(logging.CRITICAL)
+            try:
+                Broker(sys.argv[1]).publish([message("orders")], timeout=0.5)
+            except PublishFailed as error:
+                print(error)
+            """,
+            f"127.0.0.1:{free_port()}",
+            self.logger,
+        )
+
+        assert (0, "") == (completed.returncode, completed.stderr)
+        assert self.refused in completed.stdout
+        assert 10 > took
+
+    def test_connecting_imports_nothing(self, kafka_servers, kafka_topic):
+        """
+        A child that is forked while a thread imports a module waits for that import for ever: there must be none.
+        """
+        completed, _ = self.run(
+            """
+            import json, sys
+            from cqrs_sync.testing.contracts import message
+            servers, topic, quick = sys.argv[1:]
+            before = set(sys.modules)
+            broker = Broker(servers, consumer_config=json.loads(quick))
+            broker.publish([message(topic, key="k")], timeout=10)
+            broker.subscribe(topic, group="g").close()
+            broker.close()
+            assert set(sys.modules) == before, set(sys.modules) - before
+            """,
+            kafka_servers,
+            kafka_topic,
+            json.dumps(self.quick_groups),
+        )
+
+        assert (0, "") == (completed.returncode, completed.stderr)
+
+    @pytest.mark.slow
+    def test_children_publish_and_leave(self, kafka_servers, kafka_topic):
+        """
+        Forked after the broker was used, each child publishes and exits like any program within five seconds;
+        the parent goes on publishing.
+        """
+        completed, _ = self.run(
+            """
+            import os, sys, time
+            from cqrs_sync.testing.contracts import message
+            servers, topic, children = sys.argv[1:]
+            broker = Broker(servers)
+            broker.publish([message(topic, b"parent")], timeout=10)
+            slowest = 0
+            for number in range(int(children)):
+                child = os.fork()
+                if not child:
+                    broker.publish([message(topic, b"%d" % number)], timeout=4)
+                    sys.exit()
+                started = time.monotonic()
+                _, status = os.waitpid(child, 0)
+                slowest = max(slowest, time.monotonic() - started)
+                assert status == 0, status
+                broker.publish([message(topic, b"parent")], timeout=10)
+            broker.close()
+            assert slowest < 5, slowest
+            """,
+            kafka_servers,
+            kafka_topic,
+            str(self.children),
+        )
+
+        assert (0, "") == (completed.returncode, completed.stderr)
+        bodies = bodies_in(kafka_servers, kafka_topic)
+        assert {b"%d" % number for number in range(self.children)} == set(bodies) - {b"parent"}
+        assert self.children + 1 == bodies.count(b"parent")
 
     def test_children_come_and_go_while_threads_publish(self, kafka_servers, kafka_topic):
         """

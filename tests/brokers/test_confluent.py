@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
-import attrs
 import pytest
 
-from cqrs_sync.context import deadline
-from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
-from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR, ScriptedKafka
+from tests.brokers.scripted_kafka import NO_ERROR
 from tests.servers import free_port
 from tests.servers.kafka import QUICK_GROUPS
 from tests.waiting import eventually
@@ -33,13 +30,6 @@ def broker(kafka_servers):
     broker = ConfluentKafkaBroker(kafka_servers)
     yield broker
     broker.close()
-
-
-@pytest.fixture
-def scripted():
-    scripted = ScriptedKafka("known")
-    yield scripted
-    scripted.close()
 
 
 @pytest.fixture
@@ -70,34 +60,6 @@ def test_both_clients_are_the_same_on_the_wire(broker, kafka_servers, kafka_topi
     }
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("topic", "no spaces, please"),
-        ("topic", ""),
-        ("topic", ".."),
-        ("topic", "x" * 250),
-        ("topic", None),
-        ("topic", ["unhashable"]),
-        ("key", "\ud800"),
-        ("key", 7),
-        ("attributes", {"id": None}),
-        ("body", "text"),
-        ("body", None),
-    ],
-)
-def test_a_message_that_cannot_be_sent_fails_alone(broker, kafka_topic, field, value):
-    """
-    A bad topic, key, attribute or body is rejected with its reason, and its neighbours are confirmed.
-    """
-    bad = attrs.evolve(message(kafka_topic), **{field: value})
-
-    failures = failures_of(broker, [message(kafka_topic), bad, message(kafka_topic)], timeout=10)
-
-    assert [bad] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], MessageRejected)
-
-
 def test_an_illegal_topic_is_refused_without_asking_anybody():
     """
     It is the message's fault whether or not a broker is there to say so.
@@ -111,48 +73,6 @@ def test_an_illegal_topic_is_refused_without_asking_anybody():
 
     assert isinstance(failures[0][1], MessageRejected)
     assert LATE > took
-
-
-def test_what_the_broker_refuses_fails_alone(scripted, scripted_broker):
-    """
-    One record the broker will not take is named; all others are confirmed, in order, and so is what comes after.
-
-    librdkafka fails everything in the same request with the same error.
-    """
-    scripted.judge = lambda bodies: INVALID_RECORD if b"bad" in bodies else NO_ERROR
-    batch = [message("known", body, key="k") for body in (b"1", b"2", b"bad", b"3")]
-
-    failures = failures_of(scripted_broker, batch)
-    scripted_broker.publish([message("known", b"4", key="k")])
-
-    assert [batch[2]] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], MessageRejected)
-    assert [b"1", b"2", b"3", b"4"] == scripted.written
-
-
-def test_no_message_is_sent_again_after_its_successor(scripted):
-    """
-    Where a later message of its key has arrived, a refused one is reported instead of tried on its own.
-    """
-    refused_once = {b"1", b"2"}
-
-    def judge(bodies):
-        again = refused_once.isdisjoint(bodies)
-        refused_once.difference_update(bodies)
-        return NO_ERROR if again else INVALID_RECORD
-
-    scripted.judge = judge
-    broker = ConfluentKafkaBroker(
-        scripted.servers, producer_config={"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight": 1}
-    )
-    batch = [message("known", b"1", key="k"), message("known", b"2"), message("known", b"3", key="k")]
-
-    failures = failures_of(broker, batch)
-    broker.close()
-
-    assert [batch[0]] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], BrokerUnavailable)
-    assert [b"3", b"2"] == scripted.written
 
 
 def test_missing_rights_are_no_refusal(scripted, scripted_broker):
@@ -226,20 +146,6 @@ def test_a_topic_that_was_made_after_it_was_refused_is_used(scripted, scripted_b
     assert [b"1", b"2"] == scripted.written
 
 
-def test_a_topic_that_is_made_meanwhile_is_used(scripted):
-    """
-    Where the broker may make topics, a new one is waited for.
-    """
-    broker = ConfluentKafkaBroker(scripted.servers)
-    timer = threading.Timer(0.5, scripted.topics.add, args=["late"])
-    timer.start()
-
-    broker.publish([message("late", b"1"), message("late", b"2")], timeout=10)
-    broker.close()
-
-    assert [b"1", b"2"] == scripted.written
-
-
 def test_a_full_queue_slows_the_caller_down(scripted):
     """
     More messages than librdkafka holds are sent all the same, in order, and the queue never holds more.
@@ -303,22 +209,6 @@ def test_a_wrong_password_fails_at_once_and_is_never_shown(scripted, caplog, cap
         assert PASSWORD not in shown
 
 
-def test_an_unreachable_broker_fails_in_time():
-    """
-    With nobody there, the first call fails at its deadline with the reason.
-    """
-    broker = ConfluentKafkaBroker(f"127.0.0.1:{free_port()}")
-    started = time.monotonic()
-
-    failures = failures_of(broker, [message("orders")], timeout=0.5)
-    took = time.monotonic() - started
-    broker.close(0.1)
-
-    assert isinstance(failures[0][1], BrokerUnavailable)
-    assert "Connection refused" in str(failures[0][1])
-    assert 0.5 + LATE > took
-
-
 def test_a_host_that_does_not_exist_is_an_error_that_names_it():
     """
     A name nobody knows is told, with the way out.
@@ -332,21 +222,6 @@ def test_a_host_that_does_not_exist_is_an_error_that_names_it():
     assert "no-such-host.invalid" in str(failures[0][1])
 
 
-def test_the_nearest_deadline_counts():
-    """
-    A deadline of the request ends the call before its own timeout does.
-    """
-    broker = ConfluentKafkaBroker(f"127.0.0.1:{free_port()}")
-    started = time.monotonic()
-
-    with deadline(0.3):
-        failures_of(broker, [message("orders")], timeout=20)
-    took = time.monotonic() - started
-    broker.close(0.1)
-
-    assert 0.3 + LATE > took
-
-
 def test_options_that_contradict_each_other_are_an_error_with_the_first_call(kafka_servers, kafka_topic):
     """
     librdkafka compares its options when a producer is made: what it says is a wrong configuration.
@@ -358,20 +233,7 @@ def test_options_that_contradict_each_other_are_an_error_with_the_first_call(kaf
     broker.close()
 
 
-def test_a_closed_broker_takes_nothing_more(kafka_servers, kafka_topic):
-    """
-    After `close`, publishing and subscribing are errors; a second `close` is none.
-    """
-    broker = ConfluentKafkaBroker(kafka_servers)
-    broker.publish([message(kafka_topic)])
-    broker.close()
-    broker.close()
-
-    with pytest.raises(Closed):
-        broker.publish([])
-    with pytest.raises(Closed):
-        broker.subscribe(kafka_topic, group="g")
-
-
 class TestPublishing(KafkaPublishing):
     broker_class = ConfluentKafkaBroker
+    one_by_one = {"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight": 1}  # noqa: RUF012 -- nobody changes it
+    refused = "Connection refused"

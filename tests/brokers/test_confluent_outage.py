@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, Ledger, publish, seconds_until_it_works
+from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, publish, seconds_until_it_works
 from tests.servers.kafka import bodies_in
 from tests.waiting import eventually
 
@@ -54,33 +54,6 @@ def test_a_bare_producer_never_comes_back_from_a_broker_that_forgets(own_kafka):
     send()
 
     assert [True, False, False] == [error is None for error in reports]
-
-
-@pytest.mark.parametrize("calls", [1, 4], ids=["one-call", "calls-all-the-time"])
-def test_publishing_works_again_after_a_freeze_longer_than_any_patience(own_kafka, broker, calls):
-    """
-    The broker answers nothing until librdkafka has given up; two seconds after its return it confirms.
-    """
-    own_kafka.freeze()
-    failures = [publish(broker, timeout=1.2) for _ in range(calls)]
-    eventually(lambda: what_it_owes_is_settled(broker))
-    own_kafka.thaw()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-    assert all(isinstance(error, BrokerUnavailable) and took < 1.2 + LATE for error, took in failures)
-
-
-def test_publishing_works_again_after_calls_that_had_little_time(own_kafka, broker):
-    """
-    Deadlines shorter than any timeout of librdkafka leave nothing wedged behind.
-    """
-    own_kafka.freeze()
-    failures = [publish(broker, timeout=0.1) for _ in range(5)]
-    eventually(lambda: what_it_owes_is_settled(broker))
-    own_kafka.thaw()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-    assert all(isinstance(error, BrokerUnavailable) and took < 0.1 + LATE for error, took in failures)
 
 
 def test_a_broker_that_was_away_while_nobody_published_costs_little(own_kafka, broker):
@@ -141,39 +114,6 @@ def test_an_outage_is_a_few_lines_in_the_log(own_kafka, broker, caplog, capfd):
     lines = [record for record in caplog.records if record.name.endswith("confluent.librdkafka")]
     assert 0 < len(lines) <= 6
     assert "" == capfd.readouterr().err
-
-
-HARMS = {
-    "path-cut": (lambda server, proxy: proxy.cut(), lambda server, proxy: proxy.restore()),
-    "path-frozen": (lambda server, proxy: proxy.freeze(), lambda server, proxy: proxy.restore()),
-    "broker-frozen": (lambda server, proxy: server.freeze(), lambda server, proxy: server.thaw()),
-}
-
-
-@pytest.mark.parametrize(("harm", "mend"), HARMS.values(), ids=HARMS)
-def test_under_sixteen_threads_no_confirmed_message_is_missing(kafka_behind_proxy, harm, mend):
-    """
-    While the broker or the path to it comes and goes under 10,000 messages: what was confirmed is there,
-    everything else was reported as failed, and no call returns later than its deadline.
-    """
-    server, proxy = kafka_behind_proxy
-    broker = ConfluentKafkaBroker(server.servers)
-    publish(broker, timeout=10)
-
-    with Ledger(broker, timeout=1.0) as ledger:
-        for _ in range(3):
-            confirmed = len(ledger.confirmed) + 2500
-            eventually(lambda: len(ledger.confirmed) > confirmed, timeout=20)  # noqa: B023
-            failed = len(ledger.failed)
-            harm(server, proxy)
-            eventually(lambda: len(ledger.failed) > failed, timeout=20)  # noqa: B023
-            mend(server, proxy)
-        eventually(lambda: len(ledger.confirmed) > 10_000, timeout=20)
-    broker.close()
-
-    assert set() == set(ledger.confirmed) - set(bodies_in(server.servers, "orders"))
-    assert set() == set(ledger.confirmed) & set(ledger.failed)
-    assert LATE > ledger.latest
 
 
 def test_closing_waits_for_what_is_under_way(own_kafka):
@@ -239,4 +179,6 @@ def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):
 
 
 class TestOutages(KafkaOutages):
-    """With the broker of this module."""
+    broker_class = ConfluentKafkaBroker
+    many = 2500
+    owes_nothing = staticmethod(what_it_owes_is_settled)

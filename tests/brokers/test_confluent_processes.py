@@ -9,8 +9,7 @@ import pytest
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.testing.contracts import in_forked_child, message
 from tests.brokers.kafka_contract import KafkaProcesses, run
-from tests.servers import free_port
-from tests.servers.kafka import bodies_in
+from tests.servers.kafka import CONFLUENT_QUICK_GROUPS
 
 pytestmark = pytest.mark.broker
 
@@ -27,69 +26,6 @@ def test_importing_and_making_a_broker_starts_nothing():
         assert [os.listdir(f"/proc/self/{kind}") for kind in ("task", "fd")] == before
         assert len(before[0]) == 1
     """)
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-
-
-@pytest.mark.slow
-def test_thirty_children_publish_and_leave(kafka_servers, kafka_topic):
-    """
-    Forked after the broker was used, each child publishes and exits like any program within five seconds;
-    the parent goes on publishing.
-    """
-    completed, _ = run(
-        """
-        import os, sys, time
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        broker = ConfluentKafkaBroker(servers)
-        broker.publish([message(topic, b"parent")], timeout=10)
-        slowest = 0
-        for number in range(30):
-            child = os.fork()
-            if not child:
-                broker.publish([message(topic, b"%d" % number)], timeout=4)
-                sys.exit()
-            started = time.monotonic()
-            _, status = os.waitpid(child, 0)
-            slowest = max(slowest, time.monotonic() - started)
-            assert status == 0, status
-            broker.publish([message(topic, b"parent")], timeout=10)
-        broker.close()
-        assert slowest < 5, slowest
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-    bodies = bodies_in(kafka_servers, kafka_topic)
-    assert {b"%d" % number for number in range(30)} == set(bodies) - {b"parent"}
-    assert 31 == bodies.count(b"parent")
-
-
-def test_connecting_imports_nothing(kafka_servers, kafka_topic):
-    """
-    A child that is forked while a thread imports a module waits for that import for ever: there must be none.
-    """
-    completed, _ = run(
-        """
-        import sys
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        before = set(sys.modules)
-        quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
-        broker = ConfluentKafkaBroker(servers, consumer_config=quick)
-        broker.publish([message(topic, key="k")], timeout=10)
-        broker.subscribe(topic, group="g").close()
-        broker.close()
-        assert set(sys.modules) == before, set(sys.modules) - before
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
 
     assert (0, "") == (completed.returncode, completed.stderr)
 
@@ -143,30 +79,6 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
     assert 20 > took
 
 
-def test_a_process_whose_broker_is_gone_leaves_in_time():
-    """
-    An unreachable broker holds nobody up at exit, and there is no traceback.
-    """
-    completed, took = run(
-        """
-        import logging, sys
-        from cqrs_sync.errors import PublishFailed
-        from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message
-        logging.getLogger("cqrs_sync.integrations.confluent").setLevel(logging.CRITICAL)
-        try:
-            ConfluentKafkaBroker(sys.argv[1]).publish([message("orders")], timeout=0.5)
-        except PublishFailed as error:
-            print(error)
-        """,
-        f"127.0.0.1:{free_port()}",
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-    assert "Connection refused" in completed.stdout
-    assert 10 > took
-
-
 def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
     """
     Even where the broker has stopped to answer, the interpreter does not wait for it.
@@ -194,3 +106,7 @@ def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
 
 class TestProcesses(KafkaProcesses):
     broker_class = ConfluentKafkaBroker
+    quick_groups = CONFLUENT_QUICK_GROUPS
+    refused = "Connection refused"
+    logger = "cqrs_sync.integrations.confluent"
+    children = 30

@@ -18,17 +18,15 @@ from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port
+from tests.servers.kafka import CONFLUENT_QUICK_GROUPS
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
-#: As tests.servers.kafka.QUICK_GROUPS, in librdkafka's words.
-QUICK_GROUPS = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
-
 
 @pytest.fixture
 def broker(kafka_servers):
-    broker = ConfluentKafkaBroker(kafka_servers, consumer_config=QUICK_GROUPS)
+    broker = ConfluentKafkaBroker(kafka_servers, consumer_config=CONFLUENT_QUICK_GROUPS)
     yield broker
     broker.close()
 
@@ -82,7 +80,7 @@ def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker,
 
 
 def receive_one_and_die(servers, topic, group):
-    deliveries = ConfluentKafkaBroker(servers, consumer_config=QUICK_GROUPS).subscribe(topic, group=group)
+    deliveries = ConfluentKafkaBroker(servers, consumer_config=CONFLUENT_QUICK_GROUPS).subscribe(topic, group=group)
     receive(deliveries, 1)
     eventually(lambda: is_committed(deliveries))
     os._exit(7)
@@ -125,7 +123,7 @@ def test_members_of_a_group_share_its_messages(group, kafka_servers, kafka_topic
     Two members receive everything once, between them, however the group shares out its partitions.
     """
     broker = ConfluentKafkaBroker(
-        kafka_servers, consumer_config={**QUICK_GROUPS, "partition.assignment.strategy": strategy}
+        kafka_servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "partition.assignment.strategy": strategy}
     )
     make_topic(kafka_servers, kafka_topic, partitions=4)
     wanted = sorted(b"%d" % n for n in range(40))
@@ -239,7 +237,7 @@ def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
     """
     When all connections are lost, `receive` says so instead of returning nothing for ever; closing is in time.
     """
-    broker = ConfluentKafkaBroker(own_kafka.servers, consumer_config=QUICK_GROUPS)
+    broker = ConfluentKafkaBroker(own_kafka.servers, consumer_config=CONFLUENT_QUICK_GROUPS)
     deliveries = broker.subscribe("orders", group=group)
     publish_texts(broker, "orders", b"1")
     receive(deliveries, 1)
@@ -265,7 +263,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     """
     server, proxy = kafka_behind_proxy
     make_topic(server.servers, "orders", partitions=1)
-    broker = ConfluentKafkaBroker(server.servers, consumer_config={**QUICK_GROUPS, "session.timeout.ms": 3000})
+    broker = ConfluentKafkaBroker(
+        server.servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "session.timeout.ms": 3000}
+    )
     deliveries = broker.subscribe("orders", group=group)
     publish_texts(broker, "orders", b"1")
     delivery = receive(deliveries, 1, settle=False)[0]
@@ -291,7 +291,7 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
     Where the broker does not tell the place of a partition that we were further in, nothing is read from a wrong one.
     """
     broker = ConfluentKafkaBroker(
-        kafka_servers, consumer_config={**QUICK_GROUPS, "partition.assignment.strategy": strategy}
+        kafka_servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "partition.assignment.strategy": strategy}
     )
     with broker.subscribe(topic, group=group) as deliveries:
         deliveries._start.remember({(topic, 0): 1})
@@ -317,4 +317,4 @@ def fails_once(begin):
 
 class TestReceiving(KafkaReceiving):
     broker_class = ConfluentKafkaBroker
-    quick_groups = QUICK_GROUPS
+    quick_groups = CONFLUENT_QUICK_GROUPS

@@ -15,10 +15,9 @@ from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 
 from cqrs_sync import NotificationEvent
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import annotate, deadline
+from cqrs_sync.context import annotate
 from cqrs_sync.errors import (
     BrokerUnavailable,
-    Closed,
     EventNotSerializable,
     MessageRejected,
 )
@@ -27,7 +26,6 @@ from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts import message
 from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
-from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR, ScriptedKafka
 from tests.servers import free_port
 from tests.waiting import eventually
 
@@ -47,13 +45,6 @@ def broker(kafka_servers):
     broker = KafkaBroker(kafka_servers)
     yield broker
     broker.close()
-
-
-@pytest.fixture
-def scripted():
-    scripted = ScriptedKafka("known")
-    yield scripted
-    scripted.close()
 
 
 @pytest.fixture
@@ -116,76 +107,12 @@ def test_the_official_sdk_reads_structured_events(broker, kafka_servers, kafka_t
     assert (sent.id, b"o-1") == (event.get_id(), record.key)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("topic", "no spaces, please"),
-        ("topic", ""),
-        ("topic", None),
-        ("key", "\ud800"),
-        ("key", 7),
-        ("attributes", {"id": None}),
-        ("body", "text"),
-    ],
-)
-def test_a_message_that_cannot_be_sent_fails_alone(broker, kafka_topic, field, value):
-    """
-    A bad topic, key, attribute or body is rejected with its reason, and its neighbours are confirmed.
-    """
-    bad = attrs.evolve(message(kafka_topic), **{field: value})
-
-    failures = failures_of(broker, [message(kafka_topic), bad, message(kafka_topic)], timeout=10)
-
-    assert [bad] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], MessageRejected)
-
-
 def test_an_event_that_is_no_json_never_reaches_the_broker():
     """
     What cannot be serialised is refused before it is a message.
     """
     with pytest.raises(EventNotSerializable, match="OrderPlaced"):
         JsonSerializer().dump(OrderPlaced("o-1", object()))
-
-
-def test_what_the_broker_refuses_fails_alone(scripted, scripted_broker):
-    """
-    One record the broker will not take is named; all others are confirmed, in order, and so is what comes after.
-
-    kafka-python fails everything that is under way with the same error, and sends nothing any more.
-    """
-    scripted.judge = lambda bodies: INVALID_RECORD if b"bad" in bodies else NO_ERROR
-    batch = [message("known", body, key="k") for body in (b"1", b"2", b"bad", b"3")]
-
-    failures = failures_of(scripted_broker, batch)
-    scripted_broker.publish([message("known", b"4", key="k")])
-
-    assert [batch[2]] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], MessageRejected)
-    assert [b"1", b"2", b"3", b"4"] == scripted.written
-
-
-def test_no_message_is_sent_again_after_its_successor(scripted):
-    """
-    Where a later message of its key has arrived, a refused one is reported instead of tried on its own.
-    """
-    refused_once = {b"1", b"2"}
-
-    def judge(bodies):
-        again = refused_once.isdisjoint(bodies)
-        refused_once.difference_update(bodies)
-        return NO_ERROR if again else INVALID_RECORD
-
-    scripted.judge = judge
-    broker = KafkaBroker(scripted.servers, producer_config={"enable_idempotence": False, "batch_size": 0})
-    batch = [message("known", b"1", key="k"), message("known", b"2"), message("known", b"3", key="k")]
-
-    failures = failures_of(broker, batch)
-    broker.close()
-
-    assert [batch[0]] == [failed for failed, _ in failures]
-    assert isinstance(failures[0][1], BrokerUnavailable)
-    assert [b"3", b"2"] == scripted.written
 
 
 def test_a_topic_that_does_not_exist_is_refused_by_name(scripted, scripted_broker):
@@ -219,20 +146,6 @@ def test_the_broker_is_not_asked_for_ever_about_a_topic_it_does_not_have(scripte
     assert asked + 1 >= len([topic for topic in scripted.asked if topic == "unknown"])
 
 
-def test_a_topic_that_is_made_meanwhile_is_used(scripted):
-    """
-    Where the broker may make topics, a new one is waited for as long as there is time.
-    """
-    broker = KafkaBroker(scripted.servers)
-    timer = threading.Timer(0.5, scripted.topics.add, args=["late"])
-    timer.start()
-
-    broker.publish([message("late", b"1"), message("late", b"2")], timeout=10)
-    broker.close()
-
-    assert [b"1", b"2"] == scripted.written
-
-
 @pytest.mark.parametrize("security", ["url", "options"])
 def test_a_wrong_password_fails_at_once_and_is_never_shown(scripted, caplog, security):
     """
@@ -262,22 +175,6 @@ def test_a_wrong_password_fails_at_once_and_is_never_shown(scripted, caplog, sec
     assert "SaslAuthenticateRequest" in caplog.text
     for shown in (caplog.text, repr(broker), repr(failures), str(failures[0][1].__cause__), repr(broker._settings)):
         assert PASSWORD not in shown
-
-
-def test_an_unreachable_broker_fails_in_time():
-    """
-    With nobody there, the first call fails at its deadline with the reason, not after 30 or 60 seconds.
-    """
-    broker = KafkaBroker(f"127.0.0.1:{free_port()}")
-    started = time.monotonic()
-
-    failures = failures_of(broker, [message("orders")], timeout=0.5)
-    took = time.monotonic() - started
-    broker.close()
-
-    assert isinstance(failures[0][1], BrokerUnavailable)
-    assert "ECONNREFUSED" in str(failures[0][1])
-    assert 0.5 + LATE > took
 
 
 class RetiredHalfway:
@@ -315,21 +212,6 @@ def test_a_batch_goes_on_through_the_next_producer():
     assert ([], [b"0", b"1", b"2", b"3", b"4"]) == (failures, taken)
 
 
-def test_the_nearest_deadline_counts():
-    """
-    A deadline of the request ends the call before its own timeout does.
-    """
-    broker = KafkaBroker(f"127.0.0.1:{free_port()}")
-    started = time.monotonic()
-
-    with deadline(0.3):
-        failures_of(broker, [message("orders")], timeout=20)
-    took = time.monotonic() - started
-    broker.close()
-
-    assert 0.3 + LATE > took
-
-
 def test_a_host_that_does_not_exist_is_an_error_that_names_it():
     """
     A name nobody knows is told, with the way out.
@@ -341,21 +223,6 @@ def test_a_host_that_does_not_exist_is_an_error_that_names_it():
 
     assert isinstance(failures[0][1], BrokerUnavailable)
     assert "no-such-host.invalid" in str(failures[0][1])
-
-
-def test_a_closed_broker_takes_nothing_more(kafka_servers, kafka_topic):
-    """
-    After `close`, publishing and subscribing are errors; a second `close` is none.
-    """
-    broker = KafkaBroker(kafka_servers)
-    broker.publish([message(kafka_topic)])
-    broker.close()
-    broker.close()
-
-    with pytest.raises(Closed):
-        broker.publish([])
-    with pytest.raises(Closed):
-        broker.subscribe(kafka_topic, group="late")
 
 
 def test_nothing_is_left_of_a_closed_broker(kafka_servers, kafka_topic):
@@ -394,3 +261,5 @@ def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):
 
 class TestPublishing(KafkaPublishing):
     broker_class = KafkaBroker
+    one_by_one = {"enable_idempotence": False, "batch_size": 0}  # noqa: RUF012 -- nobody changes it
+    refused = "ECONNREFUSED"

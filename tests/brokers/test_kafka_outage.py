@@ -9,13 +9,11 @@ import pytest
 from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
-from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.producer import SharedProducer
 from cqrs_sync.testing.contracts import message
-from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, Ledger, publish, seconds_until_it_works
-from tests.servers.kafka import bodies_in
+from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, publish, seconds_until_it_works
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -57,33 +55,6 @@ def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):
     producer._sender.join(10)
 
 
-@pytest.mark.parametrize("calls", [1, 4], ids=["one-call", "calls-all-the-time"])
-def test_publishing_works_again_after_a_freeze_longer_than_any_patience(own_kafka, broker, calls):
-    """
-    The broker answers nothing until kafka-python has given up; two seconds after its return it confirms.
-    """
-    own_kafka.freeze()
-    failures = [publish(broker, timeout=1.2) for _ in range(calls)]
-    eventually(lambda: what_it_owes_is_settled(broker))
-    own_kafka.thaw()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-    assert all(isinstance(error, BrokerUnavailable) and took < 1.2 + LATE for error, took in failures)
-
-
-def test_publishing_works_again_after_calls_that_had_little_time(own_kafka, broker):
-    """
-    Deadlines shorter than any timeout of kafka-python leave nothing wedged behind.
-    """
-    own_kafka.freeze()
-    failures = [publish(broker, timeout=0.1) for _ in range(5)]
-    eventually(lambda: what_it_owes_is_settled(broker))
-    own_kafka.thaw()
-
-    assert BACK_IN > seconds_until_it_works(broker)
-    assert all(isinstance(error, BrokerUnavailable) and took < 0.1 + LATE for error, took in failures)
-
-
 def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka, broker):
     """
     An outage between two calls fails neither of them.
@@ -104,38 +75,6 @@ def test_a_connection_that_the_other_side_closes_costs_nothing(kafka_behind_prox
         assert None is publish(broker)[0]
         assert 0 < proxy.drop()
     broker.close()
-
-
-HARMS = {
-    "path-cut": (lambda server, proxy: proxy.cut(), lambda server, proxy: proxy.restore()),
-    "path-frozen": (lambda server, proxy: proxy.freeze(), lambda server, proxy: proxy.restore()),
-    "broker-frozen": (lambda server, proxy: server.freeze(), lambda server, proxy: server.thaw()),
-}
-
-
-@pytest.mark.parametrize(("harm", "mend"), HARMS.values(), ids=HARMS)
-def test_under_sixteen_threads_no_confirmed_message_is_missing(kafka_behind_proxy, harm, mend):
-    """
-    While the broker or the path to it comes and goes: what was confirmed is there, everything else was
-    reported as failed, and no call returns later than its deadline.
-    """
-    server, proxy = kafka_behind_proxy
-    broker = KafkaBroker(server.servers)
-    publish(broker, timeout=10)
-
-    with Ledger(broker, timeout=1.0) as ledger:
-        for _ in range(3):
-            confirmed = len(ledger.confirmed) + 200
-            eventually(lambda: len(ledger.confirmed) > confirmed, timeout=20)  # noqa: B023
-            failed = len(ledger.failed)
-            harm(server, proxy)
-            eventually(lambda: len(ledger.failed) > failed, timeout=20)  # noqa: B023
-            mend(server, proxy)
-    broker.close()
-
-    assert set() == set(ledger.confirmed) - set(bodies_in(server.servers, "orders"))
-    assert set() == set(ledger.confirmed) & set(ledger.failed)
-    assert LATE > ledger.latest
 
 
 def test_closing_waits_for_what_is_under_way(own_kafka, broker):
@@ -194,4 +133,6 @@ def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):
 
 
 class TestOutages(KafkaOutages):
-    """With the broker of this module."""
+    broker_class = KafkaBroker
+    many = 200
+    owes_nothing = staticmethod(what_it_owes_is_settled)

@@ -13,8 +13,7 @@ import pytest
 
 from cqrs_sync.integrations.kafka import KafkaBroker
 from tests.brokers.kafka_contract import KafkaProcesses, run
-from tests.servers import free_port
-from tests.servers.kafka import bodies_in
+from tests.servers.kafka import QUICK_GROUPS
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -34,68 +33,6 @@ def test_importing_and_making_a_broker_starts_nothing():
         KafkaBroker("127.0.0.1:9")
         assert threading.active_count() == 1, threading.enumerate()
     """)
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-
-
-@pytest.mark.slow
-def test_a_hundred_children_publish_and_leave(kafka_servers, kafka_topic):
-    """
-    Forked after the broker was used, each child publishes and exits like any program within five seconds;
-    the parent goes on publishing.
-    """
-    completed, _ = run(
-        """
-        import os, sys, time
-        from cqrs_sync.integrations.kafka import KafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        broker = KafkaBroker(servers)
-        broker.publish([message(topic, b"parent")], timeout=10)
-        slowest = 0
-        for number in range(100):
-            child = os.fork()
-            if not child:
-                broker.publish([message(topic, b"%d" % number)], timeout=4)
-                sys.exit()
-            started = time.monotonic()
-            _, status = os.waitpid(child, 0)
-            slowest = max(slowest, time.monotonic() - started)
-            assert status == 0, status
-            broker.publish([message(topic, b"parent")], timeout=10)
-        broker.close()
-        assert slowest < 5, slowest
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-    bodies = bodies_in(kafka_servers, kafka_topic)
-    assert {b"%d" % number for number in range(100)} == set(bodies) - {b"parent"}
-    assert 101 == bodies.count(b"parent")
-
-
-def test_connecting_imports_nothing(kafka_servers, kafka_topic):
-    """
-    A child that is forked while a thread imports a module waits for that import for ever: there must be none.
-    """
-    completed, _ = run(
-        """
-        import sys
-        from cqrs_sync.integrations.kafka import KafkaBroker
-        from cqrs_sync.testing.contracts import message
-        servers, topic = sys.argv[1:]
-        before = set(sys.modules)
-        broker = KafkaBroker(servers)
-        broker.publish([message(topic, key="k")], timeout=10)
-        broker.subscribe(topic, group="g").close()
-        broker.close()
-        assert set(sys.modules) == before, set(sys.modules) - before
-        """,
-        kafka_servers,
-        kafka_topic,
-    )
 
     assert (0, "") == (completed.returncode, completed.stderr)
 
@@ -128,29 +65,9 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_process_whose_broker_is_gone_leaves_in_time():
-    """
-    An unreachable broker holds nobody up at exit, and there is no traceback.
-    """
-    completed, took = run(
-        """
-        import logging, sys
-        from cqrs_sync.errors import PublishFailed
-        from cqrs_sync.integrations.kafka import KafkaBroker
-        from cqrs_sync.testing.contracts import message
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
-        try:
-            KafkaBroker(sys.argv[1]).publish([message("orders")], timeout=0.5)
-        except PublishFailed as error:
-            print(error)
-        """,
-        f"127.0.0.1:{free_port()}",
-    )
-
-    assert (0, "") == (completed.returncode, completed.stderr)
-    assert "ECONNREFUSED" in completed.stdout
-    assert 10 > took
-
-
 class TestProcesses(KafkaProcesses):
     broker_class = KafkaBroker
+    quick_groups = QUICK_GROUPS
+    refused = "ECONNREFUSED"
+    logger = "kafka"
+    children = 100

@@ -14,6 +14,7 @@ import pytest
 from cqrs_sync.broker import Group, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker, subscription
+from cqrs_sync.integrations.rabbitmq.inquiry import Inquiry
 from cqrs_sync.testing.contracts import in_forked_child, message, receive
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
@@ -428,18 +429,18 @@ def test_classic_queues_do_as_well(opener, group, exchange, rabbitmq_url):
 @pytest.mark.parametrize("delay", [0.0001, 5_000_000])
 def test_a_delay_that_rabbitmq_cannot_wait_is_refused(broker, group, delay):
     """Before anything is made."""
-    with pytest.raises(ValueError, match="waits between"):
+    with pytest.raises(ConfigurationError, match="waits between"):
         broker.join(attrs.evolve(group, delays=(delay,)))
 
 
 @pytest.mark.parametrize("name", ["shop.dead", "shop.retry.5", "", "x" * 250])
 def test_a_group_is_not_called_as_a_place_of_another_one(broker, group, name):
     """Or it would receive dead letters of the other one."""
-    with pytest.raises(ValueError, match="cannot be a group"):
+    with pytest.raises(ConfigurationError, match="cannot be a group"):
         broker.join(attrs.evolve(group, name=name))
 
 
-def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_url):
+def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_url, caplog):
     """Nobody listens, and nobody answers."""
     away = opener(f"amqp://127.0.0.1:{free_port()}/", publish_timeout=1)
     silent = opener(via(proxy, rabbitmq_url), publish_timeout=1)
@@ -450,7 +451,31 @@ def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_ur
         away.backlog(group)
     with pytest.raises(BrokerUnavailable, match="does not answer"):
         silent.topology(group)
-    assert time.monotonic() - begun < 5
+    with pytest.raises(BrokerUnavailable, match="no answer"):
+        silent.join(group)
+    assert time.monotonic() - begun < 8
+    proxy.drop()
+    # Nothing has failed: it was closed before it was open.
+    assert "Traceback" not in caplog.text
+
+
+def test_whoever_asks_a_silent_broker_can_be_interrupted(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """With Ctrl-C, and nothing else comes of it."""
+    silent = opener(via(proxy, rabbitmq_url))
+    proxy.freeze()
+    turn, turns = Inquiry._turn, []
+
+    def interrupted(inquiry, until):
+        turn(inquiry, min(until, time.monotonic() + 0.1))
+        turns.append(until)
+        if len(turns) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Inquiry, "_turn", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        silent.topology(group)
+
+    assert caught.value.__context__ is None
     proxy.drop()
 
 

@@ -24,6 +24,29 @@ class Noticed(cqrs.NotificationEvent, topic="meetings", name="meeting.noticed"):
     number: int
 
 
+class Gate:
+    """Holds up handlers until it is opened: all of them, or those of one event."""
+
+    def __init__(self, number: int | None) -> None:
+        self.begun: list[int] = []
+        self._number = number
+        self._opened = threading.Event()
+        self._came = threading.Semaphore(0)
+
+    def __call__(self, event) -> None:
+        if self._number in {None, event.number}:
+            self.begun.append(event.number)
+            self._came.release()
+            self._opened.wait(30)
+
+    def wait_for(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self._came.acquire(timeout=10), f"{self.begun} have begun, and {count} were to"
+
+    def open(self) -> None:
+        self._opened.set()
+
+
 class Workshop:
     """A publisher, consumers of one group, and what their handlers have seen."""
 
@@ -35,6 +58,7 @@ class Workshop:
         self.react = lambda event: None
         self.consumers: list[Consumer] = []
         self.mediators = []
+        self.gates: list[Gate] = []
 
     def handle(self, event) -> None:
         self.react(event)
@@ -59,12 +83,23 @@ class Workshop:
         for event in events:
             self.publisher.events.send(event)
 
+    def hold_up(self, number: int | None = None) -> Gate:
+        self.react = gate = Gate(number)
+        self.gates.append(gate)
+        return gate
+
+    def waiting(self, consumer: Consumer) -> int:
+        return sum(self.broker.backlog(consumer.group).waiting.values())
+
     def wait_for(self, count: int, timeout: float = 30.0) -> None:
         with self.changed:
             done = self.changed.wait_for(lambda: sum(map(len, self.seen.values())) >= count, timeout)
         assert done, f"{sum(map(len, self.seen.values()))} of {count} were handled within {timeout} s"
 
     def close(self) -> None:
+        # Where a test has failed before it did so.
+        for gate in self.gates:
+            gate.open()
         for consumer in self.consumers:
             consumer.stop(5)
         for mediator in [*self.mediators, self.publisher]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 
 import attrs
 import pytest
@@ -13,13 +14,17 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
-from cqrs_sync.workers.receipts import Receipts
+from cqrs_sync.workers.purging import Purging, purging_receipts
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
 
 def joined(count, meetings=1):
     return [Joined(f"m{number % meetings}", number) for number in range(count)]
+
+
+def noticed(count):
+    return [Noticed(number) for number in range(count)]
 
 
 def dead_letters(workshop, consumer):
@@ -56,27 +61,25 @@ def test_of_each_key_messages_are_handled_in_order_and_keys_side_by_side(worksho
 
 def test_messages_without_a_key_wait_for_no_one(workshop):
     """One that takes long holds up no other."""
-    release = threading.Event()
-    workshop.react = lambda event: release.wait(20) if event.number == 0 else None
+    gate = workshop.hold_up(0)
     consumer = workshop.consumer(threads=2)
-    workshop.publish(*[Noticed(number) for number in range(50)])
+    workshop.publish(*noticed(50))
     consumer.start()
 
     workshop.wait_for(49)
-    release.set()
+    gate.open()
     workshop.wait_for(50)
 
 
 def test_a_slow_handler_gets_company_even_where_handlers_were_quick_so_far(workshop):
     """Quick handlers are served by few threads; a slow one among them holds up nobody for long."""
-    release = threading.Event()
-    workshop.react = lambda event: release.wait(20) if event.number == 500 else None
+    gate = workshop.hold_up(500)
     consumer = workshop.consumer(threads=4)
-    workshop.publish(*[Noticed(number) for number in range(1000)])
+    workshop.publish(*noticed(1000))
     consumer.start()
 
     workshop.wait_for(999, timeout=10)
-    release.set()
+    gate.open()
     workshop.wait_for(1000)
 
 
@@ -304,7 +307,7 @@ def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
 
     workshop.react = react
     consumer = workshop.consumer(outage_after=3, tiers=Tiers(inline=(0.01,), delayed=()))
-    workshop.publish(*[Noticed(number) for number in range(20)])
+    workshop.publish(*noticed(20))
     consumer.start()
     eventually(lambda: consumer._outage.is_on, timeout=10)
     is_down.clear()
@@ -315,26 +318,19 @@ def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
 
 def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
     """Nothing is handled twice by whoever comes next."""
-    begun, release = threading.Semaphore(0), threading.Event()
-
-    def react(event):
-        begun.release()
-        release.wait(20)
-
-    workshop.react = react
+    gate = workshop.hold_up()
     consumer = workshop.consumer(threads=4)
-    workshop.publish(*[Noticed(number) for number in range(50)])
+    workshop.publish(*noticed(50))
     consumer.start()
-    for _ in range(4):
-        assert begun.acquire(timeout=10)
+    gate.wait_for(4)
     stopping = threading.Thread(target=consumer.stop)
     stopping.start()
     stopping.join(0.5)
     assert stopping.is_alive()
-    release.set()
+    gate.open()
     stopping.join(10)
     assert 4 == consumer.counts.handled
-    assert 46 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    assert 46 == workshop.waiting(consumer)
     workshop.consumer(threads=4).start()
     workshop.wait_for(50)
 
@@ -343,40 +339,28 @@ def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
 
 def test_a_handler_that_does_not_end_keeps_no_one_from_stopping(workshop):
     """Its message comes again, to somebody else."""
-    begun, release = threading.Event(), threading.Event()
-
-    def react(event):
-        begun.set()
-        release.wait(30)
-
-    workshop.react = react
+    gate = workshop.hold_up()
     consumer = workshop.consumer()
     workshop.publish(Noticed(1))
     consumer.start()
-    assert begun.wait(10)
+    gate.wait_for()
 
     assert not consumer.stop(0.3)
     assert [1] == [item.delivery.message.key is None for item in consumer.running()]
-    release.set()
-    assert 1 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    gate.open()
+    assert 1 == workshop.waiting(consumer)
 
 
 def test_what_is_lost_with_a_subscription_is_not_begun(workshop):
     """It is somebody else's by then: it would be handled twice."""
-    begun, release = threading.Event(), threading.Event()
-
-    def react(event):
-        begun.set()
-        release.wait(20)
-
-    workshop.react = react
+    gate = workshop.hold_up()
     consumer = workshop.consumer(threads=1)
-    workshop.publish(*[Noticed(number) for number in range(10)])
+    workshop.publish(*noticed(10))
     consumer.start()
-    assert begun.wait(10)
+    gate.wait_for()
     eventually(lambda: consumer.in_hand == 10, timeout=10)
     consumer._intake._subscription.close()
-    release.set()
+    gate.open()
     workshop.wait_for(10)
     eventually(lambda: consumer.in_hand == 0, timeout=10)
 
@@ -385,25 +369,18 @@ def test_what_is_lost_with_a_subscription_is_not_begun(workshop):
 
 def test_what_another_consumer_has_by_now_is_not_begun(workshop):
     """What was in hand and not begun when a subscription was lost is handled by the one who has it then."""
-    begun, release = threading.Event(), threading.Event()
-
-    def react(event):
-        if event.number == 0:
-            begun.set()
-            release.wait(20)
-
-    workshop.react = react
+    gate = workshop.hold_up(0)
     first = workshop.consumer(Noticed, threads=1, prefetch=10)
-    workshop.publish(*[Noticed(number) for number in range(10)])
+    workshop.publish(*noticed(10))
     first.start()
-    assert begun.wait(10)
+    gate.wait_for()
     eventually(lambda: first.in_hand == 10, timeout=10)
     first._intake._subscription.close()
     workshop.react = lambda event: None
     second = workshop.consumer(Noticed, threads=1)
     second.start()
     workshop.wait_for(10)
-    release.set()
+    gate.open()
     eventually(lambda: first.in_hand == 0, timeout=10)
     first.stop()
 
@@ -412,50 +389,38 @@ def test_what_another_consumer_has_by_now_is_not_begun(workshop):
 
 def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(workshop):
     """As after a broker's time-out for a handler that takes long: the answer goes to the latest delivery."""
-    begun, release = threading.Event(), threading.Event()
-
-    def react(event):
-        begun.set()
-        release.wait(20)
-
-    workshop.react = react
+    gate = workshop.hold_up()
     consumer = workshop.consumer(threads=4)
     workshop.publish(Noticed(1))
     consumer.start()
-    assert begun.wait(10)
+    gate.wait_for()
     before = consumer._intake._subscription
     for delivery in list(before._unsettled.values()):
         delivery.nack()
     eventually(lambda: consumer.received == 2, timeout=10)
-    release.set()
+    gate.open()
     workshop.wait_for(1)
     eventually(lambda: consumer.in_hand == 0, timeout=10)
     consumer.stop()
 
     assert [1] == workshop.seen[""]
-    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    assert 0 == workshop.waiting(consumer)
 
 
 def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(workshop):
     """It was handled while its delivery had lapsed: whoever gives it back cannot know."""
-    begun, release = threading.Event(), threading.Event()
-
-    def react(event):
-        begun.set()
-        release.wait(20)
-
-    workshop.react = react
+    gate = workshop.hold_up()
     consumer = workshop.consumer(prefetch=1)
     workshop.publish(Noticed(1))
     consumer.start()
-    assert begun.wait(10)
+    gate.wait_for()
     consumer._intake._subscription.close()
-    release.set()
+    gate.open()
     eventually(lambda: consumer.received == 2 and consumer.in_hand == 0, timeout=10)
     consumer.stop()
 
     assert [1] == workshop.seen[""]
-    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    assert 0 == workshop.waiting(consumer)
 
 
 class CountingInbox(MemoryInbox):
@@ -581,7 +546,7 @@ def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
     beside = []
     inbox = CountingInbox()
     consumer = workshop.consumer(inbox=inbox, threads=4)
-    workshop.publish(*[Noticed(number) for number in range(40)])
+    workshop.publish(*noticed(40))
     deliver_again(workshop, consumer)
     suspect = f"cqrs-sync {workshop.broker.published[7].id}"
     inbox.attempts[suspect] = 2
@@ -605,23 +570,17 @@ def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
 
 def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
     """Those that were beside it when it ended its process would be dead letters with it."""
-    inbox, begun, release = CountingInbox(), threading.Event(), threading.Event()
-
-    def react(event):
-        begun.set()
-        release.wait(20)
-
-    workshop.react = react
+    inbox, gate = CountingInbox(), workshop.hold_up()
     consumer = workshop.consumer(inbox=inbox, threads=4)
-    workshop.publish(*[Noticed(number) for number in range(6)])
+    workshop.publish(*noticed(6))
     deliver_again(workshop, consumer)
     inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
     consumer.start()
-    assert begun.wait(10)
+    gate.wait_for()
     eventually(lambda: all(item.is_alone for item in consumer._lanes._by_identity.values()), timeout=10)
 
     assert [2, 2, 2, 2, 2, 3] == sorted(inbox.attempts.values())
-    release.set()
+    gate.open()
     workshop.wait_for(6)
 
 
@@ -639,8 +598,7 @@ def test_a_broker_that_goes_away_is_waited_for(workshop):
 
 
 def test_a_consumer_that_hangs_is_not_well(workshop):
-    release = threading.Event()
-    workshop.react = lambda event: release.wait(20)
+    gate = workshop.hold_up()
     consumer = workshop.consumer()
     workshop.publish(Noticed(1))
     consumer.start()
@@ -649,7 +607,7 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
 
     eventually(lambda: not consumer.health(stall=0.2).is_alive, timeout=10)
     assert "none was finished" in consumer.health(stall=0.2).trouble
-    release.set()
+    gate.open()
     workshop.wait_for(1)
     eventually(lambda: consumer.health(stall=0.2).is_alive, timeout=10)
 
@@ -680,11 +638,36 @@ def test_one_thread_is_enough(workshop):
     assert consumer.stop()
 
 
+def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, caplog):
+    """What is around calls fails: it is said once, nothing is lost, and messages are handled when it works."""
+    tried, works = [], threading.Event()
+
+    def around():
+        tried.append(time.monotonic())
+        if works.is_set():
+            return nullcontext()
+        raise ConnectionError("no connection is left")
+
+    consumer = workshop.consumer(threads=cqrs.ThreadPool(4, around=around), concurrency=1)
+    workshop.publish(*joined(10, meetings=5))
+    consumer.start()
+    eventually(lambda: len(tried) >= 5, timeout=10)
+    assert tried[4] - tried[0] > 0.75
+    assert not workshop.seen
+    works.set()
+    workshop.wait_for(10)
+    eventually(lambda: "threads serve again" in caplog.text, timeout=10)
+
+    assert 1 == caplog.text.count("no connection is left")
+    assert 0 == consumer.counts.dead
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"group": ""}, "group"),
         ({"group": "a\nb"}, "group"),
+        ({"topics": ("meetings", "")}, "a topic has a name"),
         ({"prefetch": 0}, "prefetch"),
         ({"concurrency": 0}, "concurrency"),
         ({"crashes": "5"}, "crashes"),
@@ -722,21 +705,20 @@ def _fail():
 
 def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
     """What is in hand stays there; it comes once more, and is not begun again."""
-    release, begun = threading.Event(), []
-    workshop.react = lambda event: (begun.append(event.number), release.wait(20))
+    gate = workshop.hold_up()
     consumer = workshop.consumer(threads=2)
     workshop.publish(*joined(6, meetings=3))
     consumer.start()
-    eventually(lambda: len(begun) == 2)
+    gate.wait_for(2)
     first = consumer._intake._subscription
     consumer.rejoin()
     eventually(lambda: consumer._intake._subscription not in {None, first})
-    release.set()
+    gate.open()
     workshop.wait_for(6)
     assert consumer.stop(5)
 
-    assert list(range(6)) == sorted(begun)
-    assert 0 == sum(workshop.broker.backlog(consumer.group).waiting.values())
+    assert list(range(6)) == sorted(gate.begun)
+    assert 0 == workshop.waiting(consumer)
 
 
 def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_come_again(workshop):
@@ -745,16 +727,16 @@ def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_
     with inbox.once("k"):
         pass
     with pytest.raises(ConfigurationError, match="172800 s at least"):
-        Receipts(consumer, 3600)
-    receipts = Receipts(consumer, 30 * 86_400)
-    receipts.purge()
+        purging_receipts(consumer.mediator, 3600, consumer.group.delays)
+    with pytest.raises(ConfigurationError, match="1728000 s at least"):
+        purging_receipts(consumer.mediator, 172_800, [10.0, 864_000.0 - 10.0])
+    assert [] == list(purging_receipts(consumer.mediator, 30 * 86_400, consumer.group.delays).chunks())
     with inbox.once("k") as kept:
         assert not kept.first
 
-    receipts._older_than = -1.0
-    receipts.purge()
+    assert 15 < Purging(inbox, -1.0, "receipt").do(lambda seconds: False) < 100
 
     with inbox.once("k") as forgotten:
         assert forgotten.first
     with pytest.raises(ConfigurationError, match="no inbox"):
-        Receipts(workshop.consumer(), 30 * 86_400)
+        purging_receipts(workshop.consumer().mediator, 30 * 86_400)

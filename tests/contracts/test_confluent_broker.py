@@ -7,14 +7,9 @@ import pytest
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.testing.contracts import BrokerFeatures
 from cqrs_sync.testing.group_contract import GroupBrokerContract
+from tests.servers.kafka import CONFLUENT_QUICK_GROUPS, CONFLUENT_SINGLY
 
 pytestmark = pytest.mark.broker
-
-#: As QUICK_GROUPS, in librdkafka's words.
-QUICK_GROUPS = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
-
-#: As SINGLY.
-SINGLY = {"batch.num.messages": 1}
 
 
 class TestConfluentKafkaBroker(GroupBrokerContract):
@@ -23,7 +18,9 @@ class TestConfluentKafkaBroker(GroupBrokerContract):
 
     @pytest.fixture
     def broker(self, kafka_servers):
-        broker = ConfluentKafkaBroker(kafka_servers, consumer_config=QUICK_GROUPS, producer_config=SINGLY)
+        broker = ConfluentKafkaBroker(
+            kafka_servers, consumer_config=CONFLUENT_QUICK_GROUPS, producer_config=CONFLUENT_SINGLY
+        )
         yield broker
         broker.close()
 

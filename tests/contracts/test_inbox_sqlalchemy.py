@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
-from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, begin_immediate, inbox_table
+from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
 from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
+from tests.contracts.databases import OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 
 class SQLAlchemyContract(InboxContract):
     """With sessions of ours."""
-
-    @pytest.fixture
-    def engine(self, url):
-        engine = sa.create_engine(url, pool_size=20)
-        yield engine
-        engine.dispose()
 
     @pytest.fixture
     def effects(self, engine):
@@ -63,15 +56,7 @@ class SQLAlchemyContract(InboxContract):
         return read
 
 
-class OthersSessions:
-    """With sessions of the application's own."""
-
-    @pytest.fixture
-    def registry(self, engine):
-        registry = scoped_session(sessionmaker(engine))
-        yield registry
-        registry.remove()
-
+class WithOthersSessions(OthersSessions, SQLAlchemyContract):
     @pytest.fixture
     def inbox(self, engine, effects, registry):
         return SQLAlchemyInbox(engine, session=registry)
@@ -80,65 +65,24 @@ class OthersSessions:
     def write(self, registry, effects):
         return lambda text: registry().execute(effects.insert().values(text=text))
 
-    @pytest.fixture
-    def atomic(self, registry):
-        @contextmanager
-        def transaction():
-            """Commit and roll back as an application does by hand."""
-            session = registry()
-            if session.in_transaction():
-                with session.begin_nested():
-                    yield
-                return
-            try:
-                session.connection()
-                yield
-                session.commit()
-            finally:
-                registry.remove()
-
-        return transaction
-
-
-class OnPostgreSQL(SQLAlchemyContract):
-    @pytest.fixture
-    def url(self, postgresql_url_of_module):
-        return postgresql_url_of_module
-
-
-class OnMariaDB(SQLAlchemyContract):
-    @pytest.fixture
-    def url(self, mariadb_url_of_module):
-        return mariadb_url_of_module
-
-
-class OnSQLite(SQLAlchemyContract):
-    features = InboxFeatures(has_concurrent_writers=False)
-
-    @pytest.fixture
-    def engine(self, tmp_path):
-        engine = begin_immediate(sa.create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"timeout": 30}))
-        yield engine
-        engine.dispose()
-
 
 @pytest.mark.broker
-class TestOnPostgreSQL(OnPostgreSQL):
+class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
     pass
 
 
 @pytest.mark.broker
-class TestOnPostgreSQLWithOthersSessions(OthersSessions, OnPostgreSQL):
+class TestOnPostgreSQLWithOthersSessions(OnPostgreSQL, WithOthersSessions):
     features = InboxFeatures(opens=False)
 
 
 @pytest.mark.broker
-class TestOnMariaDB(OnMariaDB):
+class TestOnMariaDB(OnMariaDB, SQLAlchemyContract):
     pass
 
 
 @pytest.mark.broker
-class TestOnMariaDBReadCommitted(OnMariaDB):
+class TestOnMariaDBReadCommitted(OnMariaDB, SQLAlchemyContract):
     @pytest.fixture
     def engine(self, url):
         engine = sa.create_engine(url, pool_size=20, isolation_level="READ COMMITTED")
@@ -146,21 +90,13 @@ class TestOnMariaDBReadCommitted(OnMariaDB):
         engine.dispose()
 
 
-class TestOnSQLite(OnSQLite):
-    pass
+class TestOnSQLite(OnSQLite, SQLAlchemyContract):
+    features = InboxFeatures(has_concurrent_writers=False)
 
 
-class TestOnSQLiteAsItComes(OnSQLite):
-    """The driver begins a transaction with the first write, and none for a savepoint."""
-
+class TestOnSQLiteAsItComes(OnSQLiteAsItComes, SQLAlchemyContract):
     features = InboxFeatures(has_concurrent_writers=False, has_savepoints=False)
 
-    @pytest.fixture
-    def engine(self, tmp_path):
-        engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"timeout": 30})
-        yield engine
-        engine.dispose()
 
-
-class TestOnSQLiteWithOthersSessions(OthersSessions, OnSQLite):
+class TestOnSQLiteWithOthersSessions(OnSQLite, WithOthersSessions):
     features = InboxFeatures(has_concurrent_writers=False, opens=False)

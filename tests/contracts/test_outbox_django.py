@@ -83,45 +83,40 @@ class DjangoContract(OutboxContract):
             cursor.execute("DELETE FROM cqrs_message")
 
 
-class TestOnPostgreSQL(DjangoContract):
+class OnServer(DjangoContract):
+    @pytest.fixture
+    def cut_connections(self, django_databases):
+        """Ends every other connection to the database."""
+        from django.db import connections  # noqa: PLC0415 -- as above
+
+        def cut():
+            wrapper = connections.create_connection(self.alias)
+            with wrapper.cursor() as cursor:
+                self._cut(cursor)
+            wrapper.close()
+
+        return cut
+
+
+class TestOnPostgreSQL(OnServer):
     alias = "postgresql"
 
-    @pytest.fixture
-    def cut_connections(self, django_databases):
-        """Ends every other connection to the database."""
-        from django.db import connections  # noqa: PLC0415 -- as above
-
-        def cut():
-            wrapper = connections.create_connection(self.alias)
-            with wrapper.cursor() as cursor:
-                cursor.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-            wrapper.close()
-
-        return cut
+    @staticmethod
+    def _cut(cursor):
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
-class TestOnMariaDB(DjangoContract):
+class TestOnMariaDB(OnServer):
     alias = "mariadb"
 
-    @pytest.fixture
-    def cut_connections(self, django_databases):
-        """Ends every other connection to the database."""
-        from django.db import connections  # noqa: PLC0415 -- as above
-
-        def cut():
-            wrapper = connections.create_connection(self.alias)
-            with wrapper.cursor() as cursor:
-                cursor.execute(
-                    "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-                )
-                for (number,) in cursor.fetchall():
-                    cursor.execute(f"KILL {number}")
-            wrapper.close()
-
-        return cut
+    @staticmethod
+    def _cut(cursor):
+        cursor.execute("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
+        for (number,) in cursor.fetchall():
+            cursor.execute(f"KILL {number}")
 
 
 class TestOnSQLite(DjangoContract):

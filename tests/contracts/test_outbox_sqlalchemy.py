@@ -6,22 +6,15 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm import sessionmaker
 
-from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, begin_immediate, tables
+from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
 from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
+from tests.contracts.databases import OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 
-class WithEngine:
-    @pytest.fixture
-    def engine(self, url):
-        engine = sa.create_engine(url, pool_size=20)
-        yield engine
-        engine.dispose()
-
-
-class SQLAlchemyContract(WithEngine, OutboxContract):
+class SQLAlchemyContract(OutboxContract):
     """With sessions of ours."""
 
     @pytest.fixture
@@ -52,15 +45,7 @@ class SQLAlchemyContract(WithEngine, OutboxContract):
         return sessions.begin
 
 
-class OthersSessions:
-    """With sessions of the application's own."""
-
-    @pytest.fixture
-    def registry(self, engine):
-        registry = scoped_session(sessionmaker(engine))
-        yield registry
-        registry.remove()
-
+class WithOthersSessions(OthersSessions, SQLAlchemyContract):
     @pytest.fixture
     def outbox(self, engine, created, registry):
         return SQLAlchemyOutbox(engine, session=lambda: registry)
@@ -69,75 +54,6 @@ class OthersSessions:
     def lenient_outbox(self, engine, created, registry):
         return SQLAlchemyOutbox(engine, session=registry, strict=False)
 
-    @pytest.fixture
-    def atomic(self, registry):
-        return lambda: transaction_of(registry)
-
-
-@contextmanager
-def transaction_of(registry):
-    """Commit and roll back as an application does by hand."""
-    session = registry()
-    if session.in_transaction():
-        with session.begin_nested():
-            yield
-        return
-    try:
-        session.connection()
-        yield
-        session.commit()
-    finally:
-        registry.remove()
-
-
-class OnPostgreSQL:
-    @pytest.fixture
-    def url(self, postgresql_url_of_module):
-        return postgresql_url_of_module
-
-    @pytest.fixture
-    def cut_connections(self, url):
-        """Ends every other connection to the database."""
-        return lambda: _say(
-            url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-        )
-
-
-class OnMariaDB:
-    @pytest.fixture
-    def url(self, mariadb_url_of_module):
-        return mariadb_url_of_module
-
-    @pytest.fixture
-    def cut_connections(self, url):
-        """Ends every other connection to the database."""
-
-        def cut():
-            others = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            for (number,) in _say(url, others):
-                _say(url, f"KILL {number}")
-
-        return cut
-
-
-class OnSQLite:
-    features = OutboxFeatures(has_concurrent_writers=False)
-
-    @pytest.fixture
-    def engine(self, tmp_path):
-        engine = begin_immediate(sa.create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"timeout": 30}))
-        yield engine
-        engine.dispose()
-
-
-def _say(url, statement):
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-    with engine.connect() as connection:
-        result = connection.exec_driver_sql(statement)
-        return result.fetchall() if result.returns_rows else []
-
 
 @pytest.mark.broker
 class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
@@ -145,7 +61,7 @@ class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
 
 
 @pytest.mark.broker
-class TestOnPostgreSQLWithOthersSessions(OnPostgreSQL, OthersSessions, SQLAlchemyContract):
+class TestOnPostgreSQLWithOthersSessions(OnPostgreSQL, WithOthersSessions):
     pass
 
 
@@ -155,29 +71,21 @@ class TestOnMariaDB(OnMariaDB, SQLAlchemyContract):
 
 
 class TestOnSQLite(OnSQLite, SQLAlchemyContract):
-    pass
+    features = OutboxFeatures(has_concurrent_writers=False)
 
 
-class TestOnSQLiteAsItComes(OnSQLite, SQLAlchemyContract):
-    """The driver begins a transaction with the first write, and none for a savepoint."""
-
+class TestOnSQLiteAsItComes(OnSQLiteAsItComes, SQLAlchemyContract):
     features = OutboxFeatures(has_concurrent_writers=False, has_savepoints=False)
 
-    @pytest.fixture
-    def engine(self, tmp_path):
-        engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db", connect_args={"timeout": 30})
-        yield engine
-        engine.dispose()
 
-
-class TestOnSQLiteWithOthersSessions(OnSQLite, OthersSessions, SQLAlchemyContract):
-    pass
+class TestOnSQLiteWithOthersSessions(OnSQLite, WithOthersSessions):
+    features = OutboxFeatures(has_concurrent_writers=False)
 
 
 # Transactions
 
 
-class SessionsContract(WithEngine, OpenTransactionsContract):
+class SessionsContract(OpenTransactionsContract):
     @pytest.fixture
     def transactions(self, engine):
         return Sessions(sessionmaker(engine))

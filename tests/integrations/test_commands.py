@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import pty
@@ -15,9 +17,11 @@ from click.testing import CliRunner
 
 import cqrs_sync as cqrs
 from cqrs_sync.cli import main
-from cqrs_sync.commands import status
+from cqrs_sync.commands import dead, status
 from cqrs_sync.commands.chunks import Work
+from cqrs_sync.commands.screens import JsonLines, View
 from cqrs_sync.commands.text import duration, escaped
+from cqrs_sync.memory import MemoryInbox
 from cqrs_sync.outbox import Entry, Outcome, Verdict
 from cqrs_sync.testing.contracts import message
 from tests.integrations.parcels import Packed, engine_of, keep
@@ -167,6 +171,103 @@ def test_delivered_messages_are_purged(shop, run):
     assert (0, "1 purged\n") == run("purge", "--older-than", "0s")
 
 
+@pytest.fixture
+def received(shop, monkeypatch):
+    """The inbox of another mediator of the shop; of its receipts two are of last year, and one of last week."""
+    inbox = MemoryInbox(shop.transactions)
+    for key, days in {"a": 365, "b": 365, "c": 7}.items():
+        with inbox.once(key):
+            pass
+        inbox._rows[key, ""].written -= days * 86_400
+    sys.modules["a_shop"].kept = cqrs.bootstrap(outbox=shop.outbox, inbox=inbox, broker=shop.broker)
+    sys.modules["a_shop"].receiver = cqrs.bootstrap(inbox=inbox)
+    yield inbox
+    sys.modules["a_shop"].kept.close(5)
+
+
+def test_receipts_are_purged_with_the_messages(shop, run, received):
+    """
+    Those that are older than a month, or as old as is said.
+    """
+    shop.sell(Counted(1))
+    shop.relay.start(poll=(0.01, 0.02))
+    eventually(lambda: shop.waiting() == 0)
+
+    assert (0, "1 purged, and 2 receipt(s)\n") == run("purge", "--older-than", "0s", app="a_shop:kept")
+    code, text = run("purge", "--older-than", "0s", "--receipts-older-than", "3d", "--json", app="a_shop:kept")
+    assert (0, {"purged": 0, "receipts": 1, "interrupted": False}) == (code, json.loads(text))
+    assert not received._rows
+
+
+def test_receipts_alone_are_purged(run, received):
+    """
+    Also where there is no outbox.
+    """
+    assert (0, "0 purged, and 2 receipt(s)\n") == run("purge", "--receipts-older-than", "30d", app="a_shop:kept")
+    assert (0, "0 purged, and 1 receipt(s)\n") == run("purge", "--receipts-older-than", "2d", app="a_shop:receiver")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "say how old: --older-than, --receipts-older-than, or both"),
+        (["--older-than", "0s", "--receipts-older-than", "47h"], "keep them for 172800 s at least"),
+        (["--older-than", "0s", "--receipts-older-than", "0"], "keep them for 172800 s at least"),
+    ],
+)
+def test_what_comes_again_is_not_forgotten_by_mistake(shop, run, received, arguments, words):
+    """
+    Nothing at all is purged then.
+    """
+    shop.sell(Counted(1))
+    shop.relay.start(poll=(0.01, 0.02))
+    eventually(lambda: shop.waiting() == 0)
+    code, text = run("purge", *arguments, app="a_shop:kept")
+
+    assert (2, 3) == (code, len(received._rows))
+    assert words in text
+    assert 1 == shop.outbox.purge(0)
+
+
+def test_an_application_without_an_inbox_has_no_receipts(run, shop):
+    """
+    It says so where they are to be purged.
+    """
+    code, text = run("purge", "--receipts-older-than", "30d")
+
+    assert (2, "Error: receipts are to be purged, and this mediator has no inbox\n") == (code, text)
+
+
+def test_an_interrupt_tells_what_was_purged(run, received, monkeypatch):
+    """
+    And what is still to be purged stays.
+    """
+    monkeypatch.setattr(sys.modules["a_shop"].kept.relay.outbox, "purge", raising(KeyboardInterrupt))
+
+    assert (130, "0 purged, and 0 receipt(s), then interrupted\n") == run(
+        "purge", "--older-than", "0s", app="a_shop:kept"
+    )
+    assert 3 == len(received._rows)
+
+
+def test_an_inbox_that_cannot_be_reached_has_a_status_of_its_own(run, received, monkeypatch):
+    """
+    As that of an outbox.
+    """
+    monkeypatch.setattr(received, "purge", raising(cqrs.InboxUnavailable("connection refused")))
+    code, text = run("purge", "--older-than", "0s", app="a_shop:kept")
+
+    assert (3, 1) == (code, len(text.splitlines()))
+    assert "the database of the inbox cannot be reached" in text
+
+
+def raising(error):
+    def raises(*_, **__):
+        raise error
+
+    return raises
+
+
 @pytest.mark.parametrize(
     ("app", "words"),
     [
@@ -309,7 +410,7 @@ def test_what_is_dead_is_told_as_json(shop, run):
     assert {"customer": "ada", "number": 1} == json.loads(shown["body"])
     assert {"selected": 1, "deleted": 0, "interrupted": False} == dry
     assert {"selected": 1, "replayed": 1, "interrupted": False} == replayed
-    assert {"purged": 0, "interrupted": False} == purged
+    assert {"purged": 0, "receipts": 0, "interrupted": False} == purged
 
 
 def test_a_body_is_cut_and_obeyed_by_no_terminal(shop, run):
@@ -355,7 +456,18 @@ def test_durations_are_for_people():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--all", "--target", "sales"], ["--all", "7"], ["0"], [str(2**63)], ["-5"], ["x"], ["--rate", "0", "--all"]],
+    [
+        ["--all", "--target", "sales"],
+        ["--all", "7"],
+        ["0"],
+        [str(2**63)],
+        ["-5"],
+        ["x"],
+        ["--rate", "0", "--all"],
+        ["--rate", "nan", "--all"],
+        ["--rate", "inf", "--all"],
+        ["--rate", "1e-300", "--all"],
+    ],
 )
 def test_what_cannot_be_chosen_is_refused(shop, run, arguments):
     """
@@ -416,6 +528,56 @@ def test_a_rate_is_kept():
 
     assert (15, False) == (work.done, work.interrupted)
     assert 0.19 < time.monotonic() - begun < 2
+
+
+def test_an_interrupt_before_anything_is_done_has_the_same_status(shop, run, monkeypatch):
+    """
+    As while a database does not answer: 1 would mean that something is not well.
+    """
+    monkeypatch.setattr(shop.outbox, "backlog", raising(KeyboardInterrupt))
+
+    assert (130, "Error: interrupted\n") == run("status")
+
+
+def test_output_that_cannot_be_written_is_told_in_a_line(shop, monkeypatch, capsys):
+    """
+    With no traceback; where nobody reads any more there is nothing to be told.
+    """
+
+    class Full(io.StringIO):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def write(self, text):
+            raise OSError(self.number, os.strerror(self.number))
+
+    for number, code in {errno.ENOSPC: 2, errno.EPIPE: 1}.items():
+        monkeypatch.setattr(sys, "stdout", Full(number))
+        with pytest.raises(SystemExit) as left:
+            status.main(["--json"], obj=lambda: shop.mediator)
+        assert code == left.value.code
+    monkeypatch.setattr(sys, "stdout", Full(errno.ENOSPC))
+    with pytest.raises(SystemExit):
+        dead.main(["list"], obj=lambda: shop.mediator)
+
+    assert 2 * "Error: standard output cannot be written: No space left on device\n" == capsys.readouterr().err
+
+
+def test_standard_input_and_output_may_be_closed(shop, monkeypatch):
+    """
+    As by a daemon that starts it: nothing is asked, and nothing told.
+    """
+    bury(shop, Counted(1))
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(sys, name, None)
+    for arguments in (["list"], ["replay", "--all"]):
+        with pytest.raises(SystemExit) as left:
+            dead.main(arguments, obj=lambda: shop.mediator)
+        assert 0 == left.value.code
+
+    assert 1 == shop.waiting()
+    JsonLines(View(str, dict, bool), 1.0).show({})
 
 
 def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):

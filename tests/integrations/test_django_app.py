@@ -351,6 +351,24 @@ def test_manage_py_has_the_commands_of_the_command_line(make, django_mediator, m
     assert (0, "1 purged\n") == (code, printed.out)
 
 
+def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
+    """
+    Where the mediator of the settings has an inbox.
+    """
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    mediator = make(using="sqlite", fast_path=False, inbox=True)
+    django_mediator(mediator)
+    mediator.send(Sell(1), once="k")
+    code, printed = manage("cqrs_purge", "--older-than", "0s")
+    assert (0, "0 purged, and 0 receipt(s)\n") == (code, printed.out)
+    with connections["sqlite"].cursor() as cursor:
+        cursor.execute("UPDATE cqrs_inbox SET created_at = datetime(created_at, '-31 days')")
+
+    code, printed = manage("cqrs_purge", "--older-than", "0s")
+    assert (0, "0 purged, and 1 receipt(s)\n") == (code, printed.out)
+
+
 def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypatch):
     """
     With the group of the settings, unless another one is named.

@@ -313,6 +313,9 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
         ([], "say which: --id, --reason, or --all"),
         (["--all", "--reason", "a"], "--all is all of them"),
         (["--all", "--rate", "0"], "0.0 is not in the range"),
+        (["--all", "--rate", "nan"], "'nan' is no number"),
+        (["--all", "--rate", "inf"], "inf is not in the range"),
+        (["--all", "--rate", "1e-300"], "1e-300 is not in the range"),
     ],
 )
 def test_what_to_replay_is_said(run, options, words):
@@ -408,6 +411,52 @@ def test_the_environment_says_which_group_it_is(office, run, monkeypatch):
     monkeypatch.setenv("CQRS_SYNC_GROUP", "office")
 
     assert 0 == run("lag", group=None)[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["lag"], 0),
+        (["dlq", "list"], 0),
+        (["dlq", "show", "id-1"], 1),
+        (["dlq", "replay", "--all"], 0),
+        (["dlq", "purge", "--all", "--dry-run"], 0),
+    ],
+)
+def test_a_group_that_is_unknown_is_told_of(office, run, command, status):
+    """
+    Nobody takes it for one with nothing to do, as where its name is mistyped; one that is known is not doubted.
+    """
+    words = "nothing on the broker is of the group 'offices'"
+    code, text = run(*command, group="offices")
+    assert (status, True) == (code, words in text)
+
+    code, text = run(*command)
+    assert (status, False) == (code, "nothing on the broker" in text)
+
+
+def test_what_is_told_of_an_unknown_group_is_no_part_of_the_answer(office, monkeypatch):
+    """
+    Programs read standard output.
+    """
+    result = CliRunner().invoke(main, ["lag", "--json", "--app", "an_office:mediator", "--group", "offices"])
+
+    assert ("offices", 0) == (json.loads(result.stdout)["group"], result.exit_code)
+    assert "nothing on the broker" in result.stderr
+
+
+@pytest.mark.parametrize("command", [["lag"], ["dlq", "list"], ["dlq", "replay", "--all"]])
+def test_ctrl_c_ends_a_question_with_a_status_of_its_own(office, run, monkeypatch, command):
+    """
+    As while a broker does not answer: 1 would mean that something is not well.
+    """
+
+    def interrupted(group):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(office.broker, "backlog", interrupted)
+
+    assert (130, "Error: interrupted\n") == run(*command)
 
 
 def test_a_broker_that_cannot_be_reached_is_told_in_a_line(office, run, monkeypatch):

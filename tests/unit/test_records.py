@@ -7,7 +7,16 @@ import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.records import Intake, Offsets, Places, due_in, incoming_message, kept_messages
+from cqrs_sync.records import (
+    Intake,
+    Offsets,
+    Places,
+    RecordGroups,
+    RecordSubscription,
+    due_in,
+    incoming_message,
+    kept_messages,
+)
 
 
 @attrs.frozen
@@ -228,3 +237,42 @@ def test_a_partition_that_came_later_is_read_from_its_beginning():
 
     assert {"known[0]": 6, "known[1]": 7, "new[0]": 0} == backlog.waiting
     assert (3, 2) == (backlog.delayed, backlog.dead)
+
+
+@pytest.mark.parametrize("topic", ["", "a b", ".", "..", "x" * 250, "ü"])
+def test_what_no_broker_takes_for_a_topic_is_refused(topic):
+    """
+    Before anything is asked or made.
+    """
+    with pytest.raises(ConfigurationError, match="cannot be a topic"):
+        Places(attrs.evolve(GROUP, topics=("t", topic)))
+
+
+def test_a_topic_may_be_called_what_brokers_take():
+    """
+    As long and as dotted as they let it be.
+    """
+    Places(attrs.evolve(GROUP, topics=("x" * 249, "...", ".a", "a.b_c-D9")))
+
+
+# What another client would have to give
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [
+        (RecordGroups, {"publish", "_admin", "_receiving", "_limit", "_patience"}),
+        (RecordSubscription, {"close", "_fetch", "_check_connection"}),
+    ],
+)
+def test_what_a_client_does_not_give_is_missed_when_it_is_made(kind, methods):
+    """
+    Each of them, and not when it is called for the first time.
+    """
+    given = {name: lambda self: None for name in methods} | {"__init__": lambda self: None}
+    type("Whole", (kind,), given)()
+
+    for name in methods:
+        part = type("Part", (kind,), {each: given[each] for each in given if each != name})
+        with pytest.raises(TypeError, match=name):
+            part()

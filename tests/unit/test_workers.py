@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,11 +18,12 @@ from cqrs_sync.consumer import Health
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
 from cqrs_sync.testing.outbox.entries import handled, published
-from cqrs_sync.workers.desk import count_of, in_chunks, purged, seconds
+from cqrs_sync.workers.desk import count_of, in_chunks, seconds
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.health import HealthFile
 from cqrs_sync.workers.held import Held
 from cqrs_sync.workers.progress import Gauge, Pace
+from cqrs_sync.workers.purging import Purging
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
 from cqrs_sync.workers.vitals import Vitals
@@ -429,7 +431,33 @@ def test_messages_are_purged_chunk_by_chunk():
     while claimed := outbox.claim(500, 60):
         outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
 
-    assert [1000, 100] == list(purged(outbox, 0))
+    assert [1000, 100] == list(Purging(outbox, 0, "message").chunks())
+
+
+@pytest.mark.parametrize(("last", "lines"), [(0, "1500 receipt(s) purged"), (None, "receipts cannot be purged")])
+def test_what_is_purged_now_and_then_leaves_time_for_others(caplog, last, lines):
+    """
+    It ends between two chunks when it is told to, and a database that is away is told of.
+    """
+    caplog.set_level(logging.INFO)
+
+    class Store:
+        def __init__(self):
+            self.left = [1000, 500, last]
+
+        def purge(self, older_than, limit):
+            count = self.left.pop(0)
+            if count is None:
+                raise cqrs.InboxUnavailable("away")
+            return count
+
+    pauses = []
+    assert 20 < Purging(Store(), 60, "receipt").do(pauses.append) < 100
+    assert lines in caplog.text
+    assert 2 == len(pauses)
+    store = Store()
+    Purging(store, 60, "receipt").do(lambda seconds: True)
+    assert [500, last] == store.left
 
 
 def test_a_target_backlog_adds_up():

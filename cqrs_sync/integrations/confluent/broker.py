@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import time
-import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import within
-from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
+from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.confluent.admin import administration
 from cqrs_sync.integrations.confluent.doctor import Doctor
 from cqrs_sync.integrations.confluent.publishing import Publishing
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
-from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.records import Admin, Reading, RecordGroups
+from cqrs_sync.records import Admin, Reading, RecordBroker
 
-#: What a process that leaves without `close` waits for.
-_AT_EXIT = 1.0
 #: Beyond every limit of the user: no sequence numbers that a refusal breaks, no request
 #: that two records share, one request at a time for the order.
 _ALONE = {"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight.requests.per.connection": 1}
 
 
-class ConfluentKafkaBroker(RecordGroups):
+class ConfluentKafkaBroker(RecordBroker[Doctor]):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
@@ -59,7 +53,6 @@ class ConfluentKafkaBroker(RecordGroups):
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(partitions=partitions, replicas=replication_factor, declare=declare)
         self._settings = Settings.of(
             servers_or_url,
             publish_timeout,
@@ -67,60 +60,17 @@ class ConfluentKafkaBroker(RecordGroups):
             producer=producer_config or {},
             consumer=consumer_config or {},
         )
-        self._servers = ",".join(self._settings.servers)
-        self._publish_timeout = publish_timeout
         grace = self._settings.delivery_timeout + 1.0
-        self._together = Doctor(self._settings.producer, grace=grace)
-        self._alone = Doctor({**self._settings.producer, **_ALONE}, grace=grace)
-        self._closed = False
-        reset_in_child(self)
-        close_at_exit(self)
-        # Nobody can be publishing then.
-        weakref.finalize(self, _end, self._together, self._alone).atexit = False
-
-    @classmethod
-    def from_url(cls, url: str, **options: Any) -> Self:
-        """Make a broker from `kafka://user:password@host:port,host:port?option=value`."""
-        return cls(url, **options)
-
-    def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
-        """Publish a batch and return when the broker has confirmed every message."""
-        self._check_open()
-        until = within(self._publish_timeout if timeout is None else timeout)
-        failures = Publishing(messages, until, self._servers).run(self._together, self._alone)
-        if failures:
-            raise PublishFailed(failures)
-
-    def subscribe(self, *topics: str, group: str) -> ConfluentSubscription:
-        """
-        Receive what is published to these topics.
-
-        The first subscription of a group starts at the end of each topic, and from
-        then on the broker keeps the group's place. Raises BrokerUnavailable, and
-        ConfigurationError for a topic that is not there and not made by the broker.
-        """
-        if not topics:
-            raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return self._receiving(Reading.of(topics, group), self._until())
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
-        self._closed = True
-        until = time.monotonic() + timeout
-        self._together.close(timeout)
-        self._alone.close(max(0.0, until - time.monotonic()))
-
-    def close_at_exit(self) -> None:
-        """Close within a second: every call of `publish` that matters has returned."""
-        self.close(_AT_EXIT)
-
-    def reset_in_child(self) -> None:
-        """Leave the parent's connections alone; the next call makes new ones."""
-        self._together.reset_in_child()
-        self._alone.reset_in_child()
-
-    def __repr__(self) -> str:
-        return f"ConfluentKafkaBroker({self._servers!r}, publish_timeout={self._publish_timeout})"
+        together = Doctor(self._settings.producer, grace=grace)
+        alone = Doctor({**self._settings.producer, **_ALONE}, grace=grace)
+        super().__init__(
+            self._settings.servers,
+            publish_timeout,
+            (together, alone),
+            partitions=partitions,
+            replicas=replication_factor,
+            declare=declare,
+        )
 
     def _admin(self, until: float) -> AbstractContextManager[Admin]:
         self._check_open()
@@ -133,14 +83,7 @@ class ConfluentKafkaBroker(RecordGroups):
     def _limit(self) -> int:
         return int(self._settings.producer["message.max.bytes"])
 
-    def _patience(self) -> float:
-        return self._publish_timeout
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("this ConfluentKafkaBroker is closed")
-
-
-def _end(*doctors: Doctor) -> None:
-    for doctor in doctors:
-        doctor.close(0.0)
+    def _failures(
+        self, messages: Sequence[OutgoingMessage], until: float
+    ) -> Sequence[tuple[OutgoingMessage, DeliveryError]]:
+        return Publishing(messages, until, self._servers).run(self._together, self._alone)

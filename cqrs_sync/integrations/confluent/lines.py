@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterable
+
+from cqrs_sync.troubles import Seldom, more_of
 
 logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
 
-#: Seconds for which lines that differ in nothing but their numbers are said once.
-_QUIET = 30.0
 #: Kinds of lines that are kept in mind.
 _KINDS = 200
 #: What differs between lines of one kind: numbers, and how often librdkafka itself has not said it.
@@ -30,8 +29,7 @@ class Lines:
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = [secret for secret in secrets if secret]
         self._lock = threading.Lock()
-        #: Of each kind of line: when it was last said, and how many were not said since.
-        self._said: dict[str, tuple[float, int]] = {}
+        self._kinds: dict[str, Seldom] = {}
 
     def log(self, level: int, template: str, *arguments: object) -> None:
         """Be called by confluent-kafka, in the thread that polls."""
@@ -42,17 +40,11 @@ class Lines:
             text = text.replace(secret, "***")
         unsaid = 0 if level <= logging.DEBUG else self._unsaid(_VARYING.sub("#", text))
         if unsaid is not None:
-            logger.log(level, "%s%s", text, f" (and {unsaid} more like it)" if unsaid else "")
+            logger.log(level, "%s%s", text, more_of(unsaid))
 
     def _unsaid(self, kind: str) -> int | None:
         """Return how many lines of this kind were held back, None where this one is to be held back too."""
-        now = time.monotonic()
         with self._lock:
-            said, unsaid = self._said.get(kind, (float("-inf"), 0))
-            if now - said < _QUIET:
-                self._said[kind] = said, unsaid + 1
-                return None
-            if len(self._said) >= _KINDS:
-                self._said.clear()
-            self._said[kind] = now, 0
-            return unsaid
+            if kind not in self._kinds and len(self._kinds) >= _KINDS:
+                self._kinds.clear()
+            return self._kinds.setdefault(kind, Seldom()).due()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -62,9 +62,9 @@ class DjangoDatabase:
         """The transactions of the application on this database."""
         return self._transactions
 
-    def joined(self) -> _Joined:
+    def joined(self) -> _Open:
         """Return the connection on which the calling thread is inside `atomic`."""
-        return _Joined(connections[self.using], self.using, self._purpose)
+        return _Open(connections[self.using], is_nested=True, failed=self._failed_inside)
 
     @contextmanager
     def begun(self, *, durable: bool = False) -> Iterator[_Open]:
@@ -91,7 +91,7 @@ class DjangoDatabase:
             raise translated(error, self.using, self._purpose) from error
 
     @contextmanager
-    def opened(self) -> Iterator[_Own]:
+    def opened(self) -> Iterator[_Open]:
         """Open `atomic` for the block, and commit it at the end."""
         connection = connections[self.using]
         try:
@@ -103,7 +103,7 @@ class DjangoDatabase:
                     self._meet(connection, _Open(connection, is_nested=False))
                 except Error as error:
                     raise translated(error, self.using, self._purpose) from error
-                yield _Own(connection, self.using, self._purpose)
+                yield _Open(connection, is_nested=False, failed=self._ours)
         except Exception:
             # As in `begun`: on a thread of the library's own, nobody else asks.
             if connection.errors_occurred and connection.connection is not None and not connection.is_usable():
@@ -113,6 +113,16 @@ class DjangoDatabase:
     def conflicted(self, error: BaseException, /) -> bool:
         """Tell of an error of `opened` whether the transaction may be begun anew."""
         return isinstance(error.__cause__, Error) and bool(_codes(error.__cause__) & _CONFLICTS)
+
+    def _ours(self, error: BaseException) -> CqrsError | None:
+        """Make an error of ours: what went wrong was in statements of ours."""
+        return translated(error, self.using, self._purpose) if isinstance(error, Error) else None
+
+    def _failed_inside(self, error: BaseException) -> CqrsError | None:
+        """Keep the caller's transaction from committing half of what was to be kept."""
+        # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
+        transaction.set_rollback(True, using=self.using)
+        return self._ours(error) if isinstance(error, Error) and is_missing(error) else None
 
     def _meet(self, connection: Any, opened: _Open) -> None:
         """Remember a connection that the calling thread has made, and let errors of any language be written on it."""
@@ -155,10 +165,17 @@ class DjangoDatabase:
 
 
 class _Open:
-    """A connection of Django with a transaction open."""
+    """A connection of Django with a transaction open; `failed` makes errors of ours, or returns None."""
 
-    def __init__(self, connection: Any, *, is_nested: bool) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        *,
+        is_nested: bool,
+        failed: Callable[[BaseException], CqrsError | None] = lambda _: None,
+    ) -> None:
         self._connection = connection
+        self._failed = failed
         self.is_nested = is_nested
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
@@ -174,48 +191,16 @@ class _Open:
 
     @contextmanager
     def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
-        with self._connection.cursor() as cursor:
-            # Without parameters drivers leave per cent signs as they are, and take several statements at once.
-            cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
-            yield cursor
-
-
-class _Own(_Open):
-    """The same in a transaction that was opened for the application: errors of statements of ours are ours."""
-
-    def __init__(self, connection: Any, using: str, purpose: Purpose) -> None:
-        super().__init__(connection, is_nested=False)
-        self._using = using
-        self._purpose = purpose
-
-    @contextmanager
-    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
         try:
-            with super()._executed(statement, parameters) as cursor:
-                yield cursor
-        except Error as error:
-            raise translated(error, self._using, self._purpose) from error
-
-
-class _Joined(_Open):
-    """The same inside of the caller's transaction, which is not to commit half of what was to be kept."""
-
-    def __init__(self, connection: Any, using: str, purpose: Purpose) -> None:
-        super().__init__(connection, is_nested=True)
-        self._using = using
-        self._purpose = purpose
-
-    @contextmanager
-    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
-        try:
-            with super()._executed(statement, parameters) as cursor:
+            with self._connection.cursor() as cursor:
+                # Without parameters drivers leave per cent signs as they are, and take several statements at once.
+                cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
                 yield cursor
         except BaseException as error:
-            # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
-            transaction.set_rollback(True, using=self._using)
-            if isinstance(error, Error) and is_missing(error):
-                raise translated(error, self._using, self._purpose) from error
-            raise
+            ours = self._failed(error)
+            if ours is None:
+                raise
+            raise ours from error
 
 
 def translated(error: Error, using: str, purpose: Purpose = OUTBOX) -> CqrsError:

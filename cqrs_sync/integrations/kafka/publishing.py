@@ -97,13 +97,13 @@ class Publishing:
         send, messages = producer.send, self._messages
         for position, index in enumerate(indexes):
             message = messages[index]
-            if new_topics is not None and message.topic in new_topics:
-                new_topics.add(message.topic, index)
-                continue
             if position and not position & _LOOK_AT_THE_CLOCK and time.monotonic() >= self._until:
                 self._failures.update(dict.fromkeys(indexes[position:], _NO_TIME))
                 break
             try:
+                if new_topics is not None and message.topic in new_topics:
+                    new_topics.add(message.topic, index)
+                    continue
                 key, headers = key_and_headers_of(message)
                 sent.append((index, send(message.topic, message.body, key, headers)))
             except IllegalStateError:

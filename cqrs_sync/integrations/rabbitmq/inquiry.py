@@ -101,7 +101,8 @@ class Inquiry:
     def _end(self) -> None:
         until = time.monotonic() + _GOODBYE
         connection = self._connection
-        if connection is not None and self._gone is None:
+        # pika trips over closing what is not open yet.
+        if connection is not None and connection.is_open and self._gone is None:
             connection.close()
             while self._gone is None and time.monotonic() < until:
                 self._turn(until)

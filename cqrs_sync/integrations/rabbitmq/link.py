@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.rabbitmq.connection import Connection
 from cqrs_sync.integrations.rabbitmq.failures import delivery_error, is_final
 from cqrs_sync.integrations.rabbitmq.settings import address_of
+from cqrs_sync.retries import grown
 
 logger = logging.getLogger(__name__)
 
@@ -218,9 +218,8 @@ class Link:
             self._back_off()
 
     def _back_off(self) -> None:
-        delay = min(_BACKOFF * 2**self._attempts, _BACKOFF_MAX) * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
-        self._attempts = min(self._attempts + 1, 10)
-        self._retry = self.later(delay, self._try_again)
+        self._attempts += 1
+        self._retry = self.later(grown(self._attempts, _BACKOFF, _BACKOFF_MAX), self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
@@ -235,8 +234,11 @@ class Link:
     def _close_politely(self) -> None:
         if self.connection is None:
             self._loop.stop()
-        elif not (self.connection.is_closing or self.connection.is_closed):
+        elif self.connection.is_open:
             self.connection.close()
+        elif not (self.connection.is_closing or self.connection.is_closed):
+            # pika trips over closing what is not open yet.
+            self.connection.abort(ConnectionAbortedError("closed before it was open"))
 
     def _close_at_once(self) -> None:
         if self.connection is None:

@@ -9,6 +9,7 @@ import attrs
 from pika.channel import Channel
 
 from cqrs_sync.broker import Group
+from cqrs_sync.errors import ConfigurationError
 
 #: Bytes of a name in AMQP.
 SHORT = 255
@@ -134,12 +135,12 @@ def places_of(group: Group, exchange: str, queue_arguments: Mapping[str, Any]) -
     """
     Return the places of a group; nothing is asked or made.
 
-    Raises ValueError for names that AMQP does not take or that could be another group's places.
+    Raises ConfigurationError for names that AMQP does not take or that could be another group's places.
     """
     name = f"{exchange}.{group.name}"
     is_taken = group.name.endswith(".dead") or ".retry." in group.name
     if not group.name or is_taken or len(name.encode()) > SHORT - 32:
-        raise ValueError(
+        raise ConfigurationError(
             f"{group.name!r} cannot be a group of {exchange!r}: exchange and group have at most {SHORT - 32} bytes "
             "together, and groups are not called *.dead or *.retry.*, as their places are"
         )
@@ -164,7 +165,7 @@ def _group_arguments(kind: str, aside: Exchange, dead: Queue, group: Group) -> d
 def _retry(delay: float, name: str, kind: str) -> Queue:
     milliseconds = round(delay * 1000)
     if not 0 < milliseconds <= _LONGEST:
-        raise ValueError(f"RabbitMQ waits between 0.001 and {_LONGEST // 1000} s, not {delay}")
+        raise ConfigurationError(f"RabbitMQ waits between 0.001 and {_LONGEST // 1000} s, not {delay}")
     seconds = f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")
     arguments = {
         **_of_kind(kind, _SURELY),

@@ -1,0 +1,110 @@
+"""The databases that SQLAlchemy's stores are held to their promises on, and sessions of applications."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from cqrs_sync.integrations.sqlalchemy import begin_immediate
+
+
+class OnServer:
+    @pytest.fixture
+    def engine(self, url):
+        engine = sa.create_engine(url, pool_size=20)
+        yield engine
+        engine.dispose()
+
+
+class OnPostgreSQL(OnServer):
+    @pytest.fixture
+    def url(self, postgresql_url_of_module):
+        return postgresql_url_of_module
+
+    @pytest.fixture
+    def cut_connections(self, url):
+        """Ends every other connection to the database."""
+        return lambda: _say(
+            url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+
+
+class OnMariaDB(OnServer):
+    @pytest.fixture
+    def url(self, mariadb_url_of_module):
+        return mariadb_url_of_module
+
+    @pytest.fixture
+    def cut_connections(self, url):
+        """Ends every other connection to the database."""
+
+        def cut():
+            others = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            for (number,) in _say(url, others):
+                _say(url, f"KILL {number}")
+
+        return cut
+
+
+class OnSQLite:
+    @pytest.fixture
+    def engine(self, tmp_path):
+        engine = begin_immediate(sqlite_engine(tmp_path))
+        yield engine
+        engine.dispose()
+
+
+class OnSQLiteAsItComes:
+    """The driver begins a transaction with the first write, and none for a savepoint."""
+
+    @pytest.fixture
+    def engine(self, tmp_path):
+        engine = sqlite_engine(tmp_path)
+        yield engine
+        engine.dispose()
+
+
+class OthersSessions:
+    """With sessions of the application's own."""
+
+    @pytest.fixture
+    def registry(self, engine):
+        registry = scoped_session(sessionmaker(engine))
+        yield registry
+        registry.remove()
+
+    @pytest.fixture
+    def atomic(self, registry):
+        return lambda: transaction_of(registry)
+
+
+@contextmanager
+def transaction_of(registry: scoped_session[Session]):
+    """Commit and roll back as an application does by hand."""
+    session = registry()
+    if session.in_transaction():
+        with session.begin_nested():
+            yield
+        return
+    try:
+        session.connection()
+        yield
+        session.commit()
+    finally:
+        registry.remove()
+
+
+def sqlite_engine(folder):
+    return sa.create_engine(f"sqlite:///{folder}/shop.db", connect_args={"timeout": 30})
+
+
+def _say(url, statement):
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        result = connection.exec_driver_sql(statement)
+        return result.fetchall() if result.returns_rows else []

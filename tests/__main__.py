@@ -1,9 +1,9 @@
 """
 Check everything: `python -m tests`.
 
-Each check runs, whatever the others said; the tests come last, in two parts side by side, since much of
-what servers are tested for is waiting. Arguments go to pytest, and with any the other checks are left
-out: `python -m tests -k saga`.
+Each check runs, whatever the others said; the tests come last, three at a time, since much of what servers
+are tested for is waiting. Arguments go to pytest, and with any the other checks are left out, and tests
+run one at a time: `python -m tests -k saga`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,47 +24,18 @@ CHECKS = [
     ("lint", ["ruff", "check", "."]),
     ("types", ["mypy"]),
     ("layers", ["lint-imports", "--no-logo"]),
+    ("tests", ["pytest", "--numprocesses", "3", "--dist", "worksteal"]),
 ]
-TESTS = ("tests", ["pytest"])
-#: Tests that mostly wait for servers: each of these parts runs beside all others.
-WAITING = {"servers": ["tests/brokers", "tests/storms"]}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Return the exit status: 0 when every check passed."""
-    name, command = TESTS
-    if arguments:
-        results = [(name, *_run([*command, *arguments]))]
-    else:
-        results = [(check, *_run(command)) for check, command in CHECKS]
-        results += _run_in_parts(name, command)
+    checks = [("tests", ["pytest", *arguments])] if arguments else CHECKS
+    results = [(name, *_run(command)) for name, command in checks]
     print()
     for name, passed, seconds in results:
         print(f"{'ok    ' if passed else 'FAILED'}  {name:<8}{seconds:7.1f} s")
     return 0 if all(passed for _, passed, _ in results) else 1
-
-
-def _run_in_parts(name: str, command: Sequence[str]) -> list[tuple[str, bool, float]]:
-    """Run the tests that wait beside the others; what they say is shown when they are done."""
-    started = time.monotonic()
-    waiting = {part: _begun([*command, *paths]) for part, paths in WAITING.items()}
-    others = _run([*command, *(f"--ignore={path}" for paths in WAITING.values() for path in paths)])
-    results = [(name, *others)]
-    for part, (process, said) in waiting.items():
-        passed = process.wait() == 0
-        results.append((part, passed, time.monotonic() - started))
-        print(f"\n$ {shlex.join([*command, *WAITING[part]])}", flush=True)
-        said.seek(0)
-        shutil.copyfileobj(said, sys.stdout)
-    return results
-
-
-def _begun(command: Sequence[str]) -> tuple[subprocess.Popen[str], IO[str]]:
-    said = tempfile.TemporaryFile("w+")  # noqa: SIM115 -- read when the process has ended
-    process = subprocess.Popen(
-        [_tool(command[0]), *command[1:]], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, text=True
-    )
-    return process, said
 
 
 def _run(command: Sequence[str]) -> tuple[bool, float]:

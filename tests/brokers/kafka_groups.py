@@ -40,7 +40,11 @@ class KafkaGroups:
     @pytest.fixture
     def broker(self, kafka_servers):
         broker = self.broker_class(
-            kafka_servers, partitions=1, consumer_config=self.quick_groups, producer_config=self.singly
+            kafka_servers,
+            partitions=1,
+            publish_timeout=30,
+            consumer_config=self.quick_groups,
+            producer_config=self.singly,
         )
         yield broker
         broker.close()

@@ -28,7 +28,7 @@ from tests.waiting import eventually
 #: How much later than its deadline a call may return on a busy machine.
 LATE = 1.0
 #: Seconds after the broker's return in which publishing has to work again.
-BACK_IN = 2.0
+BACK_IN = 5.0
 _ROOT = Path(__file__).parents[2]
 #: What is done to a broker or to the path to it, and how that is mended.
 HARMS = {

@@ -210,6 +210,7 @@ class KafkaGroups:
         """
         It will begin at the end; what it has set aside is there from the beginning.
         """
+        group = attrs.evolve(group, name=f"{group.name}-new")
         publish_texts(broker, topic, b"1", b"2")
         broker.set_aside([letter(topic, b"3")], group, after=1, timeout=10)
         backlog = broker.backlog(group)

@@ -109,4 +109,4 @@ class TestProcesses(KafkaProcesses):
     quick_groups = CONFLUENT_QUICK_GROUPS
     refused = "Connection refused"
     logger = "cqrs_sync.integrations.confluent"
-    children = 30
+    children = 12

@@ -70,4 +70,4 @@ class TestProcesses(KafkaProcesses):
     quick_groups = QUICK_GROUPS
     refused = "ECONNREFUSED"
     logger = "kafka"
-    children = 100
+    children = 40

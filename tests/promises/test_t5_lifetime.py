@@ -325,7 +325,7 @@ def test_t5_a_pool_that_nobody_holds_ends_its_threads():
     """
     A mediator that was never closed leaves no threads behind when forgotten, though it woke one of them just then.
     """
-    for _ in range(50):
+    for _ in range(20):
         mediator = mediator_of(3, (Happened, lambda event: None))
         mediator.send(happenings(10), timeout=BOUND)
         assert 3 == len(pool_threads())

@@ -58,7 +58,7 @@ def stopped(database: str, directory: Path, *, orders: int, fault: str) -> Figur
         takeover = time.monotonic() - begun
         late.send_signal(signal.SIGCONT)
         if fault == "stop-settle":
-            eventually(lambda: "claimed by somebody else meanwhile" in place.log.read_text(), timeout=10)
+            eventually(lambda: "claimed by somebody else meanwhile" in place.log.read_text(), timeout=60)
         _end([late, other])
         figures = place.figures()
         figures.extra = {"held": held, "seconds_until_taken_over": round(takeover, 1)}

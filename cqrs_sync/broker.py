@@ -13,8 +13,6 @@ from typing import Protocol, Self, runtime_checkable
 
 import attrs
 
-from cqrs_sync.errors import CqrsError
-
 
 @attrs.frozen
 class OutgoingMessage:
@@ -166,7 +164,7 @@ class Subscription(Protocol):
                 if delivery is None:
                     break
                 deliveries.append(delivery)
-        except CqrsError:
+        except Exception:
             # What came is somebody's to settle; the next call says what is wrong.
             if not deliveries:
                 raise

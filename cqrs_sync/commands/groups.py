@@ -46,7 +46,8 @@ def name_of_group(context: click.Context, name: str | None) -> str:
     # Whoever provides the application may know its group, as the settings of Django do.
     found = name or os.environ.get(VARIABLE) or getattr(context.obj, "group", None)
     if not found:
-        raise CannotBegin(f"say which group: --group NAME, or {VARIABLE} in the environment")
+        also = getattr(context.obj, "group_is_in", "")
+        raise CannotBegin(f"say which group: --group NAME, or {VARIABLE} in the environment{also and f', or {also}'}")
     return str(found)
 
 

@@ -9,6 +9,7 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
+from cqrs_sync.consumer import Consumer, Tiers
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
 from cqrs_sync.testing.contracts import message
@@ -380,7 +381,7 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
     django_mediator(mediator)
     code, printed = manage("cqrs_lag")
-    assert (2, True) == (code, printed.err.startswith("Error: say which group"))
+    assert (2, True) == (code, printed.err.endswith('or CQRS_SYNC = {"GROUP": "shop"} in the settings\n'))
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "shop"})
 
     assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
@@ -390,6 +391,39 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     assert (0, "0 replayed\n") == (code, printed.out)
     code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
+
+
+def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, manage, monkeypatch):
+    """
+    With its group and its pauses; what is no consumer is told of in a line, and by a check.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django.checks import check_mediator  # noqa: PLC0415 -- as above
+
+    events = cqrs.EventMap()
+    events.bind(Joined, lambda event: None)
+    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    django_mediator(mediator)
+    made = Consumer(mediator, "shop", tiers=Tiers(delayed=(7.0,)))
+    named = f"{__name__}.consumer_of_test"
+    monkeypatch.setitem(globals(), "consumer_of_test", lambda: made)
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "CONSUMER": named})
+
+    assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
+    assert 0 == manage("cqrs_topology", "apply")[0]
+    assert 2 == manage("cqrs_lag", "--delayed", "9s")[0]
+    code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
+    assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
+    assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
+
+    monkeypatch.setitem(globals(), "consumer_of_test", mediator)
+    words = (
+        "as the consumer: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
+    )
+    code, printed = manage("cqrs_lag")
+    assert (2, True) == (code, words in printed.err)
+    assert [words in found.msg for found in check_mediator(None)] == [True]
 
 
 def test_commands_take_the_settings_that_manage_py_takes(make, django_mediator, manage):

@@ -13,7 +13,7 @@ from django.db import connections, router
 from django.db.migrations.executor import MigrationExecutor
 
 from cqrs_sync.integrations.django.transactions import Atomic
-from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
+from cqrs_sync.integrations.django.wiring import consumer_of_settings, inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.sql.dialects import DIALECTS
@@ -30,6 +30,7 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
         return []
     try:
         mediator = mediator_of_settings()
+        consumer_of_settings()
     except ImproperlyConfigured as error:
         return [checks.Error(str(error), id="cqrs_sync.E001")]
     place = _place_of(mediator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +11,7 @@ from django.utils.module_loading import import_string
 
 from cqrs_sync.bootstrap import bootstrap as bootstrap_core
 from cqrs_sync.broker import MessageBroker
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.integrations.django.inbox import DjangoInbox
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
@@ -19,6 +20,8 @@ from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.threads import Executor, ThreadPool
+
+T = TypeVar("T")
 
 
 def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
@@ -86,24 +89,42 @@ def mediator_of_settings() -> RequestMediator:
 
     Raises ImproperlyConfigured where there is none.
     """
-    chosen = getattr(settings, "CQRS_SYNC", None) or {}
-    path = chosen.get("MEDIATOR") if isinstance(chosen, Mapping) else None
+    path = _setting("MEDIATOR")
     if not isinstance(path, str) or not path:
         raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')
+    return _named(path, RequestMediator, "mediator")
+
+
+def consumer_of_settings() -> Consumer | None:
+    """
+    Return the consumer that `CQRS_SYNC = {"CONSUMER": "package.module.name"}` names, or what such a function returns.
+
+    None where it names none. Raises ImproperlyConfigured for what is no consumer.
+    """
+    path = _setting("CONSUMER")
+    return None if not path else _named(str(path), Consumer, "consumer")
+
+
+def _setting(name: str) -> object:
+    chosen = getattr(settings, "CQRS_SYNC", None)
+    return chosen.get(name) if isinstance(chosen, Mapping) else None
+
+
+def _named(path: str, kind: type[T], what: str) -> T:
     try:
         found = import_string(path)
     except ImportError as error:
         raise ImproperlyConfigured(
-            f"CQRS_SYNC names {path!r} as the mediator, which cannot be imported: {error}"
+            f"CQRS_SYNC names {path!r} as the {what}, which cannot be imported: {error}"
         ) from error
-    mediator = found() if callable(found) and not isinstance(found, RequestMediator) else found
-    if not isinstance(mediator, RequestMediator):
+    made = found() if callable(found) and not isinstance(found, kind) else found
+    if not isinstance(made, kind):
         # Not its repr, which may hold anything.
         raise ImproperlyConfigured(
-            f"CQRS_SYNC names {path!r} as the mediator: a RequestMediator, or a function that returns one, is wanted, "
-            f"this is of the type {type(mediator).__qualname__}"
+            f"CQRS_SYNC names {path!r} as the {what}: a {kind.__qualname__}, or a function that returns one, is "
+            f"wanted, this is of the type {type(made).__qualname__}"
         )
-    return mediator
+    return made
 
 
 def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
@@ -114,8 +135,8 @@ def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
 
 def group_of_settings() -> str | None:
     """Return the group that `CQRS_SYNC = {"GROUP": "shop"}` names, if it does."""
-    chosen = getattr(settings, "CQRS_SYNC", None)
-    return chosen.get("GROUP") if isinstance(chosen, Mapping) else None
+    name = _setting("GROUP")
+    return None if name is None else str(name)
 
 
 def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:

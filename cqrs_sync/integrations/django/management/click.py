@@ -10,15 +10,15 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from cqrs_sync.commands.application import CannotBegin
-from cqrs_sync.integrations.django.wiring import group_of_settings, mediator_of_settings
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.commands.application import Application, CannotBegin
+from cqrs_sync.integrations.django.wiring import consumer_of_settings, group_of_settings, mediator_of_settings
 
 
 class ClickCommand(BaseCommand):
-    """Hands its arguments over, and the mediator that the settings name."""
+    """Hands its arguments over, and the mediator that the settings name; `of_groups`, their consumer if they do."""
 
     command: click.Command
+    of_groups = False
     requires_system_checks: Any = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -29,7 +29,7 @@ class ClickCommand(BaseCommand):
         of_django.add_argument("--pythonpath")
         _, arguments = of_django.parse_known_args(argv[2:])
         try:
-            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_Application())
+            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_Application(self.of_groups))
         finally:
             connections.close_all()
 
@@ -49,18 +49,24 @@ class ClickCommand(BaseCommand):
 
     def handle(self, *_: Any, **options: Any) -> None:
         """Do it inside this process. Raises what click raises; a status other than 0 as SystemExit."""
-        self.command.main(args=options["arguments"], standalone_mode=False, obj=_Application())
+        self.command.main(args=options["arguments"], standalone_mode=False, obj=_Application(self.of_groups))
 
 
 class _Application:
-    """What commands ask for: the mediator of the settings, and the group it is one of."""
+    """What commands ask for: the mediator or consumer of the settings, and the group it is one of."""
+
+    #: Where a group may be named.
+    group_is_in = 'CQRS_SYNC = {"GROUP": "shop"} in the settings'
+
+    def __init__(self, of_groups: bool) -> None:
+        self._of_groups = of_groups
 
     @property
     def group(self) -> str | None:
         return group_of_settings()
 
-    def __call__(self) -> RequestMediator:
+    def __call__(self) -> Application:
         try:
-            return mediator_of_settings()
+            return (consumer_of_settings() if self._of_groups else None) or mediator_of_settings()
         except ImproperlyConfigured as error:
             raise CannotBegin(str(error)) from error

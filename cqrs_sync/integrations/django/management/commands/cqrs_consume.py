@@ -1,4 +1,4 @@
-"""`manage.py cqrs_consume`: what `cqrs-sync consume` does, with the mediator of the settings."""
+"""`manage.py cqrs_consume`: what `cqrs-sync consume` does, with the mediator or consumer of the settings."""
 
 from __future__ import annotations
 
@@ -10,3 +10,4 @@ class Command(ClickCommand):
     """Hand over to the command of the library."""
 
     command = consume
+    of_groups = True

@@ -522,7 +522,7 @@ class KafkaProcesses:
                         failed.append(error)
             threads = [threading.Thread(target=publish_on) for _ in range(4)]
             for thread in threads: thread.start()
-            for number in range(20):
+            for number in range(12):
                 child = os.fork()
                 if not child:
                     faulthandler.dump_traceback_later(30, exit=True)

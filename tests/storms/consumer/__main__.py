@@ -39,7 +39,8 @@ STORMS: dict[str, Storm] = {
     "dropped-rabbitmq": _on(storms.lost_connections, "postgresql", times=50, fault="drop"),
     "frozen-rabbitmq": _on(storms.lost_connections, "postgresql", times=3, fault="freeze"),
     "restarts-rabbitmq": _on(storms.restarts, "postgresql", times=10),
-    "long-rabbitmq": _on(storms.long_handler, "postgresql", "rabbitmq", seconds=90.0, limit=60.0),
+    # It looks once a minute: after 90 seconds it may not have seen it.
+    "long-rabbitmq": _on(storms.long_handler, "postgresql", "rabbitmq", seconds=200.0, limit=60.0),
     "long-kafka": _on(storms.long_handler, "postgresql", "kafka", seconds=90.0, limit=30.0),
     "hostile-rabbitmq": _on(storms.hostile, "postgresql", "rabbitmq", count=10_000),
     "hostile-kafka": _on(storms.hostile, "postgresql", "kafka", count=10_000),

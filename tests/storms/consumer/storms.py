@@ -132,8 +132,7 @@ def long_handler(database: str, broker: str, directory: Path, *, seconds: float,
         site.wait_for(3, timeout=seconds * 3 + 60, patience=seconds + 60)
         site.settled(120)
         assert worker.poll() is None
-        log = site.log_of(worker)
-        return site.figures(seconds=seconds, limit=limit, rejoined=log.count("received again"))
+        return site.figures(seconds=seconds, limit=limit)
 
 
 class _Limited:

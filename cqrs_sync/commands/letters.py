@@ -121,7 +121,8 @@ def replay(context: click.Context, /, **options: Any) -> None:
     """
     Give dead letters back to their group, and to no other, with their attempts forgotten.
 
-    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part.
+    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part. Exit status 1 where ids
+    are named, and none is of a dead letter.
     """
     _change(context, ("replay", "replayed"), _replay, **options)
 
@@ -132,7 +133,8 @@ def purge(context: click.Context, /, **options: Any) -> None:
     """
     Delete dead letters for ever.
 
-    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part.
+    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part. Exit status 1 where ids
+    are named, and none is of a dead letter.
     """
     _change(context, ("delete", "deleted"), lambda *_: None, **options)
 
@@ -158,6 +160,7 @@ def _change(
         if dry_run:
             selected = sum(1 for _ in itertools.islice(filter(choice.has, look(broker, group)), limit))
             tell({"selected": selected, done: 0}, f"{selected} would be {done}", as_json=as_json)
+            _check_found(choice, selected)
             return
         if total:
             which = "all" if choice == Choice() else "those that are chosen"
@@ -173,6 +176,14 @@ def _change(
             work = Work(f"{doing} dead letters").through(sifting, sifting.total)
     facts = {"dead": sifting.total, done: sifting.done, "put_back": sifting.put_back}
     work.tell(facts, f"{sifting.done} {done}", as_json=as_json)
+    _check_found(choice, sifting.done)
+
+
+def _check_found(choice: Choice, count: int) -> None:
+    """Leave with a status that says so where ids were named, and none is of a dead letter."""
+    if choice.ids and not count:
+        click.echo(f"Error: no dead letter has the id {', '.join(map(escaped, sorted(choice.ids)))}", err=True)
+        sys.exit(NOT_WELL)
 
 
 def _total(broker: GroupBroker, group: Group) -> int:

@@ -162,6 +162,20 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"])
 
 
+@pytest.mark.parametrize("command", ["replay", "purge"])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
+    """
+    Its id may be misspelled.
+    """
+    office.bury(1, 2)
+    code, printed = run("dlq", command, "--id", "id-9", *options)
+
+    assert 1 == code
+    assert printed.endswith("Error: no dead letter has the id id-9\n")
+    assert ids(1, 2) == office.dead()
+
+
 # Dead letters go back
 
 
@@ -207,7 +221,6 @@ def test_some_are_chosen_and_the_others_stay(office, run):
     assert ids(3, 4, 5, 1) == office.dead()
     assert (0, "1 replayed\n") == run("dlq", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
     assert ids(5, 1, 3) == office.dead()
-    assert (0, "0 deleted\n") == run("dlq", "purge", "--id", "id-9")
     assert Counter(ids(1, 3, 5)) == Counter(office.dead())
     assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a")
     assert ids(5) == office.dead()

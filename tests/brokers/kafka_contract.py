@@ -507,11 +507,9 @@ class KafkaProcesses:
         """
         completed, _ = self.run(
             """
-            import faulthandler, os, sys, threading
+            import os, sys, threading
             from cqrs_sync.testing.contracts import message
             servers, topic = sys.argv[1:]
-            # Whoever hangs says where.
-            faulthandler.dump_traceback_later(90, exit=True)
             broker = Broker(servers)
             enough, failed = threading.Event(), []
             def publish_on():
@@ -525,7 +523,6 @@ class KafkaProcesses:
             for number in range(12):
                 child = os.fork()
                 if not child:
-                    faulthandler.dump_traceback_later(30, exit=True)
                     broker.publish([message(topic, b"%d" % number)], timeout=10)
                     os._exit(0)
                 assert os.waitpid(child, 0)[1] == 0

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -173,7 +173,9 @@ def _arm(shop: Shop) -> None:
     elif fault == "settle":
         _before(shop.outbox, "settle", int(rest), signal.SIGKILL)
     elif fault == "stop-settle":
-        _before(shop.outbox, "settle", int(rest), signal.SIGSTOP)
+        # MariaDB ends no transaction of one that is stopped: not in the middle of a claim.
+        claiming = _apart(shop.outbox, "claim")
+        _before(shop.outbox, "settle", int(rest), signal.SIGSTOP, claiming)
     elif fault == "stop-claim":
         _after(shop.outbox, "claim", int(rest), signal.SIGSTOP)
 
@@ -185,14 +187,29 @@ def _skew(seconds: float) -> None:
     time.time_ns = lambda: now_ns() + round(seconds * 1e9)
 
 
-def _before(target: Any, method: str, times: int, number: signal.Signals) -> None:
+def _apart(target: Any, method: str) -> threading.Lock:
+    """Return a lock that is held while this method runs."""
+    call, lock = getattr(target, method), threading.Lock()
+
+    def hit(*arguments: Any, **keywords: Any) -> Any:
+        with lock:
+            return call(*arguments, **keywords)
+
+    setattr(target, method, hit)
+    return lock
+
+
+def _before(
+    target: Any, method: str, times: int, number: signal.Signals, apart: AbstractContextManager[object] | None = None
+) -> None:
     call, left = getattr(target, method), times
 
     def hit(*arguments: Any, **keywords: Any) -> Any:
         nonlocal left
         left -= 1
         if left == 0:
-            _strike(number)
+            with apart or nullcontext():
+                _strike(number)
         return call(*arguments, **keywords)
 
     setattr(target, method, hit)

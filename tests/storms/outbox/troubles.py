@@ -54,7 +54,7 @@ def stopped(database: str, directory: Path, *, orders: int, fault: str) -> Figur
         held = place.waiting()
         begun = time.monotonic()
         other = place.start("relay", "--lease", "2")
-        _drained(place, 30)
+        _drained(place, 60)
         takeover = time.monotonic() - begun
         late.send_signal(signal.SIGCONT)
         if fault == "stop-settle":

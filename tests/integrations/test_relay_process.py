@@ -267,11 +267,11 @@ def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url_of_
             PARCELS_BROKER=via(broker, rabbitmq_url),
             PARCELS_EXCHANGE=exchange,
         )  # fmt: skip
-        eventually(lambda: "the outbox cannot be reached" in relaying.log())
+        eventually(lambda: "the outbox cannot be reached" in relaying.log(), 60)
         database.restore()
-        eventually(lambda: "the broker cannot be reached" in relaying.log(), 30)
+        eventually(lambda: "the broker cannot be reached" in relaying.log(), 60)
         broker.restore()
-        eventually(lambda: not states(postgresql_url_of_module), 20)
+        eventually(lambda: not states(postgresql_url_of_module), 60)
         relaying.terminate()
 
         assert 0 == relaying.status(), relaying.log()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -92,8 +92,7 @@ def show(context: click.Context, /, identity: str, *, body: bool, as_json: bool,
         _total(broker, group)
         found = next((each for each in look(broker, group) if id_of(each) == identity), None)
     if found is None:
-        click.echo(f"Error: no dead letter has the id {escaped(identity)}", err=True)
-        sys.exit(NOT_WELL)
+        _leave_without({identity})
     facts = letter_of(found, body=body)
     attributes, notes = dict(found.attributes), dict(found.notes)
     if as_json:
@@ -182,8 +181,12 @@ def _change(
 def _check_found(choice: Choice, count: int) -> None:
     """Leave with a status that says so where ids were named, and none is of a dead letter."""
     if choice.ids and not count:
-        click.echo(f"Error: no dead letter has the id {', '.join(map(escaped, sorted(choice.ids)))}", err=True)
-        sys.exit(NOT_WELL)
+        _leave_without(choice.ids)
+
+
+def _leave_without(ids: Collection[str]) -> NoReturn:
+    click.echo(f"Error: no dead letter has the id {', '.join(map(escaped, sorted(ids)))}", err=True)
+    sys.exit(NOT_WELL)
 
 
 def _total(broker: GroupBroker, group: Group) -> int:

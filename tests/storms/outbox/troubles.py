@@ -63,7 +63,11 @@ def stopped(database: str, directory: Path, *, orders: int, fault: str) -> Figur
                 eventually(lambda: "claimed by somebody else meanwhile" in place.log.read_text(), timeout=20)
         _end([late, other])
         figures = place.figures()
-        figures.extra = {"held": held, "seconds_until_taken_over": round(takeover, 1)}
+        figures.extra = {
+            "held": held,
+            "seconds_until_taken_over": round(takeover, 1),
+            "times_told_of": place.log.read_text().count("claimed by somebody else meanwhile"),
+        }
         return figures
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 _PAUSE = 0.01
 
 
-def eventually(condition: Callable[[], T], timeout: float = 10.0, pause: float = _PAUSE) -> T:
+def eventually(condition: Callable[[], T], timeout: float = 30.0, pause: float = _PAUSE) -> T:
     """
     Call `condition` every `pause` seconds until it is true, and return what it returned.
 

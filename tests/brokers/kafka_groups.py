@@ -73,7 +73,7 @@ class KafkaGroups:
         with broker.join(group) as deliveries:
             begun = time.monotonic()
             broker.set_aside([letter(topic, b"1")], group, after=8, timeout=10)
-            assert deliveries.receive(timeout=4) is None
+            assert deliveries.receive(timeout=6) is None
             assert 1 == broker.backlog(group).delayed
         with broker.join(group) as deliveries:
             assert [b"1"] == bodies(receive(deliveries, 1))
@@ -117,7 +117,7 @@ class KafkaGroups:
             # It has been the same partition all the time.
             assert second.holding is held.holding
         with broker.join(group) as deliveries:
-            assert deliveries.receive(timeout=4) is None
+            assert deliveries.receive(timeout=6) is None
         impatient.close()
 
     def test_who_only_rests_becomes_a_member(self, broker, group, topic):
@@ -255,7 +255,7 @@ class KafkaGroups:
             started = time.monotonic()
             with pytest.raises(BrokerUnavailable):
                 ask(group)
-            assert 8 > time.monotonic() - started
+            assert 20 > time.monotonic() - started
         broker.close()
 
     @pytest.mark.parametrize("fault", ["cut", "freeze"])

@@ -162,9 +162,9 @@ def test_a_broker_can_be_closed_while_nobody_answers(own_kafka, broker):
     broker.close(0.3)
 
     assert 0.3 + LATE > time.monotonic() - started
-    waiting.join(5)
+    waiting.join(20)
     assert [True] == [isinstance(error, BrokerUnavailable) for error in results]
-    eventually(lambda: threading.active_count() < before, timeout=5)
+    eventually(lambda: threading.active_count() < before, timeout=20)
     own_kafka.thaw()
 
 

@@ -43,7 +43,7 @@ def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, k
         # One that nobody will ever give back.
         assert references < sys.getrefcount(inherited)
 
-    assert 0 == in_forked_child(compare, timeout=5)
+    assert 0 == in_forked_child(compare, timeout=20)
     assert references == sys.getrefcount(inherited)
     broker.close()
 
@@ -76,7 +76,7 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
     )
 
     assert (0, "") == (completed.returncode, completed.stderr)
-    assert 20 > took
+    assert 40 > took
 
 
 def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
@@ -101,7 +101,7 @@ def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
     )
 
     assert (0, "") == (completed.returncode, completed.stderr)
-    assert 6 > took
+    assert 30 > took
 
 
 class TestProcesses(KafkaProcesses):

@@ -218,7 +218,7 @@ def test_subscribing_to_nobody_is_an_error_in_time(group):
     with pytest.raises(BrokerUnavailable, match="Connection refused"):
         broker.subscribe("orders", group=group)
 
-    assert 5 + 1.5 > time.monotonic() - started
+    assert 5 + 4 > time.monotonic() - started
 
 
 def test_subscribing_to_a_topic_that_does_not_exist_is_an_error_that_names_it(group):
@@ -249,10 +249,10 @@ def test_receiving_from_a_broker_that_is_gone_is_an_error(group, own_kafka):
         except BrokerUnavailable as error:
             return str(error)
 
-    assert own_kafka.servers in eventually(says_so, timeout=15)
+    assert own_kafka.servers in eventually(says_so, timeout=30)
     started = time.monotonic()
     deliveries.close()
-    assert 5 > time.monotonic() - started
+    assert 12 > time.monotonic() - started
     broker.close(0.1)
 
 
@@ -272,9 +272,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
 
     proxy.cut()
     delivery.ack()
-    eventually(lambda: is_unreachable(deliveries), timeout=15)
+    eventually(lambda: is_unreachable(deliveries), timeout=30)
     if partition_is_lost:
-        eventually(lambda: is_unreachable(deliveries) and not deliveries._intake.holdings, timeout=15)
+        eventually(lambda: is_unreachable(deliveries) and not deliveries._intake.holdings, timeout=30)
     proxy.restore()
     eventually(lambda: not is_unreachable(deliveries) and deliveries._intake.holdings, timeout=30)
     deliveries.close()

@@ -247,7 +247,7 @@ def test_nothing_is_left_of_a_broker_that_never_connected():
     failures_of(broker, [message("orders")], timeout=0.2)
     broker.close()
 
-    eventually(lambda: not set(threading.enumerate()) - before, timeout=2)
+    eventually(lambda: not set(threading.enumerate()) - before, timeout=20)
 
 
 def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):

@@ -109,8 +109,8 @@ def test_a_producer_can_be_closed_while_nobody_answers(own_kafka):
     producer.close(0.3)
 
     assert 0.3 + LATE > time.monotonic() - started
-    eventually(stuck.failed, timeout=5)
-    eventually(lambda: not producer._sender.is_alive(), timeout=5)
+    eventually(stuck.failed, timeout=20)
+    eventually(lambda: not producer._sender.is_alive(), timeout=20)
 
 
 def test_a_process_keeps_no_thread_of_the_producers_it_gave_up(own_kafka):

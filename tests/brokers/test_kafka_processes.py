@@ -60,7 +60,7 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
         try:
             assert proxy._pairs
             parent.kill()
-            eventually(lambda: not proxy._pairs, timeout=5)
+            eventually(lambda: not proxy._pairs, timeout=20)
         finally:
             os.kill(child, signal.SIGKILL)
 

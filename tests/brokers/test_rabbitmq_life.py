@@ -87,7 +87,9 @@ def test_a_hundred_forked_children_publish_and_exit_clean(broker, queue, rabbitm
     broker.publish([message("meetings", b"parent")])
     for n in range(100):
         body = b"%d" % n
-        assert 0 == in_forked_child(lambda body=body: broker.publish([message("meetings", body)], timeout=5), timeout=5)
+        assert 0 == in_forked_child(
+            lambda body=body: broker.publish([message("meetings", body)], timeout=5), timeout=20
+        )
     broker.publish([message("meetings", b"parent")])
 
     wanted = sorted([b"parent"] * 2 + [b"%d" % n for n in range(100)])
@@ -170,7 +172,7 @@ def test_closing_ends_in_time_when_the_broker_does_not_answer(broker, proxy, fau
     took = time.monotonic() - started
     publishing.join(10)
 
-    assert took < 2.0
+    assert took < 6.0
     [(_, error)] = errors[0].failures
     assert isinstance(error, BrokerUnavailable)
     assert "closed before an answer came" in str(error)
@@ -225,7 +227,7 @@ def test_a_process_that_cannot_reach_its_broker_leaves_in_time(exchange):
     )
 
     assert "BrokerUnavailable: connection refused" in done.stderr
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 25
 
 
 def test_a_large_call_needs_little_memory(broker):

@@ -23,7 +23,7 @@ _MESSAGES = 4_000
 _THREADS = 16
 _TIMEOUT = 2.0
 #: What a busy machine may add before a thread that is woken gets its turn.
-_SLACK = 0.75
+_SLACK = 4.0
 
 
 @attrs.define

@@ -98,7 +98,7 @@ def test_as_many_are_handled_at_a_time_as_may_be_in_hand(workshop):
     consumer.start()
 
     for done in range(1, 12):
-        eventually(lambda: 8 == len(running), timeout=5)
+        eventually(lambda: 8 == len(running), timeout=20)
         release.release()
         workshop.wait_for(done)
     release.release(20)
@@ -567,7 +567,7 @@ def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
     workshop.wait_for(41)
 
     assert [1, 1] == beside
-    eventually(lambda: suspect not in inbox.attempts, timeout=5)
+    eventually(lambda: suspect not in inbox.attempts, timeout=20)
 
 
 def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):

@@ -510,7 +510,7 @@ def test_much_is_changed_in_chunks(shop, run, monkeypatch):
     begun = time.monotonic()
     assert (0, "5 replayed\n") == run("dead", "replay", "--all", "--rate", "10")
     assert [5] == limits
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25
 
 
 def bury_many(shop, count):
@@ -527,7 +527,7 @@ def test_a_rate_is_kept():
     work = Work("testing").through([5, 5, 5], 15, 50)
 
     assert (15, False) == (work.done, work.interrupted)
-    assert 0.19 < time.monotonic() - begun < 2
+    assert 0.19 < time.monotonic() - begun < 5
 
 
 def test_an_interrupt_before_anything_is_done_has_the_same_status(shop, run, monkeypatch):

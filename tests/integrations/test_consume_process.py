@@ -53,7 +53,7 @@ class Consuming:
     def terminate(self, number=signal.SIGTERM):
         self.process.send_signal(number)
 
-    def status(self, timeout=20):
+    def status(self, timeout=40):
         return self.process.wait(timeout)
 
     def said(self, pattern):
@@ -133,7 +133,7 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_left(consume):
     consuming.terminate()
 
     assert 1 == consuming.status()
-    assert 0.9 < time.monotonic() - told < 2.9
+    assert 0.9 < time.monotonic() - told < 10
     assert re.search(r"deliver was not finished in time: 'letter.written' '[0-9a-f-]+', for \d", consuming.log())
     assert re.search(r"letters\.py\", line \d+, in deliver", consuming.log())
 
@@ -153,7 +153,7 @@ def test_a_second_signal_ends_it_at_once(consume, tmp_path, number):
     assert consuming.process.poll() is None
     consuming.terminate(number)
 
-    assert 128 + number == consuming.status(5)
+    assert 128 + number == consuming.status()
     assert not health.exists()
 
 

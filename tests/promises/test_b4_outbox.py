@@ -226,7 +226,7 @@ def test_closing_does_not_wait_for_a_broker_that_is_away():
     done = threading.Event()
     threading.Thread(target=lambda: (shop.mediator.close(30), done.set()), daemon=True).start()
 
-    assert done.wait(5)
+    assert done.wait(20)
     assert 1 == shop.waiting()
 
 
@@ -262,7 +262,7 @@ def test_a_forked_child_delivers_what_it_commits():
 
         def child():
             shop.sell(Counted(2))
-            eventually(lambda: shop.published() == [1, 2], timeout=5)
+            eventually(lambda: shop.published() == [1, 2], timeout=20)
 
         assert 0 == in_forked_child(child, timeout=10)
         shop.sell(Counted(3))

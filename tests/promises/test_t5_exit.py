@@ -54,7 +54,7 @@ def test_t5_an_idle_pool_leaves_at_once_and_says_nothing(size):
     """)
 
     assert (0, "") == (status, errors)
-    assert took < 1.0
+    assert took < 4.5
 
 
 def test_t5_many_idle_pools_leave_at_once():
@@ -68,7 +68,7 @@ def test_t5_many_idle_pools_leave_at_once():
     """)
 
     assert (0, "") == (status, errors)
-    assert took < 1.0
+    assert took < 4.5
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -86,7 +86,7 @@ def test_t5_a_handler_that_hangs_for_ever_does_not_keep_the_interpreter(size):
     """)
 
     assert 0 == status
-    assert 0.4 < took < 1.5
+    assert 0.4 < took < 4.5
     assert "1 handler(s) still ran 0.5 s after close()" in errors
     assert "Traceback" not in errors
 
@@ -112,7 +112,7 @@ def test_t5_a_handler_that_hangs_does_not_keep_a_program_whose_threads_were_slow
     """)
 
     assert 0 == status
-    assert took < 1.5
+    assert took < 4.5
 
 
 def test_t5_a_handler_that_finishes_in_time_is_waited_for():

@@ -188,7 +188,7 @@ def wait_for_exit(child: int, timeout: float) -> int | None:
     return None
 
 
-def fork(action: Callable[[], object], *, timeout: float = 5.0) -> int | None:
+def fork(action: Callable[[], object], *, timeout: float = 20.0) -> int | None:
     """Run `action` in a forked child: 0 where it returned, 1 where it raised, None where it took too long."""
     child = os.fork()
     if child == 0:

@@ -155,5 +155,5 @@ def test_a_loop_ends_in_time(run, caplog):
     begun = time.monotonic()
     loop.stop(begun + 0.2, drain=True)
 
-    assert loop.join(begun + 5)
-    assert 0.2 <= time.monotonic() - begun < 2
+    assert loop.join(begun + 20)
+    assert 0.2 <= time.monotonic() - begun < 10

@@ -144,6 +144,11 @@ class Subscription(Protocol):
     A class that inherits from it needs `receive` and `close`.
     """
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether the broker has let it in: a group of Kafka does so while its members receive, not before."""
+        return True
+
     def receive(self, timeout: float) -> Delivery | None:
         """
         Wait at most `timeout` seconds for the next message; None where none came.

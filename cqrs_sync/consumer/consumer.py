@@ -26,7 +26,7 @@ class Health:
 
     #: It makes progress, or has nothing to do; where not, its process should be replaced.
     is_alive: bool
-    #: It receives.
+    #: It receives, or stands by for others of its group.
     is_ready: bool
     #: What is wrong, empty where nothing is.
     trouble: str = ""
@@ -104,6 +104,11 @@ class Consumer:
         return len(self._lanes)
 
     @property
+    def is_connected(self) -> bool:
+        """Whether the broker answers, as far as is known; a group may still have to let it in, see `health`."""
+        return self._intake.is_connected
+
+    @property
     def trouble(self) -> ConfigurationError | None:
         """Why it cannot go on, where no waiting mends that."""
         return self._intake.hopeless
@@ -157,7 +162,7 @@ class Consumer:
         attempts, since = self._seen
         if self._crew.attended != attempts or not self._lanes:
             attempts, since = self._seen = self._crew.attended, now
-        is_ready, silent = self._intake.is_connected, now - self._intake.alive_at
+        is_ready, silent = self._intake.has_joined, now - self._intake.alive_at
         if self._intake.hopeless is not None:
             return Health(is_alive=False, is_ready=False, trouble=str(self._intake.hopeless))
         if silent > stall:
@@ -165,4 +170,5 @@ class Consumer:
         if now - since > stall:
             words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
-        return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else "not connected to the broker")
+        absence = "the group has not let it in yet" if self.is_connected else "not connected to the broker"
+        return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else absence)

@@ -224,12 +224,12 @@ class Handling:
             return _AGAIN
         item.is_done = True
         if delay is None:
-            self._site.counts.dead += 1
             logger.error(
                 "%s from %s is a dead letter after %s attempt(s): %s",
                 *(_title(item), item.delivery.origin, message.notes["attempts"], message.notes["reason"]),
                 exc_info=item.error,
             )
+            self._site.counts.dead += 1
         else:
             self._site.counts.delayed += 1
         return None

@@ -59,8 +59,14 @@ class Intake:
 
     @property
     def is_connected(self) -> bool:
-        """Whether it receives, as far as it knows."""
+        """Whether the broker answers, as far as it knows."""
         return self._subscription is not None and not self._trouble.failures
+
+    @property
+    def has_joined(self) -> bool:
+        """Whether the broker has let it in as well."""
+        subscription = self._subscription
+        return subscription is not None and subscription.has_joined and self.is_connected
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError where the system gives none."""

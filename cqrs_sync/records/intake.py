@@ -54,6 +54,8 @@ class Intake:
         self.holdings: dict[Any, Holding] = {}
         #: What is finished and not known to be committed.
         self.finished: dict[Any, int] = {}
+        #: Whether it was told its partitions, be they none.
+        self.was_told = False
         #: Partitions that the client fetches nothing of.
         self.paused: set[Any] = set()
         self._client = client
@@ -67,6 +69,7 @@ class Intake:
 
     def got(self, holdings: Iterable[Holding]) -> None:
         """Begin with partitions."""
+        self.was_told = True
         self.holdings.update((holding.place, holding) for holding in holdings)
 
     def lost(self, places: Collection[Any]) -> dict[Any, int]:

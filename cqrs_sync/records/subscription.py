@@ -25,6 +25,11 @@ class RecordSubscription(Subscription):
     _intake: Intake
     _tend_at = 0.0
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether the group has told it its partitions, be they none; that they are shared out anew changes nothing."""
+        return self._intake.was_told
+
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; None where none came."""
         came = self.receive_many(1, timeout)

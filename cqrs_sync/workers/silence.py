@@ -39,7 +39,7 @@ class Silence:
         if consumer.received != self._received:
             self._received, self._has_rejoined = consumer.received, False
             self._begin(now)
-        elif consumer.in_hand or not consumer.health(self._stall).is_ready:
+        elif consumer.in_hand or not consumer.is_connected:
             # It has enough to do, or waits for the broker and says so.
             self._begin(now)
         else:

@@ -20,6 +20,11 @@ from tests.servers import free_port
 from tests.waiting import eventually
 
 
+def owned(deliveries: Any) -> bool:
+    """Whether it has any partition of the topic itself."""
+    return any(".retry." not in str(place) for place in deliveries._intake.holdings)
+
+
 def letter(topic: str, body: bytes, **what: Any) -> IncomingMessage:
     return IncomingMessage(topic, body, **what)
 
@@ -126,6 +131,18 @@ class KafkaGroups:
         """
         with broker.join(group) as deliveries:
             eventually(lambda: deliveries.rest() or deliveries._intake.holdings, timeout=20)
+
+    def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(self, broker, group, topic):
+        """
+        Not before: whoever waits until it is ready would let go of those who still receive.
+        """
+        with broker.join(group) as first, broker.join(group) as second:
+            assert not first.has_joined
+            eventually(lambda: first.rest() or first.has_joined)
+            assert not second.has_joined
+            eventually(lambda: first.rest() or second.rest() or second.has_joined)
+            eventually(lambda: [first.rest(), second.rest()] and owned(first) ^ owned(second))
+            assert first.has_joined
 
     def test_who_rests_for_long_fetches_little(self, broker, group, topic):
         """

@@ -14,6 +14,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
+from cqrs_sync.memory.subscription import MemorySubscription
 from cqrs_sync.workers.purging import Purging, purging_receipts
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
@@ -618,6 +619,20 @@ def test_a_consumer_that_has_not_begun_is_alive_and_not_ready(workshop):
     health = workshop.consumer().health()
 
     assert (True, False, "not connected to the broker") == (health.is_alive, health.is_ready, health.trouble)
+
+
+def test_a_consumer_that_its_group_has_not_let_in_is_alive_and_not_ready(workshop, monkeypatch):
+    """As on Kafka, where that takes seconds: who waits for it to be ready keeps those that receive until then."""
+    has_joined = [False]
+    monkeypatch.setattr(MemorySubscription, "has_joined", property(lambda _: has_joined[0]))
+    consumer = workshop.consumer()
+    consumer.start()
+    eventually(lambda: consumer.is_connected)
+    health = consumer.health()
+    has_joined[0] = True
+
+    assert (True, False, "the group has not let it in yet") == (health.is_alive, health.is_ready, health.trouble)
+    assert consumer.health().is_ready
 
 
 def test_a_consumer_that_cannot_go_on_says_so(workshop):

@@ -14,7 +14,6 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import GroupBacklog
-from cqrs_sync.consumer import Health
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
 from cqrs_sync.testing.outbox.entries import handled, published
@@ -480,9 +479,7 @@ class StandIn:
         self.group = None
         self.broker = self
         self.waiting = iter(waiting)
-
-    def health(self, stall):
-        return Health(is_alive=True, is_ready=True)
+        self.is_connected = True
 
     def backlog(self, group):
         return GroupBacklog({"letters": next(self.waiting)}, 0, 0)
@@ -514,6 +511,17 @@ def test_where_messages_wait_and_none_comes_the_group_is_joined_anew_once(waitin
     looked(Silence(consumer, 0.4), 20)
 
     assert rejoined == consumer.rejoined
+
+
+def test_a_broker_that_is_away_is_no_silence():
+    """
+    Whoever waits for it says so, and has nothing to join.
+    """
+    consumer = StandIn([5] * 30)
+    consumer.is_connected = False
+    looked(Silence(consumer, 0.2), 15)
+
+    assert 0 == consumer.rejoined
 
 
 def test_each_silence_is_one_of_its_own():

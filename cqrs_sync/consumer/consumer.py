@@ -16,7 +16,7 @@ from cqrs_sync.consumer.intake import Intake
 from cqrs_sync.consumer.lanes import InHand
 from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.consumer.tiers import Tiers, Unknown
-from cqrs_sync.errors import Closed, ConfigurationError
+from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
 
 
@@ -145,7 +145,10 @@ class Consumer:
         inbox = self._events.inbox
         if inbox is not None:
             # A table that is not there would be the fault of whatever comes first.
-            inbox.attempts_at("0")
+            try:
+                inbox.attempts_at("0")
+            except InboxUnavailable as error:
+                raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
             inbox.let_go()
         return self.broker.join(self.group)
 
@@ -160,7 +163,7 @@ class Consumer:
         """Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds."""
         now = time.monotonic()
         attempts, since = self._seen
-        if self._crew.attended != attempts or not self._lanes:
+        if self._crew.attended != attempts or not self._lanes or self._lanes.waits():
             attempts, since = self._seen = self._crew.attended, now
         is_ready, silent = self._intake.has_joined, now - self._intake.alive_at
         if self._intake.hopeless is not None:
@@ -170,5 +173,10 @@ class Consumer:
         if now - since > stall:
             words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
-        absence = "the group has not let it in yet" if self.is_connected else "not connected to the broker"
-        return Health(is_alive=True, is_ready=is_ready, trouble="" if is_ready else absence)
+        return Health(is_alive=True, is_ready=is_ready, trouble=self._outage.trouble if is_ready else self._absence())
+
+    def _absence(self) -> str:
+        """Tell why nothing is received."""
+        if self.is_connected:
+            return "the group has not let it in yet"
+        return f"nothing is received: {self._intake.why}" if self._intake.why else "not connected to the broker"

@@ -100,7 +100,7 @@ class Crew:
         lanes, load, until = self._lanes, self._load, time.monotonic() + _SERVED_FOR
         thread = threading.get_ident()
         for _ in range(_SERVED):
-            item = lanes.take(self.room)
+            item = lanes.take(self.room, self._outage.doubts if self._outage.is_on else None)
             if item is None:
                 break
             if lanes.ready and self._serving < self._most and not load.is_high:

@@ -22,11 +22,16 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until setting aside is tried again.
 _AGAIN = 1.0
-#: A message that was begun so often and not finished is begun with nothing beside it.
-_ALONE_FROM = 2
-#: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed.
-_WITHOUT_INBOX = 20
+#: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed, and from
+#: so many on nothing runs beside it.
+_WITHOUT_INBOX = 20, 2
 _MOST_ATTEMPTS = 1_000_000
+#: What is told of an unknown type.
+_POLICIES = {
+    Unknown.PARK: "such messages are parked",
+    Unknown.ACK: "such messages are dropped",
+    Unknown.DEAD_LETTER: "such messages are dead letters",
+}
 #: Unknown types that are told of, at most: anybody may make up names.
 _MOST_SAID = 1000
 
@@ -84,6 +89,10 @@ class Handling:
         self._rules = rules
         self._outage = outage
         self._said_unknown: set[str] = set()
+        # An inbox has not counted the first time: it was told of nothing then.
+        most = max(1, rules.crashes - 1)
+        #: A message that was begun so often and not finished is given up, and is begun with nothing beside it.
+        self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1))
 
     def attend(self, item: InHand) -> float | None:
         """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
@@ -125,12 +134,14 @@ class Handling:
         """
         inbox, identity = self._inbox, item.identity
         before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
-        if before >= (_WITHOUT_INBOX if inbox is None else self._rules.crashes):
+        most, alone_from = self._limits
+        if before >= most:
             item.begun_before = before
+            item.attempts = max(item.attempts, before)
             self._give_up(item, f"it was begun {before} times, and no process lived to finish it")
             self._forget(item)
             return False
-        if before >= _ALONE_FROM and not item.is_alone:
+        if before >= alone_from and not item.is_alone:
             # What ends its process is not to take others along, which would be counted for it.
             item.is_alone = True
             return False
@@ -154,7 +165,7 @@ class Handling:
         if _is_fatal(error):
             self._give_up(item, error)
             return None
-        self._outage.note_failure(error)
+        self._outage.note_failure(item, error)
         if self._outage.is_on:
             self._lanes.hold(self._outage.pause())
             if may_pass(error):
@@ -183,15 +194,18 @@ class Handling:
 
     def _unknown(self, item: InHand, error: UnknownMessageType) -> None:
         policy, name = self._rules.unknown, item.delivery.message.attributes.get("type", "?")[:200]
+        delays = self._site.group.delays
+        if policy is Unknown.PARK and not delays:
+            # There is no place where they could wait.
+            policy = Unknown.DEAD_LETTER
         if name not in self._said_unknown and len(self._said_unknown) < _MOST_SAID:
             self._said_unknown.add(name)
-            logger.warning("%s: the policy is to %s such messages (unknown=..., --unknown)", error, policy.value)
-        delays = self._site.group.delays
+            logger.warning("%s: %s (unknown=..., --unknown)", error, _POLICIES[policy])
         rounds = _number(item.delivery.message.notes.get("parked"))
         if policy is Unknown.ACK:
             item.is_done = True
             self._site.counts.dropped += 1
-        elif policy is Unknown.DEAD_LETTER or not delays or rounds * delays[-1] >= PARKED:
+        elif policy is Unknown.DEAD_LETTER or rounds * delays[-1] >= PARKED:
             self._give_up(item, error)
         else:
             self._decide(item, error, delays[-1], parked=str(rounds + 1))

@@ -12,6 +12,7 @@ from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.consumer.handling import in_hand
 from cqrs_sync.consumer.lanes import Lanes
 from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
+from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
 from cqrs_sync.troubles import Trouble
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ _SIGN = 0.2
 _RUN = 64
 #: Seconds between attempts to reach the broker, at first and at most.
 _FIRST, _CEILING = 0.25, 5.0
+#: Seconds without trouble after which it is over although nothing came: longer than any client takes to notice.
+_CALM = 1.5
 
 
 class Intake:
@@ -45,9 +48,12 @@ class Intake:
         self._subscription: Subscription | None = None
         self._finished: deque[Delivery] = deque()
         self._news = threading.Event()
-        self._ending = self._is_to_rejoin = False
+        self._ending = self._is_to_rejoin = self._came = False
         self._until = 0.0
         self._trouble = Trouble(logger, _FIRST, _CEILING)
+        self._calm_since: float | None = None
+        #: Why nothing is received, where that is so.
+        self.why = ""
         self._waits = False
         self._thread = threading.Thread(target=self._run, name="cqrs-intake", daemon=True)
         #: Why it cannot go on, where that is for good.
@@ -131,8 +137,8 @@ class Intake:
         else:
             self._take_in()
         self.heard_at = time.monotonic()
-        if self._trouble.is_over():
-            logger.warning("messages are received again")
+        if self._trouble.failures:
+            self._note_calm()
         self.serve()
 
     def _settle(self) -> None:
@@ -159,11 +165,22 @@ class Intake:
         room, patience = min(_RUN, self._most - len(self.lanes)), _BUSY if len(self.lanes) else _IDLE
         came = self._subscription.receive_many(room, patience)
         if came:
+            self._came = True
             self.received += len(came)
             for done in self.lanes.put([in_hand(delivery) for delivery in came]):
                 done.ack()
 
+    def _note_calm(self) -> None:
+        """Take trouble for over once something came, or long enough after it: resting hears of none."""
+        self._calm_since = self._calm_since or self.heard_at
+        if self._came or self.heard_at - self._calm_since >= _CALM:
+            self._trouble.is_over()
+            self.why = ""
+            logger.warning("messages are received again")
+
     def _lost(self, error: CqrsError | None) -> None:
+        self._calm_since, self._came = None, False
+        self.why = "the intake failed, see the log" if error is None else printable(words_of(error))[:LONGEST_ERROR]
         if isinstance(error, Closed):
             self._leave()
         self._news.wait(self._trouble.failed(logging.WARNING, "nothing is received, it is tried again: %s", error))

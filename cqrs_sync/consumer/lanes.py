@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -47,6 +47,11 @@ class InHand:
     thread: int | None = None
     #: The next one of its key.
     behind: InHand | None = None
+
+    @property
+    def type(self) -> str:
+        """What its message says it is."""
+        return self.delivery.message.attributes.get("type", "")
 
 
 class Lanes:
@@ -88,8 +93,12 @@ class Lanes:
         with self._lock:
             return [item.delivery for item in items if not self._put(item)]
 
-    def take(self, most: int) -> InHand | None:
-        """Take the next message, None where there is none, or where `most` are out already."""
+    def take(self, most: int, doubts: Callable[[InHand], Any] | None = None) -> InHand | None:
+        """
+        Take the next message, None where there is none, or where `most` are out already.
+
+        With `doubts` it is the first one of those of the lowest rank.
+        """
         with self._lock:
             if self._later:
                 self._wake_due()
@@ -97,12 +106,15 @@ class Lanes:
                 return None
             if self._held_until and time.monotonic() < self._held_until:
                 return None
-            item = self._ready[0]
+            item = self._ready[0] if doubts is None else min(self._ready, key=doubts)
             if item.is_alone:
                 if self._running:
                     return None
                 self._has_one_alone = True
-            self._ready.popleft()
+            if doubts is None:
+                self._ready.popleft()
+            else:
+                self._ready.remove(item)
             self._running[id(item)] = item
             self.taken_at = item.begun = time.monotonic()
             return item
@@ -148,6 +160,10 @@ class Lanes:
             now = time.monotonic()
             is_due = bool(self._ready) or bool(self._later and self._later[0][0] <= now)
             return is_due and now >= self._held_until and not self._is_closed and len(self._running) < most
+
+    def waits(self) -> bool:
+        """Tell whether nothing runs, and nothing could: all that is in hand is to wait for its time."""
+        return not self._running and not self.may_take(1)
 
     def close(self) -> None:
         """Hand out nothing more; what runs goes on."""

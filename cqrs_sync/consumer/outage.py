@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from cqrs_sync.consumer.lanes import InHand
 from cqrs_sync.errors import ConfigurationError, CqrsError, Retryable
 from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
 from cqrs_sync.retries import grown
@@ -22,19 +23,27 @@ class Outage:
     Counts failures in a row, of whatever messages.
 
     After `threshold` of them one message at a time finds out whether it is over, each time another one; no attempt
-    is counted for what may pass by itself meanwhile. The first success ends it.
+    is counted for what may pass by itself meanwhile. The first success ends it, so those come first that are likely
+    to succeed if any does: where one handler is broken, messages of other types do not wait for its.
     """
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
         self._failures = 0
         self._looks = 0
+        #: Types of the messages that have failed.
+        self._types: set[str] = set()
         self._lock = threading.Lock()
 
     @property
     def is_on(self) -> bool:
-        """Whether so many have failed that it is nobody's own fault."""
+        """Whether so many have failed that it may be nobody's own fault."""
         return self._failures >= self._threshold
+
+    @property
+    def trouble(self) -> str:
+        """What goes on, empty where nothing does."""
+        return f"{self._failures} attempts in a row have failed: one message at a time is tried" if self.is_on else ""
 
     def note_success(self) -> bool:
         """Note that something succeeded; True where that ends an outage."""
@@ -42,21 +51,27 @@ class Outage:
             return False
         with self._lock:
             was_on, self._failures, self._looks = self.is_on, 0, 0
+            self._types.clear()
         if was_on:
             logger.warning("handlers succeed again: the outage is over")
         return was_on
 
-    def note_failure(self, error: BaseException) -> None:
+    def note_failure(self, item: InHand, error: BaseException) -> None:
         """Note that a message failed."""
         with self._lock:
             self._failures += 1
+            self._types.add(item.type)
             begins = self._failures == self._threshold
         if begins:
             logger.error(
-                "%d attempts in a row have failed, which is no fault of theirs: one at a time is tried until one "
+                "%d attempts in a row have failed, what they need may be down: one at a time is tried until one "
                 "succeeds, and no attempts are counted for what may pass; the last one: %s",
                 *(self._failures, printable(words_of(error))[:LONGEST_ERROR]),
             )
+
+    def doubts(self, item: InHand) -> tuple[bool, bool]:
+        """Rank a message that waits: lower is more likely to succeed."""
+        return item.type in self._types, item.attempts > 0
 
     def pause(self) -> float:
         """Return the seconds until the next look."""

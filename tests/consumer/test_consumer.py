@@ -11,7 +11,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, IncomingMessage
-from cqrs_sync.consumer import Consumer, Tiers, Unknown
+from cqrs_sync.consumer import Consumer, Tiers, Unknown, outage
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from cqrs_sync.memory.subscription import MemorySubscription
@@ -317,6 +317,59 @@ def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
     eventually(lambda: consumer.counts.dead >= 1, timeout=20)
 
 
+def test_a_handler_that_is_broken_holds_up_no_other_type(workshop):
+    """Of those that wait the first one to be tried is one of a type that has not failed."""
+
+    def react(event):
+        if isinstance(event, Joined):
+            _fail()
+
+    workshop.react = react
+    consumer = workshop.consumer(outage_after=3, tiers=Tiers(inline=(60.0,), delayed=()))
+    workshop.publish(*joined(100, meetings=100), *noticed(5))
+    consumer.start()
+
+    workshop.wait_for(5)
+    assert [*range(5)] == sorted(workshop.seen[""])
+
+
+def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkeypatch):
+    """A bad message, or a few of them, do not keep the next good one waiting for their turns."""
+    monkeypatch.setattr(outage, "_CEILING", 0.1)
+    tried = []
+
+    def react(event):
+        tried.append(event.number)
+        if event.number < 8:
+            _fail()
+
+    workshop.react = react
+    consumer = workshop.consumer(threads=1, outage_after=3, tiers=Tiers(inline=(0.01,) * 50, delayed=()))
+    workshop.publish(*noticed(8))
+    consumer.start()
+    eventually(lambda: len(tried) >= 10)
+    workshop.publish(Noticed(8))
+    eventually(lambda: consumer.received == 9)
+    before = len(tried)
+    workshop.wait_for(1)
+
+    # One may have been on its way.
+    assert tried.index(8) <= before + 1
+
+
+def test_an_outage_is_told_to_whoever_asks_how_it_is(workshop):
+    workshop.react = lambda event: _fail()
+    consumer = workshop.consumer(outage_after=2, tiers=Tiers(inline=(0.01,) * 50, delayed=()))
+    workshop.publish(Noticed(1))
+    consumer.start()
+
+    eventually(lambda: "attempts in a row have failed" in consumer.health().trouble)
+    assert consumer.health().is_ready
+    workshop.react = lambda event: None
+    workshop.wait_for(1)
+    eventually(lambda: not consumer.health().trouble)
+
+
 def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
     """Nothing is handled twice by whoever comes next."""
     gate = workshop.hold_up()
@@ -529,19 +582,22 @@ def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):
 
 
 def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):
-    """After `crashes` times; its count begins anew if it is replayed."""
+    """After `crashes` times, the first of which nobody has counted; its count begins anew if it is replayed."""
     inbox = CountingInbox()
     consumer = workshop.consumer(inbox=inbox, crashes=3)
-    workshop.publish(Noticed(1))
+    workshop.publish(Noticed(1), Noticed(2))
     deliver_again(workshop, consumer)
-    identity = f"cqrs-sync {workshop.broker.published[0].id}"
-    inbox.attempts[identity] = 3
+    often, seldom = (f"cqrs-sync {message.id}" for message in workshop.broker.published)
+    inbox.attempts.update({often: 2, seldom: 1})
     consumer.start()
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
+    workshop.wait_for(1)
 
-    assert {} == workshop.seen
-    assert {} == inbox.attempts
-    assert "no process lived to finish it" in dead_letters(workshop, consumer)[0].notes["error"]
+    assert {"": [2]} == workshop.seen
+    eventually(lambda: inbox.attempts == {})
+    [letter] = dead_letters(workshop, consumer)
+    assert "no process lived to finish it" in letter.notes["error"]
+    assert "2" == letter.notes["attempts"]
 
 
 def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
@@ -633,6 +689,59 @@ def test_a_consumer_that_its_group_has_not_let_in_is_alive_and_not_ready(worksho
 
     assert (True, False, "the group has not let it in yet") == (health.is_alive, health.is_ready, health.trouble)
     assert consumer.health().is_ready
+
+
+def test_a_pause_longer_than_any_patience_is_no_stall(workshop):
+    """A message that waits in hand for its next attempt is in nobody's way."""
+    workshop.react = lambda event: _fail()
+    consumer = workshop.consumer(tiers=Tiers(inline=(30.0,), delayed=()))
+    workshop.publish(Noticed(1))
+    consumer.start()
+    eventually(lambda: consumer._crew.attended == 1)
+    until = time.monotonic() + 0.5
+
+    while time.monotonic() < until:
+        assert consumer.health(stall=0.1).is_alive
+
+
+def test_why_nothing_is_received_is_told_to_whoever_asks(workshop):
+    """Also where it is the inbox that is away: then the broker is well."""
+    inbox = CountingInbox()
+    inbox.attempts_at = _be_away
+    consumer = workshop.consumer(inbox=inbox)
+    consumer.start()
+
+    eventually(lambda: "the inbox cannot be reached: OperationalError" in consumer.health().trouble)
+    assert not consumer.health().is_ready
+    del inbox.attempts_at
+    eventually(lambda: consumer.health().is_ready)
+    assert "" == consumer.health().trouble
+
+
+def _be_away(key):
+    raise cqrs.InboxUnavailable("OperationalError: there is no database 'nope'")
+
+
+def test_a_moment_in_which_nothing_fails_is_not_the_end_of_trouble(workshop, monkeypatch, caplog):
+    """A client that reports a lost connection now and then would be said to receive again in between."""
+    calls, is_away = [], [True]
+
+    def receive_many(subscription, most, timeout):
+        calls.append(timeout)
+        if len(calls) % 2 and is_away[0]:
+            raise cqrs.BrokerUnavailable("nobody answers")
+        return []
+
+    monkeypatch.setattr(MemorySubscription, "receive_many", receive_many)
+    consumer = workshop.consumer()
+    consumer.start()
+    eventually(lambda: len(calls) > 6)
+    assert not consumer.health().is_ready
+    assert "received again" not in caplog.text
+    is_away[0] = False
+
+    eventually(lambda: "received again" in caplog.text)
+    eventually(lambda: consumer.health().is_ready)
 
 
 def test_a_consumer_that_cannot_go_on_says_so(workshop):

@@ -89,7 +89,7 @@ class Handling:
         self._rules = rules
         self._outage = outage
         self._said_unknown: set[str] = set()
-        # An inbox has not counted the first time: it was told of nothing then.
+        # The first time is not counted where the broker is sure that it is the first.
         most = max(1, rules.crashes - 1)
         #: A message that was begun so often and not finished is given up, and is begun with nothing beside it.
         self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1))

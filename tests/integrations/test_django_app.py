@@ -418,9 +418,7 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
 
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
-    words = (
-        "as the consumer: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
-    )
+    words = f"{named!r}: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
     code, printed = manage("cqrs_lag")
     assert (2, True) == (code, words in printed.err)
     assert [words in found.msg for found in check_mediator(None)] == [True]
@@ -457,7 +455,7 @@ def test_commands_tell_in_a_line_that_there_is_no_mediator(django_mediator, mana
     code, printed = manage("cqrs_relay")
 
     assert 2 == code
-    assert printed.err.startswith("Error: CQRS_SYNC names 'a_django_shop.mediator' as the mediator: a RequestMediator")
+    assert printed.err.startswith("Error: CQRS_SYNC[\"MEDIATOR\"] names 'a_django_shop.mediator': a RequestMediator")
     assert 1 == printed.err.count("\n")
 
 

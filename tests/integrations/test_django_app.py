@@ -417,6 +417,10 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
 
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "parcels"})
+    code, printed = manage("cqrs_lag")
+    assert (2, True) == (code, "the settings say that the group is 'parcels', and the app" in printed.err)
+
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
     words = f"{named!r}: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
     code, printed = manage("cqrs_lag")

@@ -414,6 +414,20 @@ def test_a_consumer_of_the_application_says_which_group_it_is(office, run):
     assert "leave out --group, --topic, or name a mediator" in text
 
 
+def test_a_group_of_the_environment_does_not_contradict_a_consumer(office, run, monkeypatch):
+    """
+    Whoever looks at one group is not to be answered for another; an option that says it is what counts.
+    """
+    for name, expected in {"office": 0, "other": 2}.items():
+        monkeypatch.setenv("CQRS_SYNC_GROUP", name)
+        for command in (["lag"], ["consume", "--for", "0s"]):
+            code, text = run(*command, app="an_office:consumer", group=None)
+            assert expected == code, text
+    assert "CQRS_SYNC_GROUP in the environment says that the group is 'other', and the application names" in text
+    assert "whose group is 'office'" in text
+    assert 0 == run("lag", app="an_office:consumer", group="office")[0]
+
+
 def test_the_environment_says_which_group_it_is(office, run, monkeypatch):
     """
     Where no option does.

@@ -38,9 +38,19 @@ def changes(*choosing: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask on a terminal, unless that was answered with `yes`. Raises click.Abort where the answer is no."""
-    # There is none where it was closed.
-    if not yes and sys.stdin is not None and sys.stdin.isatty():
+    if not yes and _can_ask():
         click.confirm(question, abort=True, err=True)
+
+
+def check_that_it_is_meant(*, yes: bool, dry_run: bool) -> None:
+    """Raise click.UsageError where something is to be deleted for ever, and nobody is there to be asked."""
+    if not (yes or dry_run or _can_ask()):
+        raise click.UsageError("what is deleted is gone, and there is no terminal to ask on: add --yes, or --dry-run")
+
+
+def _can_ask() -> bool:
+    # There is none where it was closed.
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 class Work:

@@ -12,7 +12,7 @@ import click
 
 from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
 from cqrs_sync.commands.application import NOT_WELL
-from cqrs_sync.commands.chunks import Work, changes, confirm, rate_option
+from cqrs_sync.commands.chunks import Work, changes, check_that_it_is_meant, confirm, rate_option
 from cqrs_sync.commands.groups import group_options, reaching_group, tell_if_unknown
 from cqrs_sync.commands.text import as_json as as_json_option
 from cqrs_sync.commands.text import escaped, print_json, print_table, say, tell
@@ -132,9 +132,10 @@ def purge(context: click.Context, /, **options: Any) -> None:
     """
     Delete dead letters for ever.
 
-    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part. Exit status 1 where ids
-    are named, and none is of a dead letter.
+    Choose by --id, --reason, or --all. Where there is no terminal to ask on, --yes is needed. One reader at a time:
+    others wait, or get a part. Exit status 1 where ids are named, and none is of a dead letter.
     """
+    check_that_it_is_meant(yes=options["yes"], dry_run=options["dry_run"])
     _change(context, ("delete", "deleted"), lambda *_: None, **options)
 
 

@@ -389,6 +389,9 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     assert 0 == manage("cqrs_topology", "apply")[0]
     code, printed = manage("cqrs_dlq", "replay", "--all")
     assert (0, "0 replayed\n") == (code, printed.out)
+    code, printed = manage("cqrs_dlq", "purge", "--all")
+    assert (2, True) == (code, printed.err.endswith("add --yes, or --dry-run\n"))
+    assert 0 == manage("cqrs_dlq", "purge", "--all", "--yes")[0]
     code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 

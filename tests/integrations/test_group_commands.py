@@ -159,11 +159,11 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     (letter,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
 
     assert "\\xff" in run("dlq", "show", letter["id"], "--body")[1]
-    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"])
+    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"], "--yes")
 
 
 @pytest.mark.parametrize("command", ["replay", "purge"])
-@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize("options", [["--yes"], ["--dry-run"]])
 def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     """
     Its id may be misspelled.
@@ -174,6 +174,21 @@ def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     assert 1 == code
     assert printed.endswith("Error: no dead letter has the id id-9\n")
     assert ids(1, 2) == office.dead()
+
+
+def test_no_letter_is_deleted_where_nobody_can_be_asked(office, run):
+    """
+    As in a script whose author expected a question: only `--yes` means it, also where nothing is dead yet.
+    """
+    assert 2 == run("dlq", "purge", "--all")[0]
+    office.bury(1, 2)
+    for chosen in (["--all"], ["--id", "id-1"], ["--reason", "a"]):
+        code, text = run("dlq", "purge", *chosen)
+        assert (2, True) == (code, "add --yes" in text)
+
+    assert ids(1, 2) == office.dead()
+    assert (0, "2 would be deleted\n") == run("dlq", "purge", "--all", "--dry-run")
+    assert (0, "2 deleted\n") == run("dlq", "purge", "--all", "--yes")
 
 
 # Dead letters go back
@@ -222,7 +237,7 @@ def test_some_are_chosen_and_the_others_stay(office, run):
     assert (0, "1 replayed\n") == run("dlq", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
     assert ids(5, 1, 3) == office.dead()
     assert Counter(ids(1, 3, 5)) == Counter(office.dead())
-    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a")
+    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a", "--yes")
     assert ids(5) == office.dead()
     assert ids(2, 4) == [id_of(message) for message in office.waiting()]
 

@@ -107,7 +107,7 @@ def test_dead_letters_are_listed_and_stay(office, run):
     _, text = run("dlq", "list")
 
     assert ids(1, 2, 3, 4) == [letter["id"] for letter in listed["letters"]]
-    assert ("meeting.joined", "m", "6", 4) == (
+    assert ("meeting.joined", "m", 6, 4) == (
         *(listed["letters"][0][key] for key in ("type", "key", "attempts")), listed["total"],
     )  # fmt: skip
     assert "body" not in listed["letters"][0]
@@ -147,6 +147,21 @@ def test_a_dead_letter_is_shown(office, run):
     assert "number" not in text
     assert ('{"meeting": "m", "number": 2}', "deliver") == (facts["body"], facts["handlers"])
     assert (1, "Error: no dead letter has the id id-7\n") == run("dlq", "show", "id-7")
+
+
+@pytest.mark.parametrize(
+    ("noted", "told"), [("3", 3), ("0", 0), ("many", "many"), ("\u0663", "\u0663"), ("9" * 16, "9" * 16), ("", "")]
+)
+def test_counts_are_numbers_for_programs(office, run, noted, told):
+    """
+    What somebody else has written there is no count, and stays as it is.
+    """
+    office.bury(1, attempts=noted, replays=noted)
+    (listed,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
+    shown = json.loads(run("dlq", "show", "id-1", "--json")[1])
+
+    assert 4 * [told] == [letter[name] for letter in (listed, shown) for name in ("attempts", "replays")]
+    assert 0 == run("dlq", "list")[0]
 
 
 def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):

@@ -173,6 +173,21 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(shop, run):
     assert (0, "2 replayed\n") == run("dead", "replay", "--all")
 
 
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(shop, run, command):
+    """
+    A part of it is none; where nothing is dead there is nothing to copy.
+    """
+    words = "copy it from `main dead list --by-reason --json | jq -r '.dead_by_reason[].reason'`"
+    assert words not in run("dead", *command, "--reason", "MessageRejected")[1]
+    bury(shop, Counted(1))
+    code, text = run("dead", *command, "--reason", "MessageRejected")
+
+    assert (0, True) == (code, words in text)
+    assert words not in run("dead", *command, "--target", "no")[1]
+    assert words not in run("dead", *command, "--reason", "MessageRejected: no queue for …")[1]
+
+
 def test_delivered_messages_are_purged(shop, run):
     """
     Those that are old enough.

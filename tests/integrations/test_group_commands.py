@@ -206,6 +206,21 @@ def test_no_letter_is_deleted_where_nobody_can_be_asked(office, run):
     assert (0, "2 deleted\n") == run("dlq", "purge", "--all", "--yes")
 
 
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(office, run, command):
+    """
+    A part of it is none; where nothing is dead there is nothing to copy.
+    """
+    words = "copy it from `main dlq list --by-reason --json | jq -r '.by_reason[].reason'`"
+    assert words not in run("dlq", *command, "--reason", "ValueError")[1]
+    office.bury(1)
+    code, text = run("dlq", *command, "--reason", "ValueError")
+
+    assert (0, True) == (code, words in text)
+    assert ids(1) == office.dead()
+    assert words not in run("dlq", *command, "--reason", "ValueError: no meeting …")[1]
+
+
 # Dead letters go back
 
 

@@ -383,6 +383,16 @@ def test_what_is_no_duration_is_refused(text):
         seconds(text)
 
 
+@pytest.mark.parametrize(("text", "written"), [("1500ms", "1.5"), ("5 ms", "0.005"), ("2000ms", "2")])
+def test_milliseconds_are_told_as_what_to_write(text, written):
+    """
+    Seconds, as everywhere.
+    """
+    with pytest.raises(ValueError, match=f"write seconds, which is {written}$"):
+        seconds(text)
+    assert int(text.removesuffix("ms")) == seconds(written) * 1000
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [

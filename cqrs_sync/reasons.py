@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
 
 from cqrs_sync.errors import EventsFailed
 
 #: Characters of an error and of a reason that are kept.
 LONGEST_ERROR, LONGEST_REASON = 2000, 255
+#: Where the files of this library are.
+_OWN = f"{os.path.dirname(__file__)}{os.sep}"  # noqa: PTH120 -- as the names of files in tracebacks are written
 
 
 def words_of(error: BaseException) -> str:
@@ -22,6 +26,17 @@ def reason_of(words: str) -> str:
     line = printable(words.strip().partition("\n")[0])
     line = re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+", "…", line)
     return line[:LONGEST_REASON]
+
+
+def told_with_place(error: BaseException) -> str:
+    """Say in one line what an error is, and where it was raised: its message alone seldom names what to mend."""
+    line = str(error).strip().partition("\n")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    # Whoever gave this library something wrong has nothing to mend in it.
+    frame = next((each for each in reversed(frames) if not each.filename.startswith(_OWN)), None)
+    place = "" if frame is None else f" (line {frame.lineno} of {frame.filename})"
+    # A SyntaxError has its place in the message; the frames are those of whoever wanted to import it.
+    return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else place}"
 
 
 def printable(text: str) -> str:

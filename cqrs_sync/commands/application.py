@@ -6,7 +6,6 @@ import difflib
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -23,6 +22,7 @@ from cqrs_sync.errors import (
 )
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Outbox
+from cqrs_sync.reasons import told_with_place
 from cqrs_sync.relay import Relay
 
 #: Where the application is, if no option says.
@@ -86,7 +86,7 @@ def _imported(path: str, name: str) -> Any:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             raise CannotBegin(f"--app {path!r}: there is no module {missing!r} here or on the path") from error
-        raise CannotBegin(f"--app {path!r}: {name} cannot be imported: {_told(error)}") from error
+        raise CannotBegin(f"--app {path!r}: {name} cannot be imported: {told_with_place(error)}") from error
 
 
 def _attribute(path: str, owner: Any, name: str) -> Any:
@@ -103,15 +103,7 @@ def _called(path: str, factory: Callable[[], Any]) -> Any:
     try:
         return factory()
     except Exception as error:
-        raise CannotBegin(f"--app {path!r}: calling it without arguments failed: {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    """Return an error in one line, with the place it was raised at."""
-    line = str(error).strip().partition("\n")[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
-    return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else place}"
+        raise CannotBegin(f"--app {path!r}: calling it without arguments failed: {told_with_place(error)}") from error
 
 
 def _shown(value: Any) -> str:

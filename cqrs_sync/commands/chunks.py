@@ -38,9 +38,31 @@ def changes(*choosing: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask on a terminal, unless that was answered with `yes`. Raises click.Abort where the answer is no."""
-    # There is none where it was closed.
-    if not yes and sys.stdin is not None and sys.stdin.isatty():
+    if not yes and _can_ask():
         click.confirm(question, abort=True, err=True)
+
+
+def check_that_it_is_meant(*, yes: bool, dry_run: bool) -> None:
+    """Raise click.UsageError where something is to be deleted for ever, and nobody is there to be asked."""
+    if not (yes or dry_run or _can_ask()):
+        raise click.UsageError("what is deleted is gone, and there is no terminal to ask on: add --yes, or --dry-run")
+
+
+def tell_how_a_reason_is_written(where: str) -> None:
+    """Say on standard error why a reason has chosen nothing; `where` are the reasons in the JSON of `list`."""
+    group = click.get_current_context().parent
+    path = "" if group is None else f"{group.command_path} "
+    # A table cuts what is long into lines, and JSON escapes what is not ASCII.
+    click.echo(
+        "none that is dead has this reason, which is compared as a whole: copy it from "
+        f"`{path}list --by-reason --json | jq -r '.{where}[].reason'`",
+        err=True,
+    )
+
+
+def _can_ask() -> bool:
+    # There is none where it was closed.
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 class Work:

@@ -8,7 +8,14 @@ from collections.abc import Callable
 import click
 
 from cqrs_sync.commands.application import NOT_WELL, reaching
-from cqrs_sync.commands.chunks import Work, changes, confirm, rate_option
+from cqrs_sync.commands.chunks import (
+    Work,
+    changes,
+    check_that_it_is_meant,
+    confirm,
+    rate_option,
+    tell_how_a_reason_is_written,
+)
 from cqrs_sync.commands.text import as_json as as_json_option
 from cqrs_sync.commands.text import escaped, print_json, print_table, say, tell
 from cqrs_sync.outbox import Outbox, Selection
@@ -131,9 +138,10 @@ def purge_dead(
     """
     Delete dead deliveries for ever; what waits behind them goes on without them.
 
-    Choose by NUMBERS, --reason, --target, or --all.
+    Choose by NUMBERS, --reason, --target, or --all. Where there is no terminal to ask on, --yes is needed.
     """
     selection = _chosen(numbers, reason, target, everything=everything)
+    check_that_it_is_meant(yes=how["yes"], dry_run=how["dry_run"])
     with reaching(context) as outbox:
         _change(outbox, selection, outbox.discard, ("delete", "deleted"), **how)
 
@@ -151,6 +159,8 @@ def _change(
 ) -> None:
     doing, done = words
     total = count_of(outbox, selection)
+    if not total and selection.reason is not None and outbox.backlog().dead:
+        tell_how_a_reason_is_written("dead_by_reason")
     if dry_run:
         tell({"selected": total, done: 0, "interrupted": False}, f"{total} would be {done}", as_json=as_json)
         return

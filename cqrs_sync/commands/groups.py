@@ -43,12 +43,19 @@ def group_options(command: Any) -> Any:
 
 def name_of_group(context: click.Context, name: str | None) -> str:
     """Return the group's name, from the option, the environment or the settings. Raises CannotBegin without one."""
-    # Whoever provides the application may know its group, as the settings of Django do.
-    found = name or os.environ.get(VARIABLE) or getattr(context.obj, "group", None)
+    found = name or _named_elsewhere(context)[0]
     if not found:
         also = getattr(context.obj, "group_is_in", "")
         raise CannotBegin(f"say which group: --group NAME, or {VARIABLE} in the environment{also and f', or {also}'}")
-    return str(found)
+    return found
+
+
+def _named_elsewhere(context: click.Context) -> tuple[str, str]:
+    """Return the group that the environment or the settings name, and who says so; empty where none is named."""
+    if name := os.environ.get(VARIABLE):
+        return name, f"{VARIABLE} in the environment says"
+    # Whoever provides the application may know its group, as the settings of Django do.
+    return str(getattr(context.obj, "group", None) or ""), "the settings say"
 
 
 def check_that_nothing_contradicts(context: click.Context, consumer: Consumer, names: set[str]) -> None:
@@ -58,12 +65,24 @@ def check_that_nothing_contradicts(context: click.Context, consumer: Consumer, n
         for param in context.command.params
         if param.name in names and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
     }
-    if given.get("--group") == consumer.group.name:
+    own = consumer.group.name
+    if given.get("--group") == own:
         del given["--group"]
+    elif "--group" not in given:
+        _check_that_nobody_names_another(context, own)
     if given:
         raise CannotBegin(
             f"the application names a Consumer, which says that itself: leave out {', '.join(sorted(given))}, "
             "or name a mediator"
+        )
+
+
+def _check_that_nobody_names_another(context: click.Context, own: str) -> None:
+    name, source = _named_elsewhere(context)
+    if name and name != own:
+        raise CannotBegin(
+            f"{source} that the group is {name!r}, and the application names a Consumer, whose group is {own!r}: "
+            "let one of them say so, or both the same"
         )
 
 

@@ -12,7 +12,14 @@ import click
 
 from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
 from cqrs_sync.commands.application import NOT_WELL
-from cqrs_sync.commands.chunks import Work, changes, confirm, rate_option
+from cqrs_sync.commands.chunks import (
+    Work,
+    changes,
+    check_that_it_is_meant,
+    confirm,
+    rate_option,
+    tell_how_a_reason_is_written,
+)
 from cqrs_sync.commands.groups import group_options, reaching_group, tell_if_unknown
 from cqrs_sync.commands.text import as_json as as_json_option
 from cqrs_sync.commands.text import escaped, print_json, print_table, say, tell
@@ -132,9 +139,10 @@ def purge(context: click.Context, /, **options: Any) -> None:
     """
     Delete dead letters for ever.
 
-    Choose by --id, --reason, or --all. One reader at a time: others wait, or get a part. Exit status 1 where ids
-    are named, and none is of a dead letter.
+    Choose by --id, --reason, or --all. Where there is no terminal to ask on, --yes is needed. One reader at a time:
+    others wait, or get a part. Exit status 1 where ids are named, and none is of a dead letter.
     """
+    check_that_it_is_meant(yes=options["yes"], dry_run=options["dry_run"])
     _change(context, ("delete", "deleted"), lambda *_: None, **options)
 
 
@@ -159,7 +167,7 @@ def _change(
         if dry_run:
             selected = sum(1 for _ in itertools.islice(filter(choice.has, look(broker, group)), limit))
             tell({"selected": selected, done: 0}, f"{selected} would be {done}", as_json=as_json)
-            _check_found(choice, selected)
+            _check_found(choice, selected, total)
             return
         if total:
             which = "all" if choice == Choice() else "those that are chosen"
@@ -175,13 +183,15 @@ def _change(
             work = Work(f"{doing} dead letters").through(sifting, sifting.total)
     facts = {"dead": sifting.total, done: sifting.done, "put_back": sifting.put_back}
     work.tell(facts, f"{sifting.done} {done}", as_json=as_json)
-    _check_found(choice, sifting.done)
+    _check_found(choice, sifting.done, total)
 
 
-def _check_found(choice: Choice, count: int) -> None:
-    """Leave with a status that says so where ids were named, and none is of a dead letter."""
+def _check_found(choice: Choice, count: int, total: int) -> None:
+    """Say why nothing was chosen of what is dead; where ids were named, leave with a status that says so."""
     if choice.ids and not count:
         _leave_without(choice.ids)
+    if choice.reason is not None and total and not count:
+        tell_how_a_reason_is_written("by_reason")
 
 
 def _leave_without(ids: Collection[str]) -> NoReturn:

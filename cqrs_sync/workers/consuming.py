@@ -13,6 +13,7 @@ import attrs
 
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.messages import publication_of
 from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
@@ -125,9 +126,7 @@ class ConsumerProcess:
                 purging.start()
             silence = Errand("cqrs-silence", Silence(consumer, options.stall).look, lambda: None)
             ending.callback(silence.end)
-            consumer.start()
-            topics = ", ".join(consumer.group.topics)
-            logger.info("consuming %s for the group %r", topics, consumer.group.name)
+            _receive(consumer)
             silence.start()
             self._reports.start()
             yield
@@ -143,9 +142,10 @@ class ConsumerProcess:
         return reason
 
     def _reason(self, until: float | None) -> _Reason | None:
-        options, trouble = self._options, self._consumer.trouble
-        if trouble is not None:
-            return _Reason(f"it cannot go on: {trouble}", status=2)
+        options = self._options
+        if self._consumer.trouble is not None:
+            # Whoever receives has said why.
+            return _Reason("it cannot go on", status=2)
         health = self._consumer.health(options.stall)
         if not health.is_alive:
             return _Reason(f"it is stuck: {health.trouble}", status=1, is_stuck=True)
@@ -167,13 +167,13 @@ class ConsumerProcess:
         deadline = Deadline(until, self._last_words)
         deadline.start()
         logger.log(
-            logging.ERROR if reason.status else logging.INFO,
+            logging.ERROR if reason.is_stuck else logging.INFO,
             "%s: ending within %g s, %d handler(s) run",
             *(reason.words, grace, len(self._consumer.running())),
         )
         if reason.is_stuck:
             self._tell()
-        is_closed = done_by(lambda: self._stop(begun + grace), until - _MARGIN / 4, signals, words=self._goodbye)
+        is_closed = done_by(lambda: self._stop(begun + grace), until - _MARGIN / 4, signals, words=self._cut_short)
         if not self._is_finished:
             leave(reason.status or 1, words=self._last_words)
         if not is_closed:
@@ -198,6 +198,11 @@ class ConsumerProcess:
         self._goodbye()
         self._tell()
 
+    def _cut_short(self) -> None:
+        self._goodbye()
+        words = "a second signal: ended at once, %d handler(s) are left running; what they have in hand comes again"
+        logger.warning(words, len(self._consumer.running()))
+
     def _goodbye(self) -> None:
         if self._file is not None:
             self._file.end()
@@ -206,7 +211,26 @@ class ConsumerProcess:
     def _tell(self) -> None:
         if not self._has_told:
             self._has_told = True
-            tell_of_what_runs(self._consumer)
+            tell_of_what_runs(self._consumer, self._options.stall)
+
+
+def _receive(consumer: Consumer) -> None:
+    consumer.start()
+    logger.info("consuming %s for the group %r", ", ".join(consumer.group.topics), consumer.group.name)
+    _warn_of_topics_without_events(consumer)
+
+
+def _warn_of_topics_without_events(consumer: Consumer) -> None:
+    """Name topics of the group that no bound event has: one of them may be misspelled, or lack an import."""
+    types = consumer.mediator.events.event_map.types.values()
+    known = sorted({topic for event in types if (topic := publication_of(event).topic)})
+    for topic in consumer.group.topics:
+        if topic not in known:
+            logger.warning(
+                "no event that is bound here has the topic %r (theirs: %s): the group is bound to it on the broker all "
+                "the same, and handles only what comes from there under the name of an event that is bound",
+                *(topic, ", ".join(map(repr, known)) or "none"),
+            )
 
 
 def _check_room(taken: int, most: int) -> None:

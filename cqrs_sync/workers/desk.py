@@ -19,11 +19,13 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def seconds(text: str) -> float:
-    """Read a duration: `90`, `90s`, `15m`, `12h`, `7d`, `2w`. Raises ValueError."""
+    """Read a duration: `90`, `1.5`, `90s`, `15m`, `12h`, `7d`, `2w`. Raises ValueError."""
+    if milliseconds := re.fullmatch(r"([0-9]{1,12}) ?ms", text.strip()):
+        raise ValueError(f"{text!r} is no duration: write seconds, which is {int(milliseconds[1]) / 1000:.12g}")
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text.strip())
     duration = None if found is None else float(found[1]) * _UNITS[found[2]]
     if duration is None or duration > _LONGEST:
-        raise ValueError(f"{text!r} is no duration: write 90s, 15m, 12h or 7d")
+        raise ValueError(f"{text!r} is no duration: write 90s, 15m, 12h or 7d, parts of a second as 0.5")
     return duration
 
 

@@ -18,6 +18,8 @@ _MOST_UNSETTLED = 65_535
 _FIRST, _NEXT = 20.0, 3.0
 #: Seconds between two signs of life while nothing is to be done.
 _SIGN = 0.5
+#: Digits of a number that programs which read JSON keep exactly.
+_DIGITS = 15
 #: What is noted of attempts begins anew.
 _CLEARED = {"attempts", "parked"}
 
@@ -45,21 +47,27 @@ def id_of(message: IncomingMessage) -> str:
 
 def letter_of(message: IncomingMessage, *, body: bool = False) -> dict[str, Any]:
     """Return what is known of a dead letter; its body only where that is asked for."""
-    notes, attributes = dict(message.notes), dict(message.attributes)
+    notes = message.notes
     facts: dict[str, Any] = {
         "id": id_of(message),
-        "type": attributes.get("type"),
+        "type": message.attributes.get("type"),
         "topic": message.topic,
         "key": message.key,
-        **{
-            name: notes.pop(name, None)
-            for name in ("attempts", "at", "reason", "error", "handlers", "origin", "replays")
-        },
+        "attempts": _number(notes.get("attempts")),
+        **{name: notes.get(name) for name in ("at", "reason", "error", "handlers", "origin")},
+        "replays": _number(notes.get("replays")),
         "bytes": len(message.body),
     }
     if body:
         facts["body"] = message.body.decode("utf-8", "backslashreplace")
     return facts
+
+
+def _number(text: str | None) -> int | str | None:
+    """Return a note as the number that it is; what somebody else has written there as it is."""
+    if text is None or len(text) > _DIGITS or not (text.isascii() and text.isdigit()):
+        return text
+    return int(text)
 
 
 def look(broker: GroupBroker, group: Group) -> Iterator[IncomingMessage]:
@@ -80,8 +88,8 @@ def look(broker: GroupBroker, group: Group) -> Iterator[IncomingMessage]:
 def replayed(message: IncomingMessage) -> IncomingMessage:
     """Return a dead letter as it goes back to its group: its attempts are forgotten, its replays counted."""
     notes = {name: text for name, text in message.notes.items() if name not in _CLEARED}
-    replays = notes.get("replays", "")
-    notes["replays"] = str(int(replays[:6]) + 1 if replays.isascii() and replays.isdigit() else 1)
+    replays = _number(notes.get("replays"))
+    notes["replays"] = str(replays + 1 if isinstance(replays, int) else 1)
     return attrs.evolve(message, notes=notes)
 
 

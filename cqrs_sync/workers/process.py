@@ -160,7 +160,7 @@ class RelayProcess:
         """Stop the relay; False where something was not finished. A signal ends the process."""
         timeout = until - time.monotonic() - min(_MARGIN, self._options.grace / 2)
         # A thread that asks a database that does not answer holds nothing, and is left.
-        done_by(lambda: self._relay.stop(timeout), until - _MARGIN / 4, signals, words=self._screen.close)
+        done_by(lambda: self._relay.stop(timeout), until - _MARGIN / 4, signals, words=self._cut_short)
         return not self._held.under_way()
 
     def _count(self, until: float) -> None:
@@ -174,6 +174,11 @@ class RelayProcess:
     def _progress(self) -> Progress:
         progress = self._pace.progress(self._relay.delivered, self._gauge.backlog)
         return attrs.evolve(progress, is_ending=self._ending, has_ended=self._has_ended)
+
+    def _cut_short(self) -> None:
+        self._screen.close()
+        words = "a second signal: ended at once, %d deliveries are left under way; another process makes them again"
+        logger.warning(words, len(self._held.under_way()))
 
     def _last_words(self) -> None:
         self._screen.close()

@@ -107,15 +107,22 @@ def running_of(consumer: Consumer, item: InHand) -> Running:
     return Running(name[:_SHOWN], attributes.get("id", "?")[:_SHOWN], handlers, time.monotonic() - item.begun)
 
 
-def tell_of_what_runs(consumer: Consumer) -> None:
-    """Name the handlers and messages that were not finished, and log the stacks of their threads."""
-    for item in consumer.running():
-        running = running_of(consumer, item)
+def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
+    """
+    Name the handlers and messages that were not finished, and log the stacks of their threads.
+
+    The thread that receives is shown where it is at fault: it hangs for more than `stall` seconds, or no handler runs.
+    """
+    running = consumer.running()
+    for item in running:
+        told = running_of(consumer, item)
         logger.error(
             "%s was not finished in time: %r %r, for %.1f s; it comes again, to whoever receives then",
-            *(", ".join(running.handlers) or "a message", running.type, running.id, running.seconds),
+            *(", ".join(told.handlers) or "a message", told.type, told.id, told.seconds),
         )
+    is_intake_at_fault = not running or consumer.health(stall).trouble.startswith("the intake hangs")
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     for thread, stack in stacks_of(names).items():
-        if names[thread] == "cqrs-intake" or any(f'"{each.__file__}"' in stack for each in (handling, runs)):
+        is_shown = names[thread] == "cqrs-intake" and is_intake_at_fault
+        if is_shown or any(f'"{each.__file__}"' in stack for each in (handling, runs)):
             logger.error("the thread %s is left, at:\n%s", names[thread], stack)

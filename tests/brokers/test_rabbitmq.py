@@ -161,7 +161,8 @@ class TestMessagesAtFault:
 
         assert isinstance(error, MessageRejected)
         assert f"no queue is bound to the topic 'nobody-listens' on the exchange '{exchange}'" in str(error)
-        assert str(error).endswith("(312 NO_ROUTE): start or build a group that receives it")
+        way_out = "start who receives it, or make the queue of its group with `cqrs-sync topology apply`"
+        assert str(error).endswith(f"(312 NO_ROUTE): {way_out}")
 
     def test_messages_with_the_same_id_are_told_apart(self, broker, queue, rabbitmq_url):
         """A return names the message, not its tag: the right one of a pair fails."""

@@ -159,6 +159,35 @@ def test_nothing_is_changed_where_nothing_is_chosen(shop, run, command):
     assert 1 == shop.outbox.backlog().dead
 
 
+def test_nothing_is_deleted_where_nobody_can_be_asked(shop, run):
+    """
+    As in a script whose author expected a question: only `--yes` means it. What is replayed is not gone.
+    """
+    bury(shop, Counted(1), Counted(2))
+    for everything in (["--all"], ["--target", "counts"]):
+        code, text = run("dead", "purge", *everything)
+        assert (2, True) == (code, "add --yes" in text)
+    assert 2 == shop.outbox.backlog().dead
+
+    assert (0, "2 would be deleted\n") == run("dead", "purge", "--all", "--dry-run")
+    assert (0, "2 replayed\n") == run("dead", "replay", "--all")
+
+
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(shop, run, command):
+    """
+    A part of it is none; where nothing is dead there is nothing to copy.
+    """
+    words = "copy it from `main dead list --by-reason --json | jq -r '.dead_by_reason[].reason'`"
+    assert words not in run("dead", *command, "--reason", "MessageRejected")[1]
+    bury(shop, Counted(1))
+    code, text = run("dead", *command, "--reason", "MessageRejected")
+
+    assert (0, True) == (code, words in text)
+    assert words not in run("dead", *command, "--target", "no")[1]
+    assert words not in run("dead", *command, "--reason", "MessageRejected: no queue for …")[1]
+
+
 def test_delivered_messages_are_purged(shop, run):
     """
     Those that are old enough.
@@ -571,10 +600,10 @@ def test_standard_input_and_output_may_be_closed(shop, monkeypatch):
     bury(shop, Counted(1))
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)
-    for arguments in (["list"], ["replay", "--all"]):
+    for arguments, status_of_it in ((["list"], 0), (["purge", "--all"], 2), (["replay", "--all"], 0)):
         with pytest.raises(SystemExit) as left:
             dead.main(arguments, obj=lambda: shop.mediator)
-        assert 0 == left.value.code
+        assert status_of_it == left.value.code
 
     assert 1 == shop.waiting()
     JsonLines(View(str, dict, bool), 1.0).show({})
@@ -595,7 +624,7 @@ def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):
 
     monkeypatch.setattr(shop.outbox, "discard", interrupted)
 
-    assert (130, "500 deleted, then interrupted\n") == run("dead", "purge", "--all")
+    assert (130, "500 deleted, then interrupted\n") == run("dead", "purge", "--all", "--yes")
     assert 600 == shop.outbox.backlog().dead
 
 

@@ -154,6 +154,7 @@ def test_a_second_signal_ends_it_at_once(consume, tmp_path, number):
     consuming.terminate(number)
 
     assert 128 + number == consuming.status()
+    assert "a second signal: ended at once, 1 handler(s) are left running; what they have in hand" in consuming.log()
     assert not health.exists()
 
 
@@ -199,6 +200,7 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
         r"it is stuck: of 2 messages in hand none was finished for \d+ s: ending within 3 s", consuming.log()
     )
     assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
+    assert "cqrs-intake" not in consuming.log()
 
 
 def test_it_ends_after_some_messages(consume):
@@ -387,6 +389,30 @@ def test_wrong_calls_are_told_in_a_line(consume, app, options, words):
     assert "Traceback" not in consuming.log()
 
 
+def test_a_topic_that_no_bound_event_has_is_told_of(consume):
+    """
+    Once, with those that there are: it may be misspelled. It is no error, for events may come by other ways.
+    """
+    consuming = consume("--topic", "letters", "--topic", "leters", "--for", "0.3s")
+
+    assert 0 == consuming.status()
+    assert "no event that is bound here has the topic 'leters' (theirs: 'letters'): the group is b" in consuming.log()
+    assert 1 == consuming.log().count("no event that is bound here")
+
+
+@pytest.mark.parametrize(("concurrency", "lines"), [("50", 1), ("4", 0)])
+def test_more_at_a_time_than_there_are_threads_is_told_of(consume, concurrency, lines):
+    """
+    Once, with what would be needed: the mediator of this application has 4.
+    """
+    consuming = consume("--concurrency", concurrency, "--for", "0.3s")
+
+    assert 0 == consuming.status()
+    words = "--concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
+    assert lines == consuming.log().count(words + "bootstrap(threads=50)")
+    assert lines == consuming.log().count(" WARNING ")
+
+
 def test_a_port_that_is_taken_is_told(consume):
     """
     With its number.
@@ -401,12 +427,14 @@ def test_a_port_that_is_taken_is_told(consume):
 
 def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
     """
-    No waiting mends that: status 2.
+    No waiting mends that: status 2, and one line says why.
     """
     consuming = consume(LETTERS_FAULT="refused")
 
     assert 2 == consuming.status()
-    assert "it cannot go on: the queue of 'post' is different" in consuming.log()
+    assert "ERROR cqrs_sync.consumer.intake the consumer cannot go on: the queue of 'post' is diff" in consuming.log()
+    assert "it cannot go on: ending within 25 s" in consuming.log()
+    assert (1, 1) == (consuming.log().count("is different"), consuming.log().count(" ERROR "))
 
 
 # On RabbitMQ

@@ -389,6 +389,9 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     assert 0 == manage("cqrs_topology", "apply")[0]
     code, printed = manage("cqrs_dlq", "replay", "--all")
     assert (0, "0 replayed\n") == (code, printed.out)
+    code, printed = manage("cqrs_dlq", "purge", "--all")
+    assert (2, True) == (code, printed.err.endswith("add --yes, or --dry-run\n"))
+    assert 0 == manage("cqrs_dlq", "purge", "--all", "--yes")[0]
     code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 
@@ -417,10 +420,12 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
 
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "parcels"})
+    code, printed = manage("cqrs_lag")
+    assert (2, True) == (code, "the settings say that the group is 'parcels', and the app" in printed.err)
+
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
-    words = (
-        "as the consumer: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
-    )
+    words = f"{named!r}: a Consumer, or a function that returns one, is wanted, this is of the type RequestMediator"
     code, printed = manage("cqrs_lag")
     assert (2, True) == (code, words in printed.err)
     assert [words in found.msg for found in check_mediator(None)] == [True]
@@ -457,7 +462,7 @@ def test_commands_tell_in_a_line_that_there_is_no_mediator(django_mediator, mana
     code, printed = manage("cqrs_relay")
 
     assert 2 == code
-    assert printed.err.startswith("Error: CQRS_SYNC names 'a_django_shop.mediator' as the mediator: a RequestMediator")
+    assert printed.err.startswith("Error: CQRS_SYNC[\"MEDIATOR\"] names 'a_django_shop.mediator': a RequestMediator")
     assert 1 == printed.err.count("\n")
 
 

@@ -8,7 +8,9 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
+from tests.consumer.conftest import Joined
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]
 
@@ -93,12 +95,12 @@ def test_a_project_that_names_no_mediator_is_not_complained_about(monkeypatch):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"MEDIATOR": "nowhere.at.all"}, "'nowhere.at.all' as the mediator, which cannot be imported: No module"),
-        ({"MEDIATOR": "json.mediator"}, "cannot be imported"),
+        ({"MEDIATOR": "nowhere.at.all"}, "'nowhere.at.all', which cannot be imported: No module named 'nowhere'"),
+        ({"MEDIATOR": "json.mediator"}, 'cannot be imported: Module "json" does not define a "mediator"'),
         ({"MEDIATOR": "mediator"}, "cannot be imported"),
         ({"MEDIATOR": "string.digits"}, "this is of the type str"),
         ({"MEDIATOR": 42}, "say where the mediator is"),
-        ({"OTHER": "x"}, "say where the mediator is"),
+        ({"GROUP": "x"}, "say where the mediator is"),
         ("shop.mediator", "say where the mediator is"),
     ],
 )
@@ -114,6 +116,96 @@ def test_settings_that_name_no_mediator_are_an_error(monkeypatch, setting, words
 
     assert error.id == "cqrs_sync.E001"
     assert words in error.msg
+
+
+MODULES = {
+    "raises": ("def make():\n    raise ValueError('no port\\nin the URL')\n", "ValueError: no port (line 2 of {file})"),
+    "refuses": (
+        "from cqrs_sync.integrations.rabbitmq import RabbitMQBroker\nmake = RabbitMQBroker('amqp://u:secret@[::1')\n",
+        "special characters in user, password and vhost written as %XX (line 2 of {file})",
+    ),
+    "asks": ("settings = {}\nurl = settings['url']\n", "which cannot be imported: KeyError: 'url' (line 2 of {file})"),
+    "needs": ("\nimport nowhere_at_all\n", "No module named 'nowhere_at_all' (line 2 of {file})"),
+    "garbled": ("def (\n", "which cannot be imported: SyntaxError"),
+}
+
+
+@pytest.mark.parametrize("setting", ["MEDIATOR", "CONSUMER"])
+@pytest.mark.parametrize("name", MODULES)
+def test_what_raises_where_it_is_made_is_an_error_with_its_place(django_mediator, monkeypatch, tmp_path, setting, name):
+    """
+    The check goes on, and commands end in a line, with the status of what is wired wrongly.
+    """
+    import click  # noqa: PLC0415 -- as above
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+    from django.core.management import call_command  # noqa: PLC0415 -- as above
+
+    source, words = MODULES[name]
+    path = f"a_shop_that_{name}_{setting.lower()}"
+    file = tmp_path / f"{path}.py"
+    file.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    django_mediator(cqrs.bootstrap())
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, setting: f"{path}.make"})
+    (error,) = run_checks(tags=["cqrs_sync"], databases=["default"])
+    with pytest.raises(click.ClickException) as raised:
+        call_command("cqrs_lag")
+
+    assert "cqrs_sync.E001" == error.id
+    assert error.msg.startswith(f"CQRS_SYNC[\"{setting}\"] names '{path}.make'")
+    assert words.format(file=file) in error.msg
+    assert "\n" not in error.msg
+    assert "secret" not in error.msg
+    assert (2, error.msg) == (raised.value.exit_code, raised.value.message)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("MEDIATR", "did you mean 'MEDIATOR'? its keys are MEDIATOR, CONSUMER, GROUP"),
+        ("CONSUMERS", "did you mean 'CONSUMER'? its keys are MEDIATOR, CONSUMER, GROUP"),
+        ("group", "did you mean 'GROUP'? its keys are MEDIATOR, CONSUMER, GROUP"),
+        (7, "its keys are MEDIATOR, CONSUMER, GROUP"),
+    ],
+)
+def test_a_key_that_nobody_looks_at_is_an_error(django_mediator, monkeypatch, key, hint):
+    """
+    It may be one that is misspelled.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    django_mediator(cqrs.bootstrap())
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, key: "shop"})
+    (error,) = run_checks(tags=["cqrs_sync"], databases=["default"])
+
+    assert ("cqrs_sync.E007", hint) == (error.id, error.hint)
+    assert repr(key) in error.msg
+
+
+def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator, monkeypatch):
+    """
+    Nobody looks at it; one that says the same does no harm.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    events = cqrs.EventMap()
+    events.bind(Joined, lambda _: None)
+    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    django_mediator(mediator)
+    monkeypatch.setitem(globals(), "consumer_of_test", Consumer(mediator, "shop"))
+    names = {**settings.CQRS_SYNC, "CONSUMER": f"{__name__}.consumer_of_test"}
+    told = {}
+    for group in ("shop", "parcels"):
+        monkeypatch.setattr(settings, "CQRS_SYNC", {**names, "GROUP": group})
+        told[group] = [(each.id, each.hint) for each in run_checks(tags=["cqrs_sync"])]
+
+    assert {
+        "shop": [],
+        "parcels": [("cqrs_sync.E008", "leave out GROUP: a consumer says its group itself")],
+    } == told
 
 
 def test_a_function_may_make_the_mediator(django_mediator, make):

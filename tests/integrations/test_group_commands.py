@@ -107,7 +107,7 @@ def test_dead_letters_are_listed_and_stay(office, run):
     _, text = run("dlq", "list")
 
     assert ids(1, 2, 3, 4) == [letter["id"] for letter in listed["letters"]]
-    assert ("meeting.joined", "m", "6", 4) == (
+    assert ("meeting.joined", "m", 6, 4) == (
         *(listed["letters"][0][key] for key in ("type", "key", "attempts")), listed["total"],
     )  # fmt: skip
     assert "body" not in listed["letters"][0]
@@ -149,6 +149,21 @@ def test_a_dead_letter_is_shown(office, run):
     assert (1, "Error: no dead letter has the id id-7\n") == run("dlq", "show", "id-7")
 
 
+@pytest.mark.parametrize(
+    ("noted", "told"), [("3", 3), ("0", 0), ("many", "many"), ("\u0663", "\u0663"), ("9" * 16, "9" * 16), ("", "")]
+)
+def test_counts_are_numbers_for_programs(office, run, noted, told):
+    """
+    What somebody else has written there is no count, and stays as it is.
+    """
+    office.bury(1, attempts=noted, replays=noted)
+    (listed,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
+    shown = json.loads(run("dlq", "show", "id-1", "--json")[1])
+
+    assert 4 * [told] == [letter[name] for letter in (listed, shown) for name in ("attempts", "replays")]
+    assert 0 == run("dlq", "list")[0]
+
+
 def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     """
     Anybody may have sent it.
@@ -159,11 +174,11 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     (letter,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
 
     assert "\\xff" in run("dlq", "show", letter["id"], "--body")[1]
-    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"])
+    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"], "--yes")
 
 
 @pytest.mark.parametrize("command", ["replay", "purge"])
-@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize("options", [["--yes"], ["--dry-run"]])
 def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     """
     Its id may be misspelled.
@@ -174,6 +189,36 @@ def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     assert 1 == code
     assert printed.endswith("Error: no dead letter has the id id-9\n")
     assert ids(1, 2) == office.dead()
+
+
+def test_no_letter_is_deleted_where_nobody_can_be_asked(office, run):
+    """
+    As in a script whose author expected a question: only `--yes` means it, also where nothing is dead yet.
+    """
+    assert 2 == run("dlq", "purge", "--all")[0]
+    office.bury(1, 2)
+    for chosen in (["--all"], ["--id", "id-1"], ["--reason", "a"]):
+        code, text = run("dlq", "purge", *chosen)
+        assert (2, True) == (code, "add --yes" in text)
+
+    assert ids(1, 2) == office.dead()
+    assert (0, "2 would be deleted\n") == run("dlq", "purge", "--all", "--dry-run")
+    assert (0, "2 deleted\n") == run("dlq", "purge", "--all", "--yes")
+
+
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(office, run, command):
+    """
+    A part of it is none; where nothing is dead there is nothing to copy.
+    """
+    words = "copy it from `main dlq list --by-reason --json | jq -r '.by_reason[].reason'`"
+    assert words not in run("dlq", *command, "--reason", "ValueError")[1]
+    office.bury(1)
+    code, text = run("dlq", *command, "--reason", "ValueError")
+
+    assert (0, True) == (code, words in text)
+    assert ids(1) == office.dead()
+    assert words not in run("dlq", *command, "--reason", "ValueError: no meeting …")[1]
 
 
 # Dead letters go back
@@ -222,7 +267,7 @@ def test_some_are_chosen_and_the_others_stay(office, run):
     assert (0, "1 replayed\n") == run("dlq", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
     assert ids(5, 1, 3) == office.dead()
     assert Counter(ids(1, 3, 5)) == Counter(office.dead())
-    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a")
+    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a", "--yes")
     assert ids(5) == office.dead()
     assert ids(2, 4) == [id_of(message) for message in office.waiting()]
 
@@ -412,6 +457,20 @@ def test_a_consumer_of_the_application_says_which_group_it_is(office, run):
     code, text = run("lag", "--topic", "x", app="an_office:consumer", group="other")
     assert 2 == code
     assert "leave out --group, --topic, or name a mediator" in text
+
+
+def test_a_group_of_the_environment_does_not_contradict_a_consumer(office, run, monkeypatch):
+    """
+    Whoever looks at one group is not to be answered for another; an option that says it is what counts.
+    """
+    for name, expected in {"office": 0, "other": 2}.items():
+        monkeypatch.setenv("CQRS_SYNC_GROUP", name)
+        for command in (["lag"], ["consume", "--for", "0s"]):
+            code, text = run(*command, app="an_office:consumer", group=None)
+            assert expected == code, text
+    assert "CQRS_SYNC_GROUP in the environment says that the group is 'other', and the application names" in text
+    assert "whose group is 'office'" in text
+    assert 0 == run("lag", app="an_office:consumer", group="office")[0]
 
 
 def test_the_environment_says_which_group_it_is(office, run, monkeypatch):

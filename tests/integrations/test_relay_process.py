@@ -153,6 +153,7 @@ def test_a_second_signal_ends_it_at_once(relay, database, number):
     relaying.terminate(number)
 
     assert 128 + number == relaying.status()
+    assert "a second signal: ended at once, 1 deliveries are left under way; another process" in relaying.log()
 
 
 def test_an_application_that_does_not_let_it_leave_is_left(relay, database):

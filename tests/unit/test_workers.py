@@ -25,7 +25,8 @@ from cqrs_sync.workers.progress import Gauge, Pace
 from cqrs_sync.workers.purging import Purging
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
-from cqrs_sync.workers.vitals import Vitals
+from cqrs_sync.workers.vitals import Vitals, tell_of_what_runs
+from tests.consumer.conftest import Joined, Workshop
 from tests.source import ROOT
 from tests.waiting import eventually
 
@@ -383,6 +384,16 @@ def test_what_is_no_duration_is_refused(text):
         seconds(text)
 
 
+@pytest.mark.parametrize(("text", "written"), [("1500ms", "1.5"), ("5 ms", "0.005"), ("2000ms", "2")])
+def test_milliseconds_are_told_as_what_to_write(text, written):
+    """
+    Seconds, as everywhere.
+    """
+    with pytest.raises(ValueError, match=f"write seconds, which is {written}$"):
+        seconds(text)
+    assert int(text.removesuffix("ms")) == seconds(written) * 1000
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
@@ -561,3 +572,62 @@ def test_the_health_file_is_not_there_where_the_consumer_is_not_alive(tmp_path):
     health._renew()
 
     assert not path.exists()
+
+
+# What is said of what was not finished
+
+
+@pytest.fixture
+def workshop():
+    workshop = Workshop()
+    yield workshop
+    workshop.close()
+
+
+def deaf_after_one(broker, goes_on):
+    """Let subscriptions of this broker hang once they have handed out a message."""
+    join = broker.join
+
+    def joined(group):
+        subscription = join(group)
+        receive = subscription.receive_many
+
+        def receive_many(most, timeout):
+            came = receive(1, timeout)
+            if came:
+                subscription.receive_many = lambda *_: goes_on.wait(30) and []
+            return came
+
+        subscription.receive_many = receive_many
+        return subscription
+
+    broker.join = joined
+
+
+def shown(caplog, consumer, stall):
+    """The threads whose stacks are logged: the one that receives, and those of the pool."""
+    caplog.clear()
+    tell_of_what_runs(consumer, stall)
+    threads = [each.args[0] for each in caplog.records if each.msg.startswith("the thread %s is left")]
+    return sorted({"intake" if name == "cqrs-intake" else "pool" for name in threads})
+
+
+def test_the_thread_that_receives_is_shown_only_where_it_is_at_fault(workshop, caplog):
+    """
+    It hangs, or no handler runs; beside a handler that hangs it would only lead astray.
+    """
+    gate, goes_on = workshop.hold_up(), threading.Event()
+    consumer = workshop.consumer(Joined)
+    deaf_after_one(workshop.broker, goes_on)
+    try:
+        with consumer:
+            assert ["intake"] == shown(caplog, consumer, 60.0)
+            workshop.publish(Joined("m", 1))
+            gate.wait_for()
+            assert ["pool"] == shown(caplog, consumer, 60.0)
+            eventually(lambda: "intake" in consumer.health(0.2).trouble)
+            assert ["intake", "pool"] == shown(caplog, consumer, 0.2)
+            gate.open()
+            goes_on.set()
+    finally:
+        goes_on.set()

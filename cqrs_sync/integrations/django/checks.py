@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,8 +13,17 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, router
 from django.db.migrations.executor import MigrationExecutor
 
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.integrations.django.transactions import Atomic
-from cqrs_sync.integrations.django.wiring import consumer_of_settings, inbox_of, mediator_of_settings, outbox_of
+from cqrs_sync.integrations.django.wiring import (
+    KEYS,
+    consumer_of_settings,
+    group_of_settings,
+    inbox_of,
+    mediator_of_settings,
+    outbox_of,
+    unknown_keys,
+)
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.sql.dialects import DIALECTS
@@ -28,11 +38,38 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
     del app_configs
     if not getattr(settings, "CQRS_SYNC", None):
         return []
+    found = list(_keys())
     try:
         mediator = mediator_of_settings()
-        consumer_of_settings()
+        found += _group(consumer_of_settings())
     except ImproperlyConfigured as error:
-        return [checks.Error(str(error), id="cqrs_sync.E001")]
+        return [*found, checks.Error(str(error), id="cqrs_sync.E001")]
+    return [*found, *_wiring(mediator)]
+
+
+def _keys() -> Iterator[checks.CheckMessage]:
+    for key in unknown_keys():
+        near = difflib.get_close_matches(str(key).upper(), KEYS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        yield checks.Error(
+            f"CQRS_SYNC has the key {key!r}, which nobody looks at",
+            hint=f"{hint}its keys are {', '.join(KEYS)}",
+            id="cqrs_sync.E007",
+        )
+
+
+def _group(consumer: Consumer | None) -> Iterator[checks.CheckMessage]:
+    group = group_of_settings()
+    if consumer is not None and group and group != consumer.group.name:
+        yield checks.Error(
+            f'CQRS_SYNC["GROUP"] is {group!r}, and the consumer in CQRS_SYNC["CONSUMER"] is one of the group '
+            f"{consumer.group.name!r}",
+            hint="leave out GROUP: a consumer says its group itself",
+            id="cqrs_sync.E008",
+        )
+
+
+def _wiring(mediator: RequestMediator) -> Sequence[checks.CheckMessage]:
     place = _place_of(mediator)
     if place is None:
         return []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils import module_loading
 from django.utils.module_loading import import_string
 
 from cqrs_sync.bootstrap import bootstrap as bootstrap_core
@@ -18,10 +21,14 @@ from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransaction
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
+from cqrs_sync.reasons import told_with_place
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.threads import Executor, ThreadPool
 
 T = TypeVar("T")
+
+#: What `CQRS_SYNC` may say.
+KEYS = ("MEDIATOR", "CONSUMER", "GROUP")
 
 
 def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
@@ -87,44 +94,63 @@ def mediator_of_settings() -> RequestMediator:
     """
     Return the mediator that `CQRS_SYNC = {"MEDIATOR": "package.module.name"}` names, or what such a function returns.
 
-    Raises ImproperlyConfigured where there is none.
+    Raises ImproperlyConfigured where there is none, or where it cannot be made.
     """
     path = _setting("MEDIATOR")
     if not isinstance(path, str) or not path:
         raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')
-    return _named(path, RequestMediator, "mediator")
+    return _named("MEDIATOR", path, RequestMediator)
 
 
 def consumer_of_settings() -> Consumer | None:
     """
     Return the consumer that `CQRS_SYNC = {"CONSUMER": "package.module.name"}` names, or what such a function returns.
 
-    None where it names none. Raises ImproperlyConfigured for what is no consumer.
+    None where it names none. Raises ImproperlyConfigured for what is no consumer, or cannot be made.
     """
     path = _setting("CONSUMER")
-    return None if not path else _named(str(path), Consumer, "consumer")
+    return None if not path else _named("CONSUMER", str(path), Consumer)
+
+
+def unknown_keys() -> list[object]:
+    """Return the keys of `CQRS_SYNC` that nobody looks at."""
+    return [key for key in _chosen() if key not in KEYS]
 
 
 def _setting(name: str) -> object:
+    return _chosen().get(name)
+
+
+def _chosen() -> Mapping[object, object]:
     chosen = getattr(settings, "CQRS_SYNC", None)
-    return chosen.get(name) if isinstance(chosen, Mapping) else None
+    return chosen if isinstance(chosen, Mapping) else {}
 
 
-def _named(path: str, kind: type[T], what: str) -> T:
+def _named(setting: str, path: str, kind: type[T]) -> T:
+    words = f'CQRS_SYNC["{setting}"] names {path!r}'
     try:
         found = import_string(path)
-    except ImportError as error:
-        raise ImproperlyConfigured(
-            f"CQRS_SYNC names {path!r} as the {what}, which cannot be imported: {error}"
-        ) from error
-    made = found() if callable(found) and not isinstance(found, kind) else found
+    except Exception as error:
+        raise ImproperlyConfigured(f"{words}, which cannot be imported: {_why(error)}") from error
+    try:
+        made = found() if callable(found) and not isinstance(found, kind) else found
+    except Exception as error:
+        raise ImproperlyConfigured(f"{words}: calling it without arguments failed: {told_with_place(error)}") from error
     if not isinstance(made, kind):
         # Not its repr, which may hold anything.
         raise ImproperlyConfigured(
-            f"CQRS_SYNC names {path!r} as the {what}: a {kind.__qualname__}, or a function that returns one, is "
-            f"wanted, this is of the type {type(made).__qualname__}"
+            f"{words}: a {kind.__qualname__}, or a function that returns one, is wanted, this is of the type "
+            f"{type(made).__qualname__}"
         )
     return made
+
+
+def _why(error: Exception) -> str:
+    """Say why something could not be imported; where the path itself leads nowhere, no line of code is at fault."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    own = [name for name in files if not name.startswith("<frozen ")]
+    of_the_path = isinstance(error, ImportError) and own[-1] in (module_loading.__file__, importlib.__file__)
+    return str(error) if of_the_path else told_with_place(error)
 
 
 def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:

@@ -257,8 +257,9 @@ class Publisher:
             if batch is not None and batch.awaits_return(index, properties.message_id, method.routing_key):
                 self._last_returned = tag
                 words = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
-                way_out = f"({method.reply_code} {method.reply_text}): start or build a group that receives it"
-                batch.returned(index, MessageRejected(f"{words} {way_out}"))
+                way_out = "start who receives it, or make the queue of its group with `cqrs-sync topology apply`"
+                answer = f"({method.reply_code} {method.reply_text})"
+                batch.returned(index, MessageRejected(f"{words} {answer}: {way_out}"))
                 return
         logger.warning("RabbitMQ returned a message that was not under way: %r", properties.message_id)
 

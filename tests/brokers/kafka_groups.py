@@ -205,6 +205,30 @@ class KafkaGroups:
             two.leave()
             wide.close()
 
+    def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(self, broker, group, kafka_topic):
+        """
+        To whoever has its partition then, be it the same member: a client that reads on behind it would lose it.
+        """
+        group = attrs.evolve(group, name=f"{group.name}-held")
+        wide = self.broker_class(broker._settings.servers, partitions=4, consumer_config=self.quick_groups)
+        wide.build(group)
+        wanted = {b"%d" % n for n in range(40)}
+        finished: set[bytes] = set()
+        one = wide.join(group)
+        eventually(lambda: one.rest() or one.has_joined)
+        wide.publish([message(kafka_topic, body, key=body.decode()) for body in sorted(wanted)], timeout=10)
+        held = receive(one, 40, settle=False)
+        workers = [Worker(wide.join(group), finished)]
+        try:
+            eventually(lambda: one.rest() or (workers[0].has_partitions() and all(each.lapsed for each in held)))
+            eventually(lambda: one.rest() or one._intake.holdings)
+            workers.append(Worker(one, finished))
+            eventually(lambda: wanted == finished)
+        finally:
+            for worker in workers:
+                worker.leave()
+            wide.close()
+
     def test_only_dead_letters_up_to_the_first_one_that_is_left_are_removed(self, broker, group, topic):
         """
         Who settles a later one first sees it again next time.

@@ -34,6 +34,9 @@ class Start:
     kafka-python leaves its group and joins it again with every lost connection. What was
     finished and could not be committed is `remember`ed until the partition comes back:
     whoever had it meanwhile may be further, not less far.
+
+    A partition that comes back to the member that had it keeps its place in kafka-python, which
+    is behind what was in hand and is nobody's now. So each one begins anew where the broker says.
     """
 
     def __init__(
@@ -59,19 +62,29 @@ class Start:
         self._finished.update(finished)
 
     def hold_back(self, partitions: Iterable[Any]) -> None:
-        """Say which partitions of these are `held`: their beginning is not settled yet."""
-        self.held = {one for one in partitions if one in self._ends or one in self._finished}
+        """Hold these partitions until their beginning is settled."""
+        self.held.update(partitions)
+
+    def forget(self, partitions: Iterable[Any]) -> None:
+        """Hold these no longer: they are not ours any more."""
+        self.held.difference_update(partitions)
 
     def let_go(self) -> None:
         """Settle the beginning of partitions that were held back."""
         for partition in list(self.held):
             place = self._consumer.committed(partition, timeout_ms=_LOOK_UP * 1000)
+            if partition not in self.held:
+                # Lost while the broker was asked.
+                continue
             begin = self._ends.get(partition) if place is None else place
             finished = self._finished.get(partition)
             if finished is not None and (begin is None or begin < finished):
                 begin = finished
-            if begin is not None and begin != place:
+            if begin is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
                 self._consumer.seek(partition, begin)
+            if begin != place:
                 self._consumer.commit({partition: OffsetAndMetadata(begin, "", -1)}, timeout_ms=_LOOK_UP * 1000)
             self._ends.pop(partition, None)
             self._finished.pop(partition, None)

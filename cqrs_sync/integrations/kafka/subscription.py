@@ -82,7 +82,9 @@ class KafkaSubscription(RecordSubscription):
 
     def lost(self, partitions: Iterable[Any]) -> None:
         """Forget partitions that are no longer ours."""
-        self._start.remember(self._intake.lost(list(partitions)))
+        gone = list(partitions)
+        self._start.forget(gone)
+        self._start.remember(self._intake.lost(gone))
 
     def rejoin(self) -> None:
         """Keep asking for a place in the group until there is one."""
@@ -90,6 +92,7 @@ class KafkaSubscription(RecordSubscription):
 
     def got(self, partitions: Iterable[Any]) -> None:
         """Begin with partitions that are ours now."""
+        partitions = list(partitions)
         self._intake.got(self._reading.holding(one, one.topic, one.partition) for one in partitions)
         self._start.hold_back(partitions)
         self._intake.pause_and_resume(self._start.held)
@@ -132,7 +135,9 @@ class KafkaSubscription(RecordSubscription):
         try:
             fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=most or self._batch)
             for partition, records in fetched.items():
-                self._intake.take(partition, records)
+                # From a place that is not settled yet: they are read once more from where it is.
+                if partition not in self._start.held:
+                    self._intake.take(partition, records)
             self._start.let_go()
         except KafkaError as error:
             if not is_passing(error):

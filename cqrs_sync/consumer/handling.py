@@ -96,9 +96,6 @@ class Handling:
 
     def attend(self, item: InHand) -> float | None:
         """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
-        if item.delivery.lapsed:
-            # Whoever has it now handles it.
-            return None
         pause = None if item.aside is not None else self._try(item)
         return pause if item.aside is None else self._set_aside(item)
 

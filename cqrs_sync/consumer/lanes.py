@@ -102,11 +102,13 @@ class Lanes:
         with self._lock:
             if self._later:
                 self._wake_due()
-            if not self._ready or self._is_closed or len(self._running) >= most or self._has_one_alone:
+            if self._is_closed or len(self._running) >= most or self._has_one_alone:
                 return None
             if self._held_until and time.monotonic() < self._held_until:
                 return None
-            item = self._ready[0] if doubts is None else min(self._ready, key=doubts)
+            item = self._next(doubts)
+            if item is None:
+                return None
             if item.is_alone:
                 if self._running:
                     return None
@@ -174,6 +176,31 @@ class Lanes:
         """Return what was taken and is not done."""
         with self._lock:
             return list(self._running.values())
+
+    def _next(self, doubts: Callable[[InHand], Any] | None) -> InHand | None:
+        """Return the next message that is still ours; lets go of those that are not."""
+        while self._ready:
+            item = self._ready[0] if doubts is None else min(self._ready, key=doubts)
+            if not item.delivery.lapsed:
+                return item
+            self._drop(item)
+        return None
+
+    def _drop(self, head: InHand) -> None:
+        """
+        Let go of a message that somebody else has now, and of those behind it with it.
+
+        They come again in their order. One that was kept would be in front of those that were not.
+        """
+        self._ready.remove(head)
+        item: InHand | None = head
+        while item is not None and item.delivery.lapsed:
+            self._by_identity.pop(item.identity, None)
+            item = item.behind
+        if item is not None:
+            self._ready.append(item)
+        elif head.key is not None:
+            del self._last[head.key]
 
     def _put(self, item: InHand) -> bool:
         known = self._by_identity.get(item.identity)

@@ -58,12 +58,14 @@ def test_what_comes_again_comes_in_its_order(lanes, taken_meanwhile):
     """Whether or not somebody has looked for the next one between the loss and the return."""
     first, *others = put(lanes, *map(Delivered, range(4)))
     running = lanes.take(1)
-    put(lanes, Delivered(99, key="other"))
     lose(first, *others)
     running.is_done = True
     lanes.done(running)
-    assert not taken_meanwhile or [99] == handled(lanes)
+    put(lanes, Delivered(99, key="other"))
+    taken = lanes.take(1) if taken_meanwhile else None
     put(lanes, *[Delivered(number, 1) for number in range(1, 4)], Delivered(4))
+    if taken is not None:
+        lanes.done(taken)
 
     assert [1, 2, 3, 4] == [number for number in handled(lanes) if number != 99]
     assert 0 == len(lanes)

@@ -73,6 +73,9 @@ class Inbox(Protocol):
     def attempts_at(self, key: str, /) -> int:
         """Return how many attempts were counted; counts none."""
 
+    def take_back_attempt(self, key: str, /) -> None:
+        """Count one attempt less, in a transaction of its own: it has ended, whatever came of it."""
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew, in a transaction of its own."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -26,6 +27,11 @@ _AGAIN = 1.0
 #: so many on nothing runs beside it.
 _WITHOUT_INBOX = 20, 2
 _MOST_ATTEMPTS = 1_000_000
+#: Why a message is given up that never ends: with an inbox, and where only the broker counts.
+_WORN_OUT = (
+    "it was begun {} times, and no process lived to finish it",
+    "it was delivered {} times, and nobody has finished it",
+)
 #: What is told of an unknown type.
 _POLICIES = {
     Unknown.PARK: "such messages are parked",
@@ -123,7 +129,9 @@ class Handling:
         self._site.counts.handled += 1
         if self._outage.note_success():
             self._lanes.hurry()
-        self._forget(item, at_least=2)
+        # One is no harm, and a row that is purged is cheaper than one that is deleted.
+        if self._inbox is not None and item.begun_before > 1:
+            self._uncount(item, self._inbox.forget_attempts)
 
     def _begin_counted(self, item: InHand) -> bool:
         """
@@ -133,10 +141,8 @@ class Handling:
         before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
         most, alone_from = self._limits
         if before >= most:
-            item.begun_before = before
             item.attempts = max(item.attempts, before)
-            self._give_up(item, f"it was begun {before} times, and no process lived to finish it")
-            self._forget(item)
+            self._give_up(item, _WORN_OUT[inbox is None].format(before))
             return False
         if before >= alone_from and not item.is_alone:
             # What ends its process is not to take others along, which would be counted for it.
@@ -147,14 +153,13 @@ class Handling:
 
     def _survived(self, item: InHand) -> None:
         """Take back that it was begun: it failed, and its process lives. It is counted anew if it is tried again."""
-        self._forget(item)
+        if self._inbox is not None and item.begun_before:
+            self._uncount(item, self._inbox.take_back_attempt)
         item.begun_before = 0
 
-    def _forget(self, item: InHand, at_least: int = 1) -> None:
-        if self._inbox is None or item.begun_before < at_least:
-            return
+    def _uncount(self, item: InHand, how: Callable[[str], object]) -> None:
         try:
-            self._inbox.forget_attempts(item.identity)
+            how(item.identity)
         except Exception as error:  # noqa: BLE001 -- it is done all the same
             logger.warning("attempts at %s cannot be forgotten: %s", item.identity, error)
 
@@ -185,6 +190,9 @@ class Handling:
         return None
 
     def _give_up(self, item: InHand, error: BaseException | str) -> None:
+        if self._inbox is not None and item.delivery.redeliveries:
+            # Whoever replays it begins anew.
+            self._uncount(item, self._inbox.forget_attempts)
         item.attempts = max(1, item.attempts)
         item.error = error if isinstance(error, EventsFailed) else None
         self._decide(item, error, None)

@@ -75,6 +75,16 @@ class MemoryInbox:
             row = self._rows.get((key, ATTEMPTS))
             return 0 if row is None else row.attempts
 
+    def take_back_attempt(self, key: str, /) -> None:
+        """Count one attempt less."""
+        check_key(key, "")
+        with self._changed:
+            row = self._rows.get((key, ATTEMPTS))
+            if row is not None:
+                row.attempts -= 1
+                if row.attempts <= 0:
+                    del self._rows[key, ATTEMPTS]
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew."""
         check_key(key, "")

@@ -75,6 +75,14 @@ class SqlInbox:
             rows = connection.execute(self._say.attempts, (exact(key), ATTEMPTS))
             return int(rows[0][0]) if rows else 0
 
+    def take_back_attempt(self, key: str, /) -> None:
+        """Count one attempt less."""
+        check_key(key, "")
+        row = exact(key), ATTEMPTS
+        with self._begun() as connection:
+            if connection.change(self._say.count_less, row):
+                connection.change(self._say.delete_uncounted, row)
+
     def forget_attempts(self, key: str, /) -> None:
         """Begin to count anew."""
         check_key(key, "")
@@ -190,6 +198,8 @@ class _Statements:
         self.begin = dialect.begin.format(deliveries=table)
         self.insert = self._inserted(dialect, table, 0, dialect.unless_there)
         self.count = self._inserted(dialect, table, 1, dialect.or_count.format(table=table))
+        self.count_less = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
+        self.delete_uncounted = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
         self.result = f"SELECT result FROM {table} WHERE {row}"
         self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
         self.keep = f"UPDATE {table} SET result = %s WHERE {row}"

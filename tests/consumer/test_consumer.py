@@ -491,6 +491,11 @@ class CountingInbox(MemoryInbox):
     def attempts_at(self, key):
         return self.attempts.get(key, 0)
 
+    def take_back_attempt(self, key):
+        self.attempts[key] -= 1
+        if not self.attempts[key]:
+            del self.attempts[key]
+
     def forget_attempts(self, key):
         self.attempts.pop(key, None)
 
@@ -558,6 +563,27 @@ def test_what_fails_has_not_ended_its_process(workshop, tiers, times):
     assert [1] * times == counted
     assert {} == inbox.attempts
     assert "no process lived" not in dead_letters(workshop, consumer)[0].notes["error"]
+
+
+def test_what_fails_before_it_ends_its_process_is_counted_all_the_same(workshop):
+    """A failure takes back that it was begun this time, and none of the times before."""
+    inbox, counted = CountingInbox(), []
+
+    def react(event):
+        counted.extend(inbox.attempts.values())
+        if len(counted) < 3:
+            _fail()
+
+    workshop.react = react
+    consumer = workshop.consumer(inbox=inbox, tiers=Tiers(inline=(0.01,) * 5, delayed=()))
+    workshop.publish(Noticed(1))
+    deliver_again(workshop, consumer)
+    inbox.attempts[f"cqrs-sync {workshop.broker.published[0].id}"] = 1
+    consumer.start()
+    workshop.wait_for(1)
+
+    assert [2, 2, 2] == counted
+    eventually(lambda: inbox.attempts == {})
 
 
 def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):

@@ -38,6 +38,18 @@ class CountingContract(InboxFixtures):
 
         assert list(range(1, 101)) == sorted(counts)
 
+    def test_attempts_are_taken_back(self, inbox: Inbox) -> None:
+        """One by one, and never below nothing."""
+        assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
+        assert 1 == inbox.attempt("2")
+
+        inbox.take_back_attempt("1")
+        inbox.take_back_attempt("never attempted")
+        assert [2, 1, 0] == [inbox.attempts_at(key) for key in ("1", "2", "never attempted")]
+        for _ in range(3):
+            inbox.take_back_attempt("1")
+        assert [0, 1] == [inbox.attempts_at("1"), inbox.attempt("1")]
+
     def test_attempts_are_forgotten(self, inbox: Inbox, atomic: Atomic) -> None:
         """What was done is not."""
         assert is_first(inbox, atomic, "1")

@@ -183,7 +183,12 @@ class Intake:
         self.why = "the intake failed, see the log" if error is None else printable(words_of(error))[:LONGEST_ERROR]
         if isinstance(error, Closed):
             self._leave()
-        self._news.wait(self._trouble.failed(logging.WARNING, "nothing is received, it is tried again: %s", error))
+        pause = self._trouble.failed(logging.WARNING, "nothing is received, it is tried again: %s", error)
+        until = time.monotonic() + pause
+        # What is in hand goes on meanwhile.
+        while (left := until - time.monotonic()) > 0 and not self._news.is_set():
+            self.serve()
+            self._news.wait(min(left, _SIGN))
 
     def _leave(self) -> None:
         subscription, self._subscription = self._subscription, None

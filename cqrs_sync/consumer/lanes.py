@@ -30,6 +30,8 @@ class InHand:
     key: Key
     #: What names it, wherever it comes from.
     identity: str
+    #: What it is kept under here: its name, unless another one in hand has that.
+    place: str = attrs.field(init=False, default="")
     #: Attempts that failed, those before it was set aside as well.
     attempts: int = 0
     #: How often it was begun, this time included, where it was delivered before; 0 where it was not counted.
@@ -72,7 +74,7 @@ class Lanes:
         self._later: list[tuple[float, int, InHand]] = []
         self._numbers = itertools.count()
         self._running: dict[int, InHand] = {}
-        self._by_identity: dict[str, InHand] = {}
+        self._by_place: dict[str, InHand] = {}
         self._done_late: dict[str, None] = {}
         self._held_until = 0.0
         self._has_one_alone = False
@@ -81,7 +83,7 @@ class Lanes:
         self.taken_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._by_identity)
+        return len(self._by_place)
 
     @property
     def ready(self) -> int:
@@ -133,7 +135,7 @@ class Lanes:
             # Before it counts as out of hand: whoever waits for that leaves then.
             self._settle(item.delivery)
             self._leave(item)
-            self._by_identity.pop(item.identity, None)
+            self._by_place.pop(item.place, None)
 
     def again(self, item: InHand, pause: float) -> None:
         """Give a message back, to be taken again after `pause` seconds; its key waits for it."""
@@ -195,7 +197,7 @@ class Lanes:
         self._ready.remove(head)
         item: InHand | None = head
         while item is not None and item.delivery.lapsed:
-            self._by_identity.pop(item.identity, None)
+            self._by_place.pop(item.place, None)
             item = item.behind
         if item is not None:
             self._ready.append(item)
@@ -203,18 +205,19 @@ class Lanes:
             del self._last[head.key]
 
     def _put(self, item: InHand) -> bool:
-        known = self._by_identity.get(item.identity)
+        known = self._by_place.get(item.identity)
         if known is not None:
             if known.delivery.lapsed:
                 # It was delivered again while it is in hand: this is the delivery to settle now.
                 known.delivery = item.delivery
                 return True
             # A copy: it has to wait for its turn like any other.
-            item.identity = f"{item.identity} {next(self._numbers)}"
+            item.place = f"{item.identity} {next(self._numbers)}"
         elif self._done_late and item.delivery.redeliveries and item.identity in self._done_late:
             del self._done_late[item.identity]
             return False
-        self._by_identity[item.identity] = item
+        item.place = item.place or item.identity
+        self._by_place[item.place] = item
         if item.key is not None:
             before = self._last.get(item.key)
             self._last[item.key] = item

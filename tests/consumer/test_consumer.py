@@ -744,8 +744,29 @@ def test_why_nothing_is_received_is_told_to_whoever_asks(workshop):
     assert "" == consumer.health().trouble
 
 
-def _be_away(key):
+def _be_away(*_):
     raise cqrs.InboxUnavailable("OperationalError: there is no database 'nope'")
+
+
+def test_what_is_in_hand_is_tried_again_while_the_broker_is_away(workshop, monkeypatch):
+    """Nobody would take it for stuck."""
+    tried = []
+
+    def react(event):
+        tried.append(event.number)
+        _fail()
+
+    workshop.react = react
+    consumer = workshop.consumer(tiers=Tiers(inline=(0.3,) * 50, delayed=()))
+    workshop.publish(Noticed(1))
+    consumer.start()
+    eventually(lambda: tried)
+    monkeypatch.setattr(MemorySubscription, "receive_many", _be_away)
+    eventually(lambda: not consumer.is_connected)
+    before = len(tried)
+
+    eventually(lambda: len(tried) > before + 3)
+    assert not consumer.is_connected
 
 
 def test_a_moment_in_which_nothing_fails_is_not_the_end_of_trouble(workshop, monkeypatch, caplog):

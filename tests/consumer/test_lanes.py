@@ -104,6 +104,19 @@ def test_what_is_still_ours_goes_on_behind_what_is_not(lanes):
     assert 0 == len(lanes)
 
 
+def test_a_copy_waits_for_its_turn_under_its_own_name(lanes):
+    """Whatever is counted for it is counted under the name that an inbox takes."""
+    put(lanes, Delivered(1), Delivered(1))
+    first = lanes.take(2)
+    assert lanes.take(2) is None
+    lanes.done(first)
+    second = lanes.take(2)
+
+    assert first.identity == second.identity
+    lanes.done(second)
+    assert 0 == len(lanes)
+
+
 def test_what_has_no_key_is_let_go_of_alone(lanes):
     lost, _ = put(lanes, Delivered(1, key=None), Delivered(2, key=None))
     lose(lost)

@@ -662,7 +662,7 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
     inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
     consumer.start()
     gate.wait_for()
-    eventually(lambda: all(item.is_alone for item in consumer._lanes._by_identity.values()), timeout=10)
+    eventually(lambda: all(item.is_alone for item in consumer._lanes._by_place.values()), timeout=10)
 
     assert [2, 2, 2, 2, 2, 3] == sorted(inbox.attempts.values())
     gate.open()

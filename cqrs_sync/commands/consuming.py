@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
+#: What a Consumer has in hand unless it is told otherwise.
+_PREFETCH = 200
 #: What a Consumer of the application says itself.
 _OF_CONSUMER = {
     *("group", "topics", "delayed", "ordered", "concurrency", "prefetch"),
@@ -87,6 +89,9 @@ def consume(context: click.Context, /, every: float, *, as_json: bool, **options
     of_consumer = {name: options.pop(name) for name in _OF_CONSUMER}
     if options["stall"] <= 0:
         raise CannotBegin("--stall takes a duration above 0")
+    if of_consumer["prefetch"] is None and options["max_messages"] is not None:
+        # What was in hand and is given back at the end counts as delivered.
+        of_consumer["prefetch"] = min(_PREFETCH, options["max_messages"])
     try:
         consumer = _consumer(context, of_consumer)
         set_up_logs()

@@ -543,3 +543,31 @@ def test_a_broker_that_cannot_be_reached_is_told_in_a_line(office, run, monkeypa
     code, text = run("dlq", "replay", "--all")
 
     assert (3, "Error: the broker cannot be reached, or refuses: connection refused\n") == (code, text)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--max-messages", 3], 3),
+        (["--max-messages", 3, "--prefetch", 50], 50),
+        (["--max-messages", 1000], 200),
+        ([], 200),
+    ],
+)
+def test_whoever_is_to_end_soon_has_little_in_hand(run, monkeypatch, options, expected):
+    """
+    What it gives back at its end counts as delivered, and who is delivered too often without an end is given up.
+    """
+    made = []
+
+    class Process:
+        def __init__(self, consumer, *_):
+            made.append(consumer.group.prefetch)
+
+        def run(self):
+            return 0
+
+    monkeypatch.setattr("cqrs_sync.commands.consuming.ConsumerProcess", Process)
+
+    assert 0 == run("consume", *options)[0]
+    assert [expected] == made

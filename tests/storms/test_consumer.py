@@ -33,6 +33,16 @@ def test_a_deploy_loses_and_doubles_nothing(broker, tmp_path):
     assert figures.extra["seconds_for_the_slowest"] < 20
 
 
+@pytest.mark.parametrize("broker", ["kafka", "confluent"])
+def test_workers_that_come_and_go_while_others_have_much_in_hand_lose_nothing(broker, tmp_path):
+    """
+    What was in hand when a group is shared out anew comes again.
+    """
+    figures = storms.joins("postgresql", broker, tmp_path, times=1)
+
+    assert 0 == figures.wrong, figures
+
+
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(broker, tmp_path):
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Self
@@ -18,6 +19,8 @@ from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
+
+logger = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -42,7 +45,7 @@ class Consumer:
 
     - `group` names who receives: all consumers of a service.
     - `topics` are those of the events that are bound, unless others are named.
-    - `concurrency` is the number of threads of the mediator's pool, or fewer.
+    - `concurrency` is the number of threads of the mediator's pool, or fewer; `start` warns of more.
     - `ordered`: whether the group keeps the order of keys, whatever the number of its consumers;
       it does where an event that is bound has a key.
     - `prefetch`: messages in hand at a time, at most.
@@ -91,6 +94,7 @@ class Consumer:
         threads = mediator.events.dispatcher.threads
         self._crew = Crew(self._lanes, handling.attend, threads, concurrency, self._outage)
         self._intake.serve = self._crew.serve_what_waits
+        self._concurrency = concurrency
         self._seen = (0, time.monotonic())
 
     @property
@@ -125,6 +129,13 @@ class Consumer:
         """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""
         if self._events.is_closed:
             raise Closed("the mediator of this consumer is closed")
+        room = self._crew.room
+        if self._concurrency is not None and self._concurrency > room:
+            logger.warning(
+                "concurrency is %d and the mediator has %d thread(s), so %d message(s) are handled at a time: give it "
+                "bootstrap(threads=%d), and as many connections to its database",
+                *(self._concurrency, room, room, self._concurrency),
+            )
         self._intake.start()
 
     def stop(self, timeout: float = 25.0) -> bool:

@@ -671,6 +671,17 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
     eventually(lambda: consumer.health(stall=0.2).is_alive, timeout=10)
 
 
+@pytest.mark.parametrize(("concurrency", "lines"), [(50, 1), (8, 0), (None, 0)])
+def test_more_at_a_time_than_there_are_threads_is_warned_of_at_the_start(workshop, caplog, concurrency, lines):
+    """Not where it is made: who only looks at its dead letters has no use for that."""
+    consumer = workshop.consumer(threads=8, concurrency=concurrency)
+    assert "" == caplog.text
+    consumer.start()
+
+    words = "concurrency is 50 and the mediator has 8 thread(s), so 8 message(s) are handled at a time: give it "
+    assert lines == caplog.text.count(words + "bootstrap(threads=50)") == caplog.text.count("WARNING")
+
+
 def test_a_consumer_that_has_not_begun_is_alive_and_not_ready(workshop):
     health = workshop.consumer().health()
 

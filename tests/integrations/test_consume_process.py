@@ -403,12 +403,12 @@ def test_a_topic_that_no_bound_event_has_is_told_of(consume):
 @pytest.mark.parametrize(("concurrency", "lines"), [("50", 1), ("4", 0)])
 def test_more_at_a_time_than_there_are_threads_is_told_of(consume, concurrency, lines):
     """
-    Once, with what would be needed: the mediator of this application has 4.
+    Once, with what would be needed: the mediator of this application has 4. The consumer itself says so.
     """
     consuming = consume("--concurrency", concurrency, "--for", "0.3s")
 
     assert 0 == consuming.status()
-    words = "--concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
+    words = "concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
     assert lines == consuming.log().count(words + "bootstrap(threads=50)")
     assert lines == consuming.log().count(" WARNING ")
 

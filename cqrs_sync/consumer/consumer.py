@@ -16,6 +16,7 @@ from cqrs_sync.consumer.handling import Counts, Handling, Rules
 from cqrs_sync.consumer.intake import Intake
 from cqrs_sync.consumer.lanes import InHand
 from cqrs_sync.consumer.outage import Outage
+from cqrs_sync.consumer.standstill import Standstill
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
@@ -33,6 +34,8 @@ class Health:
     is_ready: bool
     #: What is wrong, empty where nothing is.
     trouble: str = ""
+    #: The thread that receives hangs.
+    is_intake_hung: bool = False
 
 
 class Consumer:
@@ -95,7 +98,7 @@ class Consumer:
         self._crew = Crew(self._lanes, handling.attend, threads, concurrency, self._outage)
         self._intake.serve = self._crew.serve_what_waits
         self._concurrency = concurrency
-        self._seen = (0, time.monotonic())
+        self._finishing, self._receiving = Standstill(), Standstill()
 
     @property
     def received(self) -> int:
@@ -171,18 +174,22 @@ class Consumer:
         self.stop()
 
     def health(self, stall: float = 300.0) -> Health:
-        """Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds."""
-        now = time.monotonic()
-        attempts, since = self._seen
-        if self._crew.attended != attempts or not self._lanes or self._lanes.waits():
-            attempts, since = self._seen = self._crew.attended, now
-        is_ready, silent = self._intake.has_joined, now - self._intake.alive_at
+        """
+        Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds.
+
+        Those seconds are told by those who look: ask every few seconds. Where nobody could, for the process was
+        stopped, or its machine slept, they begin anew.
+        """
+        is_idle = not self._lanes or self._lanes.waits()
+        unfinished = self._finishing.look(object() if is_idle else self._crew.attended, stall)
+        is_ready, silent = self._intake.has_joined, self._receiving.look(self._intake.alive_at, stall)
         if self._intake.hopeless is not None:
             return Health(is_alive=False, is_ready=False, trouble=str(self._intake.hopeless))
         if silent > stall:
-            return Health(is_alive=False, is_ready=False, trouble=f"the intake hangs for {silent:.0f} s")
-        if now - since > stall:
-            words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
+            words = f"the intake hangs for {silent:.0f} s"
+            return Health(is_alive=False, is_ready=False, trouble=words, is_intake_hung=True)
+        if unfinished > stall:
+            words = f"of {len(self._lanes)} messages in hand none was finished for {unfinished:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
         return Health(is_alive=True, is_ready=is_ready, trouble=self._outage.trouble if is_ready else self._absence())
 

@@ -120,7 +120,7 @@ def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
             "%s was not finished in time: %r %r, for %.1f s; it comes again, to whoever receives then",
             *(", ".join(told.handlers) or "a message", told.type, told.id, told.seconds),
         )
-    is_intake_at_fault = not running or consumer.health(stall).trouble.startswith("the intake hangs")
+    is_intake_at_fault = not running or consumer.health(stall).is_intake_hung
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     for thread, stack in stacks_of(names).items():
         is_shown = names[thread] == "cqrs-intake" and is_intake_at_fault

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -201,6 +202,26 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
     )
     assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
     assert "cqrs-intake" not in consuming.log()
+
+
+def test_a_process_that_was_frozen_has_all_its_time_again(consume):
+    """
+    With a message in hand it is alive when it goes on; one that hangs all the same is found out after that.
+    """
+    stall = 2.0
+    consuming = consume("--stall", str(stall), "--health-port", "0", LETTERS_COUNT="1", LETTERS_FAULT="hangs")
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    consuming.line()
+    consuming.terminate(signal.SIGSTOP)
+    # It is to be frozen for longer than its patience.
+    threading.Event().wait(stall * 1.5)
+    consuming.terminate(signal.SIGCONT)
+    thawed = time.monotonic()
+    assert 200 == ask(f"{url}/live")[0]
+    consuming.said(r"it is stuck: of 1 messages in hand none was finished for \d+ s")
+
+    assert stall * 0.8 < time.monotonic() - thawed < stall + 15
+    assert 1 == consuming.status()
 
 
 def test_it_ends_after_some_messages(consume):

@@ -204,6 +204,28 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
     assert "cqrs-intake" not in consuming.log()
 
 
+def test_a_handler_that_hangs_is_told_of_while_others_make_progress(consume):
+    """
+    With its stack, in the log and as trouble; the process is alive and goes on.
+    """
+    consuming = consume(
+        "--stall", "1", "--grace", "2", "--health-port", "0",
+        LETTERS_COUNT="8000", LETTERS_FAULT="hangs-first,waits", LETTERS_SAYS="JSON",
+    )  # fmt: skip
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    said = consuming.said(
+        r" WARNING cqrs_sync.workers.overdue deliver runs for \d+ s: 'letter.written' '([0-9a-f-]+)';"
+    )
+    consuming.said(r"letters\.py\", line \d+, in deliver")
+    status, live = ask(f"{url}/live")
+
+    assert (200, True, said[1]) == (status, live["alive"], live["oldest"]["id"])
+    assert "1 handler(s) run for more than 1 s" == live["trouble"]
+    assert "it is stuck" not in consuming.log()
+    consuming.terminate()
+    assert 1 == consuming.status()
+
+
 def test_a_process_that_was_frozen_has_all_its_time_again(consume):
     """
     With a message in hand it is alive when it goes on; one that hangs all the same is found out after that.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from cqrs_sync.commands.text import duration
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.consuming import ConsumeOptions, ConsumerProcess, Consuming
-
-logger = logging.getLogger(__name__)
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
@@ -95,7 +92,6 @@ def consume(context: click.Context, /, every: float, *, as_json: bool, **options
     try:
         consumer = _consumer(context, of_consumer)
         set_up_logs()
-        _warn_of_too_few_threads(consumer, of_consumer["concurrency"])
         screen = screen_for(_VIEW, as_json=as_json, every=max(every, 0.1))
         try:
             status = ConsumerProcess(consumer, ConsumeOptions(**options), screen).run()
@@ -117,17 +113,6 @@ def _consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
         chosen["unknown"] = Unknown(chosen["unknown"].replace("-", " "))
     group = name_of_group(context, chosen.pop("group", None))
     return Consumer(found, group, tiers=tiers, **chosen)
-
-
-def _warn_of_too_few_threads(consumer: Consumer, concurrency: int | None) -> None:
-    # One thread of the consumer's own stands in for those that a mediator has not.
-    threads = int(getattr(consumer.mediator.events.dispatcher.threads, "max_workers", 1))
-    if concurrency is not None and concurrency > threads:
-        logger.warning(
-            "--concurrency is %d and the mediator has %d thread(s), so %d message(s) are handled at a time: give it "
-            "bootstrap(threads=%d), and as many connections to its database",
-            *(concurrency, threads, threads, concurrency),
-        )
 
 
 def _line(progress: Consuming) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Self
@@ -15,9 +16,12 @@ from cqrs_sync.consumer.handling import Counts, Handling, Rules
 from cqrs_sync.consumer.intake import Intake
 from cqrs_sync.consumer.lanes import InHand
 from cqrs_sync.consumer.outage import Outage
+from cqrs_sync.consumer.standstill import Standstill
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
+
+logger = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -30,6 +34,8 @@ class Health:
     is_ready: bool
     #: What is wrong, empty where nothing is.
     trouble: str = ""
+    #: The thread that receives hangs.
+    is_intake_hung: bool = False
 
 
 class Consumer:
@@ -42,7 +48,7 @@ class Consumer:
 
     - `group` names who receives: all consumers of a service.
     - `topics` are those of the events that are bound, unless others are named.
-    - `concurrency` is the number of threads of the mediator's pool, or fewer.
+    - `concurrency` is the number of threads of the mediator's pool, or fewer; `start` warns of more.
     - `ordered`: whether the group keeps the order of keys, whatever the number of its consumers;
       it does where an event that is bound has a key.
     - `prefetch`: messages in hand at a time, at most.
@@ -91,7 +97,8 @@ class Consumer:
         threads = mediator.events.dispatcher.threads
         self._crew = Crew(self._lanes, handling.attend, threads, concurrency, self._outage)
         self._intake.serve = self._crew.serve_what_waits
-        self._seen = (0, time.monotonic())
+        self._concurrency = concurrency
+        self._finishing, self._receiving = Standstill(), Standstill()
 
     @property
     def received(self) -> int:
@@ -125,6 +132,13 @@ class Consumer:
         """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""
         if self._events.is_closed:
             raise Closed("the mediator of this consumer is closed")
+        room = self._crew.room
+        if self._concurrency is not None and self._concurrency > room:
+            logger.warning(
+                "concurrency is %d and the mediator has %d thread(s), so %d message(s) are handled at a time: give it "
+                "bootstrap(threads=%d), and as many connections to its database",
+                *(self._concurrency, room, room, self._concurrency),
+            )
         self._intake.start()
 
     def stop(self, timeout: float = 25.0) -> bool:
@@ -160,18 +174,22 @@ class Consumer:
         self.stop()
 
     def health(self, stall: float = 300.0) -> Health:
-        """Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds."""
-        now = time.monotonic()
-        attempts, since = self._seen
-        if self._crew.attended != attempts or not self._lanes or self._lanes.waits():
-            attempts, since = self._seen = self._crew.attended, now
-        is_ready, silent = self._intake.has_joined, now - self._intake.alive_at
+        """
+        Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds.
+
+        Those seconds are told by those who look: ask every few seconds. Where nobody could, for the process was
+        stopped, or its machine slept, they begin anew.
+        """
+        is_idle = not self._lanes or self._lanes.waits()
+        unfinished = self._finishing.look(object() if is_idle else self._crew.attended, stall)
+        is_ready, silent = self._intake.has_joined, self._receiving.look(self._intake.alive_at, stall)
         if self._intake.hopeless is not None:
             return Health(is_alive=False, is_ready=False, trouble=str(self._intake.hopeless))
         if silent > stall:
-            return Health(is_alive=False, is_ready=False, trouble=f"the intake hangs for {silent:.0f} s")
-        if now - since > stall:
-            words = f"of {len(self._lanes)} messages in hand none was finished for {now - since:.0f} s"
+            words = f"the intake hangs for {silent:.0f} s"
+            return Health(is_alive=False, is_ready=False, trouble=words, is_intake_hung=True)
+        if unfinished > stall:
+            words = f"of {len(self._lanes)} messages in hand none was finished for {unfinished:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
         return Health(is_alive=True, is_ready=is_ready, trouble=self._outage.trouble if is_ready else self._absence())
 

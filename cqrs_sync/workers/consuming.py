@@ -18,6 +18,7 @@ from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
 from cqrs_sync.workers.leaving import Deadline, done_by, leave
+from cqrs_sync.workers.overdue import Overdue
 from cqrs_sync.workers.progress import Pace, Reports, Screen
 from cqrs_sync.workers.purging import purging_receipts
 from cqrs_sync.workers.signals import Signals
@@ -87,7 +88,8 @@ class ConsumerProcess:
         self._consumer = consumer
         self._options = options
         self._screen = screen
-        self._lookout = Lookout(consumer, options.stall)
+        self._overdue = Overdue(consumer, options.stall)
+        self._lookout = Lookout(consumer, options.stall, lambda: self._overdue.trouble)
         self._pace = Pace(screen.every)
         self._reports = Reports(screen, self._progress)
         self._file = None if options.health_file is None else HealthFile(options.health_file, self._lookout.look)
@@ -124,10 +126,12 @@ class ConsumerProcess:
                 purging = Errand("cqrs-purge", lambda: receipts.do(purging.pause), receipts.let_go)
                 ending.callback(purging.end)
                 purging.start()
-            silence = Errand("cqrs-silence", Silence(consumer, options.stall).look, lambda: None)
-            ending.callback(silence.end)
+            looks = {"cqrs-silence": Silence(consumer, options.stall).look, "cqrs-overdue": self._overdue.look}
+            errands = [Errand(name, look, lambda: None) for name, look in looks.items()]
             _receive(consumer)
-            silence.start()
+            for errand in errands:
+                ending.callback(errand.end)
+                errand.start()
             self._reports.start()
             yield
 

@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 _LOOKS = 5
 #: Seconds between two looks, at least and at most.
 _OFTEN, _SELDOM = 0.05, 60.0
+#: Where so many seconds and its patience have passed since the last look, nothing ran, be it to receive or to look.
+_FROZEN = 1.0
 
 
 class Silence:
@@ -29,18 +31,19 @@ class Silence:
         self._consumer = consumer
         self._stall = stall
         self._received = -1
-        self._since = time.monotonic()
+        self._since = self._looked_at = time.monotonic()
         self._waiting: int | None = None
         self._has_rejoined = False
 
     def look(self) -> float:
         """Look once; returns the seconds until the next look. Raises BrokerUnavailable."""
         consumer, now = self._consumer, time.monotonic()
+        was_frozen, self._looked_at = now - self._looked_at > max(self._stall, _FROZEN), now
         if consumer.received != self._received:
             self._received, self._has_rejoined = consumer.received, False
             self._begin(now)
-        elif consumer.in_hand or not consumer.is_connected:
-            # It has enough to do, or waits for the broker and says so.
+        elif was_frozen or consumer.in_hand or not consumer.is_connected:
+            # It has enough to do, waits for the broker and says so, or had no time in which to receive.
             self._begin(now)
         else:
             self._listen(now)

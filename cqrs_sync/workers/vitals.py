@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
 from cqrs_sync import runs
-from cqrs_sync.consumer import Consumer, InHand, handling
+from cqrs_sync.consumer import Consumer, Health, InHand, handling
 from cqrs_sync.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ class Vitals:
 class Lookout:
     """Looks at a consumer; any thread may ask."""
 
-    def __init__(self, consumer: Consumer, stall: float) -> None:
+    def __init__(self, consumer: Consumer, stall: float, overdue: Callable[[], str]) -> None:
+        """Take what it does not know from `overdue`: what is wrong with single handlers of one that is alive."""
         self._consumer = consumer
         self._stall = stall
+        self._overdue = overdue
         #: It was told to end, and it has.
         self.is_ending = self.has_ended = False
 
@@ -77,7 +80,7 @@ class Lookout:
             state=self._state(is_alive=health.is_alive, is_ready=health.is_ready),
             is_alive=health.is_alive,
             is_ready=health.is_ready and not self.is_ending,
-            trouble="" if self.has_ended else health.trouble,
+            trouble="" if self.has_ended else self._trouble(health),
             received=consumer.received,
             handled=counts.handled,
             delayed=counts.delayed,
@@ -87,6 +90,11 @@ class Lookout:
             running=len(running),
             oldest=running_of(consumer, running[0]) if running else None,
         )
+
+    def _trouble(self, health: Health) -> str:
+        # One that is stuck has said it all.
+        overdue = self._overdue() if health.is_alive else ""
+        return "; ".join(filter(None, (health.trouble, overdue)))
 
     def _state(self, *, is_alive: bool, is_ready: bool) -> str:
         if self.has_ended:
@@ -120,7 +128,7 @@ def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
             "%s was not finished in time: %r %r, for %.1f s; it comes again, to whoever receives then",
             *(", ".join(told.handlers) or "a message", told.type, told.id, told.seconds),
         )
-    is_intake_at_fault = not running or consumer.health(stall).trouble.startswith("the intake hangs")
+    is_intake_at_fault = not running or consumer.health(stall).is_intake_hung
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     for thread, stack in stacks_of(names).items():
         is_shown = names[thread] == "cqrs-intake" and is_intake_at_fault

@@ -697,6 +697,32 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
     eventually(lambda: consumer.health(stall=0.2).is_alive, timeout=10)
 
 
+def test_a_consumer_that_nobody_could_ask_for_long_has_all_its_time_again(workshop, monkeypatch):
+    """Its process was frozen, with a message in hand: neither that nor the thread that receives could go on."""
+    gate, ahead, clock = workshop.hold_up(), [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + ahead[0])
+    consumer = workshop.consumer()
+    workshop.publish(Noticed(1))
+    consumer.start()
+    gate.wait_for()
+    assert consumer.health(stall=20).is_alive
+    ahead[0] = 60.0
+    frozen = consumer.health(stall=20)
+
+    assert (True, "") == (frozen.is_alive, frozen.trouble)
+
+
+@pytest.mark.parametrize(("concurrency", "lines"), [(50, 1), (8, 0), (None, 0)])
+def test_more_at_a_time_than_there_are_threads_is_warned_of_at_the_start(workshop, caplog, concurrency, lines):
+    """Not where it is made: who only looks at its dead letters has no use for that."""
+    consumer = workshop.consumer(threads=8, concurrency=concurrency)
+    assert "" == caplog.text
+    consumer.start()
+
+    words = "concurrency is 50 and the mediator has 8 thread(s), so 8 message(s) are handled at a time: give it "
+    assert lines == caplog.text.count(words + "bootstrap(threads=50)") == caplog.text.count("WARNING")
+
+
 def test_a_consumer_that_has_not_begun_is_alive_and_not_ready(workshop):
     health = workshop.consumer().health()
 

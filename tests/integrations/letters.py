@@ -2,8 +2,9 @@
 An application that `cqrs-sync consume` finds as `tests.integrations.letters:mediator`; its environment says what it is.
 
 It publishes to itself, through a broker in memory, or reads from `LETTERS_BROKER` on `LETTERS_EXCHANGE`. As many
-messages as `LETTERS_COUNT` are there at first. What its handler does, `LETTERS_FAULT`: `hangs`, `waits` a moment,
-`grows`; `stays` is a thread that keeps the process, `refused` a broker that refuses the group.
+messages as `LETTERS_COUNT` are there at first. What its handler does, `LETTERS_FAULT`: `hangs`, `hangs-first` at the
+first message, `waits` a moment, `grows`; `stays` is a thread that keeps the process, `refused` a broker that refuses
+the group.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _kept: list[bytes] = []
 
 def deliver(event: Written) -> None:
     say("begun", event.number)
-    if "hangs" in FAULTS:
+    if "hangs" in FAULTS or ("hangs-first" in FAULTS and event.number == 0):
         threading.Event().wait()
     if "grows" in FAULTS:
         _kept.append(b"x" * 2**24)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -201,6 +202,48 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
     )
     assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
     assert "cqrs-intake" not in consuming.log()
+
+
+def test_a_handler_that_hangs_is_told_of_while_others_make_progress(consume):
+    """
+    With its stack, in the log and as trouble; the process is alive and goes on.
+    """
+    consuming = consume(
+        "--stall", "1", "--grace", "2", "--health-port", "0",
+        LETTERS_COUNT="8000", LETTERS_FAULT="hangs-first,waits", LETTERS_SAYS="JSON",
+    )  # fmt: skip
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    said = consuming.said(
+        r" WARNING cqrs_sync.workers.overdue deliver runs for \d+ s: 'letter.written' '([0-9a-f-]+)';"
+    )
+    consuming.said(r"letters\.py\", line \d+, in deliver")
+    status, live = ask(f"{url}/live")
+
+    assert (200, True, said[1]) == (status, live["alive"], live["oldest"]["id"])
+    assert "1 handler(s) run for more than 1 s" == live["trouble"]
+    assert "it is stuck" not in consuming.log()
+    consuming.terminate()
+    assert 1 == consuming.status()
+
+
+def test_a_process_that_was_frozen_has_all_its_time_again(consume):
+    """
+    With a message in hand it is alive when it goes on; one that hangs all the same is found out after that.
+    """
+    stall = 2.0
+    consuming = consume("--stall", str(stall), "--health-port", "0", LETTERS_COUNT="1", LETTERS_FAULT="hangs")
+    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    consuming.line()
+    consuming.terminate(signal.SIGSTOP)
+    # It is to be frozen for longer than its patience.
+    threading.Event().wait(stall * 1.5)
+    consuming.terminate(signal.SIGCONT)
+    thawed = time.monotonic()
+    assert 200 == ask(f"{url}/live")[0]
+    consuming.said(r"it is stuck: of 1 messages in hand none was finished for \d+ s")
+
+    assert stall * 0.8 < time.monotonic() - thawed < stall + 15
+    assert 1 == consuming.status()
 
 
 def test_it_ends_after_some_messages(consume):
@@ -403,12 +446,12 @@ def test_a_topic_that_no_bound_event_has_is_told_of(consume):
 @pytest.mark.parametrize(("concurrency", "lines"), [("50", 1), ("4", 0)])
 def test_more_at_a_time_than_there_are_threads_is_told_of(consume, concurrency, lines):
     """
-    Once, with what would be needed: the mediator of this application has 4.
+    Once, with what would be needed: the mediator of this application has 4. The consumer itself says so.
     """
     consuming = consume("--concurrency", concurrency, "--for", "0.3s")
 
     assert 0 == consuming.status()
-    words = "--concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
+    words = "concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
     assert lines == consuming.log().count(words + "bootstrap(threads=50)")
     assert lines == consuming.log().count(" WARNING ")
 

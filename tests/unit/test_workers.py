@@ -535,6 +535,25 @@ def test_a_broker_that_is_away_is_no_silence():
     assert 0 == consumer.rejoined
 
 
+def test_a_process_that_was_frozen_was_not_silent(monkeypatch):
+    """
+    What was published meanwhile waits, and nobody could receive it.
+    """
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    consumer = StandIn([0, *[5] * 30])
+    silence = Silence(consumer, 10.0)
+    for pause in (2.0, 2.0, 3600.0, 2.0, 2.0):
+        now[0] += pause
+        silence.look()
+    assert 0 == consumer.rejoined
+    for _ in range(5):
+        now[0] += 2.0
+        silence.look()
+
+    assert 1 == consumer.rejoined
+
+
 def test_each_silence_is_one_of_its_own():
     """
     Whatever has come in between; what is in hand is none.
@@ -625,7 +644,7 @@ def test_the_thread_that_receives_is_shown_only_where_it_is_at_fault(workshop, c
             workshop.publish(Joined("m", 1))
             gate.wait_for()
             assert ["pool"] == shown(caplog, consumer, 60.0)
-            eventually(lambda: "intake" in consumer.health(0.2).trouble)
+            eventually(lambda: consumer.health(0.2).is_intake_hung)
             assert ["intake", "pool"] == shown(caplog, consumer, 0.2)
             gate.open()
             goes_on.set()

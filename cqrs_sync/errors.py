@@ -196,8 +196,7 @@ class TransactionLost(CqrsError):
     """
     A transaction was to be committed, and had been lost before: nothing that was done in it is there.
 
-    A database, a session, or Django would have rolled it back without a word. Raised instead of that, so that nothing
-    that was not committed is taken for done, or told to others.
+    A database, a session, or Django would have rolled it back without a word, and it would be taken for done.
     """
 
 

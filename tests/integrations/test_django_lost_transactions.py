@@ -128,6 +128,24 @@ def test_in_a_transaction_of_the_application_alone_nothing_is_told_of_what_is_lo
     assert len(texts(alias)) == len(shop.after) == len(shop.broker.published)
 
 
+def test_a_duplicate_has_a_transaction_as_well(alias):
+    """
+    What is done in its block is not lost without a word either.
+    """
+    from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- as above
+
+    inbox = DjangoInbox(alias)
+    for is_first in (True, False):
+        with pytest.raises(cqrs.TransactionLost), inbox.once("1") as receipt:  # noqa: PT012 -- the block is what fails
+            assert receipt.first is is_first
+            insert(alias, "lamp")
+            careless(alias)["set_rollback(True)"]()
+        with inbox.once("1"):
+            pass
+
+    assert [] == texts(alias)
+
+
 def test_an_event_that_cannot_be_kept_any_more_says_why(alias):
     """
     The outbox would only hear that the transaction is aborted.

@@ -7,6 +7,7 @@ from contextlib import suppress
 import attrs
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -106,6 +107,22 @@ def caught(session):
         session.execute(NAMES.insert().values(name="known"))
 
 
+class Name:
+    """A row of names, for the unit of work."""
+
+
+orm.registry().map_imperatively(Name, NAMES)
+
+
+def caught_of_a_flush(session):
+    """The same with the unit of work, which rolls back by itself."""
+    name = Name()
+    name.name = "known"
+    session.add(name)
+    with suppress(IntegrityError):
+        session.flush()
+
+
 def caught_in_a_savepoint(session):
     with suppress(IntegrityError), session.begin_nested():
         session.execute(NAMES.insert().values(name="known"))
@@ -136,6 +153,32 @@ def test_x1_a_command_that_would_not_commit_fails(engine, kept):
         shop.mediator.send(Buy())
 
     assert (["known"], [], []) == (shop.names(), shop.after, shop.published())
+
+
+@pytest.mark.parametrize(
+    "spoil", [Session.rollback, Session.close, caught_of_a_flush], ids=["rollback", "close", "flush"]
+)
+def test_x1_a_command_whose_session_was_rolled_back_fails(engine, spoil):
+    """
+    On any database: SQLAlchemy says nothing of it at the end of its block.
+    """
+    shop = Shop(engine, spoil)
+    shop.events.bind(Bought, shop.after.append)
+    with shop.mediator, pytest.raises(cqrs.TransactionLost, match="given up before its end"):
+        shop.mediator.send(Buy())
+
+    assert (["known"], [], []) == (shop.names(), shop.after, shop.published())
+
+
+def test_x1_a_command_that_commits_by_hand_has_committed(engine):
+    """
+    It is told as what it is.
+    """
+    shop = Shop(engine, Session.commit)
+    with shop.mediator:
+        assert "bought" == shop.mediator.send(Buy())
+
+    assert (["known", "lamp"], ["bought"]) == (shop.names(), shop.published())
 
 
 def test_x1_an_error_that_is_caught_around_a_savepoint_is_caught(engine, kept):

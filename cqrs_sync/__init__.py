@@ -44,6 +44,7 @@ from cqrs_sync.errors import (
     PublishFailed,
     Retryable,
     SerializationError,
+    TransactionLost,
     UnknownMessageType,
 )
 from cqrs_sync.failures import Collect, FailFast, Log
@@ -140,6 +141,7 @@ __all__ = [
     "Serializer",
     "ThreadPool",
     "TimingMiddleware",
+    "TransactionLost",
     "Transactions",
     "UnknownMessageType",
     "ValidationMiddleware",

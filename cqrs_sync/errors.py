@@ -29,6 +29,7 @@ CqrsError
 │   └── UnknownMessageType        no bound event has this name
 ├── OutboxUnavailable             the database of the outbox cannot be reached
 ├── InboxUnavailable              the database of the inbox cannot be reached
+├── TransactionLost               what was to be committed would have been rolled back, without a word
 ├── PublishFailed                 some messages of a batch were not confirmed
 └── DeliveryError                 why one message was not confirmed
     ├── MessageRejected           the message is at fault: never send it again as it is
@@ -189,6 +190,14 @@ class InboxUnavailable(CqrsError):
     """The database of the inbox cannot be reached, or is too busy; the cause says why."""
 
     retryable = True
+
+
+class TransactionLost(CqrsError):
+    """
+    A transaction was to be committed, and had been lost before: nothing that was done in it is there.
+
+    A database, a session, or Django would have rolled it back without a word, and it would be taken for done.
+    """
 
 
 class DeliveryError(CqrsError):

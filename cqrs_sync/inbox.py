@@ -57,6 +57,9 @@ class Inbox(Protocol):
         where that was rolled back. What is raised in the block takes the receipt back, and rolls back the transaction
         that was opened for it; one that was open already is its owner's to roll back.
 
+        Raises TransactionLost where the block raises nothing, and the transaction is lost by then with all that was
+        done in it: an error that was caught has aborted it, or it was rolled back by hand.
+
         Raises NotInTransaction where none is open and it cannot open the one that the handler would use;
         ValueError for a key that is empty, and for what is longer than 255 characters or has a NUL in it. What the
         database itself raises in the caller's transaction is let through: a deadlock, or that the transaction

@@ -51,6 +51,13 @@ class Connection(Protocol):
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
         """Execute a statement and return how many rows it has changed."""
 
+    def is_open(self) -> bool:
+        """
+        Tell whether the transaction is open, as far as the driver knows: the database is not asked.
+
+        Raises TransactionLost where it is known to be rolled back, or to be rolled back at its end, without a word.
+        """
+
 
 class Database(Protocol):
     """A way to a database; safe from any thread and in a forked child."""
@@ -84,8 +91,9 @@ class Database(Protocol):
         Open the transaction that the application's code in the block uses, and commit it at the end.
 
         Called only where the calling thread has none. It is rolled back for whatever is raised in the block, which is
-        let through. Raises the purpose's errors where the database cannot be reached, and for those of the
-        connection's own statements; NotInTransaction where only the application can open such a transaction.
+        let through. Raises TransactionLost where the block raises nothing and would be rolled back all the same; the
+        purpose's errors where the database cannot be reached, and for those of the connection's own statements;
+        NotInTransaction where only the application can open such a transaction.
         """
 
     def conflicted(self, error: BaseException, /) -> bool:

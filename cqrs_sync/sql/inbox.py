@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
-from cqrs_sync.errors import InboxUnavailable
+from cqrs_sync.errors import InboxUnavailable, TransactionLost
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.sql.database import Connection, Database
 from cqrs_sync.sql.dialects import Dialect
@@ -56,9 +56,12 @@ class SqlInbox:
             receipt = self._ask(connection, row)
             with self._taken_back(connection, row, receipt):
                 yield receipt
+                self._check_kept(receipt)
         else:
             with ExitStack() as opened:
-                yield self._open(opened, row)
+                receipt = self._open(opened, row)
+                yield receipt
+                self._check_kept(receipt)
 
     def attempt(self, key: str, /) -> int:
         """Count an attempt before it is made."""
@@ -139,6 +142,20 @@ class SqlInbox:
                 kept = found[0][0]
                 return _Receipt(connection, row, self._say, result=None if kept is None else bytes(kept))
 
+    def _check_kept(self, receipt: _Receipt) -> None:
+        """Refuse to call something done whose receipt was rolled back under it."""
+        if not receipt.first or receipt.connection.is_open():
+            return
+        # Ended by hand, and only the table tells how: with a COMMIT it is there.
+        joins = self.transactions.active()
+        with nullcontext(self._database.joined()) if joins else self._database.begun() as connection:
+            if not connection.execute(self._say.result, receipt.row):
+                raise TransactionLost(
+                    "the transaction in which this was done was rolled back before its end, and the receipt of the "
+                    "inbox with it: raise an error to give up what was done, and leave ROLLBACK to whoever has opened "
+                    "it"
+                )
+
     @contextmanager
     def _taken_back(self, connection: Connection, row: tuple[str, str], receipt: _Receipt) -> Iterator[None]:
         """
@@ -176,15 +193,17 @@ class _Receipt:
     ) -> None:
         self.first = is_first
         self.result = result
-        self._connection = connection
-        self._row = row
+        self.connection = connection
+        self.row = row
         self._say = say
 
     def keep(self, result: bytes, /) -> None:
         """Keep a result for those who come later."""
         if not self.first:
             raise ValueError("only who is first keeps a result: look at `first` before")
-        self._connection.change(self._say.keep, (result, *self._row))
+        # Raises where the statement would fail for what the handler has caught.
+        self.connection.is_open()
+        self.connection.change(self._say.keep, (result, *self.row))
         self.result = result
 
 

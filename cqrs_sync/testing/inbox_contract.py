@@ -13,8 +13,8 @@ class TestMyInbox(InboxContract):
 ```
 
 `write` is a function that writes a text in the transaction that is open, and `written` one that
-returns all that has committed: who has a database gives these fixtures, too. Where a backend
-cannot do something, it says so in `features`.
+returns all that has committed: who has a database gives these fixtures, too, and `careless`, what
+code in a block may do to its transaction. Where a backend cannot do something, it says so in `features`.
 """
 
 from __future__ import annotations

@@ -12,14 +12,15 @@ class TestMyTransactions(OpenTransactionsContract):
         return my_database.transaction   # a context manager: commits, rolls back for what is raised in it
 ```
 
+Who has a database gives `write`, `written` and `careless` as well, as for `inbox_contract`.
 `TransactionsContract` alone is for sockets whose transactions no test can open.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeAlias
 
 import attrs
@@ -81,6 +82,21 @@ class OpenTransactionsContract(TransactionsContract):
 
     features = TransactionsFeatures()
 
+    @pytest.fixture
+    def write(self) -> Callable[[str], object]:
+        """Write a text in the transaction that is open, and nowhere else; in no table where there is none."""
+        return lambda _: None
+
+    @pytest.fixture
+    def written(self) -> Callable[[], list[str]] | None:
+        """Read what was written and has committed, in order; None where nothing is written."""
+        return None
+
+    @pytest.fixture
+    def careless(self) -> Mapping[str, Callable[[], object]]:
+        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
+        return {}
+
     # active
 
     def test_one_is_active_inside_its_block(self, transactions: Transactions, atomic: Atomic) -> None:
@@ -138,6 +154,31 @@ class OpenTransactionsContract(TransactionsContract):
             transactions.on_commit(lambda: calls.append("committed"))
 
         assert ["committed"] == calls
+
+    def test_nothing_is_called_of_which_nothing_is_there(
+        self,
+        transactions: Transactions,
+        atomic: Atomic,
+        write: Callable[[str], object],
+        written: Callable[[], list[str]] | None,
+        careless: Mapping[str, Callable[[], object]],
+    ) -> None:
+        """Whatever the code in the block has done to the transaction: then it has failed, or been rolled back."""
+        waiting: list[str] = []
+        calls: list[str] = []
+        for name, act in {"nothing": lambda: None, **careless}.items():
+            # Not only an error of ours: where others open the transaction, theirs tells of it.
+            with suppress(Exception), atomic():
+                write(name)
+                act()
+                if transactions.active():
+                    transactions.on_commit(lambda name=name: calls.append(name))  # type: ignore[misc]
+                    waiting.append(name)
+            assert not transactions.active()
+
+        there = ["nothing", *careless] if written is None else written()
+        assert "nothing" in calls
+        assert [name for name in waiting if name in there] == calls
 
     def test_what_a_block_inside_a_block_waits_for_is_the_outermost_commit(
         self, transactions: Transactions, atomic: Atomic

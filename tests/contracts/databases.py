@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import begin_immediate
@@ -97,6 +99,57 @@ def transaction_of(registry: scoped_session[Session]):
         session.commit()
     finally:
         registry.remove()
+
+
+class Effects:
+    """A table that a test writes to in the session that `session` returns, and what may be done to that."""
+
+    def __init__(self, session):
+        self.metadata = sa.MetaData()
+        number = sa.Column("number", sa.Integer, primary_key=True, autoincrement=True)
+        self.table = sa.Table("effects", self.metadata, number, sa.Column("text", sa.String(50), unique=True))
+        self._session = session
+
+    def write(self, text):
+        self._session().execute(self.table.insert().values(text=text))
+
+    def catch(self):
+        """The handler that a user writes: insert, and let it be where it is there already."""
+        with suppress(IntegrityError):
+            self._session().execute(self.table.insert().values([{"text": "twice"}, {"text": "twice"}]))
+
+    def catch_of_a_flush(self):
+        """The same with the unit of work, which rolls back the transaction by itself."""
+        number = self._session().scalar(sa.select(sa.func.max(self.table.c.number)))
+        effect = orm.registry().map_imperatively(type("Effect", (), {}), self.table).class_()
+        effect.number, effect.text = number, "twice"
+        self._session().add(effect)
+        with suppress(IntegrityError):
+            self._session().flush()
+
+    def catch_in_a_savepoint(self):
+        with suppress(IntegrityError), self._session().begin_nested():
+            self._session().execute(self.table.insert().values([{"text": "twice"}, {"text": "twice"}]))
+
+    def careless(self):
+        return {
+            "a caught error": self.catch,
+            "a caught error in a savepoint": self.catch_in_a_savepoint,
+            "a caught error of a flush": self.catch_of_a_flush,
+            "session.rollback()": lambda: self._session().rollback(),
+            "session.close()": lambda: self._session().close(),
+            "session.commit()": lambda: self._session().commit(),
+        }
+
+    def by_statement(self):
+        return {
+            "ROLLBACK": lambda: self._session().execute(sa.text("ROLLBACK")),
+            "COMMIT": lambda: self._session().execute(sa.text("COMMIT")),
+        }
+
+    def written(self, engine):
+        with engine.connect() as connection:
+            return list(connection.scalars(sa.select(self.table.c.text).order_by(self.table.c.number)))
 
 
 def sqlite_engine(folder):

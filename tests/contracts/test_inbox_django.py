@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
+from tests.contracts.effects_django import by_statement, careless, create, drop, insert, texts
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_databases")]
 
@@ -14,19 +15,13 @@ class DjangoContract(InboxContract):
 
     @pytest.fixture
     def inbox(self, django_emptied):
-        from django.db import connections  # noqa: PLC0415 -- needs settings
+        from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- needs settings
 
-        from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- as above
-
-        number = {"postgresql": "serial", "mariadb": "integer AUTO_INCREMENT", "sqlite": "integer"}[self.alias]
-        with connections[self.alias].cursor() as cursor:
-            cursor.execute(f"CREATE TABLE effects (number {number} PRIMARY KEY, text varchar(255))")
+        create(self.alias)
         inbox = DjangoInbox(using=self.alias)
         yield inbox
         inbox.let_go()
-        with connections[self.alias].cursor() as cursor:
-            cursor.execute("DROP TABLE effects")
-        inbox.let_go()
+        drop(self.alias)
 
     @pytest.fixture
     def atomic(self, django_databases):
@@ -36,24 +31,15 @@ class DjangoContract(InboxContract):
 
     @pytest.fixture
     def write(self, django_databases):
-        from django.db import connections  # noqa: PLC0415 -- as above
-
-        def write(text):
-            with connections[self.alias].cursor() as cursor:
-                cursor.execute("INSERT INTO effects (text) VALUES (%s)", [text])
-
-        return write
+        return lambda text: insert(self.alias, text)
 
     @pytest.fixture
     def written(self, django_databases):
-        from django.db import connections  # noqa: PLC0415 -- as above
+        return lambda: texts(self.alias)
 
-        def read():
-            with connections[self.alias].cursor() as cursor:
-                cursor.execute("SELECT text FROM effects ORDER BY number")
-                return [text for (text,) in cursor.fetchall()]
-
-        return read
+    @pytest.fixture
+    def careless(self, django_databases):
+        return careless(self.alias) | by_statement(self.alias)
 
 
 class TestOnPostgreSQL(DjangoContract):

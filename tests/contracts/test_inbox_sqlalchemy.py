@@ -8,28 +8,27 @@ from sqlalchemy.orm import sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
 from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
-from tests.contracts.databases import OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
+from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 
 class SQLAlchemyContract(InboxContract):
     """With sessions of ours."""
 
     @pytest.fixture
-    def effects(self, engine):
+    def session(self, sessions):
+        """Returns the session that is open."""
+        return sessions.current
+
+    @pytest.fixture
+    def effects(self, engine, session):
         """The tables, with nothing in them; returns that of effects."""
-        metadata = sa.MetaData()
-        table = inbox_table(metadata)
-        effects = sa.Table(
-            "effects",
-            metadata,
-            sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-            sa.Column("text", sa.String(255)),
-        )
-        metadata.create_all(engine)
+        effects = Effects(session)
+        table = inbox_table(effects.metadata)
+        effects.metadata.create_all(engine)
         yield effects
         with engine.begin() as connection:
             connection.execute(table.delete())
-            connection.execute(effects.delete())
+            connection.execute(effects.table.delete())
 
     @pytest.fixture
     def sessions(self, engine):
@@ -44,26 +43,26 @@ class SQLAlchemyContract(InboxContract):
         return sessions.begin
 
     @pytest.fixture
-    def write(self, sessions, effects):
-        return lambda text: sessions.current().execute(effects.insert().values(text=text))
+    def write(self, effects):
+        return effects.write
 
     @pytest.fixture
     def written(self, engine, effects):
-        def read():
-            with engine.connect() as connection:
-                return list(connection.scalars(sa.select(effects.c.text).order_by(effects.c.number)))
+        return lambda: effects.written(engine)
 
-        return read
+    @pytest.fixture
+    def careless(self, effects):
+        return effects.careless() | effects.by_statement()
 
 
 class WithOthersSessions(OthersSessions, SQLAlchemyContract):
     @pytest.fixture
-    def inbox(self, engine, effects, registry):
-        return SQLAlchemyInbox(engine, session=registry)
+    def session(self, registry):
+        return registry
 
     @pytest.fixture
-    def write(self, registry, effects):
-        return lambda text: registry().execute(effects.insert().values(text=text))
+    def inbox(self, engine, effects, registry):
+        return SQLAlchemyInbox(engine, session=registry)
 
 
 @pytest.mark.broker

@@ -10,6 +10,7 @@ from cqrs_sync.outbox import Selection
 from cqrs_sync.testing.outbox.entries import claim, dead, kept, published
 from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
+from tests.contracts.effects_django import careless, create, drop, insert, texts
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_databases")]
 
@@ -141,6 +142,20 @@ class DjangoTransactionsContract(OpenTransactionsContract):
         from django.db import transaction  # noqa: PLC0415 -- as above
 
         return lambda: transaction.atomic(using=self.alias)
+
+    @pytest.fixture
+    def write(self, django_databases):
+        create(self.alias)
+        yield lambda text: insert(self.alias, text)
+        drop(self.alias)
+
+    @pytest.fixture
+    def written(self, write):
+        return lambda: texts(self.alias)
+
+    @pytest.fixture
+    def careless(self, django_databases):
+        return careless(self.alias)
 
 
 class TestTransactionsOnPostgreSQL(DjangoTransactionsContract):

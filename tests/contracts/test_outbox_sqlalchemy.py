@@ -11,7 +11,7 @@ from sqlalchemy.orm import sessionmaker
 from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
 from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
-from tests.contracts.databases import OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
+from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 
 class SQLAlchemyContract(OutboxContract):
@@ -85,7 +85,34 @@ class TestOnSQLiteWithOthersSessions(OnSQLite, WithOthersSessions):
 # Transactions
 
 
-class SessionsContract(OpenTransactionsContract):
+class WithEffects(OpenTransactionsContract):
+    """With a table to write to."""
+
+    @pytest.fixture
+    def effects(self, engine, session):
+        effects = Effects(session)
+        effects.metadata.create_all(engine)
+        yield effects
+        effects.metadata.drop_all(engine)
+
+    @pytest.fixture
+    def write(self, effects):
+        return effects.write
+
+    @pytest.fixture
+    def written(self, engine, effects):
+        return lambda: effects.written(engine)
+
+    @pytest.fixture
+    def careless(self, effects):
+        return effects.careless()
+
+
+class SessionsContract(WithEffects):
+    @pytest.fixture
+    def session(self, transactions):
+        return transactions.current
+
     @pytest.fixture
     def transactions(self, engine):
         return Sessions(sessionmaker(engine))
@@ -117,6 +144,10 @@ class TestTransactionsOfTheOutbox(OnSQLite, SessionsContract):
         return Sessions(sessionmaker(engine))
 
     @pytest.fixture
+    def session(self, sessions):
+        return sessions.current
+
+    @pytest.fixture
     def transactions(self, sessions):
         return SQLAlchemyOutbox(sessions).transactions
 
@@ -125,10 +156,23 @@ class TestTransactionsOfTheOutbox(OnSQLite, SessionsContract):
         return sessions.begin
 
 
-class TestSessionTransactions(OnSQLite, OthersSessions, OpenTransactionsContract):
+class OthersContract(OthersSessions, WithEffects):
+    @pytest.fixture
+    def session(self, registry):
+        return registry
+
     @pytest.fixture
     def transactions(self, registry):
         return SessionTransactions(registry)
+
+
+class TestSessionTransactions(OnSQLite, OthersContract):
+    pass
+
+
+@pytest.mark.broker
+class TestSessionTransactionsOnPostgreSQL(OnPostgreSQL, OthersContract):
+    pass
 
 
 class TestSessionTransactionsOfBlocks(TestSessionTransactions):

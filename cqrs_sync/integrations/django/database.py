@@ -11,10 +11,11 @@ from django.db import Error, connections, transaction
 
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.integrations.django.listening import PsycopgListener, listener
-from cqrs_sync.integrations.django.transactions import DjangoTransactions
+from cqrs_sync.integrations.django.transactions import DjangoTransactions, check_aborted, check_kept
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import OUTBOX, Purpose
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
+from cqrs_sync.sql.states import State, state_of
 
 #: A table or a column that is not there, as PostgreSQL says it, and as MySQL does.
 _MISSING = {"42P01", "42703", 1146, 1054}
@@ -64,6 +65,7 @@ class DjangoDatabase:
 
     def joined(self) -> _Open:
         """Return the connection on which the calling thread is inside `atomic`."""
+        check_aborted(connections[self.using])
         return _Open(connections[self.using], is_nested=True, failed=self._failed_inside)
 
     @contextmanager
@@ -104,6 +106,7 @@ class DjangoDatabase:
                 except Error as error:
                     raise translated(error, self.using, self._purpose) from error
                 yield _Open(connection, is_nested=False, failed=self._ours)
+                check_kept(connection)
         except Exception:
             # As in `begun`: on a thread of the library's own, nobody else asks.
             if connection.errors_occurred and connection.connection is not None and not connection.is_usable():
@@ -188,6 +191,11 @@ class _Open:
         """Execute a statement and return how many rows it has changed."""
         with self._executed(statement, parameters) as cursor:
             return int(cursor.rowcount)
+
+    def is_open(self) -> bool:
+        """Tell whether the transaction is open, as far as the driver knows. Raises TransactionLost."""
+        check_kept(self._connection)
+        return state_of(self._connection.connection) is not State.NONE
 
     @contextmanager
     def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
+from weakref import WeakSet
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cqrs_sync.errors import OutboxUnavailable
-from cqrs_sync.integrations.sqlalchemy.losses import lost
+from cqrs_sync.integrations.sqlalchemy.losses import is_aborted, lost
+from cqrs_sync.sql.states import aborted, ended
 
 logger = logging.getLogger(__name__)
 
 Callback: TypeAlias = Callable[[], object]
 
 _KEY = "cqrs_sync.commits"
+_SAVEPOINT = "with session.begin_nested():"
+_BY_HAND = "by `session.rollback()` or `session.close()`, or by a flush that failed and whose error was caught"
 
 
 class Commits:
@@ -34,7 +38,7 @@ class Commits:
         self.due: list[Callback] = []
         self._is_patient = is_patient
         self._waiting: list[tuple[Sequence[SessionTransaction], Callback]] = []
-        self._committed: list[SessionTransaction] = []
+        self._committed: WeakSet[SessionTransaction] = WeakSet()
 
     @classmethod
     def of(cls, session: Session, *, is_patient: bool = False) -> Commits:
@@ -53,34 +57,43 @@ class Commits:
 
     def wait(self, session: Session, callback: Callback) -> None:
         """Let it wait for the transaction that is open."""
-        self._waiting.append((tuple(_open_blocks(session)), callback))
+        self._waiting.append((tuple(open_blocks(session)), callback))
 
     def check(self, session: Session) -> None:
-        """Refuse to commit a part of a transaction, where the database has rolled back the rest."""
-        reason = next((lost[each] for each in _connections(session) if each in lost), None) if lost else None
-        if reason is not None:
-            raise OutboxUnavailable(
-                f"the database has rolled back what came before an error in this transaction, {reason}: "
-                "let the error through, and do it all again"
-            )
+        """Refuse to commit a transaction of which the database has rolled back a part, or would all of it."""
+        for connection in _connections(session):
+            if connection in lost:
+                raise OutboxUnavailable(
+                    f"the database has rolled back what came before an error in this transaction, {lost[connection]}: "
+                    "let the error through, and do it all again"
+                )
+            check_connection(connection)
+
+    def check_kept(self, blocks: Iterable[SessionTransaction]) -> None:
+        """
+        Refuse to call done what was done in blocks of which one was rolled back.
+
+        At the end of its `with` block SQLAlchemy says nothing of that.
+        """
+        if not all(each.is_active or each in self._committed for each in blocks):
+            raise ended(_BY_HAND, _SAVEPOINT)
 
     def note(self, session: Session) -> None:
         """Note a commit, that of a savepoint as well."""
-        self._committed.extend(list(_open_blocks(session))[:1])
+        self._committed.update(list(open_blocks(session))[:1])
 
     def end(self, session: Session, block: SessionTransaction) -> None:
         """End a block: drop what waited in it, or call what waited for it."""
         if block.parent is not None and not block.nested:
             # A flush makes these; they are no blocks of anybody's.
             return
-        if not any(each is block for each in self._committed):
+        if block not in self._committed:
             self._waiting = [
                 (blocks, callback) for blocks, callback in self._waiting if all(each is not block for each in blocks)
             ]
         if block.parent is None:
             self.due.extend(callback for _, callback in self._waiting)
             self._waiting.clear()
-            self._committed.clear()
             if not self._is_patient:
                 with _between_transactions(session):
                     self.call_due()
@@ -95,16 +108,26 @@ class Commits:
                 logger.exception("%r failed after the commit", callback)
 
 
+def check_connection(connection: Connection) -> None:
+    """Refuse to go on in a transaction that the database would not commit."""
+    if is_aborted(connection):
+        raise aborted(_SAVEPOINT)
+
+
 def _connections(session: Session) -> Iterator[Connection]:
     """Yield the connections of the transaction that is open."""
-    for block in _open_blocks(session):
+    for block in open_blocks(session):
         # What it is bound to does not tell: it may have several.
         yield from {each[0] for each in block._connections.values()}  # noqa: SLF001 -- there is no other way to ask
 
 
-def _open_blocks(session: Session) -> Iterator[SessionTransaction]:
+def open_blocks(session: Session) -> Iterator[SessionTransaction]:
     """Yield the innermost savepoint, and what is around it."""
-    block = session.get_nested_transaction() or session.get_transaction()
+    return around(session.get_nested_transaction() or session.get_transaction())
+
+
+def around(block: SessionTransaction | None) -> Iterator[SessionTransaction]:
+    """Yield a block, and what is around it."""
     while block is not None:
         yield block
         block = block.parent

@@ -15,15 +15,23 @@ _MARK = re.compile("%([%s])")
 
 
 class OpenConnection:
-    """A connection with a transaction open; `translate` makes errors of ours, or returns None."""
+    """
+    A connection with a transaction open.
+
+    `translate` makes errors of ours, or returns None; `is_open` is what tells of the session that the connection is of.
+    """
 
     is_nested = False
 
     def __init__(
-        self, connection: Connection, translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None
+        self,
+        connection: Connection,
+        translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None,
+        is_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self._connection = connection
         self._translate = translate
+        self._is_open = is_open
         self._asks_with_marks = connection.dialect.paramstyle == "qmark"
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
@@ -34,6 +42,10 @@ class OpenConnection:
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
         """Execute a statement and return how many rows it has changed."""
         return self._run(statement, parameters).rowcount
+
+    def is_open(self) -> bool:
+        """Tell whether the transaction is open, as far as the driver knows. Raises TransactionLost."""
+        return self._is_open()
 
     def _run(self, statement: str, parameters: Sequence[Any]) -> CursorResult[Any]:
         if self._asks_with_marks:

@@ -7,20 +7,22 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from cqrs_sync.errors import ConfigurationError, NotInTransaction
+from cqrs_sync.integrations.sqlalchemy.commits import Commits, check_connection, open_blocks
 from cqrs_sync.integrations.sqlalchemy.connection import OpenConnection
 from cqrs_sync.integrations.sqlalchemy.failures import conflicted, not_installed, translated
 from cqrs_sync.integrations.sqlalchemy.listening import PsycopgListener, listener
-from cqrs_sync.integrations.sqlalchemy.losses import watch
+from cqrs_sync.integrations.sqlalchemy.losses import driver_state, watch
 from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
 from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import OUTBOX, Purpose
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
+from cqrs_sync.sql.states import State
 
 
 class SessionDatabase:
@@ -60,9 +62,12 @@ class SessionDatabase:
         session = self._sessions.open_session()
         assert session is not None
         # It must not commit half of what it did: see `losses`.
-        self._sessions.commits(session)
+        commits, blocks = self._sessions.commits(session), tuple(open_blocks(session))
+        commits.check_kept(blocks)
         connection = session.connection(bind_arguments=self._transactions.bind_arguments)
-        return OpenConnection(connection, partial(not_installed, names=self._names, purpose=self._purpose))
+        check_connection(connection)
+        translate = partial(not_installed, names=self._names, purpose=self._purpose)
+        return OpenConnection(connection, translate, partial(_is_open, commits, blocks, connection))
 
     @contextmanager
     def begun(self, *, durable: bool = False) -> Iterator[OpenConnection]:
@@ -89,7 +94,9 @@ class SessionDatabase:
                     f"sessions are on {connection.engine.url!r}, and the {self._purpose.name} is on "
                     f"{self._engine.url!r}: give it the engine, or the bind_arguments, of what its handlers write"
                 )
-            yield OpenConnection(connection, partial(translated, names=self._names, purpose=self._purpose))
+            commits, blocks = self._sessions.commits(session), tuple(open_blocks(session))
+            translate = partial(translated, names=self._names, purpose=self._purpose)
+            yield OpenConnection(connection, translate, partial(_is_open, commits, blocks, connection))
 
     def conflicted(self, error: BaseException, /) -> bool:
         """Tell of an error of `opened` whether the transaction may be begun anew."""
@@ -150,6 +157,15 @@ class TransactionsHere:
             return session.get_bind(**self.bind_arguments).engine
         except UnboundExecutionError:
             return None
+
+
+def _is_open(commits: Commits, blocks: Sequence[SessionTransaction], connection: Connection) -> bool:
+    """Tell whether the transaction is open in which a connection was handed out. Raises TransactionLost."""
+    commits.check_kept(blocks)
+    if not all(block.is_active for block in blocks):
+        return False
+    check_connection(connection)
+    return driver_state(connection) is not State.NONE
 
 
 def _dialect_of(engine: Engine, purpose: Purpose) -> Dialect:

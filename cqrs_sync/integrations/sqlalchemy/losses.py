@@ -1,9 +1,12 @@
 """
-Transactions that MySQL has rolled back behind the application's back.
+Transactions that a database has given up behind the application's back.
 
-After a deadlock (1213), all that came before in the transaction is gone, and what comes after
-is in a new one: an application that catches the error would commit half of what it did. After
-a lock that was waited for in vain (1205) the server may have done the same.
+PostgreSQL aborts one for any error, and its COMMIT is a ROLLBACK then that says nothing: an application that catches
+the error would commit nothing of what it did. The driver knows.
+
+MySQL does not tell, so it is noted. After a deadlock (1213), all that came before in the transaction
+is gone, and what comes after is in a new one: an application that catches the error would commit half
+of what it did. After a lock that was waited for in vain (1205) the server may have done the same.
 """
 
 from __future__ import annotations
@@ -13,11 +16,34 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+
+from cqrs_sync.sql.states import State, state_of
 
 _DEADLOCK, _LOCK_WAIT = 1213, 1205
 
 #: Why a connection must not commit what is open on it.
 lost: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+
+
+def driver_state(connection: Connection) -> State:
+    """Return what the driver knows of the transaction on a connection."""
+    if connection.closed or connection.invalidated:
+        return State.UNKNOWN
+    return state_of(connection.connection.driver_connection)
+
+
+def is_aborted(connection: Connection) -> bool:
+    """Tell whether the database would answer a COMMIT with a ROLLBACK."""
+    state = driver_state(connection)
+    if state is not State.UNKNOWN or connection.dialect.name != "postgresql" or connection.closed:
+        return state is State.ABORTED
+    try:
+        # The one way with a driver that does not tell, such as pg8000.
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError as error:
+        return not error.connection_invalidated
+    return False
 
 
 def watch(engine: Engine) -> None:

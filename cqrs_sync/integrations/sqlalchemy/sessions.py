@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.integrations.sqlalchemy.commits import Commits
+from cqrs_sync.integrations.sqlalchemy.commits import Commits, around
 from cqrs_sync.integrations.sqlalchemy.losses import watch
 from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
@@ -57,18 +57,24 @@ class Sessions(SessionTransactions):
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
-        """Open a session with a transaction, or a savepoint in the one that is open; what is raised rolls it back."""
+        """
+        Open a session with a transaction, or a savepoint in the one that is open; what is raised rolls it back.
+
+        Raises TransactionLost where nothing was raised and it is rolled back all the same.
+        """
         local = self._local
         if local.session is not None:
-            with local.session.begin_nested():
+            with local.session.begin_nested() as block:
                 yield local.session
+                self.commits(local.session).check_kept(around(block))
             return
         session = self._maker()
         commits = self.commits(session)
         try:
             local.session = session
-            with session, session.begin():
+            with session, session.begin() as block:
                 yield session
+                commits.check_kept(around(block))
         finally:
             local.session = None
             commits.call_due()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 
 import pytest
 
-from cqrs_sync.errors import NotInTransaction
+from cqrs_sync.errors import CqrsError, NotInTransaction
 from cqrs_sync.inbox import ATTEMPTS, Inbox
 from cqrs_sync.serializer import LONGEST
 from cqrs_sync.testing.inbox.receipts import Atomic, InboxFixtures, Rollback, is_first, is_first_elsewhere, rolled_back
@@ -141,6 +142,35 @@ class AskingContract(InboxFixtures):
 
         assert not is_first(inbox, atomic, "1")
         assert written is None or written() == ["committed"]
+
+    @pytest.mark.parametrize("inside", [False, True], ids=["its-own", "of-the-caller"])
+    def test_what_ends_well_is_there_with_its_receipt(
+        self,
+        inbox: Inbox,
+        atomic: Atomic,
+        write: Callable[[str], object],
+        written: Callable[[], list[str]] | None,
+        careless: Mapping[str, Callable[[], object]],
+        *,
+        inside: bool,
+    ) -> None:
+        """Whatever code in the block does to the transaction: what is not there has failed, and may be done again."""
+        if not (inside or self.features.opens):
+            return
+        ended: dict[str, bool] = {}
+        for name, act in {"nothing": lambda: None, **careless}.items():
+            ended[name] = False
+            with suppress(CqrsError), atomic() if inside else nullcontext():
+                with inbox.once(name) as receipt:
+                    assert receipt.first
+                    write(name)
+                    act()
+                ended[name] = True
+            assert not inbox.transactions.active()
+
+        assert ended["nothing"]
+        assert written is None or written() == [name for name in ended if ended[name]]
+        assert ended == {name: not is_first(inbox, atomic, name) for name in ended}
 
     @pytest.mark.parametrize("result", _RESULTS.values(), ids=_RESULTS)
     def test_a_result_is_kept_for_those_who_come_later(self, inbox: Inbox, atomic: Atomic, result: bytes) -> None:

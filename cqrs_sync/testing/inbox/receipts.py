@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
@@ -45,6 +45,11 @@ class InboxFixtures:
     def written(self) -> Callable[[], list[str]] | None:
         """Read what was written and has committed, in order; None where nothing is written."""
         return None
+
+    @pytest.fixture
+    def careless(self) -> Mapping[str, Callable[[], object]]:
+        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
+        return {}
 
 
 class Rollback(Exception):

@@ -1,0 +1,160 @@
+"""Transactions of Django's that would be rolled back without a word: a command in one has failed."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+import cqrs_sync as cqrs
+from cqrs_sync.memory import MemoryBroker
+from tests.contracts.effects_django import careless, create, drop, insert, texts
+
+pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]
+
+ALIASES = ["postgresql", "mariadb", "sqlite"]
+WORDS = r"was caught in this transaction.*transaction\.atomic\(\)"
+
+
+@attrs.frozen
+class Buy(cqrs.Command[str]):
+    #: What the handler does to its transaction, by its name in `careless`.
+    then: str | None = None
+
+
+@attrs.frozen
+class Bought(cqrs.NotificationEvent, topic="sales", name="bought"):
+    pass
+
+
+class Shop:
+    """Writes a row, and what a test asks for; tells of it."""
+
+    def __init__(self, alias, **options):
+        from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- needs settings
+
+        self.alias, self.broker, self.after = alias, MemoryBroker(), []
+        requests, events = cqrs.RequestMap(), cqrs.EventMap()
+        requests.bind(Buy, self.buy)
+        events.bind(Bought, self.after.append)
+        # Without an outbox, which would look into the table before it tells.
+        options = {"outbox": False, "threads": 1, **options}
+        self.mediator = bootstrap(requests, events, using=alias, broker=self.broker, **options)
+
+    def buy(self, request):
+        insert(self.alias, "lamp")
+        if request.then is not None:
+            careless(self.alias)[request.then]()
+        cqrs.raise_event(Bought())
+        return "bought"
+
+
+@pytest.fixture(params=ALIASES)
+def alias(request, django_databases):
+    create(request.param)
+    yield request.param
+    drop(request.param)
+
+
+@pytest.fixture
+def shop(alias):
+    shop = Shop(alias)
+    with shop.mediator:
+        yield shop
+
+
+@pytest.mark.parametrize("then", ["a caught error of a model", "set_rollback(True)", "connection.close()"])
+def test_a_command_that_django_would_roll_back_fails(shop, then):
+    """
+    On every database: nothing is there, so nobody is told of it.
+    """
+    with pytest.raises(cqrs.TransactionLost, match=r"in this transaction|given up before its end"):
+        shop.mediator.send(Buy(then))
+
+    assert ([], [], []) == (texts(shop.alias), shop.after, list(shop.broker.published))
+
+
+def test_a_caught_error_is_lost_where_the_database_says_so(shop):
+    """
+    PostgreSQL keeps nothing of the transaction; the others keep all but the statement.
+    """
+    if shop.alias == "postgresql":
+        with pytest.raises(cqrs.TransactionLost, match=WORDS):
+            shop.mediator.send(Buy("a caught error"))
+    else:
+        assert "bought" == shop.mediator.send(Buy("a caught error"))
+    assert len(texts(shop.alias)) == len(shop.after) == len(shop.broker.published)
+
+
+def test_an_error_that_is_caught_around_a_savepoint_is_caught(shop):
+    """
+    The rest commits, and is told.
+    """
+    assert "bought" == shop.mediator.send(Buy("a caught error in a savepoint"))
+
+    assert (["lamp"], [Bought()]) == (texts(shop.alias), shop.after)
+    assert 1 == len(shop.broker.published)
+
+
+@pytest.mark.parametrize("then", ["a caught error of a model", "set_rollback(True)"])
+def test_in_the_transaction_of_a_request_the_command_fails_alone(shop, then):
+    """
+    As with ATOMIC_REQUESTS: a view may go on.
+    """
+    from django.db import transaction  # noqa: PLC0415 -- as above
+
+    with transaction.atomic(using=shop.alias):
+        insert(shop.alias, "of the view")
+        with pytest.raises(cqrs.TransactionLost):
+            shop.mediator.send(Buy(then))
+
+    assert (["of the view"], [], []) == (texts(shop.alias), shop.after, list(shop.broker.published))
+
+
+def test_in_a_transaction_of_the_application_alone_nothing_is_told_of_what_is_lost(alias):
+    """
+    Where no middleware of ours has a transaction to end, the events of the command find out.
+    """
+    from django.db import transaction  # noqa: PLC0415 -- as above
+
+    shop = Shop(alias, atomic=())
+    lost = pytest.raises(cqrs.TransactionLost, match=WORDS)
+    with shop.mediator, transaction.atomic(using=alias):
+        if alias == "postgresql":
+            with lost:
+                shop.mediator.send(Buy("a caught error"))
+        else:
+            assert "bought" == shop.mediator.send(Buy("a caught error"))
+
+    assert len(texts(alias)) == len(shop.after) == len(shop.broker.published)
+
+
+def test_a_duplicate_has_a_transaction_as_well(alias):
+    """
+    What is done in its block is not lost without a word either.
+    """
+    from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- as above
+
+    inbox = DjangoInbox(alias)
+    for is_first in (True, False):
+        with pytest.raises(cqrs.TransactionLost), inbox.once("1") as receipt:  # noqa: PT012 -- the block is what fails
+            assert receipt.first is is_first
+            insert(alias, "lamp")
+            careless(alias)["set_rollback(True)"]()
+        with inbox.once("1"):
+            pass
+
+    assert [] == texts(alias)
+
+
+def test_an_event_that_cannot_be_kept_any_more_says_why(alias):
+    """
+    The outbox would only hear that the transaction is aborted.
+    """
+    shop = Shop(alias, outbox=True)
+    with shop.mediator:
+        if alias == "postgresql":
+            with pytest.raises(cqrs.TransactionLost, match=WORDS):
+                shop.mediator.send(Buy("a caught error"))
+        else:
+            assert "bought" == shop.mediator.send(Buy("a caught error"))
+    assert len(texts(alias)) == len(shop.after)

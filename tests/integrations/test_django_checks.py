@@ -208,6 +208,26 @@ def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator,
     } == told
 
 
+def test_a_consumer_brings_its_mediator_along(django_mediator, monkeypatch):
+    """
+    Who names a consumer need not name its mediator as well.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django import mediator_of_settings  # noqa: PLC0415 -- as above
+
+    events = cqrs.EventMap()
+    events.bind(Joined, lambda _: None)
+    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    django_mediator(mediator)
+    monkeypatch.setitem(globals(), "consumer_of_test", Consumer(mediator, "shop"))
+    monkeypatch.setattr(settings, "CQRS_SYNC", {"CONSUMER": f"{__name__}.consumer_of_test"})
+
+    assert mediator is mediator_of_settings()
+    assert [] == run_checks(tags=["cqrs_sync"])
+
+
 def test_a_function_may_make_the_mediator(django_mediator, make):
     """
     It is called.

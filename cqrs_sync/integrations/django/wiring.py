@@ -94,9 +94,12 @@ def mediator_of_settings() -> RequestMediator:
     """
     Return the mediator that `CQRS_SYNC = {"MEDIATOR": "package.module.name"}` names, or what such a function returns.
 
-    Raises ImproperlyConfigured where there is none, or where it cannot be made.
+    Where only a consumer is named, it is that one's. Raises ImproperlyConfigured where there is none, or where it
+    cannot be made.
     """
     path = _setting("MEDIATOR")
+    if path is None and (consumer := consumer_of_settings()) is not None:
+        return consumer.mediator
     if not isinstance(path, str) or not path:
         raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')
     return _named("MEDIATOR", path, RequestMediator)

@@ -46,17 +46,17 @@ def deploys(database: str, broker: str, directory: Path, *, times: int, each: in
         return site.figures(told_to_leave=stopped, seconds_for_the_slowest=round(slowest, 1))
 
 
-def joins(database: str, broker: str, directory: Path, *, times: int, each: int = 150) -> Figures:
+def joins(database: str, broker: str, directory: Path, *, times: int, each: int = 250) -> Figures:
     """Workers come while others have much in hand, and the oldest one leaves, again and again."""
     with somewhere(database, broker, directory) as site:
         site.start(STORM_HANDLER="slow:0.1")
         for number in range(times):
             site.publish(each)
             site.wait_for(site.count() + 5)
-            newcomer = site.start(STORM_HANDLER="slow:0.1")
-            eventually(lambda newcomer=newcomer: "consuming" in site.log_of(newcomer), timeout=60)  # type: ignore[misc]
-            # Sharing out a group of Kafka takes some seconds.
-            site.wait_for(min(site.count() + each // 2, len(site.sent)))
+            health = directory / f"health-{number}"
+            site.start("--health-file", str(health), STORM_HANDLER="slow:0.1")
+            # Sharing out a group of Kafka takes some seconds; Tansu waits for ever for who leaves meanwhile.
+            eventually(lambda health=health: health.exists() and '"ready": true' in health.read_text(), timeout=60)  # type: ignore[misc]
             site.stop(site.workers[number])
         site.wait_for(len(site.sent))
         site.settled()

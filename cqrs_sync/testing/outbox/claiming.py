@@ -7,6 +7,7 @@ from collections import Counter
 from cqrs_sync.outbox import Claimed, Outbox
 from cqrs_sync.testing.outbox.entries import (
     LONG,
+    MOMENT,
     SHORT,
     Atomic,
     OutboxFixtures,
@@ -138,7 +139,7 @@ class ClaimingContract(OutboxFixtures):
     def test_a_claim_is_renewed(self, outbox: Outbox, atomic: Atomic) -> None:
         """For as long as is asked, from now on; others of the same outbox are left alone."""
         keep(outbox, atomic, published("1"), published("2"), published("3"))
-        two, one = outbox.claim(2, SHORT), outbox.claim(1, SHORT)
+        two, one = outbox.claim(2, MOMENT), outbox.claim(1, MOMENT)
 
         assert 0 == outbox.renew([], LONG)
         assert 0 == outbox.renew(["of-nobody"], LONG)

@@ -17,8 +17,8 @@ from cqrs_sync.testing.threads import BOUND
 #: Opens a transaction on the outbox's database in the calling thread, inside one a savepoint.
 Atomic: TypeAlias = Callable[[], AbstractContextManager[object]]
 
-#: Seconds of a lease that no test outlives, and of one that is over at once.
-LONG, SHORT = 600.0, 0.03
+#: Seconds of a lease that no test outlives, of one that is over at once, and of one in which something gets done.
+LONG, SHORT, MOMENT = 600.0, 0.03, 1.5
 
 
 @attrs.frozen

@@ -7,6 +7,7 @@ import threading
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.testing.outbox.entries import (
     LONG,
+    MOMENT,
     SHORT,
     Atomic,
     OutboxFixtures,
@@ -72,7 +73,7 @@ class OrderContract(OutboxFixtures):
         first, second, other = kept(
             outbox, atomic, published("1", key="k"), published("2", key="k"), published("3", key="other")
         )
-        outbox.settle([again(first, after=SHORT), again(second, counted=False), again(other, counted=False)])
+        outbox.settle([again(first, after=MOMENT), again(second, counted=False), again(other, counted=False)])
         assert ["3"] == claim(outbox)
 
         assert ["1", "2"] == eventually(lambda: claim(outbox))

@@ -13,6 +13,9 @@ from typing import Protocol, Self, runtime_checkable
 
 import attrs
 
+#: Messages that a subscription of a group holds unsettled, unless it is told otherwise.
+PREFETCH = 200
+
 
 @attrs.frozen
 class OutgoingMessage:
@@ -58,7 +61,7 @@ class Group:
     #: Messages of a key are received in order, whatever the number of subscriptions.
     ordered: bool = True
     #: Messages that a subscription holds unsettled, at most.
-    prefetch: int = 200
+    prefetch: int = PREFETCH
 
 
 @attrs.frozen

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from cqrs_sync.broker import PREFETCH
 from cqrs_sync.commands.application import CannotBegin, application_of
 from cqrs_sync.commands.durations import Duration, Pauses, Size
 from cqrs_sync.commands.groups import check_that_nothing_contradicts, group_options, name_of_group
@@ -20,8 +21,6 @@ from cqrs_sync.workers.consuming import ConsumeOptions, ConsumerProcess, Consumi
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
-#: What a Consumer has in hand unless it is told otherwise.
-_PREFETCH = 200
 #: What a Consumer of the application says itself.
 _OF_CONSUMER = {
     *("group", "topics", "delayed", "ordered", "concurrency", "prefetch"),
@@ -88,7 +87,7 @@ def consume(context: click.Context, /, every: float, *, as_json: bool, **options
         raise CannotBegin("--stall takes a duration above 0")
     if of_consumer["prefetch"] is None and options["max_messages"] is not None:
         # What was in hand and is given back at the end counts as delivered.
-        of_consumer["prefetch"] = min(_PREFETCH, options["max_messages"])
+        of_consumer["prefetch"] = min(PREFETCH, options["max_messages"])
     try:
         consumer = _consumer(context, of_consumer)
         set_up_logs()

@@ -9,7 +9,7 @@ from typing import Self
 
 import attrs
 
-from cqrs_sync.broker import Subscription
+from cqrs_sync.broker import PREFETCH, Subscription
 from cqrs_sync.consumer.crew import Crew
 from cqrs_sync.consumer.group import broker_of, check_above_zero, group_of
 from cqrs_sync.consumer.handling import Counts, Handling, Rules
@@ -68,7 +68,7 @@ class Consumer:
         topics: Sequence[str] = (),
         concurrency: int | None = None,
         ordered: bool | None = None,
-        prefetch: int = 200,
+        prefetch: int = PREFETCH,
         tiers: Tiers | None = None,
         unknown: Unknown = Unknown.PARK,
         crashes: int = 5,

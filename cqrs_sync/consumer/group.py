@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cqrs_sync.broker import Group, GroupBroker
+from cqrs_sync.broker import PREFETCH, Group, GroupBroker
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import publication_of
@@ -16,7 +16,7 @@ def group_of(
     *,
     topics: Sequence[str] = (),
     ordered: bool | None = None,
-    prefetch: int = 200,
+    prefetch: int = PREFETCH,
     delays: Sequence[float] = (),
 ) -> Group:
     """Return the group that a consumer of this mediator is one of. Raises ConfigurationError where nothing is bound."""

@@ -25,13 +25,10 @@ logger = logging.getLogger(__name__)
 _AGAIN = 1.0
 #: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed, and from
 #: so many on nothing runs beside it.
-_WITHOUT_INBOX = 20, 2
+_WITHOUT_INBOX = 20, 2, "it was delivered {} times, and nobody has finished it"
 _MOST_ATTEMPTS = 1_000_000
-#: Why a message is given up that never ends: with an inbox, and where only the broker counts.
-_WORN_OUT = (
-    "it was begun {} times, and no process lived to finish it",
-    "it was delivered {} times, and nobody has finished it",
-)
+#: Why a message is given up that an inbox has counted.
+_WORN_OUT = "it was begun {} times, and no process lived to finish it"
 #: What is told of an unknown type.
 _POLICIES = {
     Unknown.PARK: "such messages are parked",
@@ -97,8 +94,8 @@ class Handling:
         self._said_unknown: set[str] = set()
         # The first time is not counted where the broker is sure that it is the first.
         most = max(1, rules.crashes - 1)
-        #: A message that was begun so often and not finished is given up, and is begun with nothing beside it.
-        self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1))
+        #: A message that was begun so often and not finished is given up, and is begun with nothing beside it; and why.
+        self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1), _WORN_OUT)
 
     def attend(self, item: InHand) -> float | None:
         """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
@@ -139,10 +136,10 @@ class Handling:
         """
         inbox, identity = self._inbox, item.identity
         before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
-        most, alone_from = self._limits
+        most, alone_from, why = self._limits
         if before >= most:
             item.attempts = max(item.attempts, before)
-            self._give_up(item, _WORN_OUT[inbox is None].format(before))
+            self._give_up(item, why.format(before))
             return False
         if before >= alone_from and not item.is_alone:
             # What ends its process is not to take others along, which would be counted for it.

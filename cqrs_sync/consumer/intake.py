@@ -48,7 +48,7 @@ class Intake:
         self._subscription: Subscription | None = None
         self._finished: deque[Delivery] = deque()
         self._news = threading.Event()
-        self._ending = self._is_to_rejoin = self._came = False
+        self._ending = self._is_to_rejoin = False
         self._until = 0.0
         self._trouble = Trouble(logger, _FIRST, _CEILING)
         self._calm_since: float | None = None
@@ -130,7 +130,7 @@ class Intake:
         if self._subscription is None and not self._ending:
             self._subscription = self._join()
         self._settle()
-        room = self._most - len(self.lanes)
+        room, before = self._most - len(self.lanes), self.received
         # While threads have enough to do, a message or two would cost more than they bring.
         if self._ending or room <= 0 or (room < self._enough and self.lanes.ready):
             self._rest()
@@ -138,7 +138,7 @@ class Intake:
             self._take_in()
         self.heard_at = time.monotonic()
         if self._trouble.failures:
-            self._note_calm()
+            self._note_calm(came=self.received > before)
         self.serve()
 
     def _settle(self) -> None:
@@ -165,21 +165,20 @@ class Intake:
         room, patience = min(_RUN, self._most - len(self.lanes)), _BUSY if len(self.lanes) else _IDLE
         came = self._subscription.receive_many(room, patience)
         if came:
-            self._came = True
             self.received += len(came)
             for done in self.lanes.put([in_hand(delivery) for delivery in came]):
                 done.ack()
 
-    def _note_calm(self) -> None:
+    def _note_calm(self, *, came: bool) -> None:
         """Take trouble for over once something came, or long enough after it: resting hears of none."""
         self._calm_since = self._calm_since or self.heard_at
-        if self._came or self.heard_at - self._calm_since >= _CALM:
+        if came or self.heard_at - self._calm_since >= _CALM:
             self._trouble.is_over()
             self.why = ""
             logger.warning("messages are received again")
 
     def _lost(self, error: CqrsError | None) -> None:
-        self._calm_since, self._came = None, False
+        self._calm_since = None
         self.why = "the intake failed, see the log" if error is None else printable(words_of(error))[:LONGEST_ERROR]
         if isinstance(error, Closed):
             self._leave()

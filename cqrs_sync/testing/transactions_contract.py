@@ -30,6 +30,7 @@ from cqrs_sync.bootstrap import bootstrap
 from cqrs_sync.executor import Executor
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.testing.orders import Order, Ordered, order_maps
+from cqrs_sync.testing.writing import WritingFixtures
 from cqrs_sync.threads import SameThread, ThreadPool
 from cqrs_sync.transactions import Transactions
 
@@ -77,25 +78,10 @@ class TransactionsContract:
         assert ["lamp"] == handled
 
 
-class OpenTransactionsContract(TransactionsContract):
+class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     """What every Transactions promises whose transactions a test can open."""
 
     features = TransactionsFeatures()
-
-    @pytest.fixture
-    def write(self) -> Callable[[str], object]:
-        """Write a text in the transaction that is open, and nowhere else; in no table where there is none."""
-        return lambda _: None
-
-    @pytest.fixture
-    def written(self) -> Callable[[], list[str]] | None:
-        """Read what was written and has committed, in order; None where nothing is written."""
-        return None
-
-    @pytest.fixture
-    def careless(self) -> Mapping[str, Callable[[], object]]:
-        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
-        return {}
 
     # active
 

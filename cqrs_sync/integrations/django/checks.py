@@ -40,8 +40,9 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
         return []
     found = list(_keys())
     try:
-        mediator = mediator_of_settings()
-        found += _group(consumer_of_settings())
+        consumer = consumer_of_settings()
+        mediator = mediator_of_settings(consumer)
+        found += _group(consumer)
     except ImproperlyConfigured as error:
         return [*found, checks.Error(str(error), id="cqrs_sync.E001")]
     return [*found, *_wiring(mediator)]

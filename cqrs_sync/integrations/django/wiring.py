@@ -90,15 +90,15 @@ def _check_place(what: str, part: DjangoOutbox | DjangoInbox | None, using: str,
         )
 
 
-def mediator_of_settings() -> RequestMediator:
+def mediator_of_settings(consumer: Consumer | None = None) -> RequestMediator:
     """
     Return the mediator that `CQRS_SYNC = {"MEDIATOR": "package.module.name"}` names, or what such a function returns.
 
-    Where only a consumer is named, it is that one's. Raises ImproperlyConfigured where there is none, or where it
-    cannot be made.
+    Where only a consumer is named, it is that one's: give the `consumer`, where it is made already. Raises
+    ImproperlyConfigured where there is none, or where it cannot be made.
     """
     path = _setting("MEDIATOR")
-    if path is None and (consumer := consumer_of_settings()) is not None:
+    if path is None and (consumer := consumer or consumer_of_settings()) is not None:
         return consumer.mediator
     if not isinstance(path, str) or not path:
         raise ImproperlyConfigured('say where the mediator is: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}')

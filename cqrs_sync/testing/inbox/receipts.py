@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ import pytest
 
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.testing.threads import BOUND
+from cqrs_sync.testing.writing import WritingFixtures
 
 #: Opens a transaction on the inbox's database in the calling thread, inside one a savepoint.
 Atomic: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -31,25 +32,10 @@ class InboxFeatures:
     is_shared: bool = True
 
 
-class InboxFixtures:
+class InboxFixtures(WritingFixtures):
     """What a subclass may give beside `inbox` and `atomic`."""
 
     features = InboxFeatures()
-
-    @pytest.fixture
-    def write(self) -> Callable[[str], object]:
-        """Write a text in the transaction that is open, and nowhere else; in no table where there is none."""
-        return lambda _: None
-
-    @pytest.fixture
-    def written(self) -> Callable[[], list[str]] | None:
-        """Read what was written and has committed, in order; None where nothing is written."""
-        return None
-
-    @pytest.fixture
-    def careless(self) -> Mapping[str, Callable[[], object]]:
-        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
-        return {}
 
 
 class Rollback(Exception):

@@ -13,15 +13,8 @@ import pytest
 from cqrs_sync.consumer import Health
 from cqrs_sync.workers.overdue import Overdue
 from cqrs_sync.workers.vitals import Lookout
-from tests.consumer.conftest import Joined, Workshop
+from tests.consumer.conftest import Joined
 from tests.waiting import eventually
-
-
-@pytest.fixture
-def workshop():
-    workshop = Workshop()
-    yield workshop
-    workshop.close()
 
 
 def told(caplog):

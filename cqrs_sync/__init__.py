@@ -10,7 +10,7 @@ from cqrs_sync.bootstrap import bootstrap
 from cqrs_sync.broker import IncomingMessage, MessageBroker, OutgoingMessage
 from cqrs_sync.container import Container, PunqContainer
 from cqrs_sync.context import annotate, carried, raise_event, time_left
-from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import (
     AlreadyBound,
@@ -63,9 +63,9 @@ from cqrs_sync.middleware import (
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, Phase, RequestMap
 from cqrs_sync.relay import Relay
-from cqrs_sync.retries import Retries, RetryPolicy, WhenDead
+from cqrs_sync.retry import Retries, RetryPolicy, WhenDead
 from cqrs_sync.serializer import JsonSerializer, Serializer
-from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
 
 __all__ = [

@@ -10,7 +10,7 @@ import punq
 
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.container import Container, PunqContainer
-from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.failures import FailurePolicy
@@ -20,9 +20,9 @@ from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.relay import Relay
-from cqrs_sync.retries import Retries, RetryPolicy
+from cqrs_sync.retry import Retries, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
-from cqrs_sync.threads import Executor, ThreadPool
+from cqrs_sync.threads.pool import Executor, ThreadPool
 from cqrs_sync.transactions import Transactions
 
 

@@ -178,7 +178,7 @@ class Subscription(Protocol):
                 raise
         return deliveries
 
-    def rest(self) -> None:
+    def keep_alive(self) -> None:
         """
         Do what keeps the subscription alive, and receive nothing; called now and then by who has enough in hand.
 

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol, Self, TypeVar, get_args, get_origin
 
 import punq
 
+from cqrs_sync.containers.compiled import Recorder, View, compiled, locks, understood
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.plans import Recorder, View, compiled, locks, understood
 
 T = TypeVar("T")
 

@@ -89,7 +89,7 @@ class Inbox(Protocol):
         What comes again after that is done again.
         """
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the connection of the calling thread, until it needs one again."""
 
 

@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.errors import Closed
 from cqrs_sync.inbox import Inbox, key_of
 from cqrs_sync.messages import Event, R, Request
@@ -16,7 +16,7 @@ from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay import Relay
 from cqrs_sync.serializer import JsonSerializer, Serializer
-from cqrs_sync.watchdog import forget, watch
+from cqrs_sync.threads.watchdog import forget, watch
 
 M = TypeVar("M")
 T = TypeVar("T")

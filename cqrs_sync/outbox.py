@@ -19,8 +19,7 @@ from typing import Protocol
 import attrs
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import EventTooLarge
-from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
+from cqrs_sync.errors import LONGEST_ERROR, EventTooLarge, describe_error, fingerprint, printable
 from cqrs_sync.transactions import Transactions
 
 #: Characters that topics, keys, ids, types and content types may have.
@@ -96,14 +95,14 @@ class Outcome:
         blocks: bool = True,
     ) -> Outcome:
         """Make the outcome of a failed attempt: to be claimed again `after` seconds, dead where that is None."""
-        words = error if isinstance(error, str) else words_of(error)
+        words = error if isinstance(error, str) else describe_error(error)
         return cls(
             claimed,
             Verdict.DEAD if after is None else Verdict.AGAIN,
             after=after or 0.0,
             counted=counted,
             blocks=blocks,
-            reason=reason_of(words),
+            reason=fingerprint(words),
             error=printable(words)[:LONGEST_ERROR],
         )
 
@@ -229,7 +228,7 @@ class Outbox(Protocol):
     def listener(self) -> Listener | None:
         """Open something that hears of commits in other processes; None where the database has no such thing."""
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the connection of the calling thread, until it needs one again."""
 
     # For those who operate it

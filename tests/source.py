@@ -9,7 +9,7 @@ PACKAGE = ROOT / "cqrs_sync"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 #: Below these, optional dependencies are at home.
-EDGES = {"integrations", "testing", "commands", "cli", "demo", "__main__"}
+EDGES = {"integrations", "testing", "cli", "demo", "__main__"}
 
 
 def name_of(module: Path) -> str:

@@ -163,7 +163,7 @@ class Consumer:
                 inbox.attempts_at("0")
             except InboxUnavailable as error:
                 raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
-            inbox.let_go()
+            inbox.release_connection()
         return self.broker.join(self.group)
 
     def __enter__(self) -> Self:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage
-from cqrs_sync.executor import Call, Executor
-from cqrs_sync.threads import SameThread, ThreadPool
-from cqrs_sync.troubles import Trouble
+from cqrs_sync.retry import Backoff
+from cqrs_sync.threads.executor import Call, Executor
+from cqrs_sync.threads.pool import SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Crew:
         self._outage = outage
         self._lock = threading.Lock()
         self._serving = 0
-        self._trouble = Trouble(logger, _FIRST, _CEILING)
+        self._trouble = Backoff(logger, _FIRST, _CEILING)
         #: No thread is called in before.
         self._rests_until = 0.0
         self._load = _Load()

@@ -14,9 +14,19 @@ from cqrs_sync.broker import Delivery, Group, GroupBroker
 from cqrs_sync.consumer.lanes import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage, may_pass
 from cqrs_sync.consumer.tiers import PARKED, Tiers, Unknown
-from cqrs_sync.errors import CqrsError, EventsFailed, Fatal, MalformedMessage, Retryable, UnknownMessageType
+from cqrs_sync.errors import (
+    LONGEST_ERROR,
+    CqrsError,
+    EventsFailed,
+    Fatal,
+    MalformedMessage,
+    Retryable,
+    UnknownMessageType,
+    describe_error,
+    fingerprint,
+    printable,
+)
 from cqrs_sync.mediator import EventMediator
-from cqrs_sync.reasons import LONGEST_ERROR, printable, reason_of, words_of
 from cqrs_sync.serializer import is_key
 
 logger = logging.getLogger(__name__)
@@ -177,7 +187,7 @@ class Handling:
             return None
         logger.warning(
             "%s failed, attempt %d, again in %.1f s: %s",
-            *(_title(item), item.attempts, pause.seconds, reason_of(words_of(error))),
+            *(_title(item), item.attempts, pause.seconds, fingerprint(describe_error(error))),
             # What fails on and on fails in the same place, as a rule.
             exc_info=error if item.attempts == 1 else None,
         )
@@ -215,11 +225,11 @@ class Handling:
     def _decide(self, item: InHand, error: BaseException | str, delay: float | None, **notes: str) -> None:
         """Note what happened, and where the message is to go."""
         message = item.delivery.message
-        words = error if isinstance(error, str) else words_of(error)
+        words = error if isinstance(error, str) else describe_error(error)
         noted = {
             **{name: text for name, text in message.notes.items() if name != "parked"},
             "attempts": str(item.attempts),
-            "reason": reason_of(words),
+            "reason": fingerprint(words),
             "error": printable(words)[:LONGEST_ERROR],
             "group": self._site.group.name,
             "origin": message.notes.get("origin") or item.delivery.origin,

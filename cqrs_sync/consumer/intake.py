@@ -11,9 +11,8 @@ from collections.abc import Callable
 from cqrs_sync.broker import Delivery, Subscription
 from cqrs_sync.consumer.handling import in_hand
 from cqrs_sync.consumer.lanes import Lanes
-from cqrs_sync.errors import Closed, ConfigurationError, CqrsError
-from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
-from cqrs_sync.troubles import Trouble
+from cqrs_sync.errors import LONGEST_ERROR, Closed, ConfigurationError, CqrsError, describe_error, printable
+from cqrs_sync.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class Intake:
         self._news = threading.Event()
         self._ending = self._is_to_rejoin = False
         self._until = 0.0
-        self._trouble = Trouble(logger, _FIRST, _CEILING)
+        self._trouble = Backoff(logger, _FIRST, _CEILING)
         self._calm_since: float | None = None
         #: Why nothing is received, where that is so.
         self.why = ""
@@ -149,7 +148,7 @@ class Intake:
 
     def _rest(self) -> None:
         if self._subscription is not None:
-            self._subscription.rest()
+            self._subscription.keep_alive()
         self._waits = True
         if not self._is_enough():
             self._news.wait(_SIGN)
@@ -179,7 +178,9 @@ class Intake:
 
     def _lost(self, error: CqrsError | None) -> None:
         self._calm_since = None
-        self.why = "the intake failed, see the log" if error is None else printable(words_of(error))[:LONGEST_ERROR]
+        self.why = (
+            "the intake failed, see the log" if error is None else printable(describe_error(error))[:LONGEST_ERROR]
+        )
         if isinstance(error, Closed):
             self._leave()
         pause = self._trouble.failed(logging.WARNING, "nothing is received, it is tried again: %s", error)

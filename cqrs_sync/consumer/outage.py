@@ -6,9 +6,8 @@ import logging
 import threading
 
 from cqrs_sync.consumer.lanes import InHand
-from cqrs_sync.errors import ConfigurationError, CqrsError, Retryable
-from cqrs_sync.reasons import LONGEST_ERROR, printable, words_of
-from cqrs_sync.retries import grown
+from cqrs_sync.errors import LONGEST_ERROR, ConfigurationError, CqrsError, Retryable, describe_error, printable
+from cqrs_sync.retry import exponential_delay
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class Outage:
             logger.error(
                 "%d attempts in a row have failed, what they need may be down: one at a time is tried until one "
                 "succeeds, and no attempts are counted for what may pass; the last one: %s",
-                *(self._failures, printable(words_of(error))[:LONGEST_ERROR]),
+                *(self._failures, printable(describe_error(error))[:LONGEST_ERROR]),
             )
 
     def doubts(self, item: InHand) -> tuple[bool, bool]:
@@ -77,7 +76,7 @@ class Outage:
         """Return the seconds until the next look."""
         with self._lock:
             self._looks += 1
-            return grown(self._looks, _FIRST, _CEILING)
+            return exponential_delay(self._looks, _FIRST, _CEILING)
 
 
 def may_pass(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import attrs
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.retries import shortened
+from cqrs_sync.retry import with_jitter
 
 #: Seconds an attempt may wait in hand, at most: what comes after it with its key waits for it, and so does a deploy.
 _LONGEST_INLINE = 60.0
@@ -47,7 +47,7 @@ class Tiers:
     Pauses in seconds between the attempts at one message, first `inline` ones and then `delayed` ones.
 
     Inline: the message stays in hand, and what comes after it with its key waits, so order is kept. Each of
-    these pauses is shortened at random by up to a half. Delayed: the broker keeps it for so
+    these pauses is with_jitter at random by up to a half. Delayed: the broker keeps it for so
     long, meanwhile others go on, those of its key as well: it loses its place. After the
     last attempt it is a dead letter.
     """
@@ -79,7 +79,7 @@ class Tiers:
         """Return what is to be waited for after so many failed attempts, `wish` seconds at least; None for no more."""
         place = attempts - 1
         if place < len(self.inline):
-            seconds = max(wish, shortened(self.inline[place]))
+            seconds = max(wish, with_jitter(self.inline[place]))
             if seconds <= _LONGEST_INLINE or not self.delayed:
                 return Pause(min(seconds, _LONGEST_INLINE), in_hand=True)
             return Pause(self._at_least(wish), in_hand=False)

@@ -100,7 +100,7 @@ class MemoryInbox:
                 del self._rows[name]
         return len(old)
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Do nothing: there is no connection."""
 
     def reset_in_child(self) -> None:

@@ -171,7 +171,7 @@ class MemoryOutbox:
     def listener(self) -> None:
         """There are no other processes."""
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """There is no connection."""
 
     def backlog(self) -> Backlog:

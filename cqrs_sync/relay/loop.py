@@ -8,7 +8,7 @@ import time
 from typing import Protocol
 
 from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
-from cqrs_sync.troubles import Trouble
+from cqrs_sync.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Courier(Protocol):
     def finish(self, *, drain: bool) -> None:
         """Claim only what can be delivered at once, or, without `drain`, nothing more; called by any thread."""
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the database connection of this thread, until it needs one again."""
 
 
@@ -48,7 +48,7 @@ class Loop:
         self._longest = longest
         self._woken = threading.Event()
         self._until: float | None = None
-        self._trouble = Trouble(logger, _FIRST, _CEILING)
+        self._trouble = Backoff(logger, _FIRST, _CEILING)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -82,7 +82,7 @@ class Loop:
                     break
             if pause != 0:
                 self._sleep(longest if pause is None else min(pause, longest))
-        self._courier.let_go()
+        self._courier.release_connection()
 
     def _step(self) -> float | None:
         try:
@@ -105,5 +105,5 @@ class Loop:
         if self._woken.wait(min(seconds, _NAP)):
             return
         if seconds > _NAP:
-            self._courier.let_go()
+            self._courier.release_connection()
             self._woken.wait(seconds - _NAP)

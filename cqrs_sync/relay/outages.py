@@ -8,8 +8,7 @@ from collections.abc import Collection
 
 import attrs
 
-from cqrs_sync.retries import grown
-from cqrs_sync.troubles import Trouble
+from cqrs_sync.retry import Backoff, exponential_delay
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Outages:
     """
 
     def __init__(self) -> None:
-        self._broker = Trouble(logger, _FIRST, _CEILING)
+        self._broker = Backoff(logger, _FIRST, _CEILING)
         self._until = 0.0
         self._topics: dict[str, _Suspect] = {}
 
@@ -64,7 +63,7 @@ class Outages:
             for topic in set(unreached) - set(reached):
                 known = self._topics.setdefault(topic, _Suspect(0, 0.0))
                 known.failures += 1
-                known.until = time.monotonic() + grown(known.failures, _TOPIC_FIRST, _TOPIC_CEILING)
+                known.until = time.monotonic() + exponential_delay(known.failures, _TOPIC_FIRST, _TOPIC_CEILING)
                 logger.warning("the topic %r cannot be reached, others can: %s", topic, error)
         elif unreached:
             words = "the broker cannot be reached, messages wait in the outbox: %s"

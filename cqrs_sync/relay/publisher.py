@@ -12,7 +12,7 @@ from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, Publ
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.relay.outages import Outages
 from cqrs_sync.relay.settling import Progress, Settling
-from cqrs_sync.retries import Retries
+from cqrs_sync.retry import Retries
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class Publisher:
         self._finishing = True
         self._ending = not drain
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the database connection of this thread."""
-        self._outbox.let_go()
+        self._outbox.release_connection()
 
     def _publish(self, claimed: Sequence[Claimed], begun: float) -> list[Outcome]:
         outcomes: list[Outcome] = []

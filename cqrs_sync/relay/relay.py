@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from cqrs_sync.dispatcher import EventDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.outbox import Outbox
@@ -17,7 +17,7 @@ from cqrs_sync.relay.publisher import Publisher
 from cqrs_sync.relay.runner import Runner
 from cqrs_sync.relay.scout import Ear, Scout
 from cqrs_sync.relay.settling import Progress
-from cqrs_sync.retries import Retries
+from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Relay:
         self._closed = True
         return self._end(timeout, drain=drain)
 
-    def rest(self, timeout: float = 5.0) -> bool:
+    def quiesce(self, timeout: float = 5.0) -> bool:
         """
         Deliver what waits and end the threads within `timeout` seconds, until the next commit; False as for `stop`.
 

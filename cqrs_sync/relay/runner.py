@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.dispatcher import EventDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
-from cqrs_sync.executor import Call, Executor
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.settling import Progress, Settling
-from cqrs_sync.retries import Retries
+from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
-from cqrs_sync.threads import SameThread, ThreadPool
-from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.threads.executor import Call, Executor
+from cqrs_sync.threads.pool import SameThread, ThreadPool
+from cqrs_sync.threads.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,12 @@ class Runner:
         self._finishing = True
         self._ending = not drain
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the database connection of this thread, and threads of its own."""
         own, self._own = self._own, None
         if own is not None:
             own.close(0.1)
-        self._outbox.let_go()
+        self._outbox.release_connection()
 
     def _capacity(self) -> int:
         return int(getattr(self._dispatcher.threads, "max_workers", 1))
@@ -117,7 +117,7 @@ class Runner:
         try:
             yield
         finally:
-            self._outbox.let_go()
+            self._outbox.release_connection()
 
     def _start(self, claimed: Sequence[Claimed]) -> None:
         calls: list[Call] = []

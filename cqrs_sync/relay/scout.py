@@ -59,9 +59,9 @@ class Scout:
         del drain
         self._ending = True
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the database connection of this thread."""
-        self._outbox.let_go()
+        self._outbox.release_connection()
 
 
 class Ear:
@@ -97,7 +97,7 @@ class Ear:
         del drain
         self._ending = True
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Close the connection."""
         self._close()
 

@@ -12,7 +12,7 @@ import attrs
 
 from cqrs_sync.errors import OutboxUnavailable
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
-from cqrs_sync.retries import RetryPolicy
+from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 

@@ -105,5 +105,5 @@ class Database(Protocol):
     def listener(self, channel: str, /) -> Listener | None:
         """Listen for what is notified on a channel; None where the database or its driver has no such thing."""
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the connection of the calling thread that `begun` has used."""

@@ -100,9 +100,9 @@ class SqlInbox:
                 return 0
             return connection.change(self._say.delete(len(rows)), [value for row in rows for value in row])
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the connection of the calling thread."""
-        self._database.let_go()
+        self._database.release_connection()
 
     @property
     def _say(self) -> _Statements:

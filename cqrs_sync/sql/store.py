@@ -159,9 +159,9 @@ class SqlOutbox(Office):
         """Open something that hears of commits in other processes."""
         return self._database.listener(self._channel)
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the connection of the calling thread."""
-        self._database.let_go()
+        self._database.release_connection()
 
     @property
     def _channel(self) -> str:

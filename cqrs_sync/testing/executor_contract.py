@@ -26,10 +26,10 @@ import attrs
 import pytest
 
 from cqrs_sync.bootstrap import bootstrap
-from cqrs_sync.executor import Executor
 from cqrs_sync.testing.contracts import in_forked_child
 from cqrs_sync.testing.orders import Order, order_maps
 from cqrs_sync.testing.threads import BOUND, Calls, in_threads
+from cqrs_sync.threads.executor import Executor
 
 _value: ContextVar[str] = ContextVar("cqrs_sync.testing.value", default="nobody's")
 

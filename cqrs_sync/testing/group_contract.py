@@ -145,7 +145,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
             held = receive(deliveries, 2, settle=False)
             until = time.monotonic() + 1.5
             while time.monotonic() < until:
-                deliveries.rest()
+                deliveries.keep_alive()
             for delivery in held:
                 assert not delivery.lapsed
                 delivery.ack()
@@ -161,7 +161,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
             assert b"0" == first.message.body
             assert heir.receive(timeout=0.3) is None
             first.ack()
-            holder.rest()
+            holder.keep_alive()
             holder.close()
             bodies = [each.message.body for each in receive(heir, 3)]
 

@@ -11,7 +11,7 @@ from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.messages import Event, NotificationEvent
-from cqrs_sync.threads import SameThread
+from cqrs_sync.threads.pool import SameThread
 
 M = TypeVar("M", bound=Event)
 

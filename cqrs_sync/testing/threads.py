@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from cqrs_sync.executor import Call
+from cqrs_sync.threads.executor import Call
 
 #: No test waits longer for what is bound to happen.
 BOUND = 20.0

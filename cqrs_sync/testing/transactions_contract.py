@@ -27,11 +27,11 @@ import attrs
 import pytest
 
 from cqrs_sync.bootstrap import bootstrap
-from cqrs_sync.executor import Executor
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.testing.orders import Order, Ordered, order_maps
 from cqrs_sync.testing.writing import WritingFixtures
-from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.threads.executor import Executor
+from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.transactions import Transactions
 
 #: Opens a transaction, inside one a savepoint.

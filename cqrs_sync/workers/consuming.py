@@ -123,7 +123,7 @@ class ConsumerProcess:
                 self._file.start()
             if options.purge_after is not None:
                 receipts = purging_receipts(consumer.mediator, options.purge_after, consumer.group.delays)
-                purging = Errand("cqrs-purge", lambda: receipts.do(purging.pause), receipts.let_go)
+                purging = Errand("cqrs-purge", lambda: receipts.do(purging.pause), receipts.release_connection)
                 ending.callback(purging.end)
                 purging.start()
             looks = {"cqrs-silence": Silence(consumer, options.stall).look, "cqrs-overdue": self._overdue.look}

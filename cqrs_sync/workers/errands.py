@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from cqrs_sync.errors import CqrsError
-from cqrs_sync.troubles import Seldom, more_of
+from cqrs_sync.retry import LogThrottle, suppressed_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ class Errand:
     database as long as it likes: nobody waits for it. A database that cannot be reached is left to others to tell of.
     """
 
-    def __init__(self, name: str, do: Callable[[], float | None], let_go: Callable[[], object]) -> None:
-        """Do it, with `let_go` called in the same thread before long pauses and at the end."""
+    def __init__(self, name: str, do: Callable[[], float | None], release_connection: Callable[[], object]) -> None:
+        """Do it, with `release_connection` called in the same thread before long pauses and at the end."""
         self._do = do
-        self._let_go = let_go
-        self._seldom = Seldom()
+        self._let_go = release_connection
+        self._seldom = LogThrottle()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -59,7 +59,7 @@ class Errand:
         except Exception:
             unsaid = self._seldom.due()
             if unsaid is not None:
-                logger.exception("%s failed, and is tried again%s", self._thread.name, more_of(unsaid))
+                logger.exception("%s failed, and is tried again%s", self._thread.name, suppressed_suffix(unsaid))
         else:
             return pause
         return _AGAIN

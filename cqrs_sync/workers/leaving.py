@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 
 logger = logging.getLogger(__name__)

@@ -180,7 +180,7 @@ class Sifting:
         while pause > 0:
             step = min(pause, _SIGN)
             self._check(step)
-            letters.rest()
+            letters.keep_alive()
             pause -= step
 
     def _check(self, wait: float = 0.0) -> None:

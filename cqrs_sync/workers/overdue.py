@@ -6,9 +6,9 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from cqrs_sync import runs
 from cqrs_sync.consumer import Consumer, InHand, Standstill
-from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.dispatch import run
+from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.vitals import running_of
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Overdue:
         begun = {item: (item.thread, item.begun) for item in due}
         stacks = stacks_of(thread.ident for thread in threading.enumerate() if thread.ident is not None)
         own = {item.thread for item in self._consumer.running()}
-        helping = [stack for thread, stack in stacks.items() if thread not in own and f'"{runs.__file__}"' in stack]
+        helping = [stack for thread, stack in stacks.items() if thread not in own and f'"{run.__file__}"' in stack]
         for item, (thread, since) in begun.items():
             if thread is None or (item.thread, item.begun) != (thread, since):
                 # It was finished a moment ago: its thread is somewhere else.

@@ -107,13 +107,13 @@ class RelayProcess:
             self._relay.outbox = outbox
 
     def _errands(self) -> list[Errand]:
-        let_go = self._held.let_go
-        errands = [Errand("cqrs-gauge", self._gauge.look, let_go)]
+        release_connection = self._held.release_connection
+        errands = [Errand("cqrs-gauge", self._gauge.look, release_connection)]
         if self._options.drain:
-            draining = Errand("cqrs-drain", lambda: self._look_whether_drained(draining.pause), let_go)
+            draining = Errand("cqrs-drain", lambda: self._look_whether_drained(draining.pause), release_connection)
             errands.append(draining)
         elif (messages := self._purging()) is not None:
-            purging = Errand("cqrs-purge", lambda: messages.do(purging.pause), let_go)
+            purging = Errand("cqrs-purge", lambda: messages.do(purging.pause), release_connection)
             errands.append(purging)
         return errands
 

@@ -83,7 +83,7 @@ class Gauge:
         """Count once more, if that can be done."""
         with suppress(CqrsError):
             self.look()
-        self._outbox.let_go()
+        self._outbox.release_connection()
 
 
 class Pace:

@@ -49,9 +49,9 @@ class Purging:
         # Processes that were started together need not purge together.
         return _EVERY * random.uniform(0.5, 1.5)  # noqa: S311 -- no secret
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Give up the database connection of this thread."""
-        self._store.let_go()
+        self._store.release_connection()
 
 
 def purging_receipts(mediator: RequestMediator, older_than: float, delays: Sequence[float] = ()) -> Purging:

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 
 from cqrs_sync.relay import runner
-from cqrs_sync.watchdog import stacks_of
+from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.held import Held
 
 logger = logging.getLogger(__name__)

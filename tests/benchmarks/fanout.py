@@ -15,8 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from cqrs_sync.fanout import Call
-from cqrs_sync.threads import ThreadPool
+from cqrs_sync.threads.fanout import Call
+from cqrs_sync.threads.pool import ThreadPool
 from tests.benchmarks.figures import Figure, ratio, rounds_of, seconds, table
 
 _WORKERS = 16

@@ -113,7 +113,7 @@ class KafkaGroups:
             resting = threading.Event()
             until = time.monotonic() + 9
             while time.monotonic() < until:
-                deliveries.rest()
+                deliveries.keep_alive()
                 resting.wait(0.2)
             assert not held.lapsed
             held.ack()
@@ -130,7 +130,7 @@ class KafkaGroups:
         Joining takes longer than any moment in which the client is polled.
         """
         with broker.join(group) as deliveries:
-            eventually(lambda: deliveries.rest() or deliveries._intake.holdings, timeout=20)
+            eventually(lambda: deliveries.keep_alive() or deliveries._intake.holdings, timeout=20)
 
     def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(self, broker, group, topic):
         """
@@ -138,10 +138,10 @@ class KafkaGroups:
         """
         with broker.join(group) as first, broker.join(group) as second:
             assert not first.has_joined
-            eventually(lambda: first.rest() or first.has_joined)
+            eventually(lambda: first.keep_alive() or first.has_joined)
             assert not second.has_joined
-            eventually(lambda: first.rest() or second.rest() or second.has_joined)
-            eventually(lambda: [first.rest(), second.rest()] and owned(first) ^ owned(second))
+            eventually(lambda: first.keep_alive() or second.keep_alive() or second.has_joined)
+            eventually(lambda: [first.keep_alive(), second.keep_alive()] and owned(first) ^ owned(second))
             assert first.has_joined
 
     def test_who_rests_for_long_fetches_little(self, broker, group, topic):
@@ -153,7 +153,7 @@ class KafkaGroups:
             first = receive(deliveries, 1)
             until = time.monotonic() + 2
             while time.monotonic() < until:
-                deliveries.rest()
+                deliveries.keep_alive()
             assert 700 > len(deliveries._intake._ready)
             rest = receive(deliveries, 1499)
 
@@ -215,13 +215,13 @@ class KafkaGroups:
         wanted = {b"%d" % n for n in range(40)}
         finished: set[bytes] = set()
         one = wide.join(group)
-        eventually(lambda: one.rest() or one.has_joined)
+        eventually(lambda: one.keep_alive() or one.has_joined)
         wide.publish([message(kafka_topic, body, key=body.decode()) for body in sorted(wanted)], timeout=10)
         held = receive(one, 40, settle=False)
         workers = [Worker(wide.join(group), finished)]
         try:
-            eventually(lambda: one.rest() or (workers[0].has_partitions() and all(each.lapsed for each in held)))
-            eventually(lambda: one.rest() or one._intake.holdings)
+            eventually(lambda: one.keep_alive() or (workers[0].has_partitions() and all(each.lapsed for each in held)))
+            eventually(lambda: one.keep_alive() or one._intake.holdings)
             workers.append(Worker(one, finished))
             eventually(lambda: wanted == finished)
         finally:

@@ -159,11 +159,11 @@ def test_lines_held_back_are_counted(caplog, monkeypatch):
     """
     The next line of a kind tells how many there were in between.
     """
-    monkeypatch.setattr("cqrs_sync.troubles._QUIET", 60.0)
+    monkeypatch.setattr("cqrs_sync.retry._QUIET", 60.0)
     lines = Lines([])
     for _ in range(3):
         lines.log(logging.ERROR, "%s", "refused")
-    monkeypatch.setattr("cqrs_sync.troubles._QUIET", 0.0)
+    monkeypatch.setattr("cqrs_sync.retry._QUIET", 0.0)
     lines.log(logging.ERROR, "%s", "refused")
 
     assert ["refused", "refused (and 2 more like it)"] == [record.getMessage() for record in caplog.records]

@@ -310,7 +310,7 @@ def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, mo
         held = receive(deliveries, 1, settle=False)[0]
         proxy.freeze()
         with pytest.raises(BrokerUnavailable):
-            eventually(lambda: deliveries.rest() is not None, 10)
+            eventually(lambda: deliveries.keep_alive() is not None, 10)
         assert held.lapsed
         proxy.drop()
         proxy.restore()

@@ -3,7 +3,7 @@
 import pytest
 
 from cqrs_sync.testing.executor_contract import ExecutorContract, ExecutorFeatures
-from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.threads.pool import SameThread, ThreadPool
 
 
 class TestSameThread(ExecutorContract):

@@ -20,7 +20,7 @@ class DjangoContract(InboxContract):
         create(self.alias)
         inbox = DjangoInbox(using=self.alias)
         yield inbox
-        inbox.let_go()
+        inbox.release_connection()
         drop(self.alias)
 
     @pytest.fixture

@@ -25,9 +25,9 @@ class DjangoContract(OutboxContract):
         outbox = DjangoOutbox(using=self.alias)
         yield outbox
         # A test may have cut it.
-        outbox.let_go()
+        outbox.release_connection()
         self._empty()
-        outbox.let_go()
+        outbox.release_connection()
 
     @pytest.fixture
     def lenient_outbox(self, django_databases):

@@ -24,7 +24,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cqrs_sync.commands import consume
+from cqrs_sync.cli import consume
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

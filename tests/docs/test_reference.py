@@ -10,7 +10,7 @@ import pytest
 
 import cqrs_sync
 from cqrs_sync import memory, testing
-from cqrs_sync.cli import main
+from cqrs_sync.__main__ import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 LISTED = re.findall(r"^\| `(\w+)` \| \S", PAGE.read_text("utf-8"), re.MULTILINE)

@@ -16,11 +16,11 @@ import pytest
 from click.testing import CliRunner
 
 import cqrs_sync as cqrs
-from cqrs_sync.cli import main
-from cqrs_sync.commands import dead, status
-from cqrs_sync.commands.chunks import Work
-from cqrs_sync.commands.screens import JsonLines, View
-from cqrs_sync.commands.text import duration, escaped
+from cqrs_sync.__main__ import main
+from cqrs_sync.cli import dead, status
+from cqrs_sync.cli.chunks import Work
+from cqrs_sync.cli.screens import JsonLines, View
+from cqrs_sync.cli.text import duration, escaped
 from cqrs_sync.memory import MemoryInbox
 from cqrs_sync.outbox import Entry, Outcome, Verdict
 from cqrs_sync.testing.contracts import message
@@ -371,7 +371,7 @@ def test_what_is_not_installed_is_told_in_one_line():
     """
     The command line needs click and rich, and says how to get them.
     """
-    program = "import sys; sys.modules['click'] = None; from cqrs_sync.cli import main"
+    program = "import sys; sys.modules['click'] = None; from cqrs_sync.__main__ import main"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

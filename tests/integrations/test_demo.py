@@ -23,9 +23,9 @@ import pytest
 from rich.console import Console, ConsoleDimensions
 
 import cqrs_sync as cqrs
-from cqrs_sync.cli.play import perform
 from cqrs_sync.demo import directory, meetings, picture, world
 from cqrs_sync.demo.brokers import address_of, open_broker
+from cqrs_sync.demo.command import perform
 from cqrs_sync.demo.ledger import HandlerRuns, Journey, Snapshot
 from cqrs_sync.demo.playing import Outcome, Plan
 from cqrs_sync.demo.summary import add_up
@@ -285,7 +285,7 @@ def test_a_lost_message_ends_the_program_with_a_status():
     """
     program = (
         "from rich.console import Console\n"
-        "from cqrs_sync.cli.play import perform\n"
+        "from cqrs_sync.demo.command import perform\n"
         "from cqrs_sync.demo.playing import Plan\n"
         "from tests.integrations.test_demo import Losing\n"
         "raise SystemExit(perform(Plan(events=30, patience=0.3), Losing(), 'sabotaged', console=Console()))\n"
@@ -443,7 +443,7 @@ def test_nobody_else_writes_into_the_picture():
     """
     What the clients of brokers log is not shown: it would tear the picture.
     """
-    program = "from cqrs_sync.cli import main\nmain(['demo', '--events', '3'], standalone_mode=False)\n"
+    program = "from cqrs_sync.__main__ import main\nmain(['demo', '--events', '3'], standalone_mode=False)\n"
     warns = "import atexit, logging; atexit.register(logging.getLogger('pika').error, 'a client complains')\n"
 
     done = run(program=("-c", warns + program))

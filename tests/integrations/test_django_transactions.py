@@ -197,7 +197,7 @@ def test_claims_see_each_commit_whatever_the_transactions_of_the_application_see
         keep(outbox, "a")
         with outbox._begun() as connection:
             assert [1] == [int(row[0]) for row in connection.execute(count)]
-            writer = threading.Thread(target=lambda: (keep(outbox, "b"), outbox.let_go()))
+            writer = threading.Thread(target=lambda: (keep(outbox, "b"), outbox.release_connection()))
             writer.start()
             writer.join(20)
             assert [2] == [int(row[0]) for row in connection.execute(count)]

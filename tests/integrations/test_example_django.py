@@ -35,7 +35,7 @@ from meetings.messages import JoinMeeting
 
 # With a deadline: its handlers run on the pool of this process, the parent of the workers.
 mediator.send(JoinMeeting("the parent", "warm-up"), timeout=10)
-mediator.relay.rest()
+mediator.relay.quiesce()
 connections.close_all()
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cqrs_sync.threads import Executor, SameThread, ThreadPool
+from cqrs_sync.threads.pool import Executor, SameThread, ThreadPool
 
 SIZES = {"same-thread": None, "pool-of-1": 1, "pool-of-2": 2, "pool-of-16": 16}
 

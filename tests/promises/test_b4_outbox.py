@@ -326,7 +326,7 @@ def test_a_relay_that_rests_has_delivered_and_starts_again_with_the_next_commit(
     """
     shop.sell(*(Counted(number) for number in range(50)))
 
-    assert shop.relay.rest(10)
+    assert shop.relay.quiesce(10)
     assert list(range(50)) == shop.published()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("cqrs-relay")]
     shop.sell(Counted(50))

@@ -383,7 +383,7 @@ def test_b6_a_key_with_another_request_is_refused(office):
 
 
 def test_b6_a_request_that_failed_has_used_no_key(office):
-    trouble = Trouble(ValueError("no money"))
+    trouble = Unpaid(ValueError("no money"))
     office.requests.bind(Pay, trouble)
     with pytest.raises(ValueError, match="no money"):
         office.mediator.send(Pay(10), once="k")
@@ -393,7 +393,7 @@ def test_b6_a_request_that_failed_has_used_no_key(office):
     assert 2 == office.mediator.send(Pay(11), once="k").number
 
 
-class Trouble:
+class Unpaid:
     """A handler that fails as long as it has an error."""
 
     def __init__(self, error: Exception | None) -> None:

@@ -292,13 +292,13 @@ def wait():
     assert entered.wait(20)
     patient.send(Go((Followed(), Followed(), Followed())), timeout=10)
 
-def let_go():
+def release_connection():
     eventually(lambda: len(pool._queue) == 1, timeout=20)
     waiting.set()
 
 pool.run(Calls((int,)), helping=False)
 eventually(lambda: pool._busy == 0)
-for function in (help, wait, let_go):
+for function in (help, wait, release_connection):
     threading.Thread(target=function).start()
 """
     )

@@ -204,7 +204,7 @@ def test_t5_a_child_sends_though_it_was_forked_while_the_watchdog_was_started():
     """
     done = program("""
         import warnings
-        from cqrs_sync.watchdog import _watchdog
+        from cqrs_sync.threads.watchdog import _watchdog
 
         warnings.simplefilter("ignore", DeprecationWarning)
         mediator = mediator_of(2, (Happened, lambda event: None))
@@ -240,7 +240,7 @@ def test_t5_a_deadline_is_watched_in_a_child(tmp_path):
                 assert "at its deadline" in record.getMessage()
                 logged.set()
 
-        logging.getLogger("cqrs_sync.watchdog").addHandler(Noting())
+        logging.getLogger("cqrs_sync.threads.watchdog").addHandler(Noting())
 
         def hang(event):
             assert logged.wait(4)

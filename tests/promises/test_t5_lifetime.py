@@ -201,7 +201,7 @@ def test_t5_close_gives_up_on_a_handler_that_hangs(size, caplog):
 
     assert 0.3 <= took < 5.0
     assert ["1 handler(s) still ran 0.3 s after close(); they were left running"] == [
-        record.getMessage() for record in caplog.records if record.name == "cqrs_sync.threads"
+        record.getMessage() for record in caplog.records if record.name == "cqrs_sync.threads.pool"
     ]
     assert 1 == gauge.running
 

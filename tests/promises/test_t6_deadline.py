@@ -17,8 +17,8 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync import watchdog
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
+from cqrs_sync.threads import watchdog
 from tests.promises.threads_fixtures import (
     BOUND,
     Followed,
@@ -560,7 +560,7 @@ class Logged(logging.Handler):
 
 @pytest.fixture
 def logged():
-    with Logged("cqrs_sync.watchdog") as logged:
+    with Logged("cqrs_sync.threads.watchdog") as logged:
         yield logged
 
 
@@ -637,7 +637,7 @@ def test_t6_a_log_handler_that_raises_does_not_end_the_watch():
             reached.set()
             raise OSError("no space left")
 
-    logger = logging.getLogger("cqrs_sync.watchdog")
+    logger = logging.getLogger("cqrs_sync.threads.watchdog")
     broken, reached = Broken(), threading.Event()
     logger.addHandler(broken)
     try:
@@ -647,7 +647,7 @@ def test_t6_a_log_handler_that_raises_does_not_end_the_watch():
         logger.removeHandler(broken)
 
     with (
-        Logged("cqrs_sync.watchdog") as logged,
+        Logged("cqrs_sync.threads.watchdog") as logged,
         mediator_of(cqrs.SameThread(), (Ask, lambda request: logged.wait_for("Ask"))) as mediator,
     ):
         assert mediator.send(Ask(), timeout=0.05)
@@ -688,7 +688,7 @@ def test_t6_looking_at_stacks_stops_no_process():
     """
     done = program("""
         import gc
-        from cqrs_sync.watchdog import stacks_of
+        from cqrs_sync.threads.watchdog import stacks_of
 
         def start_threads():
             while True:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
-from cqrs_sync.threads import Executor, SameThread, ThreadPool
+from cqrs_sync.threads.pool import Executor, SameThread, ThreadPool
 
 HANDLERS = 3
 SIZES = ["same thread", 1, 2, 16]
@@ -124,7 +124,7 @@ class Forest:
         return self.mediator.send(Grow(request))
 
     def calls_of(self, request: int) -> list[tuple[int, int]]:
-        return [(number, handler) for grown, number, handler in self.calls if grown == request]
+        return [(number, handler) for exponential_delay, number, handler in self.calls if exponential_delay == request]
 
     def told(self) -> Counter[tuple[int, int]]:
         bodies = [json.loads(message.body) for message in self.broker.published]

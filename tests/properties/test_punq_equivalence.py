@@ -11,8 +11,8 @@ import punq
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cqrs_sync import plans
 from cqrs_sync.container import PunqContainer
+from cqrs_sync.containers import compiled
 from cqrs_sync.errors import HandlerNotBuilt
 
 SERVICES = 5
@@ -210,7 +210,9 @@ class Worlds:
         outcomes = [self.both(here, service, instantiate=step.service is None) for _ in range(3)]
 
         if all(outcomes):
-            assert plans.compiled(plans.Recorder(self.ours[here].punq), service, again=list, failed=list) is not None
+            assert (
+                compiled.compiled(compiled.Recorder(self.ours[here].punq), service, again=list, failed=list) is not None
+            )
 
     def both(self, here: int, service: Any, *, instantiate: bool) -> bool:
         """Resolve on both sides and compare; tell whether it could be built."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import cqrs_sync as cqrs
 from cqrs_sync.testing.threads import BOUND, Calls, in_threads
-from cqrs_sync.threads import SameThread, ThreadPool
+from cqrs_sync.threads.pool import SameThread, ThreadPool
 from tests.waiting import eventually
 
 sizes = st.integers(1, 4)

@@ -11,8 +11,8 @@ import attrs
 import punq
 import pytest
 
-from cqrs_sync import plans
 from cqrs_sync.container import PunqContainer
+from cqrs_sync.containers import compiled
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
 from cqrs_sync.testing.container_contract import BrokenHandler, in_threads
 
@@ -237,7 +237,7 @@ def test_a_lock_lasts_no_longer_than_the_construction(container):
     with pytest.raises(ConnectionRefusedError):
         container.resolve(Meetings)
 
-    assert {} == dict(plans.locks._building)
+    assert {} == dict(compiled.locks._building)
 
 
 # Registrations
@@ -534,11 +534,11 @@ def test_an_unknown_punq_is_left_to_itself(monkeypatch, change):
     Where punq is not as known inside, all works through its public interface.
     """
     container = PunqContainer().register(Database, scope=punq.Scope.singleton).register(Meetings)
-    known = plans.understood(container.punq)
+    known = compiled.understood(container.punq)
     change(monkeypatch, container.punq)
     handlers = resolved(container, JoinMeetingHandler)
 
-    assert (True, False) == (known, plans.understood(container.punq))
+    assert (True, False) == (known, compiled.understood(container.punq))
     assert 4 == len({id(handler) for handler in handlers})
     assert {id(container.resolve(Database))} == {id(handler.meetings.database) for handler in handlers}
     with pytest.raises(HandlerNotBuilt, match=r"Calendar cannot be built: .*Rooms"):

@@ -65,7 +65,7 @@ def test_the_wheel_says_what_it_is(wheel):
     assert "Requires-Python: >=3.11" in info["METADATA"]
     assert "A command reaches its handler" in info["METADATA"]
     assert any(name.endswith("LICENSE") for name in info)
-    assert "cqrs-sync = cqrs_sync.cli:main" in info["entry_points.txt"]
+    assert "cqrs-sync = cqrs_sync.__main__:main" in info["entry_points.txt"]
     assert "cqrs_sync = cqrs_sync.testing.plugin" in info["entry_points.txt"]
 
 

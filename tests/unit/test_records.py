@@ -7,7 +7,7 @@ import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.records import (
+from cqrs_sync.kafka import (
     Intake,
     Offsets,
     Places,

@@ -34,7 +34,7 @@ class Courier:
     def finish(self, *, drain):
         self.finished = drain
 
-    def let_go(self):
+    def release_connection(self):
         self.let_go_of += 1
 
 

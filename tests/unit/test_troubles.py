@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from cqrs_sync.troubles import Seldom, Trouble
+from cqrs_sync.retry import Backoff, LogThrottle
 
 logger = logging.getLogger("tests.troubles")
 
 
 @pytest.fixture
 def trouble():
-    return Trouble(logger, 1.0, 8.0)
+    return Backoff(logger, 1.0, 8.0)
 
 
 def said(caplog):
@@ -22,7 +22,7 @@ def said(caplog):
 
 def test_what_fails_is_tried_ever_more_rarely(trouble):
     """
-    Each pause is twice as long as the one before, up to the ceiling, and shortened by up to a half.
+    Each pause is twice as long as the one before, up to the ceiling, and with_jitter by up to a half.
     """
     for longest in (1, 2, 4, 8, 8, 8):
         assert longest / 2 <= trouble.failed(logging.DEBUG, "it failed") <= longest
@@ -45,7 +45,7 @@ def test_it_is_said_again_after_a_while_with_how_often_it_was_not(trouble, caplo
     """
     for _ in range(4):
         trouble.failed(logging.WARNING, "it failed")
-    monkeypatch.setattr("cqrs_sync.troubles._QUIET", 0.0)
+    monkeypatch.setattr("cqrs_sync.retry._QUIET", 0.0)
     trouble.failed(logging.WARNING, "it failed")
     trouble.failed(logging.WARNING, "it failed")
 
@@ -79,6 +79,6 @@ def test_each_has_its_own(monkeypatch):
     """
     What is said of one keeps nothing back of another.
     """
-    one, other = Seldom(), Seldom()
+    one, other = LogThrottle(), LogThrottle()
 
     assert [0, None, 0] == [one.due(), one.due(), other.due()]

@@ -138,8 +138,8 @@ def test_everything_else_is_passed_on():
 def errand():
     started = []
 
-    def start(do, let_go=lambda: None):
-        started.append(Errand("cqrs-test", do, let_go))
+    def start(do, release_connection=lambda: None):
+        started.append(Errand("cqrs-test", do, release_connection))
         started[-1].start()
         return started[-1]
 
@@ -152,15 +152,15 @@ def test_an_errand_is_done_again_until_it_is_done_for_good(errand):
     """
     In one thread, which lets go of its connection at the end.
     """
-    pauses, threads, let_go = [0.0, 0.0, None], set(), []
+    pauses, threads, release_connection = [0.0, 0.0, None], set(), []
 
     def do():
         threads.add(threading.current_thread().name)
         return pauses.pop(0)
 
-    errand(do, lambda: let_go.append(1))
+    errand(do, lambda: release_connection.append(1))
 
-    eventually(lambda: let_go)
+    eventually(lambda: release_connection)
     assert ([], {"cqrs-test"}) == (pauses, threads)
 
 
@@ -351,7 +351,7 @@ def test_a_backlog_that_cannot_be_counted_is_not_known():
                 raise cqrs.OutboxUnavailable("away")
             return backlogs.pop()
 
-        def let_go(self):
+        def release_connection(self):
             pass
 
     gauge = Gauge(Outbox(), 60)

@@ -14,7 +14,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.options import CONSUMER_ONLY
 from cqrs_sync.integrations.confluent.settings import Settings
-from cqrs_sync.records import Offsets
+from cqrs_sync.kafka import Offsets
 
 #: What a broker says about a topic that it will never make as it was asked to.
 _REFUSALS = {

@@ -20,7 +20,7 @@ from cqrs_sync.integrations.confluent.failures import (
 )
 from cqrs_sync.integrations.confluent.producer import Retired, SharedProducer
 from cqrs_sync.integrations.confluent.topics import check_topic
-from cqrs_sync.records import key_and_headers_of
+from cqrs_sync.kafka import key_and_headers_of
 
 #: A mask: once in so many messages.
 _LOOK_AT_THE_CLOCK = 63

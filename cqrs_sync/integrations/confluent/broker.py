@@ -13,7 +13,7 @@ from cqrs_sync.integrations.confluent.doctor import Doctor
 from cqrs_sync.integrations.confluent.publishing import Publishing
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
-from cqrs_sync.records import Admin, Reading, RecordBroker
+from cqrs_sync.kafka import Admin, Reading, RecordBroker
 
 #: Beyond every limit of the user: no sequence numbers that a refusal breaks, no request
 #: that two records share, one request at a time for the order.

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterable
 
-from cqrs_sync.troubles import Seldom, more_of
+from cqrs_sync.retry import LogThrottle, suppressed_suffix
 
 logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
 
@@ -29,7 +29,7 @@ class Lines:
     def __init__(self, secrets: Iterable[str]) -> None:
         self._secrets = [secret for secret in secrets if secret]
         self._lock = threading.Lock()
-        self._kinds: dict[str, Seldom] = {}
+        self._kinds: dict[str, LogThrottle] = {}
 
     def log(self, level: int, template: str, *arguments: object) -> None:
         """Be called by confluent-kafka, in the thread that polls."""
@@ -40,11 +40,11 @@ class Lines:
             text = text.replace(secret, "***")
         unsaid = 0 if level <= logging.DEBUG else self._unsaid(_VARYING.sub("#", text))
         if unsaid is not None:
-            logger.log(level, "%s%s", text, more_of(unsaid))
+            logger.log(level, "%s%s", text, suppressed_suffix(unsaid))
 
     def _unsaid(self, kind: str) -> int | None:
         """Return how many lines of this kind were held back, None where this one is to be held back too."""
         with self._lock:
             if kind not in self._kinds and len(self._kinds) >= _KINDS:
                 self._kinds.clear()
-            return self._kinds.setdefault(kind, Seldom()).due()
+            return self._kinds.setdefault(kind, LogThrottle()).due()

@@ -10,11 +10,11 @@ from typing import Any, Self
 import attrs
 from confluent_kafka import Consumer, KafkaException, Producer
 
-from cqrs_sync.addresses import KafkaAddress
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.failures import configuration_error
 from cqrs_sync.integrations.confluent.lines import Lines
 from cqrs_sync.integrations.confluent.options import CONSUMER_ONLY, PRODUCER_ONLY, SECRETS, SHARED
+from cqrs_sync.kafka.address import KafkaAddress
 
 _REPORTS = "every report is looked at, and PublishFailed tells of them"
 _OFFSETS = "offsets are committed for finished messages only"

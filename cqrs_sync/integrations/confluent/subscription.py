@@ -17,8 +17,8 @@ from cqrs_sync.integrations.confluent.failures import configuration_error, conne
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.start import Place, Start
+from cqrs_sync.kafka import Intake, Reading, RecordSubscription, incoming_message
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.records import Intake, Reading, RecordSubscription, incoming_message
 
 logger = logging.getLogger(__name__)
 

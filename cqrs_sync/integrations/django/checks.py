@@ -27,7 +27,7 @@ from cqrs_sync.integrations.django.wiring import (
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.sql.dialects import DIALECTS
-from cqrs_sync.threads import ThreadPool
+from cqrs_sync.threads.pool import ThreadPool
 
 _LABEL = "cqrs_sync"
 

@@ -159,7 +159,7 @@ class DjangoDatabase:
         except Error as error:
             raise translated(error, self.using, self._purpose) from error
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Close the connection of the calling thread, unless it is inside `atomic`."""
         connection = connections[self.using]
         self._in_use.pop(threading.get_ident(), None)

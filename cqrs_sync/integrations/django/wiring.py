@@ -15,15 +15,15 @@ from django.utils.module_loading import import_string
 from cqrs_sync.bootstrap import bootstrap as bootstrap_core
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.consumer import Consumer
+from cqrs_sync.errors import describe_with_location
 from cqrs_sync.integrations.django.inbox import DjangoInbox
 from cqrs_sync.integrations.django.outbox import DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
-from cqrs_sync.reasons import told_with_place
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.threads import Executor, ThreadPool
+from cqrs_sync.threads.pool import Executor, ThreadPool
 
 T = TypeVar("T")
 
@@ -138,7 +138,9 @@ def _named(setting: str, path: str, kind: type[T]) -> T:
     try:
         made = found() if callable(found) and not isinstance(found, kind) else found
     except Exception as error:
-        raise ImproperlyConfigured(f"{words}: calling it without arguments failed: {told_with_place(error)}") from error
+        raise ImproperlyConfigured(
+            f"{words}: calling it without arguments failed: {describe_with_location(error)}"
+        ) from error
     if not isinstance(made, kind):
         # Not its repr, which may hold anything.
         raise ImproperlyConfigured(
@@ -153,7 +155,7 @@ def _why(error: Exception) -> str:
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     own = [name for name in files if not name.startswith("<frozen ")]
     of_the_path = isinstance(error, ImportError) and own[-1] in (module_loading.__file__, importlib.__file__)
-    return str(error) if of_the_path else told_with_place(error)
+    return str(error) if of_the_path else describe_with_location(error)
 
 
 def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:

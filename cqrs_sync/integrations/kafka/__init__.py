@@ -7,7 +7,7 @@ broker = KafkaBroker("127.0.0.1:9092")
 
 One module per concern: `broker` is the front door, `publishing` is one call of
 `publish`, `doctor` keeps a healthy `producer` for it, `subscription` receives;
-`settings` and `failures` translate options and errors, `cqrs_sync.records` messages.
+`settings` and `failures` translate options and errors, `cqrs_sync.kafka` messages.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka.failures import connection_error
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.settings import Settings
-from cqrs_sync.records import Offsets
+from cqrs_sync.kafka import Offsets
 
 #: What a broker says about a topic that it will never make as it was asked to.
 _REFUSALS = (

@@ -15,7 +15,7 @@ from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
-from cqrs_sync.records import Admin, Reading, RecordBroker
+from cqrs_sync.kafka import Admin, Reading, RecordBroker
 
 
 class KafkaBroker(RecordBroker[Doctor]):

@@ -15,7 +15,7 @@ from cqrs_sync.integrations.kafka.doctor import Doctor
 from cqrs_sync.integrations.kafka.failures import delivery_error, is_passing
 from cqrs_sync.integrations.kafka.producer import SharedProducer, TopicNotKnown
 from cqrs_sync.integrations.kafka.topics import NewTopics
-from cqrs_sync.records import key_and_headers_of
+from cqrs_sync.kafka import key_and_headers_of
 
 logger = logging.getLogger(__name__)
 

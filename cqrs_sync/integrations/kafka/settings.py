@@ -11,8 +11,8 @@ from typing import Any, Self
 import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
-from cqrs_sync.addresses import KafkaAddress
 from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.kafka.address import KafkaAddress
 
 _FINAL = "messages come and go as bytes"
 #: Options that cannot be passed on, and why.

@@ -69,7 +69,7 @@ class Start:
         """Hold these no longer: they are not ours any more."""
         self.held.difference_update(partitions)
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Settle the beginning of partitions that were held back."""
         for partition in list(self.held):
             place = self._consumer.committed(partition, timeout_ms=_LOOK_UP * 1000)

@@ -20,7 +20,7 @@ from cqrs_sync.integrations.kafka.mending import free_parked_records, keep_finis
 from cqrs_sync.integrations.kafka.network import Network
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.start import Start, ask_about_topics
-from cqrs_sync.records import Intake, Reading, RecordSubscription, incoming_message
+from cqrs_sync.kafka import Intake, Reading, RecordSubscription, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class KafkaSubscription(RecordSubscription):
                 # From a place that is not settled yet: they are read once more from where it is.
                 if partition not in self._start.held:
                     self._intake.take(partition, records)
-            self._start.let_go()
+            self._start.release_connection()
         except KafkaError as error:
             if not is_passing(error):
                 raise connection_error(error, self._servers) from error

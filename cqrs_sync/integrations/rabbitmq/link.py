@@ -16,7 +16,7 @@ from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.rabbitmq.connection import Connection
 from cqrs_sync.integrations.rabbitmq.failures import delivery_error, is_final
 from cqrs_sync.integrations.rabbitmq.settings import address_of
-from cqrs_sync.retries import grown
+from cqrs_sync.retry import exponential_delay
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class Link:
 
     def _back_off(self) -> None:
         self._attempts += 1
-        self._retry = self.later(grown(self._attempts, _BACKOFF, _BACKOFF_MAX), self._try_again)
+        self._retry = self.later(exponential_delay(self._attempts, _BACKOFF, _BACKOFF_MAX), self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None

@@ -98,7 +98,7 @@ class RabbitMQSubscription(Subscription):
             self._check()
             return None
 
-    def rest(self) -> None:
+    def keep_alive(self) -> None:
         """Look whether it still receives; the I/O thread does all that keeps it alive."""
         if not self._link.ready:
             self._link.wake(self._link.ensure)

@@ -120,7 +120,7 @@ class SessionDatabase:
         """Listen for what is notified on a channel."""
         return listener(self._engine, channel)
 
-    def let_go(self) -> None:
+    def release_connection(self) -> None:
         """Do nothing: connections are the pool's, between two transactions."""
 
     def reset_in_child(self) -> None:

@@ -32,7 +32,7 @@ class CountingContract(InboxFixtures):
 
         def work() -> None:
             counts.extend(inbox.attempt("1") for _ in range(25))
-            inbox.let_go()
+            inbox.release_connection()
 
         in_threads(*[work] * 4, timeout=60)
 

@@ -62,7 +62,7 @@ def is_first_elsewhere(inbox: Inbox, atomic: Atomic, key: str, handler: str = ""
 
     def run() -> None:
         answers.append(is_first(inbox, atomic, key, handler))
-        inbox.let_go()
+        inbox.release_connection()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -104,4 +104,4 @@ class Holder:
         except Rollback:
             pass
         finally:
-            inbox.let_go()
+            inbox.release_connection()

@@ -39,7 +39,7 @@ class WaitingContract(InboxFixtures):
                             committed.add(key)
                     elif key not in committed:
                         told_early.append(key)
-            inbox.let_go()
+            inbox.release_connection()
 
         in_threads(*[work] * _THREADS, timeout=60)
 
@@ -91,10 +91,10 @@ class WaitingContract(InboxFixtures):
 
     def test_what_was_let_go_of_is_made_anew(self, inbox: Inbox, atomic: Atomic) -> None:
         """As often as one likes."""
-        inbox.let_go()
+        inbox.release_connection()
         assert is_first(inbox, atomic, "1")
-        inbox.let_go()
-        inbox.let_go()
+        inbox.release_connection()
+        inbox.release_connection()
         assert not is_first(inbox, atomic, "1")
 
 
@@ -110,7 +110,7 @@ class _Other:
                 asks.set()
                 with inbox.once(key) as receipt:
                     self._told.append((receipt.first, receipt.result, holder.ended.is_set()))
-            inbox.let_go()
+            inbox.release_connection()
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()

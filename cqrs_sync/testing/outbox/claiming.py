@@ -68,7 +68,7 @@ class ClaimingContract(OutboxFixtures):
             # Locked by another thread, or by one that gives it back: nothing is there for a moment.
             while len(claimed) < len(entries):
                 claimed.extend(outbox.claim(7, LONG))
-            outbox.let_go()
+            outbox.release_connection()
 
         in_threads(*[race] * 8, timeout=60)
 

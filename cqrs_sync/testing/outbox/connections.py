@@ -31,7 +31,7 @@ class ConnectionsContract(OutboxFixtures):
         def add(thread: int) -> None:
             for number in range(10):
                 keep(outbox, atomic, published(f"{thread}/{number}"))
-            outbox.let_go()
+            outbox.release_connection()
 
         in_threads(*(lambda thread=thread: add(thread) for thread in range(8)), timeout=60)
 

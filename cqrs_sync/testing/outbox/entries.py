@@ -131,7 +131,7 @@ def open_elsewhere(outbox: Outbox, atomic: Atomic, *entries: Entry) -> Iterator[
             outbox.add(entries)
             added.set()
             may_commit.wait(BOUND)
-        outbox.let_go()
+        outbox.release_connection()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -203,7 +203,7 @@ def _in_another_thread(outbox: Outbox, action: Callable[[], Any]) -> Any:
 
     def run() -> None:
         answers.append(action())
-        outbox.let_go()
+        outbox.release_connection()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

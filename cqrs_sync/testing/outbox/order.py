@@ -124,7 +124,7 @@ class OrderContract(OutboxFixtures):
                     seen[each.message.key or ""].append(each.message.body.decode())
                 outcomes = [again(each, counted=bool(thread % 2)) for each in claimed] if back else done(claimed)
                 assert len(claimed) == outbox.settle(outcomes)
-            outbox.let_go()
+            outbox.release_connection()
 
         in_threads(*(lambda thread=thread: deliver(thread) for thread in range(8)), timeout=60)
 

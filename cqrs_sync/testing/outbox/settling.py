@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cqrs_sync.errors import LONGEST_ERROR
 from cqrs_sync.outbox import Outbox, Outcome, Selection
-from cqrs_sync.reasons import LONGEST_ERROR
 from cqrs_sync.testing.outbox.entries import (
     LONG,
     SHORT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cqrs_sync.commands import dead
+from cqrs_sync.cli import dead
 from cqrs_sync.integrations.django.management.click import ClickCommand
 
 

@@ -1,0 +1,1 @@
+"""Implementations of the socket `cqrs_sync.container`."""

@@ -1,0 +1,300 @@
+"""Bring a request to its handler and events to theirs, until no event is left."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from typing import Any, cast
+
+from cqrs_sync import context
+from cqrs_sync.container import Container
+from cqrs_sync.dispatch.handler_call import Invocation, compile_invocation
+from cqrs_sync.dispatch.run import Run
+from cqrs_sync.dispatch.stager import Stager
+from cqrs_sync.dispatch.staging import Staged, Target
+from cqrs_sync.emitter import EventEmitter
+from cqrs_sync.errors import ConfigurationError, Failure, HandlerNotFound
+from cqrs_sync.failures import Collect, FailurePolicy, failed, log_failures
+from cqrs_sync.idempotency import RequestGuard, once_for
+from cqrs_sync.inbox import Inbox
+from cqrs_sync.lifecycle import reset_in_child
+from cqrs_sync.messages import Event, R, Request
+from cqrs_sync.middleware import Middleware, MiddlewareChain
+from cqrs_sync.outbox import Outbox
+from cqrs_sync.registry import EventMap, RequestMap
+from cqrs_sync.threads.pool import Executor, SameThread
+from cqrs_sync.transactions import NoTransactions, Transactions
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that publishing is given at least.
+_LEAST_TO_PUBLISH = 0.1
+
+get, enter = context.current.get, context.current.set
+
+
+class EventDispatcher:
+    """
+    Dispatches events to their handlers, follow-up events included, and has notification events emitted.
+
+    It closes nothing of what it is given.
+    """
+
+    def __init__(  # noqa: PLR0913 -- all but two are keywords
+        self,
+        event_map: EventMap,
+        container: Container,
+        *,
+        emitter: EventEmitter | None = None,
+        outbox: Outbox | None = None,
+        inbox: Inbox | None = None,
+        threads: Executor | None = None,
+        transactions: Transactions | None = None,
+        middleware: MiddlewareChain | None = None,
+        failures: FailurePolicy | None = None,
+        max_depth: int = 16,
+    ) -> None:
+        #: Does with events what belongs inside the transaction.
+        self.stager = Stager(
+            event_map,
+            container,
+            middleware=middleware or MiddlewareChain(),
+            emitter=emitter,
+            outbox=outbox,
+            inbox=inbox,
+            transactions=transactions or NoTransactions(),
+            max_depth=max_depth,
+        )
+        self.stage = self.stager.stage
+        #: Remembers what was done; None where nothing does.
+        self.inbox = inbox
+        #: What is to be done with events of each type.
+        self.routes = self.stager.routes
+        self.threads = threads or SameThread()
+        self.failures = failures or Collect()
+        #: Told of the events of each handler before they are dispatched; for tests.
+        self.observer: Callable[[Sequence[Event]], object] | None = None
+        #: Guards what handlers of one request add while others run.
+        self.lock = threading.Lock()
+        reset_in_child(self)
+
+    def dispatch(self, *events: Event, emit: bool = True) -> None:
+        """
+        Dispatch events to their handlers, then emit those that are notifications.
+
+        Inside a transaction it returns at once, and all this happens when that commits.
+        Raises EventsFailed, as the failure policy says.
+        """
+        scope = get()
+        try:
+            enter(scope or (context.outside, {}, None))
+            staged = self.stage(list(events), emit=emit)
+        finally:
+            enter(scope)
+        self.conclude((staged,), None)
+
+    def run_durable(self, name: str, event: Event, /) -> None:
+        """
+        Run one durable handler with an event that was stored, and dispatch what it raises.
+
+        Raises what the handler raises; HandlerNotFound where none of this stable name is bound
+        to the event. What fails after the handler is logged: the handler is not to run again for it.
+        """
+        target = self.routes.durable_target(type(event), name)
+        if target is None:
+            raise HandlerNotFound(f"no durable handler named {name!r} is bound to {type(event).__qualname__}")
+        self._run_alone(target, event)
+
+    def handle_received(self, event: Event, key: str, /) -> None:
+        """
+        Run the handlers of an event that came from elsewhere, whatever their phase; `key` names it.
+
+        In the calling thread, one after the other. With an inbox each has a transaction of its own with the inbox's
+        row in it, and those that are done for this key are left out. What a handler raises is dispatched
+        after its commit; what fails then is logged.
+
+        Raises EventsFailed for those that failed, when all have had their turn; an inbox lets only those run again.
+        """
+        targets = self.routes.received(type(event))
+        if not targets:
+            logger.warning("no handler is bound to %s: it came for nobody", type(event).__qualname__)
+        if self.observer is not None:
+            self.observer([event])
+        if self.inbox is None:
+            failures = self._run_each(targets, event)
+        else:
+            with once_for(key):
+                failures = self._run_each(targets, event)
+        if failures:
+            raise failed(failures, None, f"{type(event).__qualname__} was received")
+
+    def _run_each(self, targets: Sequence[Target], event: Event) -> list[Failure]:
+        failures: list[Failure] = []
+        for target in targets:
+            try:
+                self._run_alone(target, event)
+            except Exception as error:  # noqa: BLE001 -- the others have their turn
+                error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
+                failures.append(Failure(target.name, event, error))
+        return failures
+
+    def _run_alone(self, target: Target, event: Event) -> None:
+        """Run one handler in this thread, with nobody who waits for what it raises."""
+        scope = get()
+        raised: list[Event] = []
+        try:
+            enter((raised, {} if scope is None else scope[1], (event, None)))
+            _, stages = target.invoke(event, raised)
+        finally:
+            enter(scope)
+        for staged in stages:
+            if staged.committed:
+                self._conclude_unattended(staged)
+            else:
+                self.leave_to_commit(staged)
+
+    def conclude(self, stages: Sequence[Staged], response: Any) -> None:
+        """Dispatch and emit what has committed; what has not is left to its commit."""
+        committed: list[Staged] = []
+        for staged in stages:
+            if staged.committed:
+                committed.append(staged)
+            else:
+                self.leave_to_commit(staged)
+        if not committed:
+            return
+        run = self._run(committed)
+        if run.interruption is not None:
+            log_failures(run.take_failures())
+            raise run.interruption
+        if (run.failures or run.unattended) and (failures := run.take_failures()):
+            self.failures.settle(failures, response)
+
+    def leave_to_commit(self, staged: Staged, /) -> None:
+        """Conclude events at their commit, with nobody left to be told of failures."""
+        surroundings = copy_context()
+        surroundings.run(context.forget_deadline)
+        staged.commit = lambda: surroundings.run(self._conclude_unattended, staged)
+
+    def conclude_late(self, run: Run, /) -> None:
+        """Conclude a run whose caller has left at its deadline."""
+        context.forget_deadline()
+        run.finish()
+        self._emit(run)
+        self._log(run, run.take_late_failures())
+
+    def _conclude_unattended(self, staged: Staged) -> None:
+        run = self._run([staged])
+        self._log(run, run.take_failures())
+
+    def _log(self, run: Run, failures: Sequence[Failure]) -> None:
+        log_failures(failures)
+        if run.interruption is not None:
+            logger.error("a handler raised what is no Exception, and nobody waits for it", exc_info=run.interruption)
+
+    def _run(self, stages: list[Staged]) -> Run:
+        """Run the handlers, then publish, for which a little of the time before the deadline is kept."""
+        until = context.deadline_at()
+        if until is not None and any(staged.outgoing for staged in stages):
+            until -= context.reserve(until)
+        run = Run(stages[:1], self, until)
+        for staged in stages[1:]:
+            # Of a middleware, or of a handler that a middleware called again.
+            run.follow(staged)
+        if self.threads.run(run, until=until, helping=not self.stager.transaction_is_open()):
+            run.finish()
+        else:
+            run.leave()
+        self._emit(run)
+        return run
+
+    def _emit(self, run: Run) -> None:
+        emitter = self.stager.emitter
+        if emitter is None or self.stager.outbox is not None or not (outgoing := run.take_outgoing()):
+            # What is in an outbox is published from there.
+            return
+        deadline = context.deadline_at()
+        try:
+            if deadline is None:
+                emitter.publish(outgoing)
+            else:
+                # What a late handler has committed is announced all the same.
+                with context.allowing(max(deadline - time.monotonic(), _LEAST_TO_PUBLISH)):
+                    emitter.publish(outgoing)
+        except Exception as error:  # noqa: BLE001 -- it goes to the failure policy
+            run.add_failure(Failure("publish", None, error))
+
+    def reset_in_child(self) -> None:
+        """Replace the lock, which another thread of the parent may have held."""
+        self.lock = threading.Lock()
+
+
+class RequestDispatcher:
+    """Brings a request to its handler and what that raises to an EventDispatcher."""
+
+    def __init__(
+        self,
+        request_map: RequestMap,
+        container: Container,
+        events: EventDispatcher,
+        *,
+        middleware: MiddlewareChain | None = None,
+    ) -> None:
+        self._request_map = request_map
+        self._container = container
+        self._events = events
+        self._middleware = middleware or MiddlewareChain()
+        self._invocations: dict[type, Invocation[Staged]] = {}
+        self._guarded: dict[type, Invocation[Staged]] = {}
+
+    def dispatch(self, request: Request[R], invoke: Invocation[Staged] | None = None) -> R:
+        """
+        Run the request's handler in this thread and return its response.
+
+        Raises what the handler raises; HandlerNotFound; EventsFailed, as the failure policy says.
+        """
+        if invoke is None:
+            invoke = self._invocations.get(type(request)) or self._compile(type(request))
+        scope = get()
+        raised: list[Event] = []
+        try:
+            # Set back to what it was, not by a token: a signal handler may raise before that is kept, and what this
+            # request carries would be carried by all that come after it.
+            enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+            response, stages = invoke(request, raised)
+        finally:
+            enter(scope)
+        if stages:
+            self._events.conclude(stages, response)
+        return cast("R", response)
+
+    def dispatch_once(self, request: Request[R], key: str) -> R:
+        """
+        Do the same the first time that this key comes with a request of this class, and answer from the inbox later.
+
+        Raises what `dispatch` raises; AlreadyUsed where the key came with another request; SerializationError for a
+        request or a response that cannot become JSON; ConfigurationError without an inbox; ValueError for what
+        cannot be a key.
+        """
+        request_type = type(request)
+        invoke = self._guarded.get(request_type)
+        if invoke is None:
+            inbox = self._events.inbox
+            if inbox is None:
+                raise ConfigurationError(f"{request_type.__qualname__} is to be done once: give bootstrap an inbox")
+            guard = RequestGuard(inbox, request_type)
+            invoke = self._guarded[request_type] = self._compiled(request_type, guard)
+        with once_for(key):
+            return self.dispatch(request, invoke)
+
+    def _compile(self, request_type: type) -> Invocation[Staged]:
+        invocation = self._invocations[request_type] = self._compiled(request_type)
+        return invocation
+
+    def _compiled(self, request_type: type, *innermost: Middleware) -> Invocation[Staged]:
+        binding = self._request_map.find(request_type)
+        middlewares = [*self._middleware.of(request_type), *innermost]
+        return compile_invocation(binding, self._container, middlewares, self._events.stage)

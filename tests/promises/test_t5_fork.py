@@ -11,8 +11,9 @@ import threading
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync import lifecycle, watchdog
+from cqrs_sync import lifecycle
 from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.threads import watchdog
 from tests.promises.threads_fixtures import (
     BOUND,
     Calls,

@@ -60,7 +60,7 @@ class Consumer:
     the mediator is closed.
     """
 
-    def __init__(  # noqa: PLR0913 -- all but two are keywords
+    def __init__(
         self,
         mediator: RequestMediator,
         group: str,

@@ -43,7 +43,7 @@ class EventDispatcher:
     It closes nothing of what it is given.
     """
 
-    def __init__(  # noqa: PLR0913 -- all but two are keywords
+    def __init__(
         self,
         event_map: EventMap,
         container: Container,

@@ -31,7 +31,7 @@ T = TypeVar("T")
 KEYS = ("MEDIATOR", "CONSUMER", "GROUP")
 
 
-def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
+def bootstrap(
     requests: RequestMap | None = None,
     events: EventMap | None = None,
     *,

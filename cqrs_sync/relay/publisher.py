@@ -11,7 +11,7 @@ from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.relay.outages import Outages
-from cqrs_sync.relay.settling import Progress, Settling
+from cqrs_sync.relay.settling import Claims, Settling
 from cqrs_sync.retry import Retries
 
 logger = logging.getLogger(__name__)
@@ -39,16 +39,16 @@ class Publisher:
     """
 
     def __init__(
-        self, outbox: Outbox, emitter: EventEmitter, retries: Retries, *, lease: float, batch: int, progress: Progress
+        self, outbox: Outbox, emitter: EventEmitter, retries: Retries, *, lease: float, batch: int, claims: Claims
     ) -> None:
         self._outbox = outbox
         self._emitter = emitter
         self._retries = retries
         self._lease = lease
         self._batch = batch
-        self._progress = progress
+        self._claims = claims
         self._outages = Outages()
-        self._settling = Settling(outbox)
+        self._settling = Settling(claims)
         self._finishing = self._ending = False
 
     def deliver(self) -> float | None:
@@ -60,12 +60,11 @@ class Publisher:
             return pause
         begun = time.monotonic()
         limit = _PROBE if self._outages.probing else self._batch
-        claimed = self._outbox.claim(limit, self._lease, besides=self._outages.unreachable_topics())
+        claimed = self._claims.claim(limit, self._lease, besides=self._outages.unreachable_topics())
         if not claimed:
             return None if self._finishing else self._next_due()
         outcomes = self._publish(claimed, begun)
         self._settling.settle(outcomes, begun + self._lease)
-        self._progress.delivered += sum(outcome.verdict is Verdict.DONE for outcome in outcomes)
         return self._outages.pause()
 
     def _next_due(self) -> float | None:

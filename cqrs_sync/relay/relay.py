@@ -16,7 +16,7 @@ from cqrs_sync.relay.loop import Courier, Loop
 from cqrs_sync.relay.publisher import Publisher
 from cqrs_sync.relay.runner import Runner
 from cqrs_sync.relay.scout import Ear, Scout
-from cqrs_sync.relay.settling import Progress
+from cqrs_sync.relay.settling import Claims, InFlightDelivery
 from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
 
@@ -62,14 +62,14 @@ class Relay:
 
     def reset_in_child(self) -> None:
         """Start over: the parent's threads are not in the child."""
-        self._progress = Progress()
+        self._claims = Claims(self.outbox)
         self._loops: Sequence[Loop] = ()
         self._starting = threading.Lock()
 
     @property
     def delivered(self) -> int:
         """How many deliveries this process has made."""
-        return self._progress.delivered
+        return self._claims.delivered
 
     def wake(self) -> None:
         """Look for work now; starts the fast path. Never raises: what is not delivered now is by somebody, later."""
@@ -93,7 +93,8 @@ class Relay:
         `batch` messages at most. Raises ConfigurationError for numbers that cannot be.
         """
         self._lease, self._batch = _checked(lease, batch)
-        scout = Scout(self.outbox, self._event_map, self._wake_all, self._progress, shortest=poll[0], longest=poll[1])
+        self._claims.outbox = self.outbox
+        scout = Scout(self.outbox, self._event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1])
         couriers = [*self._couriers(publishers), ("scout", scout), ("ear", Ear(self.outbox, self._wake_all))]
         self.stop(0)
         self._closed = False
@@ -134,7 +135,21 @@ class Relay:
     @property
     def running(self) -> int:
         """How many durable handlers run that this relay has started, as of its last look."""
-        return self._progress.running
+        return self._claims.running
+
+    def in_flight(self) -> Sequence[InFlightDelivery]:
+        """Return what this relay has claimed and not settled, as long as the leases last."""
+        return self._claims.in_flight()
+
+    def is_drained(self) -> bool:
+        """
+        Ask the outbox whether anything may be delivered now; True where nothing is in flight either.
+
+        A message that did not reach the broker counts as in flight until shortly after it is due again.
+        """
+        before = self._claims.idle_mark()
+        due = self.next_due()
+        return before is not None and due != 0 and before == self._claims.idle_mark()
 
     def close_at_exit(self) -> None:
         """Deliver what waits, within a time that a leaving process can spare."""
@@ -151,7 +166,7 @@ class Relay:
                     self._retries,
                     lease=self._lease,
                     batch=self._batch,
-                    progress=self._progress,
+                    claims=self._claims,
                 )
                 couriers.append((f"publisher-{number + 1}", publisher))
         runner = Runner(
@@ -161,7 +176,7 @@ class Relay:
             serializer=self._serializer,
             retries=self._retries,
             lease=self._lease,
-            progress=self._progress,
+            claims=self._claims,
         )
         # Also where nothing durable is bound yet: it asks the outbox for nothing then.
         return [*couriers, ("runner", runner)]

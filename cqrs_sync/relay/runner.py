@@ -15,7 +15,7 @@ from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settling import Progress, Settling
+from cqrs_sync.relay.settling import Claims, Settling
 from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Call, Executor
@@ -49,7 +49,7 @@ class Runner:
         serializer: Serializer,
         retries: Retries,
         lease: float,
-        progress: Progress,
+        claims: Claims,
     ) -> None:
         self._outbox = outbox
         self._dispatcher = dispatcher
@@ -57,8 +57,8 @@ class Runner:
         self._serializer = serializer
         self._retries = retries
         self._lease = lease
-        self._progress = progress
-        self._settling = Settling(outbox)
+        self._claims = claims
+        self._settling = Settling(claims)
         self._finished: deque[Outcome] = deque()
         self._running: dict[int, _Running] = {}
         self._own: ThreadPool | None = None
@@ -74,12 +74,11 @@ class Runner:
     def deliver(self) -> float | None:
         """Settle what is finished, and start as many handlers as there is room for."""
         self._settle_finished()
-        self._progress.running = len(self._running)
         self._renew()
         free = self._capacity() - len(self._running)
         names = self._event_map.durable_names
         if free > 0 and names and not self._ending:
-            claimed = self._outbox.claim(free, self._lease, handlers=names)
+            claimed = self._claims.claim(free, self._lease, handlers=names)
             if claimed:
                 self._start(claimed)
                 return 0
@@ -150,6 +149,7 @@ class Runner:
         """Run one handler; called on the pool, and must not raise."""
         running = self._running[claimed.number]
         running.thread = threading.get_ident()
+        self._claims.started(claimed)
         try:
             outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self._ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- also what is no Exception is a failure of this handler
@@ -207,7 +207,6 @@ class Runner:
         for outcome in outcomes:
             self._finished.popleft()
             self._running.pop(outcome.claimed.number, None)
-        self._progress.delivered += sum(outcome.verdict is Verdict.DONE for outcome in outcomes)
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -216,7 +215,7 @@ class Runner:
                 self._renewed = now
             return
         self._renewed = now
-        self._outbox.renew({running.claimed.token for running in self._running.values()}, self._lease)
+        self._claims.renew({running.claimed.token for running in self._running.values()}, self._lease)
         for running in self._running.values():
             running.report_if_slow(now)
 

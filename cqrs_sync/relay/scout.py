@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cqrs_sync.outbox import Listener, Outbox
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settling import Progress
+from cqrs_sync.relay.settling import Claims
 
 #: Seconds a scout listens before it sees whether it is to end.
 _LISTENING = 1.0
@@ -25,7 +25,7 @@ class Scout:
         outbox: Outbox,
         event_map: EventMap,
         wake: Callable[[], object],
-        progress: Progress,
+        claims: Claims,
         *,
         shortest: float,
         longest: float,
@@ -33,7 +33,7 @@ class Scout:
         self._outbox = outbox
         self._event_map = event_map
         self._wake = wake
-        self._progress = progress
+        self._claims = claims
         self._shortest = shortest
         self._longest = longest
         self._pause = shortest
@@ -44,7 +44,7 @@ class Scout:
         """Look once."""
         if self._ending:
             return None
-        busy, self._seen = self._progress.delivered != self._seen, self._progress.delivered
+        busy, self._seen = self._claims.delivered != self._seen, self._claims.delivered
         self._pause = self._shortest if busy else min(self._longest, self._pause * 2)
         due = self._outbox.next_due(self._event_map.durable_names)
         if due is None:

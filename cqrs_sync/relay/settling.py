@@ -6,7 +6,7 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
@@ -18,24 +18,130 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a database that was there a moment ago.
 _PAUSE = 0.25
+#: Seconds after its next attempt is due for which a message that did not reach the broker counts as in flight.
+_UNREACHED = 2.0
 #: Seconds by which the database's clock may differ from this one over a pause.
 _LATER = 0.02
 
 
-@attrs.define
-class Progress:
-    """How many deliveries were made, for those who watch."""
+@attrs.frozen
+class InFlightDelivery:
+    """A delivery that this process has claimed and not settled."""
 
-    delivered: int = 0
-    #: Durable handlers that run at the moment.
-    running: int = 0
+    claimed: Claimed
+    #: When it was claimed, by `time.monotonic`.
+    since: float
+    #: The thread that publishes it or runs its handler; None while it waits for a thread.
+    thread: int | None
+
+
+class Claims:
+    """
+    The deliveries that the workers of one relay have claimed and not settled.
+
+    The workers claim, renew and settle through it. Any thread may ask what is in flight. A delivery whose lease
+    is over is not in flight here: another process may claim it.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        #: Where they are claimed.
+        self.outbox = outbox
+        self._lock = threading.Lock()
+        # By number: the delivery, and when its lease is over.
+        self._held: dict[int, tuple[InFlightDelivery, float]] = {}
+        # Messages that did not reach the broker, and until when they count as work that is still due.
+        self._unreached: dict[int, float] = {}
+        self._claiming = self._claim_count = 0
+        #: How many deliveries were made.
+        self.delivered = 0
+
+    @property
+    def running(self) -> int:
+        """How many durable handlers were started and are not settled."""
+        with self._lock:
+            return sum(each.claimed.handler is not None for each, _ in self._held.values())
+
+    def claim(
+        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
+    ) -> Sequence[Claimed]:
+        """Claim deliveries as `Outbox.claim` does."""
+        now = time.monotonic()
+        with self._lock:
+            self._claiming += 1
+            self._claim_count += 1
+            self._forget_lapsed(now)
+        claimed: Sequence[Claimed] = ()
+        thread = threading.get_ident() if handlers is None else None
+        try:
+            claimed = self.outbox.claim(limit, lease, handlers=handlers, besides=besides)
+        finally:
+            with self._lock:
+                self._claiming -= 1
+                for each in claimed:
+                    self._held[each.number] = InFlightDelivery(each, now, thread), now + lease
+                    self._unreached.pop(each.number, None)
+        return claimed
+
+    def started(self, claimed: Claimed) -> None:
+        """Note that the calling thread runs the handler of this delivery."""
+        with self._lock:
+            known = self._held.get(claimed.number)
+            if known is not None:
+                self._held[claimed.number] = attrs.evolve(known[0], thread=threading.get_ident()), known[1]
+
+    def renew(self, tokens: Collection[str], lease: float) -> None:
+        """Renew leases as `Outbox.renew` does."""
+        until = time.monotonic() + lease
+        self.outbox.renew(tokens, lease)
+        with self._lock:
+            for number, (each, _) in self._held.items():
+                if each.claimed.token in tokens:
+                    self._held[number] = each, until
+
+    def settle(self, outcomes: Sequence[Outcome]) -> int:
+        """Settle deliveries as `Outbox.settle` does."""
+        settled = self.outbox.settle(outcomes)
+        now = time.monotonic()
+        with self._lock:
+            for outcome in outcomes:
+                number = outcome.claimed.number
+                self._held.pop(number, None)
+                self.delivered += outcome.verdict is Verdict.DONE
+                if _missed_the_broker(outcome):
+                    self._unreached[number] = now + outcome.after + _UNREACHED
+        return settled
+
+    def in_flight(self) -> list[InFlightDelivery]:
+        """Return what is claimed and neither settled nor free for other processes."""
+        now = time.monotonic()
+        with self._lock:
+            return [each for each, until in self._held.values() if until > now]
+
+    def idle_mark(self) -> int | None:
+        """
+        Return a number that stays the same until the next claim; None while something is in flight.
+
+        A message that did not reach the broker counts as in flight until shortly after it is due again.
+        """
+        now = time.monotonic()
+        with self._lock:
+            self._unreached = {number: until for number, until in self._unreached.items() if until > now}
+            is_busy = self._claiming or self._unreached or any(until > now for _, until in self._held.values())
+            return None if is_busy else self._claim_count
+
+    def _forget_lapsed(self, now: float) -> None:
+        """Forget messages that could not be settled before their lease was over; a handler may still run."""
+        for number in [
+            number for number, (each, until) in self._held.items() if until <= now and each.claimed.handler is None
+        ]:
+            del self._held[number]
 
 
 class Settling:
     """Settles deliveries; what cannot be written down while the claim holds, another claims again."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, claims: Claims) -> None:
+        self._claims = claims
         self._never = threading.Event()
         # When what is to be tried again is due, by `time.monotonic`.
         self._due: list[float] = []
@@ -69,7 +175,7 @@ class Settling:
     def _settle(self, outcomes: Sequence[Outcome], until: float) -> int:
         while True:
             try:
-                return self._outbox.settle(outcomes)
+                return self._claims.settle(outcomes)
             except OutboxUnavailable:
                 if time.monotonic() + _PAUSE > until:
                     raise
@@ -111,3 +217,8 @@ def _report(outcome: Outcome, error: BaseException | None = None) -> None:
 def _trace(claimed: Claimed, error: BaseException) -> BaseException | None:
     """Return an error whose traceback tells more than its words do: a handler's, and not a broker's."""
     return None if claimed.handler is None else error
+
+
+def _missed_the_broker(outcome: Outcome) -> bool:
+    is_deferred = outcome.verdict is Verdict.AGAIN and not outcome.counted and outcome.after > 0
+    return is_deferred and outcome.claimed.handler is None

@@ -26,7 +26,7 @@ import pika
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.integrations.rabbitmq.frames import Encoder
+from cqrs_sync.integrations.rabbitmq.amqp import Encoder
 from cqrs_sync.serializer import uuid7
 from tests.servers.rabbitmq import bound_queue
 

@@ -24,8 +24,8 @@ from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq import publisher as publisher_module
-from cqrs_sync.integrations.rabbitmq.batch import Batch
-from cqrs_sync.integrations.rabbitmq.failures import delivery_error
+from cqrs_sync.integrations.rabbitmq.errors import delivery_error
+from cqrs_sync.integrations.rabbitmq.publisher import Batch
 from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts import message

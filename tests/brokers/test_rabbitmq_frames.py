@@ -9,7 +9,7 @@ from pika import frame, spec
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import MessageRejected
-from cqrs_sync.integrations.rabbitmq.frames import Encoder, LargeMessage
+from cqrs_sync.integrations.rabbitmq.amqp import Encoder, LargeMessage
 
 _short = st.text(st.characters(codec="utf-8"), max_size=60)
 _names = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=20)

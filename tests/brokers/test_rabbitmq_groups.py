@@ -14,7 +14,7 @@ import pytest
 from cqrs_sync.broker import Group, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker, subscription
-from cqrs_sync.integrations.rabbitmq.inquiry import Inquiry
+from cqrs_sync.integrations.rabbitmq.topology import Inquiry
 from cqrs_sync.testing.contracts import in_forked_child, message, receive
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy

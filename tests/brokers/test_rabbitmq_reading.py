@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import frame, spec
 
-from cqrs_sync.integrations.rabbitmq.answers import Answers
-from cqrs_sync.integrations.rabbitmq.reading import cut, method_in, properties_in
+from cqrs_sync.integrations.rabbitmq.amqp import Answers, cut, method_in, properties_in
 
 SHORT = st.text(max_size=20)
 TEXTS = st.dictionaries(st.text(max_size=20), st.text(max_size=50), max_size=8)

@@ -25,7 +25,7 @@ with contextlib.suppress(ImportError):
     import pika
     from pika.adapters.blocking_connection import BlockingChannel
 
-    from cqrs_sync.integrations.rabbitmq.places import places_of
+    from cqrs_sync.integrations.rabbitmq.topology import places_of
 
 _HOW = (
     "set CQRS_TEST_RABBITMQ_URL, start one on 127.0.0.1:5672 (guest/guest), "

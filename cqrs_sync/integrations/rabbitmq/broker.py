@@ -16,15 +16,23 @@ from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessa
 from cqrs_sync.context import within
 from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
-from cqrs_sync.integrations.rabbitmq.copies import copy_of
-from cqrs_sync.integrations.rabbitmq.failures import refusal_in
-from cqrs_sync.integrations.rabbitmq.frames import Encoder
-from cqrs_sync.integrations.rabbitmq.inquiry import Inquiry
-from cqrs_sync.integrations.rabbitmq.outlet import Outlet
-from cqrs_sync.integrations.rabbitmq.places import SHORT, Binding, Exchange, Place, Places, Queue, aside_of, places_of
-from cqrs_sync.integrations.rabbitmq.publisher import Publisher
-from cqrs_sync.integrations.rabbitmq.settings import address_of, parameters_of
+from cqrs_sync.integrations.rabbitmq.amqp import Encoder
+from cqrs_sync.integrations.rabbitmq.connection import address_of, parameters_of
+from cqrs_sync.integrations.rabbitmq.errors import refusal_in
+from cqrs_sync.integrations.rabbitmq.messages import copy_of
+from cqrs_sync.integrations.rabbitmq.publisher import Outlet, Publisher
 from cqrs_sync.integrations.rabbitmq.subscription import RabbitMQSubscription
+from cqrs_sync.integrations.rabbitmq.topology import (
+    SHORT,
+    Binding,
+    Exchange,
+    Inquiry,
+    Place,
+    Places,
+    Queue,
+    aside_of,
+    places_of,
+)
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 #: What RabbitMQ 4 takes unless it is configured otherwise.

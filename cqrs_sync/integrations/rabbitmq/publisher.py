@@ -1,10 +1,12 @@
-"""The I/O thread's side of publishing: one channel in confirm mode for the whole process."""
+"""What one call of `publish` waits for."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,14 +15,108 @@ from pika.channel import Channel
 from pika.connection import Parameters
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
-from cqrs_sync.integrations.rabbitmq.batch import Batch
-from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection
-from cqrs_sync.integrations.rabbitmq.failures import blames_a_message, delivery_error
-from cqrs_sync.integrations.rabbitmq.frames import LargeMessage
-from cqrs_sync.integrations.rabbitmq.link import Link
-from cqrs_sync.integrations.rabbitmq.places import Exchange
-from cqrs_sync.integrations.rabbitmq.watch import Watch
+from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected, PublishFailed
+from cqrs_sync.integrations.rabbitmq.amqp import Encoder, LargeMessage
+from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection, Link, Watch
+from cqrs_sync.integrations.rabbitmq.errors import blames_a_message, delivery_error
+from cqrs_sync.integrations.rabbitmq.topology import Exchange
+from cqrs_sync.lifecycle import reset_in_child
+
+_WAITING, _SENT, _RETURNED, _CONFIRMED, _FAILED = range(5)
+
+
+class Batch:
+    """
+    Messages that are sent together, and what has become of each.
+
+    One latch for all of them: a future per message would cost more than encoding it.
+    The caller makes it and waits for it; everything between is the I/O thread's.
+    """
+
+    __slots__ = ("_done", "_errors", "_left", "_states", "abandoned", "encoded", "messages", "size")
+
+    def __init__(self, messages: Sequence[OutgoingMessage], encoder: Encoder) -> None:
+        self.messages = messages
+        #: Bytes of all bodies.
+        self.size = sum(len(message.body) for message in messages)
+        #: None where a message cannot be encoded: it has failed.
+        self.encoded: list[bytes | LargeMessage | None] = []
+        #: Whether the caller has gone: what is not sent yet must not be sent any more.
+        self.abandoned = False
+        self._states = bytearray(len(messages))
+        self._left = len(messages)
+        self._errors: dict[int, DeliveryError] = {}
+        self._done = threading.Lock()
+        self._done.acquire()
+        for index, message in enumerate(messages):
+            try:
+                self.encoded.append(encoder.encode(message))
+            except MessageRejected as error:
+                self.encoded.append(None)
+                self.fail(index, error)
+
+    def sent(self, index: int) -> None:
+        """Take note that this message is on its way: from now on nobody knows whether it arrived."""
+        self._states[index] = _SENT
+
+    def returned(self, index: int, error: DeliveryError) -> None:
+        """Take note that the broker gave this message back; its confirm is still to come."""
+        self._states[index] = _RETURNED
+        self._errors[index] = error
+
+    def awaits_return(self, index: int, message_id: str, topic: str) -> bool:
+        """Tell whether this message, which is under way, is the one that was given back."""
+        message = self.messages[index]
+        return self._states[index] == _SENT and message.id == message_id and message.topic == topic
+
+    def was_returned(self, index: int) -> bool:
+        """Tell whether the broker gave this message back."""
+        return self._states[index] == _RETURNED
+
+    def confirm(self, index: int) -> None:
+        """Take note that the broker has answered for this message."""
+        self._states[index] = _FAILED if self._states[index] == _RETURNED else _CONFIRMED
+        self._settled()
+
+    def fail(self, index: int, error: DeliveryError) -> None:
+        """Take note that this message will not be confirmed."""
+        self._states[index] = _FAILED
+        self._errors[index] = error
+        self._settled()
+
+    def fail_rest(self, error: DeliveryError) -> None:
+        """Take note that nothing that is still open will be confirmed."""
+        for index, state in enumerate(self._states):
+            if state < _CONFIRMED:
+                self.fail(index, self._errors.get(index, error))
+
+    def wait(self, until: float) -> bool:
+        """Wait at most until `until` for every message to be settled; tell whether they are."""
+        return self._left == 0 or self._done.acquire(timeout=max(0.0, until - time.monotonic()))
+
+    def failures(self, trouble: str) -> list[tuple[OutgoingMessage, DeliveryError]]:
+        """Pair each message that is not confirmed with the reason; `trouble` is why open ones are open."""
+        # The I/O thread may go on while we read: what counts is this moment.
+        states = bytes(self._states)
+        if states.count(_CONFIRMED) == len(states):
+            return []
+        return [
+            (self.messages[index], self._errors.get(index) or _open(state, trouble))
+            for index, state in enumerate(states)
+            if state != _CONFIRMED
+        ]
+
+    def _settled(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._done.release()
+
+
+def _open(state: int, trouble: str) -> DeliveryError:
+    if state == _WAITING:
+        return BrokerUnavailable(f"not sent in time: {trouble}")
+    return BrokerUnavailable(f"not confirmed in time, whether it arrived is unknown: {trouble}")
+
 
 logger = logging.getLogger(__name__)
 
@@ -286,3 +382,122 @@ def _closed() -> BrokerUnavailable:
 
 def _nothing(_: Any) -> None:
     """Wait for the answer, as pika does where it is given a callback."""
+
+
+#: The first of these is on its way while the next is encoded.
+_BATCH_MESSAGES = 100
+_BATCH_BYTES = 1024 * 1024
+#: So much of a call is under way at a time: memory is bounded, and the broker never idle.
+_UNDER_WAY = 10
+_UNDER_WAY_BYTES = 8 * 1024 * 1024
+#: Of the seconds `close` has, this share is kept for saying goodbye.
+_GOODBYE = 0.2
+
+Failures = list[tuple[OutgoingMessage, DeliveryError]]
+
+
+class Outlet:
+    """
+    Cuts calls into batches and waits for them; its publisher starts with the first call.
+
+    Any thread may publish. A forked child makes a publisher of its own.
+    """
+
+    def __init__(self, encoder: Encoder, make_publisher: Callable[[], Publisher]) -> None:
+        self.encoder = encoder
+        self.publisher: Publisher | None = None
+        #: Calls that run.
+        self.calls = 0
+        self._make_publisher = make_publisher
+        self._closed = False
+        self._changed = threading.Condition()
+        reset_in_child(self)
+
+    def publish(self, messages: Sequence[OutgoingMessage], until: float) -> None:
+        """Publish a batch and return when every message is confirmed. Raises PublishFailed and Closed."""
+        publisher = self._enter()
+        try:
+            failures = self._publish(publisher, messages, until) if messages else None
+        finally:
+            self._leave()
+        if failures:
+            raise PublishFailed(failures)
+
+    def close(self, until: float) -> None:
+        """Refuse new messages, let running calls finish, close the connection."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self.calls == 0, max(0.0, until - time.monotonic()) * (1 - _GOODBYE))
+            publisher, self.publisher = self.publisher, None
+        if publisher is not None:
+            publisher.stop(until)
+
+    def reset_in_child(self) -> None:
+        """Leave the parent's connection and thread alone; the child makes its own at first use."""
+        self._changed = threading.Condition()
+        self.calls = 0
+        publisher, self.publisher = self.publisher, None
+        if publisher is not None:
+            publisher.disown()
+
+    def _publish(self, publisher: Publisher, messages: Sequence[OutgoingMessage], until: float) -> Failures:
+        failures: Failures = []
+        under_way: deque[Batch] = deque()
+        try:
+            for part in _parts(messages):
+                while len(under_way) >= _UNDER_WAY or sum(batch.size for batch in under_way) > _UNDER_WAY_BYTES:
+                    failures += _outcome(publisher, under_way[0], until)
+                    under_way.popleft()
+                if time.monotonic() >= until:
+                    failures += ((message, _too_late(publisher)) for message in part)
+                    continue
+                batch = Batch(part, self.encoder)
+                under_way.append(batch)
+                publisher.submit(batch)
+            while under_way:
+                failures += _outcome(publisher, under_way[0], until)
+                under_way.popleft()
+        finally:
+            # Whoever was interrupted, by Ctrl-C or a worker's time limit, does not want the rest sent.
+            for batch in under_way:
+                batch.abandoned = True
+        return failures
+
+    def _enter(self) -> Publisher:
+        with self._changed:
+            if self._closed:
+                raise Closed("this RabbitMQBroker is closed")
+            self.calls += 1
+            if self.publisher is None:
+                self.publisher = self._make_publisher()
+            return self.publisher
+
+    def _leave(self) -> None:
+        with self._changed:
+            self.calls -= 1
+            if self._closed:
+                self._changed.notify_all()
+
+
+def _parts(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
+    """Cut a call's messages into batches of bounded size, in order."""
+    start = size = 0
+    for end, message in enumerate(messages):
+        if end > start and (end - start == _BATCH_MESSAGES or size + len(message.body) > _BATCH_BYTES):
+            yield messages[start:end]
+            start, size = end, 0
+        size += len(message.body)
+    yield messages[start:] if start else messages
+
+
+def _outcome(publisher: Publisher, batch: Batch, until: float) -> Failures:
+    if batch.wait(until):
+        return batch.failures("")
+    batch.abandoned = True
+    # What is still queued is dropped now, not when the broker is back: it may take hours.
+    publisher.nudge()
+    return batch.failures(publisher.trouble())
+
+
+def _too_late(publisher: Publisher) -> DeliveryError:
+    return BrokerUnavailable(f"not sent in time: {publisher.trouble()}")

@@ -1,4 +1,4 @@
-"""Receiving from a durable queue; an I/O thread of its own keeps heartbeats while handlers work."""
+"""One message that was received, and is to be settled."""
 
 from __future__ import annotations
 
@@ -13,17 +13,53 @@ from typing import Any
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.broker import Delivery, Subscription
+from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
-from cqrs_sync.integrations.rabbitmq.answers import Answers
-from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection
-from cqrs_sync.integrations.rabbitmq.copies import incoming, redeliveries
-from cqrs_sync.integrations.rabbitmq.delivery import RabbitMQDelivery
-from cqrs_sync.integrations.rabbitmq.link import Link
-from cqrs_sync.integrations.rabbitmq.places import Place
-from cqrs_sync.integrations.rabbitmq.reading import method_in, properties_in
-from cqrs_sync.integrations.rabbitmq.watch import Watch
+from cqrs_sync.integrations.rabbitmq.amqp import Answers, method_in, properties_in
+from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection, Link, Watch
+from cqrs_sync.integrations.rabbitmq.messages import incoming, redeliveries
+from cqrs_sync.integrations.rabbitmq.topology import Place
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+
+
+class RabbitMQDelivery:
+    """One message of a queue."""
+
+    __slots__ = ("_subscription", "channel", "message", "origin", "redeliveries", "tag")
+
+    def __init__(
+        self,
+        message: IncomingMessage,
+        subscription: RabbitMQSubscription,
+        channel: Channel,
+        tag: int,
+        redeliveries: int,
+    ) -> None:
+        self.message = message
+        self.channel = channel
+        self.tag = tag
+        self.redeliveries = redeliveries
+        self.origin = subscription.queue
+        self._subscription: RabbitMQSubscription | None = subscription
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether it was settled, or its channel is gone: then it comes again."""
+        return self._subscription is None or not self._subscription.holds(self)
+
+    def ack(self) -> None:
+        """It is done: never deliver it again."""
+        self._settle(done=True)
+
+    def nack(self) -> None:
+        """It is not done: deliver it again."""
+        self._settle(done=False)
+
+    def _settle(self, *, done: bool) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.settle(self, done=done)
+
 
 logger = logging.getLogger(__name__)
 

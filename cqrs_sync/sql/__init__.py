@@ -9,6 +9,6 @@ may any other way to the same three dialects.
 from cqrs_sync.sql.database import Connection, Database, Purpose
 from cqrs_sync.sql.dialects import Dialect
 from cqrs_sync.sql.inbox import SqlInbox
-from cqrs_sync.sql.store import SqlOutbox
+from cqrs_sync.sql.outbox import SqlOutbox
 
 __all__ = ["Connection", "Database", "Dialect", "Purpose", "SqlInbox", "SqlOutbox"]

@@ -11,8 +11,8 @@ from cqrs_sync.errors import InboxUnavailable, TransactionLost
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.sql.database import Connection, Database
 from cqrs_sync.sql.dialects import Dialect
+from cqrs_sync.sql.outbox import check_table
 from cqrs_sync.sql.statements import quoted
-from cqrs_sync.sql.tables import check_table
 from cqrs_sync.transactions import Transactions
 
 #: Transactions that are opened one after the other, where the database ends them in favour of others.

@@ -24,7 +24,7 @@ from cqrs_sync.integrations.sqlalchemy import (
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.sql.states import State
+from cqrs_sync.sql.drivers import State
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker

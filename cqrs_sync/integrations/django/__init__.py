@@ -17,8 +17,7 @@ from __future__ import annotations
 from cqrs_sync.integrations import needs
 
 with needs("django"):
-    from cqrs_sync.integrations.django.inbox import DjangoInbox
-    from cqrs_sync.integrations.django.outbox import DjangoOutbox
+    from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
     from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
     from cqrs_sync.integrations.django.wiring import bootstrap, mediator_of_settings
 

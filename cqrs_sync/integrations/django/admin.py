@@ -14,7 +14,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from cqrs_sync.integrations.django.models import Delivery, Message, Receipt
-from cqrs_sync.integrations.django.outbox import DjangoOutbox
+from cqrs_sync.integrations.django.stores import DjangoOutbox
 from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.outbox import Selection
 from cqrs_sync.relay import Relay

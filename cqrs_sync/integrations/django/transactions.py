@@ -9,7 +9,7 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 
 from cqrs_sync.middleware import CallNext
-from cqrs_sync.sql.states import State, aborted, ended, state_of
+from cqrs_sync.sql.drivers import State, aborted, ended, state_of
 
 _SAVEPOINT = "with transaction.atomic():"
 

@@ -16,8 +16,7 @@ from cqrs_sync.bootstrap import bootstrap as bootstrap_core
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import describe_with_location
-from cqrs_sync.integrations.django.inbox import DjangoInbox
-from cqrs_sync.integrations.django.outbox import DjangoOutbox
+from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command

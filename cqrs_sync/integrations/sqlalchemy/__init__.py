@@ -17,12 +17,10 @@ from __future__ import annotations
 from cqrs_sync.integrations import needs
 
 with needs("sqlalchemy"):
-    from cqrs_sync.integrations.sqlalchemy.inbox import SQLAlchemyInbox
-    from cqrs_sync.integrations.sqlalchemy.outbox import SQLAlchemyOutbox
-    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
+    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
     from cqrs_sync.integrations.sqlalchemy.sqlite import begin_immediate
+    from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
     from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables, inbox_table, tables
-    from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
 
 __all__ = [
     "OutboxTables",

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError, UnboundExecutionError
+from sqlalchemy import Connection, CursorResult, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError, UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from cqrs_sync.errors import ConfigurationError, NotInTransaction
-from cqrs_sync.integrations.sqlalchemy.commits import Commits, check_connection, open_blocks
-from cqrs_sync.integrations.sqlalchemy.connection import OpenConnection
-from cqrs_sync.integrations.sqlalchemy.failures import conflicted, not_installed, translated
-from cqrs_sync.integrations.sqlalchemy.listening import PsycopgListener, listener
-from cqrs_sync.integrations.sqlalchemy.losses import driver_state, watch
-from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
-from cqrs_sync.integrations.sqlalchemy.transactions import SessionTransactions
+from cqrs_sync.errors import ConfigurationError, CqrsError, NotInTransaction, OutboxUnavailable
+from cqrs_sync.integrations.sqlalchemy.after_commit import Commits, check_connection, driver_state, open_blocks, watch
+from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import OUTBOX, Purpose
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
-from cqrs_sync.sql.states import State
+from cqrs_sync.sql.drivers import State
 
 
 class SessionDatabase:
@@ -180,3 +176,152 @@ def _dialect_of(engine: Engine, purpose: Purpose) -> Dialect:
             f"{engine.url!r} commits each statement by itself: give the {purpose.name} an engine without"
         )
     return DIALECTS[name]
+
+
+_MARK = re.compile("%([%s])")
+
+
+class OpenConnection:
+    """
+    A connection with a transaction open.
+
+    `translate` makes errors of ours, or returns None; `is_open` is what tells of the session that the connection is of.
+    """
+
+    is_nested = False
+
+    def __init__(
+        self,
+        connection: Connection,
+        translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None,
+        is_open: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._connection = connection
+        self._translate = translate
+        self._is_open = is_open
+        self._asks_with_marks = connection.dialect.paramstyle == "qmark"
+
+    def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
+        """Execute a statement and return its rows; none where it returns no rows."""
+        result = self._run(statement, parameters)
+        return result.fetchall() if result.returns_rows else ()
+
+    def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
+        """Execute a statement and return how many rows it has changed."""
+        return self._run(statement, parameters).rowcount
+
+    def is_open(self) -> bool:
+        """Tell whether the transaction is open, as far as the driver knows. Raises TransactionLost."""
+        return self._is_open()
+
+    def _run(self, statement: str, parameters: Sequence[Any]) -> CursorResult[Any]:
+        if self._asks_with_marks:
+            statement = _MARK.sub(lambda found: "?" if found[1] == "s" else "%", statement)
+        try:
+            return self._connection.exec_driver_sql(statement, tuple(parameters) or None)
+        except SQLAlchemyError as error:
+            if isinstance(error, StatementError):
+                # What is in a message is nobody's business who reads a log.
+                error.hide_parameters = True
+            translated = self._translate(error) if self._translate is not None else None
+            if translated is None:
+                raise
+            raise translated from error
+
+
+#: A table, a column, a schema that is not there, as PostgreSQL says it, and as MySQL does.
+_MISSING = {"42P01", "42703", "3F000", 1146, 1054}
+_MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
+#: A deadlock, and a row that was changed after the transaction's snapshot.
+_CONFLICTS = {"40001", "40P01", 1213, 1020}
+
+
+def not_installed(error: SQLAlchemyError, names: Sequence[str], purpose: Purpose = OUTBOX) -> CqrsError | None:
+    """Tell of a table that is not there; None where that is not the trouble."""
+    if not isinstance(error, DBAPIError) or not _is_missing(error.orig):
+        return None
+    words = str(error.orig)
+    named = [name for name in names if name.rpartition(".")[2] in words] or names
+    function = "tables" if purpose is OUTBOX else "inbox_table"
+    return purpose.not_installed(
+        f"the table {' or '.join(named)} of the {purpose.name} is not there, or not as this version needs it "
+        f"({_line(words)}): put {function}(metadata) of cqrs_sync.integrations.sqlalchemy on your metadata, and create "
+        "it with metadata.create_all(engine) or a migration"
+    )
+
+
+def translated(error: SQLAlchemyError, names: Sequence[str], purpose: Purpose = OUTBOX) -> CqrsError:
+    """Make an error of ours of what went wrong in a transaction of ours."""
+    if isinstance(error, StatementError):
+        # What is in a message is nobody's business who reads a log.
+        error.hide_parameters = True
+    missing = not_installed(error, names, purpose)
+    if missing is not None:
+        return missing
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return purpose.unavailable(f"{type(cause).__name__}: {_line(str(cause))}")
+
+
+def conflicted(error: BaseException | None) -> bool:
+    """Tell whether the database has ended one transaction of several, which may be begun anew."""
+    return isinstance(error, DBAPIError) and bool(_codes(error.orig) & _CONFLICTS)
+
+
+def _is_missing(cause: Any) -> bool:
+    first = next(iter(getattr(cause, "args", ())), None)
+    return bool(_codes(cause) & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)
+
+
+def _codes(cause: Any) -> set[Any]:
+    """Return what the driver says by numbers, or as SQLSTATE."""
+    first = next(iter(getattr(cause, "args", ())), None)
+    return {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}
+
+
+def _line(words: str) -> str:
+    return words.strip().partition("\n")[0]
+
+
+def listener(engine: Engine, channel: str) -> PsycopgListener | None:
+    """Listen on a channel with a connection of its own; None where the database or its driver has no such thing."""
+    if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg":
+        return None
+    try:
+        pooled = engine.connect()
+        connection = pooled.connection.driver_connection
+        # It is not the pool's any more: it would be missing there for as long as somebody listens.
+        pooled.detach()
+    except SQLAlchemyError as error:
+        raise translated(error, ()) from error
+    return PsycopgListener(connection, channel)
+
+
+class PsycopgListener:
+    """
+    Listens on a connection of psycopg, which it closes.
+
+    What is notified while it is not connected is heard by nobody: it is a hint, no more.
+    """
+
+    def __init__(self, connection: Any, channel: str) -> None:
+        self._connection = connection
+        with self._translating():
+            connection.rollback()
+            connection.autocommit = True
+            connection.execute(f'LISTEN "{channel}"')
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds. Raises OutboxUnavailable where the connection is broken: open another one."""
+        with self._translating():
+            return bool(list(self._connection.notifies(timeout=timeout, stop_after=1)))
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.close()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._connection.Error, OSError) as error:
+            raise OutboxUnavailable(f"{type(error).__name__}: {error}") from error

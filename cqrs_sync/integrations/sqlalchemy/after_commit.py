@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
-from weakref import WeakSet
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cqrs_sync.errors import OutboxUnavailable
-from cqrs_sync.integrations.sqlalchemy.losses import is_aborted, lost
-from cqrs_sync.sql.states import aborted, ended
+from cqrs_sync.sql.drivers import State, aborted, ended, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,3 +150,54 @@ def _between_transactions(session: Session) -> Iterator[None]:
         yield
     finally:
         session._trans_context_manager = block  # noqa: SLF001 -- as above
+
+
+_DEADLOCK, _LOCK_WAIT = 1213, 1205
+
+#: Why a connection must not commit what is open on it.
+lost: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+
+
+def driver_state(connection: Connection) -> State:
+    """Return what the driver knows of the transaction on a connection."""
+    if connection.closed or connection.invalidated:
+        return State.UNKNOWN
+    return state_of(connection.connection.driver_connection)
+
+
+def is_aborted(connection: Connection) -> bool:
+    """Tell whether the database would answer a COMMIT with a ROLLBACK."""
+    state = driver_state(connection)
+    if state is not State.UNKNOWN or connection.dialect.name != "postgresql" or connection.closed:
+        return state is State.ABORTED
+    try:
+        # The one way with a driver that does not tell, such as pg8000.
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError as error:
+        return not error.connection_invalidated
+    return False
+
+
+def watch(engine: Engine) -> None:
+    """Note the losses of an engine's connections; none where it is no MySQL."""
+    if engine.dialect.name in {"mysql", "mariadb"} and not event.contains(engine, "handle_error", _note):
+        event.listen(engine, "handle_error", _note)
+        event.listen(engine, "rollback", _forget)
+
+
+def _note(context: ExceptionContext) -> None:
+    connection, number = context.connection, _number(context.original_exception)
+    if connection is None:
+        return
+    # In a savepoint the application may go on after a lock it did not get: if all is lost,
+    # rolling back to the savepoint fails.
+    if number == _DEADLOCK or (number == _LOCK_WAIT and not connection.in_nested_transaction()):
+        lost[connection] = f"error {number}"
+
+
+def _forget(connection: Connection) -> None:
+    lost.pop(connection, None)
+
+
+def _number(error: Any) -> Any:
+    return error.args[0] if error.args else None

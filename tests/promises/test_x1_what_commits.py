@@ -19,8 +19,8 @@ from cqrs_sync.integrations.sqlalchemy import (
     SessionTransactions,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
+    after_commit,
     inbox_table,
-    losses,
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
@@ -229,7 +229,7 @@ def test_x1_a_driver_that_does_not_tell_is_asked(engine, monkeypatch):
     """
     Only then: it costs a round trip.
     """
-    monkeypatch.setattr(losses, "state_of", lambda _: State.UNKNOWN)
+    monkeypatch.setattr(after_commit, "state_of", lambda _: State.UNKNOWN)
     lost, good = Shop(engine, caught), Shop(engine, caught_in_a_savepoint)
     with lost.mediator, pytest.raises(cqrs.TransactionLost, match=WORDS):
         lost.mediator.send(Buy())

@@ -10,7 +10,7 @@ from cqrs_sync.cli import consume, dead, dlq, lag, purge, relay, status, topolog
 
 import click
 
-from cqrs_sync.cli.application import VARIABLE, load
+from cqrs_sync.cli.app import APP_VARIABLE, load
 from cqrs_sync.demo.command import demo
 
 
@@ -34,7 +34,7 @@ def _app_option(help_text: str) -> click.Option:
 def _with_application(command: click.Command) -> click.Command:
     """Return a command that takes `--app`, and so do those below it."""
     taking = copy.copy(command)
-    words = f"Where the mediator is, or a Consumer, or a function that returns one.  [env var: {VARIABLE}]"
+    words = f"Where the mediator is, or a Consumer, or a function that returns one.  [env var: {APP_VARIABLE}]"
     taking.params = [_app_option(words), *command.params]
     if isinstance(taking, click.Group):
         taking.commands = {name: _with_application(each) for name, each in taking.commands.items()}

@@ -24,12 +24,11 @@ except ImportError:
     sys.stderr.write("the command line needs click and rich: run `pip install 'cqrs-sync[cli]'`\n")
     raise SystemExit(2) from None
 
-from cqrs_sync.cli.backlog import status
-from cqrs_sync.cli.consuming import consume
+from cqrs_sync.cli.consumer import consume
 from cqrs_sync.cli.dead_letters import dead
 from cqrs_sync.cli.letters import dlq
-from cqrs_sync.cli.places import lag, topology
-from cqrs_sync.cli.purging import purge
-from cqrs_sync.cli.relaying import relay
+from cqrs_sync.cli.outbox import purge, status
+from cqrs_sync.cli.relay import relay
+from cqrs_sync.cli.topology import lag, topology
 
 __all__ = ["consume", "dead", "dlq", "lag", "purge", "relay", "status", "topology"]

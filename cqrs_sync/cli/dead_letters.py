@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import click
 
-from cqrs_sync.cli.application import NOT_WELL, reaching
-from cqrs_sync.cli.chunks import (
+from cqrs_sync.cli.app import NOT_WELL, reaching
+from cqrs_sync.cli.bulk import (
     Work,
     changes,
     check_that_it_is_meant,
@@ -16,8 +16,8 @@ from cqrs_sync.cli.chunks import (
     rate_option,
     tell_how_a_reason_is_written,
 )
-from cqrs_sync.cli.text import as_json as as_json_option
-from cqrs_sync.cli.text import escaped, print_json, print_table, say, tell
+from cqrs_sync.cli.output import as_json as as_json_option
+from cqrs_sync.cli.output import escaped, print_json, print_table, say, tell
 from cqrs_sync.outbox import Outbox, Selection
 from cqrs_sync.workers.desk import CHUNK, count_of, dead_of, in_chunks, status_of
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import click
 
 from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
-from cqrs_sync.cli.application import NOT_WELL
-from cqrs_sync.cli.chunks import (
+from cqrs_sync.cli.app import NOT_WELL, group_options, reaching_group, tell_if_unknown
+from cqrs_sync.cli.bulk import (
     Work,
     changes,
     check_that_it_is_meant,
@@ -20,10 +20,9 @@ from cqrs_sync.cli.chunks import (
     rate_option,
     tell_how_a_reason_is_written,
 )
-from cqrs_sync.cli.groups import group_options, reaching_group, tell_if_unknown
-from cqrs_sync.cli.text import as_json as as_json_option
-from cqrs_sync.cli.text import escaped, print_json, print_table, say, tell
-from cqrs_sync.workers.letters import Choice, Sifting, id_of, letter_of, look, replayed
+from cqrs_sync.cli.dead_letter_scan import Choice, Sifting, id_of, letter_of, look, replayed
+from cqrs_sync.cli.output import as_json as as_json_option
+from cqrs_sync.cli.output import escaped, print_json, print_table, say, tell
 from cqrs_sync.workers.signals import Signals
 
 #: Characters of a text that are shown.

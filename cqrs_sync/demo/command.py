@@ -11,7 +11,7 @@ import click
 from rich.console import Console, RenderableType
 
 from cqrs_sync.broker import ReceivingBroker
-from cqrs_sync.cli.application import INTERRUPTED, CannotBegin
+from cqrs_sync.cli.app import INTERRUPTED, CannotBegin
 from cqrs_sync.demo.brokers import address_of, open_broker
 from cqrs_sync.demo.playing import Plan, Play
 from cqrs_sync.demo.screens import LivePicture, PlainLog, summary_of

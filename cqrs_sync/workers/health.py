@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.vitals import Vitals
+from cqrs_sync.workers.worker import Errand
 
 logger = logging.getLogger(__name__)
 

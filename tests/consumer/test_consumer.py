@@ -15,7 +15,7 @@ from cqrs_sync.consumer import Consumer, Tiers, Unknown, outage
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from cqrs_sync.memory.broker import MemorySubscription
-from cqrs_sync.workers.purging import Purging, purging_receipts
+from cqrs_sync.workers.purge import Purging, purging_receipts
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 

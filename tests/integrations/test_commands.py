@@ -18,9 +18,8 @@ from click.testing import CliRunner
 import cqrs_sync as cqrs
 from cqrs_sync.__main__ import main
 from cqrs_sync.cli import dead, status
-from cqrs_sync.cli.chunks import Work
-from cqrs_sync.cli.screens import JsonLines, View
-from cqrs_sync.cli.text import duration, escaped
+from cqrs_sync.cli.bulk import Work
+from cqrs_sync.cli.output import JsonLines, View, duration, escaped
 from cqrs_sync.memory import MemoryInbox
 from cqrs_sync.outbox import Entry, Outcome, Verdict
 from cqrs_sync.testing.contracts import message

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 import cqrs_sync as cqrs
 from cqrs_sync.__main__ import main
 from cqrs_sync.broker import IncomingMessage, Piece
+from cqrs_sync.cli.dead_letter_scan import BATCH, Choice, Sifting, id_of
 from cqrs_sync.consumer import Consumer, group_of
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.workers.letters import BATCH, Choice, Sifting, id_of
 from tests.consumer.conftest import Joined
 from tests.waiting import eventually
 
@@ -567,7 +567,7 @@ def test_whoever_is_to_end_soon_has_little_in_hand(run, monkeypatch, options, ex
         def run(self):
             return 0
 
-    monkeypatch.setattr("cqrs_sync.cli.consuming.ConsumerProcess", Process)
+    monkeypatch.setattr("cqrs_sync.cli.consumer.ConsumerProcess", Process)
 
     assert 0 == run("consume", *options)[0]
     assert [expected] == made

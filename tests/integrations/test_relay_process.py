@@ -362,7 +362,7 @@ def test_it_reports_in_the_log_and_as_json(relay, database):
     reporting = relay("--every", "0.3", "--for", "1s", "--json")
     reports = [json.loads(line) for line in reporting.rest() if line.startswith("{")]
 
-    assert "INFO cqrs_sync.cli.screens relaying: 1 delivered, " in logging.log()
+    assert "INFO cqrs_sync.cli.output relaying: 1 delivered, " in logging.log()
     assert {"at", "state", "delivered", "per_second", "seconds", "waiting", "lag", "dead"} == reports[0].keys()
     assert len(reports) >= 3
     assert ("ended", 1, 0, None, 0) == tuple(

@@ -18,14 +18,13 @@ from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
 from cqrs_sync.testing.outbox.entries import handled, published
 from cqrs_sync.workers.desk import count_of, in_chunks, seconds
-from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.health import HealthFile
 from cqrs_sync.workers.held import Held
-from cqrs_sync.workers.progress import Gauge, Pace
-from cqrs_sync.workers.purging import Purging
+from cqrs_sync.workers.purge import Purging
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
 from cqrs_sync.workers.vitals import Vitals, tell_of_what_runs
+from cqrs_sync.workers.worker import Errand, Gauge, Pace
 from tests.consumer.conftest import Joined, Workshop
 from tests.source import ROOT
 from tests.waiting import eventually
@@ -169,7 +168,7 @@ def test_an_errand_survives_what_goes_wrong(errand, caplog, monkeypatch, error, 
     """
     A database that is away is told of by others; anything else is told of once.
     """
-    monkeypatch.setattr("cqrs_sync.workers.errands._AGAIN", 0.01)
+    monkeypatch.setattr("cqrs_sync.workers.worker._AGAIN", 0.01)
     calls = []
 
     def do():
@@ -265,7 +264,7 @@ def test_a_signal_ends_a_process_that_has_not_looked_at_the_last_one():
 
 LEAVING = """
 import atexit, sys, threading, time
-from cqrs_sync.workers.leaving import Deadline, leave
+from cqrs_sync.workers.worker import Deadline, leave
 def words():
     print("last words", file=sys.stderr)
 def met_within(seconds):

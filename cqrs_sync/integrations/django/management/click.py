@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from cqrs_sync.cli.application import Application, CannotBegin
+from cqrs_sync.cli.app import Application, CannotBegin
 from cqrs_sync.integrations.django.wiring import consumer_of_settings, group_of_settings, mediator_of_settings
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import click
 from rich.text import Text
 
-from cqrs_sync.cli.application import CannotBegin, application_of, relay_of
-from cqrs_sync.cli.durations import Duration
-from cqrs_sync.cli.screens import View, screen_for, set_up_logs
-from cqrs_sync.cli.text import duration
+from cqrs_sync.cli.app import CannotBegin, application_of, relay_of
+from cqrs_sync.cli.options import Duration
+from cqrs_sync.cli.output import View, duration, screen_for, set_up_logs
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.workers.process import RelayOptions, RelayProcess
-from cqrs_sync.workers.progress import Progress
+from cqrs_sync.workers.relay import RelayOptions, RelayProcess
+from cqrs_sync.workers.worker import Progress
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 

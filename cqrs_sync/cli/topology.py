@@ -10,10 +10,9 @@ import attrs
 import click
 
 from cqrs_sync.broker import Group, Piece
-from cqrs_sync.cli.application import NOT_WELL
-from cqrs_sync.cli.groups import group_options, reaching_group, tell_if_unknown
-from cqrs_sync.cli.text import as_json as as_json_option
-from cqrs_sync.cli.text import escaped, print_json, print_table, say
+from cqrs_sync.cli.app import NOT_WELL, group_options, reaching_group, tell_if_unknown
+from cqrs_sync.cli.output import as_json as as_json_option
+from cqrs_sync.cli.output import escaped, print_json, print_table, say
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

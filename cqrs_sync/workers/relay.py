@@ -14,13 +14,11 @@ import attrs
 
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
-from cqrs_sync.workers.errands import Errand
 from cqrs_sync.workers.held import Held
-from cqrs_sync.workers.leaving import Deadline, done_by, leave
-from cqrs_sync.workers.progress import Gauge, Pace, Progress, Reports, Screen
-from cqrs_sync.workers.purging import Purging
+from cqrs_sync.workers.purge import Purging
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.stuck import tell_of_what_is_stuck
+from cqrs_sync.workers.worker import Deadline, Errand, Gauge, Pace, Progress, Reports, Screen, done_by, leave
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,16 +16,13 @@ import attrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import publication_of
-from cqrs_sync.workers.errands import Errand
-from cqrs_sync.workers.footprint import resident
 from cqrs_sync.workers.health import HealthFile, HealthPort
-from cqrs_sync.workers.leaving import Deadline, done_by, leave
 from cqrs_sync.workers.overdue import Overdue
-from cqrs_sync.workers.progress import Pace, Reports, Screen
-from cqrs_sync.workers.purging import purging_receipts
+from cqrs_sync.workers.purge import purging_receipts
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.silence import Silence
 from cqrs_sync.workers.vitals import Lookout, Vitals, tell_of_what_runs
+from cqrs_sync.workers.worker import Deadline, Errand, Pace, Reports, Screen, done_by, leave
 
 logger = logging.getLogger(__name__)
 
@@ -242,3 +241,27 @@ def _check_room(taken: int, most: int) -> None:
     if taken >= most:
         words = f"takes {taken / 2**20:.0f} MiB before it receives anything, and is to end at {most / 2**20:.0f} MiB"
         raise ConfigurationError(f"this process {words}: --max-memory has to be larger by what handlers take")
+
+
+_STATM = Path("/proc/self/statm")
+
+
+def resident() -> int:
+    """
+    Return the bytes of memory that this process occupies; where the system tells no more, the most it ever did.
+
+    Raises ConfigurationError where the system tells nothing.
+    """
+    try:
+        return int(_STATM.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return _peak()
+
+
+def _peak() -> int:
+    try:
+        import resource  # noqa: PLC0415 -- not every system has it
+    except ImportError as error:
+        raise ConfigurationError("this system does not tell how much memory a process takes") from error
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

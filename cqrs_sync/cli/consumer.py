@@ -10,14 +10,12 @@ import click
 from rich.text import Text
 
 from cqrs_sync.broker import PREFETCH
-from cqrs_sync.cli.application import CannotBegin, application_of
-from cqrs_sync.cli.durations import Duration, Pauses, Size
-from cqrs_sync.cli.groups import check_that_nothing_contradicts, group_options, name_of_group
-from cqrs_sync.cli.screens import View, screen_for, set_up_logs
-from cqrs_sync.cli.text import duration
+from cqrs_sync.cli.app import CannotBegin, application_of, check_that_nothing_contradicts, group_options, name_of_group
+from cqrs_sync.cli.options import Duration, Pauses, Size
+from cqrs_sync.cli.output import View, duration, screen_for, set_up_logs
 from cqrs_sync.consumer import Consumer, Tiers, Unknown
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.workers.consuming import ConsumeOptions, ConsumerProcess, Consuming
+from cqrs_sync.workers.consumer import ConsumeOptions, ConsumerProcess, Consuming
 
 _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}

@@ -11,9 +11,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cqrs_sync.cli.application import INTERRUPTED
-from cqrs_sync.cli.durations import Rate
-from cqrs_sync.cli.text import as_json, tell
+from cqrs_sync.cli.app import INTERRUPTED
+from cqrs_sync.cli.options import Rate
+from cqrs_sync.cli.output import as_json, tell
 
 rate_option = click.option("--rate", type=Rate(), metavar="NUMBER", help="Not more than so many a second.")
 _HOW = (

@@ -4,16 +4,159 @@ from __future__ import annotations
 
 import time
 import weakref
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from cqrs_sync.broker import OutgoingMessage, Subscription
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
 from cqrs_sync.context import within
 from cqrs_sync.errors import Closed, ConfigurationError, DeliveryError, PublishFailed
-from cqrs_sync.kafka.groups import RecordGroups
-from cqrs_sync.kafka.places import Reading
+from cqrs_sync.kafka.cloudevents import kept_messages
+from cqrs_sync.kafka.topology import Offsets, Places, Reading
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+
+#: Seconds, at least, for a call that looks around or makes topics.
+_LEAST = 5.0
+
+
+class Admin(Protocol):
+    """A connection for whoever looks after topics; raises BrokerUnavailable and ConfigurationError."""
+
+    def partitions(self, topics: Iterable[str], /) -> dict[str, int]:
+        """Return how many partitions each of these has, of those that are there; makes none."""
+
+    def make(self, topics: Mapping[str, int], replicas: int, /) -> None:
+        """Make topics with so many partitions, -1 where the broker knows, and wait until they can be used."""
+
+    def offsets(self, there: Mapping[str, int], group: str, /) -> dict[tuple[str, int], Offsets]:
+        """Return how far the partitions of topics go and how far the group has come, without joining it."""
+
+
+class RecordGroups(ABC):
+    """
+    The places of groups are topics: see Places.
+
+    A class that inherits from it says how to publish and receive, and who looks after topics.
+    """
+
+    def __init__(self, *, partitions: int, replicas: int, declare: bool) -> None:
+        for name, number in (("partitions", partitions), ("replication_factor", replicas)):
+            if number != -1 and number < 1:
+                raise ConfigurationError(f"{name} is {number}: it is 1 or more, or -1 for what the broker is told")
+        self._partitions = partitions
+        self._replicas = replicas
+        self._declare = declare
+
+    def join(self, group: Group, /) -> Subscription:
+        """
+        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+
+        Makes what is missing of the group's own topics. A new group starts at the end of the
+        topics it receives from, and from then on the broker keeps its place. A record that is
+        not due yet holds up those behind it in its place, and nothing else.
+        """
+        places = Places(group)
+        until = self._until()
+        if self._declare:
+            with self._admin(until) as admin:
+                there = admin.partitions(places.own)
+                self._make(admin, places.missing(there, self._partitions, places.own))
+        return self._receiving(places.reading(), until)
+
+    def set_aside(
+        self,
+        messages: Sequence[IncomingMessage],
+        group: Group,
+        /,
+        *,
+        after: float | None,
+        timeout: float | None = None,
+    ) -> None:
+        """
+        Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
+
+        Raises PublishFailed, whose messages have the place for their topic.
+        """
+        place = Places(group).place(after)
+        self.publish(kept_messages(messages, place, after=after, limit=self._limit()), timeout=timeout)
+
+    def dead(self, group: Group, /) -> Subscription:
+        """
+        Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays.
+
+        For one reader at a time. What is removed is what the reader's place has passed: whoever
+        settles a later one first sees it again, with the earlier one, next time.
+        """
+        places = Places(group)
+        until = self._until()
+        if self._declare:
+            with self._admin(until) as admin:
+                there = admin.partitions([places.dead])
+                self._make(admin, places.missing(there, self._partitions, [places.dead]))
+        return self._receiving(places.reading_dead(), until)
+
+    def backlog(self, group: Group, /) -> GroupBacklog:
+        """Count what waits for the group, without joining it."""
+        places = Places(group)
+        with self._admin(self._until()) as admin:
+            there = admin.partitions([*places.topics, places.dead])
+            dead = {places.dead: there.pop(places.dead)} if places.dead in there else {}
+            letters = admin.offsets(dead, places.reader) if dead else {}
+            return places.backlog(admin.offsets(there, group.name) if there else {}, list(letters.values()))
+
+    def topology(self, group: Group, /) -> Sequence[Piece]:
+        """Look at the topics that the group needs; changes nothing."""
+        places = Places(group)
+        with self._admin(self._until()) as admin:
+            return self._pieces(admin, places)
+
+    def build(self, group: Group, /) -> Sequence[Piece]:
+        """
+        Make the topics that are missing, those the group receives from as well, and return all as they are then.
+
+        From then on the broker keeps the place of a group that is new.
+        """
+        places = Places(group)
+        until = self._until()
+        with self._admin(until) as admin:
+            missing = [piece.name for piece in self._pieces(admin, places) if piece.state == "missing"]
+            wanted = places.wanted(self._partitions)
+            self._make(admin, {topic: wanted[topic] for topic in missing})
+            built = self._pieces(admin, places)
+        self._receiving(places.keeping_place(), until).close()
+        return built
+
+    @abstractmethod
+    def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
+        """Publish a batch and return when the broker has confirmed every message."""
+
+    @abstractmethod
+    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+        """Connect."""
+
+    @abstractmethod
+    def _receiving(self, reading: Reading, until: float) -> Subscription:
+        """Open a subscription."""
+
+    @abstractmethod
+    def _limit(self) -> int:
+        """Return the largest record, in bytes, that can be published."""
+
+    @abstractmethod
+    def _patience(self) -> float:
+        """Return the seconds that a call may take by default."""
+
+    def _until(self) -> float:
+        return within(max(self._patience(), _LEAST))
+
+    def _make(self, admin: Admin, topics: Mapping[str, int]) -> None:
+        if topics:
+            admin.make(topics, self._replicas)
+
+    def _pieces(self, admin: Admin, places: Places) -> list[Piece]:
+        return places.pieces(admin.partitions(places.wanted(self._partitions)), self._partitions)
+
 
 #: What a process that leaves without `close` waits for.
 _AT_EXIT = 1.0

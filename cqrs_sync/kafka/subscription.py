@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from cqrs_sync.broker import Delivery, Subscription
-from cqrs_sync.kafka.intake import Intake
+from cqrs_sync.kafka.partitions import Intake
 
 #: Seconds between two looks at whether the connection lives and finished messages are committed.
 _LOOK = 0.5

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
-from cqrs_sync.integrations.confluent.failures import (
+from cqrs_sync.integrations.confluent.errors import (
     LOST_PRODUCER,
     REFUSALS,
     STRANGE_TOPIC,

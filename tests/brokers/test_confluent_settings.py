@@ -9,9 +9,7 @@ from confluent_kafka import Consumer, Producer
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.integrations.confluent.lines import Lines
-from cqrs_sync.integrations.confluent.options import CONSUMER_ONLY, PRODUCER_ONLY, SHARED
-from cqrs_sync.integrations.confluent.settings import Settings, _has
+from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, PRODUCER_ONLY, SHARED, Lines, Settings, _has
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- of nobody
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cqrs_sync.kafka.address import KafkaAddress
+from cqrs_sync.kafka.settings import KafkaAddress
 
 
 def test_what_is_secret_in_a_url_is_in_no_repr():

@@ -11,9 +11,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
-from cqrs_sync.integrations.confluent.options import CONSUMER_ONLY
-from cqrs_sync.integrations.confluent.settings import Settings
+from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error
+from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, Settings
 from cqrs_sync.kafka import Offsets
 
 #: What a broker says about a topic that it will never make as it was asked to.

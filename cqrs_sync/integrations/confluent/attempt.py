@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
 from cqrs_sync.integrations.confluent.answers import Answers
-from cqrs_sync.integrations.confluent.failures import (
+from cqrs_sync.integrations.confluent.errors import (
     LOST_PRODUCER,
     REFUSALS,
     STRANGE_TOPIC,

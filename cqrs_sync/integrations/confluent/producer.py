@@ -12,7 +12,7 @@ from typing import Any
 import confluent_kafka.admin  # noqa: F401
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from cqrs_sync.integrations.confluent.failures import configuration_error, is_final
+from cqrs_sync.integrations.confluent.errors import configuration_error, is_final
 from cqrs_sync.lifecycle import reset_in_child
 
 #: Seconds between two looks at whether the producer is to end.

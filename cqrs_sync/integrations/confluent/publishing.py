@@ -12,7 +12,7 @@ from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
 from cqrs_sync.integrations.confluent.attempt import Attempt
 from cqrs_sync.integrations.confluent.doctor import Doctor
-from cqrs_sync.integrations.confluent.failures import STRANGE_TOPIC, connection_error, delivery_error
+from cqrs_sync.integrations.confluent.errors import STRANGE_TOPIC, connection_error, delivery_error
 from cqrs_sync.integrations.confluent.producer import Retired
 
 logger = logging.getLogger(__name__)

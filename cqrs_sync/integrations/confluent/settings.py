@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import logging
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,10 +14,9 @@ import attrs
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.integrations.confluent.failures import configuration_error
-from cqrs_sync.integrations.confluent.lines import Lines
-from cqrs_sync.integrations.confluent.options import CONSUMER_ONLY, PRODUCER_ONLY, SECRETS, SHARED
-from cqrs_sync.kafka.address import KafkaAddress
+from cqrs_sync.integrations.confluent.errors import configuration_error
+from cqrs_sync.kafka.settings import KafkaAddress
+from cqrs_sync.retry import LogThrottle, suppressed_suffix
 
 _REPORTS = "every report is looked at, and PublishFailed tells of them"
 _OFFSETS = "offsets are committed for finished messages only"
@@ -181,3 +183,88 @@ def _delivery_timeout_ms(options: Mapping[str, Any]) -> int:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
+
+#: Kinds of lines that are kept in mind.
+_KINDS = 200
+#: What differs between lines of one kind: numbers, and how often librdkafka itself has not said it.
+_VARYING = re.compile(r"\d+| \(after .*")
+
+
+class Lines:
+    """
+    What librdkafka takes for a logger.
+
+    While no broker answers it says so ten times a second. The first of such lines is
+    passed on, the next one half a minute later, with how many there were in between.
+    What `debug` asks for is passed on as it is. Secrets are censored.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._secrets = [secret for secret in secrets if secret]
+        self._lock = threading.Lock()
+        self._kinds: dict[str, LogThrottle] = {}
+
+    def log(self, level: int, template: str, *arguments: object) -> None:
+        """Be called by confluent-kafka, in the thread that polls."""
+        if not logger.isEnabledFor(level):
+            return
+        text = template % arguments
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        unsaid = 0 if level <= logging.DEBUG else self._unsaid(_VARYING.sub("#", text))
+        if unsaid is not None:
+            logger.log(level, "%s%s", text, suppressed_suffix(unsaid))
+
+    def _unsaid(self, kind: str) -> int | None:
+        """Return how many lines of this kind were held back, None where this one is to be held back too."""
+        with self._lock:
+            if kind not in self._kinds and len(self._kinds) >= _KINDS:
+                self._kinds.clear()
+            return self._kinds.setdefault(kind, LogThrottle()).due()
+
+
+# Those that 2.6 has. librdkafka itself judges what it is given, see Settings: a name that is missing costs a hint.
+CONSUMER_ONLY = frozenset(
+    """
+    auto.commit.interval.ms check.crcs coordinator.query.interval.ms enable.partition.eof fetch.error.backoff.ms
+    fetch.max.bytes fetch.message.max.bytes fetch.min.bytes fetch.queue.backoff.ms fetch.wait.max.ms
+    group.instance.id group.protocol group.protocol.type group.remote.assignor heartbeat.interval.ms isolation.level
+    max.partition.fetch.bytes max.poll.interval.ms partition.assignment.strategy queued.max.messages.kbytes
+    queued.min.messages session.timeout.ms
+    """.split()  # noqa: SIM905 -- read as a text
+)
+PRODUCER_ONLY = frozenset(
+    """
+    acks batch.num.messages batch.size compression.codec compression.level compression.type delivery.timeout.ms
+    enable.gapless.guarantee enable.idempotence linger.ms message.send.max.retries message.timeout.ms partitioner
+    queue.buffering.backpressure.threshold queue.buffering.max.kbytes queue.buffering.max.messages
+    queue.buffering.max.ms queuing.strategy request.required.acks request.timeout.ms retries
+    sticky.partitioning.linger.ms
+    """.split()  # noqa: SIM905
+)
+SHARED = frozenset(
+    """
+    allow.auto.create.topics api.version.request api.version.request.timeout.ms broker.address.family
+    broker.address.ttl broker.version.fallback client.dns.lookup client.id client.rack connections.max.idle.ms debug
+    enable.metrics.push enable.sasl.oauthbearer.unsecure.jwt enable.ssl.certificate.verification
+    internal.termination.signal log.connection.close log.thread.name log_level max.in.flight
+    max.in.flight.requests.per.connection message.copy.max.bytes message.max.bytes metadata.max.age.ms oauth_cb
+    plugin.library.paths receive.message.max.bytes reconnect.backoff.max.ms reconnect.backoff.ms retry.backoff.max.ms
+    retry.backoff.ms sasl.kerberos.keytab sasl.kerberos.kinit.cmd sasl.kerberos.min.time.before.relogin
+    sasl.kerberos.principal sasl.kerberos.service.name sasl.mechanism sasl.mechanisms sasl.oauthbearer.client.id
+    sasl.oauthbearer.client.secret sasl.oauthbearer.config sasl.oauthbearer.extensions sasl.oauthbearer.method
+    sasl.oauthbearer.scope sasl.oauthbearer.token.endpoint.url sasl.password sasl.username security.protocol
+    socket.connection.setup.timeout.ms socket.keepalive.enable socket.max.fails socket.nagle.disable
+    socket.receive.buffer.bytes socket.send.buffer.bytes socket.timeout.ms ssl.ca.certificate.stores ssl.ca.location
+    ssl.ca.pem ssl.certificate.location ssl.certificate.pem ssl.cipher.suites ssl.crl.location ssl.curves.list
+    ssl.endpoint.identification.algorithm ssl.key.location ssl.key.password ssl.key.pem ssl.keystore.location
+    ssl.keystore.password ssl.providers ssl.sigalgs.list statistics.interval.ms stats_cb throttle_cb topic.blacklist
+    topic.metadata.propagation.max.ms topic.metadata.refresh.fast.interval.ms topic.metadata.refresh.interval.ms
+    topic.metadata.refresh.sparse
+    """.split()  # noqa: SIM905
+)
+#: Their values are not for anybody's eyes.
+SECRETS = ("sasl.password", "sasl.oauthbearer.client.secret", "ssl.key.password", "ssl.keystore.password")

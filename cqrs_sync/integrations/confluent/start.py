@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.errors import ConfigurationError, MessageRejected
-from cqrs_sync.integrations.confluent.failures import STRANGE_TOPIC
+from cqrs_sync.integrations.confluent.errors import STRANGE_TOPIC
 from cqrs_sync.integrations.confluent.topics import check_topic
 
 logger = logging.getLogger(__name__)

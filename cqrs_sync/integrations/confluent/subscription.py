@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.integrations.confluent.failures import configuration_error, connection_error
+from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.start import Place, Start

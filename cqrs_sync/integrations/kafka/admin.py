@@ -20,8 +20,8 @@ from kafka.errors import (
 )
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.kafka.failures import connection_error
-from cqrs_sync.integrations.kafka.network import Network
+from cqrs_sync.integrations.kafka.client import Network
+from cqrs_sync.integrations.kafka.errors import connection_error
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.kafka import Offsets
 

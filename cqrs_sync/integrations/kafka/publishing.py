@@ -12,7 +12,7 @@ from kafka.errors import IllegalStateError, KafkaError
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
 from cqrs_sync.integrations.kafka.doctor import Doctor
-from cqrs_sync.integrations.kafka.failures import delivery_error, is_passing
+from cqrs_sync.integrations.kafka.errors import delivery_error, is_passing
 from cqrs_sync.integrations.kafka.producer import SharedProducer, TopicNotKnown
 from cqrs_sync.integrations.kafka.topics import NewTopics
 from cqrs_sync.kafka import key_and_headers_of
@@ -109,7 +109,7 @@ class Publishing:
             except IllegalStateError:
                 waiting = () if new_topics is None else new_topics.remaining()
                 return sent, sorted([*indexes[position:], *waiting])
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
+            except Exception as error:
                 if self._is_early(error, message, producer):
                     new_topics = new_topics or NewTopics(producer, self._until)
                     new_topics.add(message.topic, index)
@@ -170,7 +170,7 @@ def _undecided(error: KafkaError, why: str) -> DeliveryError:
 
 
 def _wait(future: Any, until: float) -> None:
-    try:  # noqa: SIM105 -- this costs least
+    try:
         future.get(max(0.0, until - time.monotonic()))
-    except Exception:  # noqa: BLE001, S110 -- the future itself says what became of it
+    except Exception:
         pass

@@ -12,7 +12,7 @@ import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka.address import KafkaAddress
+from cqrs_sync.kafka.settings import KafkaAddress
 
 _FINAL = "messages come and go as bytes"
 #: Options that cannot be passed on, and why.

@@ -15,9 +15,8 @@ from kafka.errors import KafkaError
 
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.integrations.kafka.failures import connection_error, is_passing
-from cqrs_sync.integrations.kafka.mending import free_parked_records, keep_finished_joins
-from cqrs_sync.integrations.kafka.network import Network
+from cqrs_sync.integrations.kafka.client import Network, free_parked_records, keep_finished_joins
+from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.start import Start, ask_about_topics
 from cqrs_sync.kafka import Intake, Reading, RecordSubscription, incoming_message
@@ -88,7 +87,7 @@ class KafkaSubscription(RecordSubscription):
 
     def rejoin(self) -> None:
         """Keep asking for a place in the group until there is one."""
-        self._consumer._coordinator.request_rejoin()  # noqa: SLF001 -- see where it is called
+        self._consumer._coordinator.request_rejoin()
 
     def got(self, partitions: Iterable[Any]) -> None:
         """Begin with partitions that are ours now."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from kafka.errors import KafkaTimeoutError
 
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
-from cqrs_sync.integrations.kafka.failures import delivery_error
+from cqrs_sync.integrations.kafka.errors import delivery_error
 from cqrs_sync.integrations.kafka.producer import SharedProducer
 
 #: Seconds a broker that does not make topics gets to tell about one that was made a moment ago.
@@ -58,7 +58,7 @@ class NewTopics:
             self._producer.await_topic(topic, max(0.0, min(left, timeout)))
         except KafkaTimeoutError:
             return False, self._verdict(topic)
-        except Exception as error:  # noqa: BLE001 -- an illegal name, missing rights: it concerns this topic only
+        except Exception as error:
             return False, delivery_error(error)
         return True, None
 

@@ -11,7 +11,7 @@ import attrs
 
 from cqrs_sync.broker import Group, GroupBacklog, Piece
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka.holding import Holding
+from cqrs_sync.kafka.partitions import Holding
 
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _LEGAL_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")

@@ -5,26 +5,26 @@ It is here and not in an integration because two of them need it and they do not
 each other: what one client has published, the other one must be able to read.
 """
 
-from cqrs_sync.kafka.broker import Admin, RecordBroker, RecordGroups
+from cqrs_sync.kafka.broker import BaseKafkaBroker, RecordGroups, TopicAdmin
 from cqrs_sync.kafka.cloudevents import KeptMessage, due_in, incoming_message, kept_messages, key_and_headers_of
-from cqrs_sync.kafka.partitions import Client, Holding, Intake, Progress, RecordDelivery
-from cqrs_sync.kafka.subscription import RecordSubscription
-from cqrs_sync.kafka.topology import Offsets, Places, Reading
+from cqrs_sync.kafka.partitions import Client, FetchBuffer, KafkaDelivery, OffsetTracker, OwnedPartition
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription
+from cqrs_sync.kafka.topology import GroupTopics, PartitionOffsets, SubscriptionPlan
 
 __all__ = [
-    "Admin",
+    "TopicAdmin",
     "Client",
-    "Holding",
-    "Intake",
+    "OwnedPartition",
+    "FetchBuffer",
     "KeptMessage",
-    "Offsets",
-    "Places",
-    "Progress",
-    "Reading",
-    "RecordBroker",
-    "RecordDelivery",
+    "PartitionOffsets",
+    "GroupTopics",
+    "OffsetTracker",
+    "SubscriptionPlan",
+    "BaseKafkaBroker",
+    "KafkaDelivery",
     "RecordGroups",
-    "RecordSubscription",
+    "BaseKafkaSubscription",
     "due_in",
     "incoming_message",
     "kept_messages",

@@ -13,14 +13,14 @@ from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessa
 from cqrs_sync.context import within
 from cqrs_sync.errors import Closed, ConfigurationError, DeliveryError, PublishFailed
 from cqrs_sync.kafka.cloudevents import kept_messages
-from cqrs_sync.kafka.topology import Offsets, Places, Reading
+from cqrs_sync.kafka.topology import GroupTopics, PartitionOffsets, SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 #: Seconds, at least, for a call that looks around or makes topics.
 _LEAST = 5.0
 
 
-class Admin(Protocol):
+class TopicAdmin(Protocol):
     """A connection for whoever looks after topics; raises BrokerUnavailable and ConfigurationError."""
 
     def partitions(self, topics: Iterable[str], /) -> dict[str, int]:
@@ -29,13 +29,13 @@ class Admin(Protocol):
     def make(self, topics: Mapping[str, int], replicas: int, /) -> None:
         """Make topics with so many partitions, -1 where the broker knows, and wait until they can be used."""
 
-    def offsets(self, there: Mapping[str, int], group: str, /) -> dict[tuple[str, int], Offsets]:
+    def offsets(self, there: Mapping[str, int], group: str, /) -> dict[tuple[str, int], PartitionOffsets]:
         """Return how far the partitions of topics go and how far the group has come, without joining it."""
 
 
 class RecordGroups(ABC):
     """
-    The places of groups are topics: see Places.
+    The places of groups are topics: see GroupTopics.
 
     A class that inherits from it says how to publish and receive, and who looks after topics.
     """
@@ -56,7 +56,7 @@ class RecordGroups(ABC):
         topics it receives from, and from then on the broker keeps its place. A record that is
         not due yet holds up those behind it in its place, and nothing else.
         """
-        places = Places(group)
+        places = GroupTopics(group)
         until = self._until()
         if self._declare:
             with self._admin(until) as admin:
@@ -78,7 +78,7 @@ class RecordGroups(ABC):
 
         Raises PublishFailed, whose messages have the place for their topic.
         """
-        place = Places(group).place(after)
+        place = GroupTopics(group).place(after)
         self.publish(kept_messages(messages, place, after=after, limit=self._limit()), timeout=timeout)
 
     def dead(self, group: Group, /) -> Subscription:
@@ -88,7 +88,7 @@ class RecordGroups(ABC):
         For one reader at a time. What is removed is what the reader's place has passed: whoever
         settles a later one first sees it again, with the earlier one, next time.
         """
-        places = Places(group)
+        places = GroupTopics(group)
         until = self._until()
         if self._declare:
             with self._admin(until) as admin:
@@ -98,7 +98,7 @@ class RecordGroups(ABC):
 
     def backlog(self, group: Group, /) -> GroupBacklog:
         """Count what waits for the group, without joining it."""
-        places = Places(group)
+        places = GroupTopics(group)
         with self._admin(self._until()) as admin:
             there = admin.partitions([*places.topics, places.dead])
             dead = {places.dead: there.pop(places.dead)} if places.dead in there else {}
@@ -107,7 +107,7 @@ class RecordGroups(ABC):
 
     def topology(self, group: Group, /) -> Sequence[Piece]:
         """Look at the topics that the group needs; changes nothing."""
-        places = Places(group)
+        places = GroupTopics(group)
         with self._admin(self._until()) as admin:
             return self._pieces(admin, places)
 
@@ -117,7 +117,7 @@ class RecordGroups(ABC):
 
         From then on the broker keeps the place of a group that is new.
         """
-        places = Places(group)
+        places = GroupTopics(group)
         until = self._until()
         with self._admin(until) as admin:
             missing = [piece.name for piece in self._pieces(admin, places) if piece.state == "missing"]
@@ -132,11 +132,11 @@ class RecordGroups(ABC):
         """Publish a batch and return when the broker has confirmed every message."""
 
     @abstractmethod
-    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+    def _admin(self, until: float) -> AbstractContextManager[TopicAdmin]:
         """Connect."""
 
     @abstractmethod
-    def _receiving(self, reading: Reading, until: float) -> Subscription:
+    def _receiving(self, reading: SubscriptionPlan, until: float) -> Subscription:
         """Open a subscription."""
 
     @abstractmethod
@@ -150,11 +150,11 @@ class RecordGroups(ABC):
     def _until(self) -> float:
         return within(max(self._patience(), _LEAST))
 
-    def _make(self, admin: Admin, topics: Mapping[str, int]) -> None:
+    def _make(self, admin: TopicAdmin, topics: Mapping[str, int]) -> None:
         if topics:
             admin.make(topics, self._replicas)
 
-    def _pieces(self, admin: Admin, places: Places) -> list[Piece]:
+    def _pieces(self, admin: TopicAdmin, places: GroupTopics) -> list[Piece]:
         return places.pieces(admin.partitions(places.wanted(self._partitions)), self._partitions)
 
 
@@ -162,7 +162,7 @@ class RecordGroups(ABC):
 _AT_EXIT = 1.0
 
 
-class Doctor(Protocol):
+class ProducerSupervisor(Protocol):
     """Looks after the one producer of a process."""
 
     def close(self, timeout: float, /) -> None:
@@ -172,10 +172,10 @@ class Doctor(Protocol):
         """Leave the parent's producer alone; the next call makes a new one."""
 
 
-AnyDoctor = TypeVar("AnyDoctor", bound=Doctor)
+AnySupervisor = TypeVar("AnySupervisor", bound=ProducerSupervisor)
 
 
-class RecordBroker(RecordGroups, Generic[AnyDoctor]):
+class BaseKafkaBroker(RecordGroups, Generic[AnySupervisor]):
     """
     Publishes through two producers: for batches, and for messages that have to be alone.
 
@@ -186,7 +186,7 @@ class RecordBroker(RecordGroups, Generic[AnyDoctor]):
         self,
         servers: Sequence[str],
         publish_timeout: float,
-        doctors: tuple[AnyDoctor, AnyDoctor],
+        doctors: tuple[AnySupervisor, AnySupervisor],
         *,
         partitions: int,
         replicas: int,
@@ -224,7 +224,7 @@ class RecordBroker(RecordGroups, Generic[AnyDoctor]):
         """
         if not topics:
             raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return self._receiving(Reading.of(topics, group), self._until())
+        return self._receiving(SubscriptionPlan.of(topics, group), self._until())
 
     def close(self, timeout: float = 5.0) -> None:
         """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
@@ -259,6 +259,6 @@ class RecordBroker(RecordGroups, Generic[AnyDoctor]):
             raise Closed(f"this {type(self).__name__} is closed")
 
 
-def _end(*doctors: Doctor) -> None:
+def _end(*doctors: ProducerSupervisor) -> None:
     for doctor in doctors:
         doctor.close(0.0)

@@ -13,7 +13,7 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.kafka.cloudevents import due_in
 
 
-class Progress:
+class OffsetTracker:
     """
     Keeps the offset up to which everything in a partition is finished, whatever the order of finishing.
 
@@ -44,7 +44,7 @@ class Progress:
         return offset + 1
 
 
-class Holding(Progress):
+class OwnedPartition(OffsetTracker):
     """
     A partition that is ours.
 
@@ -108,7 +108,7 @@ class Holding(Progress):
         self.commit_at = max(self.commit_at, offset + self._reach // 4)
 
 
-class RecordDelivery:
+class KafkaDelivery:
     """One record of a partition; `settle` is told once, with the delivery and whether it is done."""
 
     __slots__ = ("_settle", "holding", "message", "offset", "redeliveries")
@@ -116,10 +116,10 @@ class RecordDelivery:
     def __init__(
         self,
         message: IncomingMessage,
-        holding: Holding,
+        holding: OwnedPartition,
         offset: int,
         redeliveries: int,
-        settle: Callable[[RecordDelivery, bool], None],
+        settle: Callable[[KafkaDelivery, bool], None],
     ) -> None:
         self.message = message
         #: The partition it came from, while that was ours.
@@ -127,7 +127,7 @@ class RecordDelivery:
         self.offset = offset
         #: Kafka does not count: 1 where somebody may have had it in hand before.
         self.redeliveries = redeliveries
-        self._settle: Callable[[RecordDelivery, bool], None] | None = settle
+        self._settle: Callable[[KafkaDelivery, bool], None] | None = settle
 
     @property
     def origin(self) -> str:
@@ -179,10 +179,10 @@ class Client(Protocol):
         """Go on with them."""
 
     def commit(self, finished: dict[Any, int], /) -> None:
-        """Have the broker keep these places, without waiting; `Intake.committed` is told."""
+        """Have the broker keep these places, without waiting; `FetchBuffer.committed` is told."""
 
 
-class Intake:
+class FetchBuffer:
     """
     The partitions of one consumer, for its one thread.
 
@@ -191,7 +191,7 @@ class Intake:
     """
 
     def __init__(self, client: Client) -> None:
-        self.holdings: dict[Any, Holding] = {}
+        self.holdings: dict[Any, OwnedPartition] = {}
         #: What is finished and not known to be committed.
         self.finished: dict[Any, int] = {}
         #: Whether it was told its partitions, be they none.
@@ -199,15 +199,15 @@ class Intake:
         #: Partitions that the client fetches nothing of.
         self.paused: set[Any] = set()
         self._client = client
-        self._ready: deque[tuple[Holding, Any]] = deque()
+        self._ready: deque[tuple[OwnedPartition, Any]] = deque()
         #: What was given back: of each partition the oldest comes first.
-        self._returned: list[tuple[int, int, RecordDelivery]] = []
+        self._returned: list[tuple[int, int, KafkaDelivery]] = []
         self._count = itertools.count()
         #: Those with records that wait for their time.
-        self._early: set[Holding] = set()
+        self._early: set[OwnedPartition] = set()
         self._commit_after = 0.0
 
-    def got(self, holdings: Iterable[Holding]) -> None:
+    def got(self, holdings: Iterable[OwnedPartition]) -> None:
         """Begin with partitions."""
         self.was_told = True
         self.holdings.update((holding.place, holding) for holding in holdings)
@@ -238,15 +238,15 @@ class Intake:
         holding.early.extend((now + due_in(headers_of(record), delay), record) for record in records)
         self._early.add(holding)
 
-    def hand_out(self, most: int) -> list[RecordDelivery]:
+    def hand_out(self, most: int) -> list[KafkaDelivery]:
         """Return the next records that may be handed out, `most` of them."""
         if self._early:
             self._let_go()
-        came: list[RecordDelivery] = []
+        came: list[KafkaDelivery] = []
         while self._returned and len(came) < most:
             _, _, old = heapq.heappop(self._returned)
             if not old.holding.lapsed:
-                came.append(RecordDelivery(old.message, old.holding, old.offset, old.redeliveries + 1, self.settle))
+                came.append(KafkaDelivery(old.message, old.holding, old.offset, old.redeliveries + 1, self.settle))
         ready, offset_of, message_of = self._ready, self._client.offset_of, self._client.message_of
         while ready and len(came) < most:
             holding, record = ready.popleft()
@@ -257,7 +257,7 @@ class Intake:
             holding.handed_out(offset)
             certain = holding.untouched is not None and offset >= holding.untouched
             message = message_of(record, kept=holding.kept)
-            came.append(RecordDelivery(message, holding, offset, 0 if certain else 1, self.settle))
+            came.append(KafkaDelivery(message, holding, offset, 0 if certain else 1, self.settle))
         return came
 
     def idle_for(self, timeout: float) -> float:
@@ -269,7 +269,7 @@ class Intake:
         first = min(holding.early[0][0] for holding in self._early)
         return max(0.0, min(timeout, first - time.monotonic()))
 
-    def settle(self, delivery: RecordDelivery, done: bool) -> None:
+    def settle(self, delivery: KafkaDelivery, done: bool) -> None:
         """Settle a delivery; it does nothing where its partition has gone to another member."""
         holding = delivery.holding
         if holding.lapsed:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from cqrs_sync.broker import Delivery, Subscription
-from cqrs_sync.kafka.partitions import Intake
+from cqrs_sync.kafka.partitions import FetchBuffer
 
 #: Seconds between two looks at whether the connection lives and finished messages are committed.
 _LOOK = 0.5
@@ -15,14 +15,14 @@ _LOOK = 0.5
 _ALONE, _RESTING = 1.0, 0.2
 
 
-class RecordSubscription(Subscription):
+class BaseKafkaSubscription(Subscription):
     """
     Hands out what was fetched, fetches more when there is none, and lets the client work now and then.
 
     A class that inherits from it has an `_intake`, fetches and closes.
     """
 
-    _intake: Intake
+    _intake: FetchBuffer
     _tend_at = 0.0
 
     @property

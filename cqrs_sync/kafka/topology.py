@@ -11,7 +11,7 @@ import attrs
 
 from cqrs_sync.broker import Group, GroupBacklog, Piece
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka.partitions import Holding
+from cqrs_sync.kafka.partitions import OwnedPartition
 
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _LEGAL_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
@@ -20,7 +20,7 @@ _REACH, _LEAST = 10, 1000
 
 
 @attrs.frozen
-class Offsets:
+class PartitionOffsets:
     """How far a partition goes, and how far somebody has come; None where nobody ever began."""
 
     first: int
@@ -34,25 +34,25 @@ class Offsets:
 
 
 @attrs.frozen
-class Reading:
+class SubscriptionPlan:
     """What a consumer reads, and as whom."""
 
     group: str
     topics: tuple[str, ...]
     #: Takes a partition in hand: the client's name for it, its topic, its number.
-    holding: Callable[[Any, str, int], Holding]
+    holding: Callable[[Any, str, int], OwnedPartition]
     #: Topics of which a new group reads everything, instead of what comes from then on.
     whole: frozenset[str] = frozenset()
     #: Whether it takes all partitions without asking who else is in the group.
     alone: bool = False
 
     @classmethod
-    def of(cls, topics: tuple[str, ...], group: str) -> Reading:
+    def of(cls, topics: tuple[str, ...], group: str) -> SubscriptionPlan:
         """Read topics as a group that has no places of its own."""
         return cls(group, topics, lambda place, topic, number: _holding(place, topic, number, reach=_LEAST))
 
 
-class Places:
+class GroupTopics:
     """
     Names of topics.
 
@@ -103,28 +103,28 @@ class Places:
         known = ", ".join(map(_number, self.group.delays)) or "none"
         raise ValueError(f"{self.group.name} has no delay of {_number(after)} s: {known}")
 
-    def reading(self) -> Reading:
+    def reading(self) -> SubscriptionPlan:
         """Read what is for the group, its places to wait in from their first record on."""
         reach = max(_REACH * self.group.prefetch, _LEAST)
 
-        def holding(place: Any, topic: str, number: int) -> Holding:
+        def holding(place: Any, topic: str, number: int) -> OwnedPartition:
             delay = self.retry.get(topic)
             # 0 is None here: nothing has to wait.
             return _holding(place, topic, number, reach=reach, delay=delay or None, kept=delay is not None)
 
-        return Reading(self.group.name, self.topics, holding, whole=frozenset(self.retry))
+        return SubscriptionPlan(self.group.name, self.topics, holding, whole=frozenset(self.retry))
 
-    def keeping_place(self) -> Reading:
+    def keeping_place(self) -> SubscriptionPlan:
         """Read nothing, without joining: opened, it has the broker keep the place of a new group."""
         return attrs.evolve(self.reading(), alone=True)
 
-    def reading_dead(self) -> Reading:
+    def reading_dead(self) -> SubscriptionPlan:
         """Read the dead letters; they may all be looked at before one is removed."""
 
-        def holding(place: Any, topic: str, number: int) -> Holding:
+        def holding(place: Any, topic: str, number: int) -> OwnedPartition:
             return _holding(place, topic, number, reach=sys.maxsize, kept=True)
 
-        return Reading(self.reader, (self.dead,), holding, whole=frozenset({self.dead}), alone=True)
+        return SubscriptionPlan(self.reader, (self.dead,), holding, whole=frozenset({self.dead}), alone=True)
 
     def wanted(self, partitions: int) -> dict[str, int]:
         """Return how many partitions each topic should have, -1 where the broker knows."""
@@ -144,7 +144,9 @@ class Places:
                 raise ConfigurationError(f"the topic {topic!r} {piece.trouble}")
         return {topic: wanted[topic] for topic in topics if topic not in there}
 
-    def backlog(self, group: Mapping[tuple[str, int], Offsets], dead: Sequence[Offsets]) -> GroupBacklog:
+    def backlog(
+        self, group: Mapping[tuple[str, int], PartitionOffsets], dead: Sequence[PartitionOffsets]
+    ) -> GroupBacklog:
         """Add up what waits."""
         begun = {topic for (topic, _), offsets in group.items() if offsets.kept is not None}
         waiting = {
@@ -157,8 +159,8 @@ class Places:
         return GroupBacklog(waiting, delayed, sum(offsets.left for offsets in dead))
 
 
-def _holding(place: Any, topic: str, number: int, **what: Any) -> Holding:
-    return Holding(place, f"{topic}[{number}]", **what)
+def _holding(place: Any, topic: str, number: int, **what: Any) -> OwnedPartition:
+    return OwnedPartition(place, f"{topic}[{number}]", **what)
 
 
 def _piece(topic: str, there: int | None, wanted: int) -> Piece:

@@ -15,7 +15,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetad
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.kafka import Progress
+from cqrs_sync.kafka import OffsetTracker
 from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
@@ -303,7 +303,7 @@ def test_the_place_kept_is_before_the_first_unfinished_message(order, count):
     """
     In whatever order messages are finished, nothing unfinished is skipped and nothing finished is held up.
     """
-    progress = Progress()
+    progress = OffsetTracker()
     for offset in range(100, 112):
         progress.handed_out(offset)
     finished: set[int] = set()

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, Settings
-from cqrs_sync.kafka import Offsets
+from cqrs_sync.kafka import PartitionOffsets
 
 #: What a broker says about a topic that it will never make as it was asked to.
 _REFUSALS = {
@@ -29,7 +29,7 @@ _CONSUMER = {*CONSUMER_ONLY, "auto.offset.reset", "enable.auto.commit", "enable.
 
 
 @contextlib.contextmanager
-def administration(settings: Settings, until: float) -> Iterator[Admin]:
+def administration(settings: Settings, until: float) -> Iterator[TopicAdmin]:
     """Make a client for a few questions; raises BrokerUnavailable where nobody answers until `until`."""
     servers = ",".join(settings.servers)
     heard: list[KafkaError] = []
@@ -40,12 +40,12 @@ def administration(settings: Settings, until: float) -> Iterator[Admin]:
     except (KafkaException, TypeError, ValueError) as error:
         raise configuration_error(error) from error
     try:
-        yield Admin(client, until)
+        yield TopicAdmin(client, until)
     except KafkaException as error:
         raise connection_error(error, servers, heard[0] if heard else None) from error
 
 
-class Admin:
+class TopicAdmin:
     """What is asked of a client, until a moment."""
 
     def __init__(self, client: Any, until: float) -> None:
@@ -73,7 +73,7 @@ class Admin:
             if time.monotonic() >= self._until:
                 raise BrokerUnavailable(f"the topics {', '.join(sorted(missing))} were made and are not there yet")
 
-    def offsets(self, there: Mapping[str, int], group: str) -> dict[tuple[str, int], Offsets]:
+    def offsets(self, there: Mapping[str, int], group: str) -> dict[tuple[str, int], PartitionOffsets]:
         """Return how far partitions go and how far the group has come."""
         asked = [TopicPartition(topic, number) for topic, count in there.items() for number in range(count)]
         firsts = self._list(asked, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ class Admin:
         request = [ConsumerGroupTopicPartitions(group, asked)]
         told = self._client.list_consumer_group_offsets(request, request_timeout=self._left())[group].result()
         kept = {(one.topic, one.partition): one.offset for one in told.topic_partitions if one.offset >= 0}
-        return {place: Offsets(firsts[place], ends[place], kept.get(place)) for place in firsts}
+        return {place: PartitionOffsets(firsts[place], ends[place], kept.get(place)) for place in firsts}
 
     def _list(self, asked: list[TopicPartition], which: OffsetSpec) -> dict[tuple[str, int], int]:
         told = self._client.list_offsets(dict.fromkeys(asked, which), request_timeout=self._left())
@@ -90,5 +90,5 @@ class Admin:
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))  # noqa: SLF001
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
         return left

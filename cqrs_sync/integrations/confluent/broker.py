@@ -9,18 +9,18 @@ from typing import Any
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.confluent.admin import administration
-from cqrs_sync.integrations.confluent.doctor import Doctor
+from cqrs_sync.integrations.confluent.doctor import ProducerSupervisor
 from cqrs_sync.integrations.confluent.publishing import Publishing
 from cqrs_sync.integrations.confluent.settings import Settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
-from cqrs_sync.kafka import Admin, Reading, RecordBroker
+from cqrs_sync.kafka import BaseKafkaBroker, SubscriptionPlan, TopicAdmin
 
 #: Beyond every limit of the user: no sequence numbers that a refusal breaks, no request
 #: that two records share, one request at a time for the order.
 _ALONE = {"enable.idempotence": False, "batch.num.messages": 1, "max.in.flight.requests.per.connection": 1}
 
 
-class ConfluentKafkaBroker(RecordBroker[Doctor]):
+class ConfluentKafkaBroker(BaseKafkaBroker[ProducerSupervisor]):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
@@ -61,8 +61,8 @@ class ConfluentKafkaBroker(RecordBroker[Doctor]):
             consumer=consumer_config or {},
         )
         grace = self._settings.delivery_timeout + 1.0
-        together = Doctor(self._settings.producer, grace=grace)
-        alone = Doctor({**self._settings.producer, **_ALONE}, grace=grace)
+        together = ProducerSupervisor(self._settings.producer, grace=grace)
+        alone = ProducerSupervisor({**self._settings.producer, **_ALONE}, grace=grace)
         super().__init__(
             self._settings.servers,
             publish_timeout,
@@ -72,11 +72,11 @@ class ConfluentKafkaBroker(RecordBroker[Doctor]):
             declare=declare,
         )
 
-    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+    def _admin(self, until: float) -> AbstractContextManager[TopicAdmin]:
         self._check_open()
         return administration(self._settings, until)
 
-    def _receiving(self, reading: Reading, until: float) -> ConfluentSubscription:
+    def _receiving(self, reading: SubscriptionPlan, until: float) -> ConfluentSubscription:
         self._check_open()
         return ConfluentSubscription(reading, self._settings, until)
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0
 
 
-class Doctor:
+class ProducerSupervisor:
     """
     Hands out one producer to all threads, and replaces it as soon as it is suspect.
 

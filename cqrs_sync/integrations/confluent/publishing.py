@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
 from cqrs_sync.integrations.confluent.attempt import Attempt
-from cqrs_sync.integrations.confluent.doctor import Doctor
+from cqrs_sync.integrations.confluent.doctor import ProducerSupervisor
 from cqrs_sync.integrations.confluent.errors import STRANGE_TOPIC, connection_error, delivery_error
 from cqrs_sync.integrations.confluent.producer import Retired
 
@@ -37,7 +37,9 @@ class Publishing:
         self._confirmed: list[int] = []
         self._suspects: dict[int, KafkaError] = {}
 
-    def run(self, together: Doctor, alone: Doctor) -> list[tuple[OutgoingMessage, DeliveryError]]:
+    def run(
+        self, together: ProducerSupervisor, alone: ProducerSupervisor
+    ) -> list[tuple[OutgoingMessage, DeliveryError]]:
         """Return what was not confirmed and why, in the order of the batch."""
         self._publish(together, range(len(self._messages)))
         if self._suspects:
@@ -49,7 +51,7 @@ class Publishing:
             self._failures.update((index, delivery_error(error)) for index, error in self._suspects.items())
         return [(self._messages[index], self._failures[index]) for index in sorted(self._failures)]
 
-    def _publish(self, doctor: Doctor, indexes: Sequence[int]) -> None:
+    def _publish(self, doctor: ProducerSupervisor, indexes: Sequence[int]) -> None:
         while indexes:
             try:
                 producer = doctor.producer()
@@ -67,7 +69,7 @@ class Publishing:
             if attempt.lost or attempt.strange:
                 indexes = sorted({*indexes, *self._saved(attempt), *self._found(doctor, attempt)})
 
-    def _care_for(self, doctor: Doctor, attempt: Attempt) -> None:
+    def _care_for(self, doctor: ProducerSupervisor, attempt: Attempt) -> None:
         """Tell the doctor how the producer is."""
         producer = attempt.producer
         if attempt.confirmed:
@@ -89,7 +91,7 @@ class Publishing:
         self._fail(attempt.lost, connection_error(KafkaException(refusal), self._servers))
         return ()
 
-    def _found(self, doctor: Doctor, attempt: Attempt) -> Iterable[int]:
+    def _found(self, doctor: ProducerSupervisor, attempt: Attempt) -> Iterable[int]:
         """
         Ask about topics that may not be there; return what can be sent all the same.
 

@@ -26,7 +26,7 @@ _LOOK = 0.1
 _LOOK_UP = 2.0
 
 
-class Start:
+class InitialOffsets:
     """
     Lets a new group begin where its first subscription found the end of each topic.
 
@@ -136,5 +136,5 @@ class Start:
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))  # noqa: SLF001
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
         return left

@@ -16,8 +16,8 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error
 from cqrs_sync.integrations.confluent.producer import keep_for_ever
 from cqrs_sync.integrations.confluent.settings import Settings
-from cqrs_sync.integrations.confluent.start import Place, Start
-from cqrs_sync.kafka import Intake, Reading, RecordSubscription, incoming_message
+from cqrs_sync.integrations.confluent.start import InitialOffsets, Place
+from cqrs_sync.kafka import BaseKafkaSubscription, FetchBuffer, SubscriptionPlan, incoming_message
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ _AT_EXIT = 1.0
 #: Errors among the messages that no waiting mends.
 _HOPELESS = {
     *(KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.INVALID_GROUP_ID),
-    *(KafkaError._FATAL, KafkaError._AUTHENTICATION),  # noqa: SLF001
+    *(KafkaError._FATAL, KafkaError._AUTHENTICATION),
 }
 
 
-class ConfluentSubscription(RecordSubscription):
+class ConfluentSubscription(BaseKafkaSubscription):
     """
     A member of a consumer group, for one thread.
 
@@ -49,10 +49,10 @@ class ConfluentSubscription(RecordSubscription):
     new owner; settling it here afterwards does nothing.
     """
 
-    def __init__(self, reading: Reading, settings: Settings, until: float) -> None:
+    def __init__(self, reading: SubscriptionPlan, settings: Settings, until: float) -> None:
         self._reading = reading
         self._servers = ",".join(settings.servers)
-        self._intake = Intake(self)
+        self._intake = FetchBuffer(self)
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
         self._lost_at: float | None = None
@@ -123,7 +123,9 @@ class ConfluentSubscription(RecordSubscription):
     def _begin(self, until: float, *, makes_topics: bool) -> None:
         topics = self._reading.topics
         try:
-            self._start = Start(self._consumer, topics, until, makes_topics=makes_topics, whole=self._reading.whole)
+            self._start = InitialOffsets(
+                self._consumer, topics, until, makes_topics=makes_topics, whole=self._reading.whole
+            )
             if self._reading.alone:
                 self._hold(self._start.partitions)
                 self._consumer.assign(self._start.partitions)
@@ -211,7 +213,7 @@ class ConfluentSubscription(RecordSubscription):
 
     def _committed(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
         # Called in our thread, out of `poll`.
-        if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
             logger.warning("the offsets of %d partition(s) are not committed: %s", len(places), error.str())
             return
         for one in places:
@@ -219,7 +221,7 @@ class ConfluentSubscription(RecordSubscription):
                 self._intake.committed((one.topic, one.partition), one.offset)
 
     def _heard_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._lost_at = self._lost_at or time.monotonic()
         else:
             self._why = error

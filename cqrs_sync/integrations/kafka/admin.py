@@ -23,7 +23,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka.client import Network
 from cqrs_sync.integrations.kafka.errors import connection_error
 from cqrs_sync.integrations.kafka.settings import Settings
-from cqrs_sync.kafka import Offsets
+from cqrs_sync.kafka import PartitionOffsets
 
 #: What a broker says about a topic that it will never make as it was asked to.
 _REFUSALS = (
@@ -36,7 +36,7 @@ _REFUSALS = (
 
 
 @contextlib.contextmanager
-def administration(settings: Settings, until: float) -> Iterator[Admin]:
+def administration(settings: Settings, until: float) -> Iterator[TopicAdmin]:
     """Connect for a few questions; raises BrokerUnavailable where nobody answers until `until`."""
     servers = ",".join(settings.servers)
     left = max(1, round((until - time.monotonic()) * 1000))
@@ -56,14 +56,14 @@ def administration(settings: Settings, until: float) -> Iterator[Admin]:
             raise connection_error(network.explain(error), servers) from error
         raise
     try:
-        yield Admin(client)
+        yield TopicAdmin(client)
     except KafkaError as error:
         raise connection_error(network.explain(error), servers) from error
     finally:
         client.close()
 
 
-class Admin:
+class TopicAdmin:
     """What is asked of a connection."""
 
     def __init__(self, client: Any) -> None:
@@ -89,14 +89,14 @@ class Admin:
         except KafkaError as error:
             raise BrokerUnavailable(f"the topics {', '.join(topics)} were made and have no leaders yet") from error
 
-    def offsets(self, there: Mapping[str, int], group: str) -> dict[tuple[str, int], Offsets]:
+    def offsets(self, there: Mapping[str, int], group: str) -> dict[tuple[str, int], PartitionOffsets]:
         """Return how far partitions go and how far the group has come."""
         asked = [TopicPartition(topic, number) for topic, count in there.items() for number in range(count)]
         firsts = self._client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.EARLIEST))
         ends = self._client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.LATEST))
         kept = self._client.list_group_offsets({group: asked})[group]
         return {
-            (one.topic, one.partition): Offsets(firsts[one].offset, ends[one].offset, _place(kept.get(one)))
+            (one.topic, one.partition): PartitionOffsets(firsts[one].offset, ends[one].offset, _place(kept.get(one)))
             for one in asked
         }
 

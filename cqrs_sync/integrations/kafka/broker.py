@@ -11,14 +11,14 @@ from kafka import KafkaProducer
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.kafka.admin import administration
-from cqrs_sync.integrations.kafka.doctor import Doctor
+from cqrs_sync.integrations.kafka.doctor import ProducerSupervisor
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.integrations.kafka.settings import Settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
-from cqrs_sync.kafka import Admin, Reading, RecordBroker
+from cqrs_sync.kafka import BaseKafkaBroker, SubscriptionPlan, TopicAdmin
 
 
-class KafkaBroker(RecordBroker[Doctor]):
+class KafkaBroker(BaseKafkaBroker[ProducerSupervisor]):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
@@ -72,11 +72,11 @@ class KafkaBroker(RecordBroker[Doctor]):
             declare=declare,
         )
 
-    def _admin(self, until: float) -> AbstractContextManager[Admin]:
+    def _admin(self, until: float) -> AbstractContextManager[TopicAdmin]:
         self._check_open()
         return administration(self._settings, until)
 
-    def _receiving(self, reading: Reading, until: float) -> KafkaSubscription:
+    def _receiving(self, reading: SubscriptionPlan, until: float) -> KafkaSubscription:
         self._check_open()
         return KafkaSubscription(reading, self._settings, until)
 
@@ -89,8 +89,8 @@ class KafkaBroker(RecordBroker[Doctor]):
     ) -> Sequence[tuple[OutgoingMessage, DeliveryError]]:
         return Publishing(messages, until).run(self._together, self._alone)
 
-    def _doctor(self, **changes: Any) -> Doctor:
-        return Doctor(
+    def _doctor(self, **changes: Any) -> ProducerSupervisor:
+        return ProducerSupervisor(
             {**self._settings.producer, **changes},
             ",".join(self._settings.servers),
             grace=self._settings.producer["delivery_timeout_ms"] / 1000,

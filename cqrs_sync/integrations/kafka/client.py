@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 # Looking up a host imports it: a child forked at that moment would wait for its import lock for ever.
-import encodings.idna
 import errno
 import logging
 import os

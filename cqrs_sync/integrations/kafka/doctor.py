@@ -23,7 +23,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 _told_about_crc32c = False
 
 
-class Doctor:
+class ProducerSupervisor:
     """
     Hands out one producer to all threads, and replaces it as soon as it is suspect.
 

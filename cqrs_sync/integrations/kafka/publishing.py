@@ -11,7 +11,7 @@ from kafka.errors import IllegalStateError, KafkaError
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
-from cqrs_sync.integrations.kafka.doctor import Doctor
+from cqrs_sync.integrations.kafka.doctor import ProducerSupervisor
 from cqrs_sync.integrations.kafka.errors import delivery_error, is_passing
 from cqrs_sync.integrations.kafka.producer import SharedProducer, TopicNotKnown
 from cqrs_sync.integrations.kafka.topics import NewTopics
@@ -41,14 +41,16 @@ class Publishing:
         self._failures: dict[int, DeliveryError] = {}
         self._suspects: dict[int, KafkaError] = {}
 
-    def run(self, together: Doctor, alone: Doctor) -> list[tuple[OutgoingMessage, DeliveryError]]:
+    def run(
+        self, together: ProducerSupervisor, alone: ProducerSupervisor
+    ) -> list[tuple[OutgoingMessage, DeliveryError]]:
         """Return what was not confirmed and why, in the order of the batch."""
         self._publish(together, range(len(self._messages)))
         if self._suspects:
             self._clear(alone)
         return [(self._messages[index], self._failures[index]) for index in sorted(self._failures)]
 
-    def _clear(self, alone: Doctor) -> None:
+    def _clear(self, alone: ProducerSupervisor) -> None:
         """Send every suspect again, except where that would let it arrive after its successor."""
         suspects, self._suspects = self._suspects, {}
         confirmed = self._last_confirmed(suspects)
@@ -73,7 +75,7 @@ class Publishing:
             if index not in suspects and index not in self._failures
         }
 
-    def _publish(self, doctor: Doctor, indexes: Sequence[int]) -> None:
+    def _publish(self, doctor: ProducerSupervisor, indexes: Sequence[int]) -> None:
         while indexes:
             try:
                 producer = doctor.producer(self._until)
@@ -137,7 +139,7 @@ class Publishing:
         return sorted(left_over)
 
     def _settle(
-        self, doctor: Doctor, producer: SharedProducer, sent: Sequence[tuple[int, Any]], started: float
+        self, doctor: ProducerSupervisor, producer: SharedProducer, sent: Sequence[tuple[int, Any]], started: float
     ) -> None:
         """Wait for the answers and keep those that are no confirmation."""
         failed: Any = None

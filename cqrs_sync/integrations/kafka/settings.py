@@ -145,7 +145,7 @@ def _consumer_options(servers: Sequence[str], publish_timeout: float, given: dic
         "request_timeout_ms": 10_000 + given.get("fetch_max_wait_ms", 0),
         "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *_KEEPALIVE],
         **given,
-        # Partitions that come later are read from their first message on: see Start.
+        # Partitions that come later are read from their first message on: see InitialOffsets.
         "auto_offset_reset": "earliest",
         "enable_auto_commit": False,
     }

@@ -21,7 +21,7 @@ _NEW_TOPIC = 1.0
 _LOOK_UP = 2.0
 
 
-class Start:
+class InitialOffsets:
     """
     Lets a new group begin where its first subscription found the end of each topic.
 

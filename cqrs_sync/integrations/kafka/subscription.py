@@ -18,8 +18,8 @@ from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.client import Network, free_parked_records, keep_finished_joins
 from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
 from cqrs_sync.integrations.kafka.settings import Settings
-from cqrs_sync.integrations.kafka.start import Start, ask_about_topics
-from cqrs_sync.kafka import Intake, Reading, RecordSubscription, incoming_message
+from cqrs_sync.integrations.kafka.start import InitialOffsets, ask_about_topics
+from cqrs_sync.kafka import BaseKafkaSubscription, FetchBuffer, SubscriptionPlan, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _PATIENCE = 1.0
 _LAST_COMMIT, _LEAVING = 2.0, 2.0
 
 
-class KafkaSubscription(RecordSubscription):
+class KafkaSubscription(BaseKafkaSubscription):
     """
     A member of a consumer group, for one thread.
 
@@ -40,10 +40,10 @@ class KafkaSubscription(RecordSubscription):
     owner; settling it here afterwards does nothing.
     """
 
-    def __init__(self, reading: Reading, settings: Settings, until: float) -> None:
+    def __init__(self, reading: SubscriptionPlan, settings: Settings, until: float) -> None:
         self._servers = ",".join(settings.servers)
         self._reading = reading
-        self._intake = Intake(self)
+        self._intake = FetchBuffer(self)
         #: The request under way.
         self._commit: Any = None
         self._lost_at: float | None = None
@@ -54,7 +54,9 @@ class KafkaSubscription(RecordSubscription):
             self._network.completed()
             self._batch = min(_BATCH, self._consumer.config["max_poll_records"])
             keep_finished_joins(self._consumer)
-            self._start = Start(self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole)
+            self._start = InitialOffsets(
+                self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole
+            )
             self._begin(until)
         except BaseException as error:
             self._network.hang_up()

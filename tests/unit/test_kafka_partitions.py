@@ -8,11 +8,11 @@ import pytest
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.kafka import (
-    Intake,
-    Offsets,
-    Places,
+    BaseKafkaSubscription,
+    FetchBuffer,
+    GroupTopics,
+    PartitionOffsets,
     RecordGroups,
-    RecordSubscription,
     due_in,
     incoming_message,
     kept_messages,
@@ -61,8 +61,8 @@ def client():
 
 @pytest.fixture
 def intake(client):
-    intake = Intake(client)
-    holding = Places(GROUP).reading().holding
+    intake = FetchBuffer(client)
+    holding = GroupTopics(GROUP).reading().holding
     intake.got([holding("a", "t", 0), holding("b", "t", 1), holding("later", "g.retry.60", 0)])
     return intake
 
@@ -209,7 +209,7 @@ def test_places_are_called_after_their_group():
     """
     One for each delay, one for what comes at once, one for good.
     """
-    places = Places(Group("billing", ("orders",), delays=(0.5, 60)))
+    places = GroupTopics(Group("billing", ("orders",), delays=(0.5, 60)))
 
     assert ("billing.retry.0", "billing.retry.0.5", "billing.retry.60", "billing.dead") == places.own
     assert "billing.retry.0" == places.place(0)
@@ -217,22 +217,22 @@ def test_places_are_called_after_their_group():
     # One partition: dead letters are read in their order.
     assert {"orders": 3, "billing.retry.0": 3, "billing.dead": 1}.items() <= places.wanted(3).items()
     with pytest.raises(ConfigurationError, match="no spaces"):
-        Places(Group("no spaces", ("orders",)))
+        GroupTopics(Group("no spaces", ("orders",)))
 
 
 def test_a_partition_that_came_later_is_read_from_its_beginning():
     """
     So everything in it waits; in a topic that the group has never been in, nothing does.
     """
-    places = Places(Group("g", ("known", "new")))
+    places = GroupTopics(Group("g", ("known", "new")))
     backlog = places.backlog(
         {
-            ("known", 0): Offsets(0, 10, 4),
-            ("known", 1): Offsets(3, 10),
-            ("new", 0): Offsets(0, 10),
-            ("g.retry.0", 0): Offsets(2, 5),
+            ("known", 0): PartitionOffsets(0, 10, 4),
+            ("known", 1): PartitionOffsets(3, 10),
+            ("new", 0): PartitionOffsets(0, 10),
+            ("g.retry.0", 0): PartitionOffsets(2, 5),
         },
-        [Offsets(0, 5, 3)],
+        [PartitionOffsets(0, 5, 3)],
     )
 
     assert {"known[0]": 6, "known[1]": 7, "new[0]": 0} == backlog.waiting
@@ -245,14 +245,14 @@ def test_what_no_broker_takes_for_a_topic_is_refused(topic):
     Before anything is asked or made.
     """
     with pytest.raises(ConfigurationError, match="cannot be a topic"):
-        Places(attrs.evolve(GROUP, topics=("t", topic)))
+        GroupTopics(attrs.evolve(GROUP, topics=("t", topic)))
 
 
 def test_a_topic_may_be_called_what_brokers_take():
     """
     As long and as dotted as they let it be.
     """
-    Places(attrs.evolve(GROUP, topics=("x" * 249, "...", ".a", "a.b_c-D9")))
+    GroupTopics(attrs.evolve(GROUP, topics=("x" * 249, "...", ".a", "a.b_c-D9")))
 
 
 # What another client would have to give
@@ -262,7 +262,7 @@ def test_a_topic_may_be_called_what_brokers_take():
     ("kind", "methods"),
     [
         (RecordGroups, {"publish", "_admin", "_receiving", "_limit", "_patience"}),
-        (RecordSubscription, {"close", "_fetch", "_check_connection"}),
+        (BaseKafkaSubscription, {"close", "_fetch", "_check_connection"}),
     ],
 )
 def test_what_a_client_does_not_give_is_missed_when_it_is_made(kind, methods):

@@ -22,9 +22,7 @@ REFUSALS = frozenset(
 )
 
 #: There may be no such topic.
-STRANGE_TOPIC = frozenset(
-    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
-)
+STRANGE_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
 #: The producer has lost its place, or was ended: another one may send the same message.
 LOST_PRODUCER = frozenset(

@@ -170,7 +170,7 @@ def _fitting(headers: list[tuple[str, bytes]], room: int) -> list[tuple[str, byt
         if _size((name, value)) > share:
             if not name.startswith(NOTE) or (left := share - _size((name, b""))) < _SHORTEST:
                 continue
-            value = value[:left].decode(errors="ignore").encode()
+            value = value[:left].decode(errors="ignore").encode()  # noqa: PLW2901 -- it is the same value, shorter
         cut[name] = value
         room -= _size((name, value))
     return [(name, cut[name]) for name, _ in headers if name in cut]

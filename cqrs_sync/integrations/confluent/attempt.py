@@ -65,7 +65,7 @@ class Attempt:
             except Retired:
                 self.unsent = indexes[position:]
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
                 if code_of(error) in STRANGE_TOPIC:
                     self._is_strange(index)
                 elif code_of(error) in LOST_PRODUCER:
@@ -118,7 +118,7 @@ class Attempt:
             self.suspects[index] = error
         else:
             self.failed[index] = delivery_error(error, self.producer.why)
-            if code == KafkaError._MSG_TIMED_OUT:
+            if code == KafkaError._MSG_TIMED_OUT:  # noqa: SLF001
                 self.expired = self.expired or error
 
     def _is_strange(self, index: int) -> None:

@@ -22,7 +22,9 @@ REFUSALS = frozenset(
 )
 
 #: There may be no such topic.
-STRANGE_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+STRANGE_TOPIC = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}  # noqa: SLF001
+)
 
 #: The producer has lost its place, or was ended: another one may send the same message.
 LOST_PRODUCER = frozenset(
@@ -32,8 +34,8 @@ LOST_PRODUCER = frozenset(
         KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
         KafkaError.PRODUCER_FENCED,
         KafkaError.UNKNOWN_PRODUCER_ID,
-        *(KafkaError._DESTROY, KafkaError._FATAL, KafkaError._FENCED, KafkaError._GAPLESS_GUARANTEE),
-        *(KafkaError._INCONSISTENT, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE),
+        *(KafkaError._DESTROY, KafkaError._FATAL, KafkaError._FENCED, KafkaError._GAPLESS_GUARANTEE),  # noqa: SLF001
+        *(KafkaError._INCONSISTENT, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE),  # noqa: SLF001
     }
 )
 
@@ -41,7 +43,7 @@ LOST_PRODUCER = frozenset(
 _REFUSED_CONNECTIONS = frozenset(
     {
         *(KafkaError.ILLEGAL_SASL_STATE, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM),
-        KafkaError._AUTHENTICATION,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001
     }
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 # Asking about topics imports it: a child forked at that moment would wait for its import lock for ever.
-import confluent_kafka.admin
+import confluent_kafka.admin  # noqa: F401
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cqrs_sync.integrations.confluent.errors import configuration_error, is_final
@@ -150,7 +150,7 @@ class SharedProducer:
             self._lost(self, error.args[0])
 
     def _heard_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.why is None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.why is None:  # noqa: SLF001
             self.why = error
         if is_final(error) and not self.was_heard and self.refusal is None:
             self.refusal = error

@@ -234,7 +234,7 @@ CONSUMER_ONLY = frozenset(
     group.instance.id group.protocol group.protocol.type group.remote.assignor heartbeat.interval.ms isolation.level
     max.partition.fetch.bytes max.poll.interval.ms partition.assignment.strategy queued.max.messages.kbytes
     queued.min.messages session.timeout.ms
-    """.split()
+    """.split()  # noqa: SIM905
 )
 PRODUCER_ONLY = frozenset(
     """
@@ -243,7 +243,7 @@ PRODUCER_ONLY = frozenset(
     queue.buffering.backpressure.threshold queue.buffering.max.kbytes queue.buffering.max.messages
     queue.buffering.max.ms queuing.strategy request.required.acks request.timeout.ms retries
     sticky.partitioning.linger.ms
-    """.split()
+    """.split()  # noqa: SIM905
 )
 SHARED = frozenset(
     """
@@ -264,7 +264,7 @@ SHARED = frozenset(
     ssl.keystore.password ssl.providers ssl.sigalgs.list statistics.interval.ms stats_cb throttle_cb topic.blacklist
     topic.metadata.propagation.max.ms topic.metadata.refresh.fast.interval.ms topic.metadata.refresh.interval.ms
     topic.metadata.refresh.sparse
-    """.split()
+    """.split()  # noqa: SIM905
 )
 #: Their values are not for anybody's eyes.
 SECRETS = ("sasl.password", "sasl.oauthbearer.client.secret", "ssl.key.password", "ssl.keystore.password")

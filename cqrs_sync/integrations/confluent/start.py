@@ -136,5 +136,5 @@ class InitialOffsets:
     def _left(self) -> float:
         left = self._until - time.monotonic()
         if left <= 0:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))  # noqa: SLF001
         return left

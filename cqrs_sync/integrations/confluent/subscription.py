@@ -35,7 +35,7 @@ _AT_EXIT = 1.0
 #: Errors among the messages that no waiting mends.
 _HOPELESS = {
     *(KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.INVALID_GROUP_ID),
-    *(KafkaError._FATAL, KafkaError._AUTHENTICATION),
+    *(KafkaError._FATAL, KafkaError._AUTHENTICATION),  # noqa: SLF001
 }
 
 
@@ -213,7 +213,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
 
     def _committed(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
         # Called in our thread, out of `poll`.
-        if error is not None and error.code() != KafkaError._NO_OFFSET:
+        if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
             logger.warning("the offsets of %d partition(s) are not committed: %s", len(places), error.str())
             return
         for one in places:
@@ -221,7 +221,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
                 self._intake.committed((one.topic, one.partition), one.offset)
 
     def _heard_error(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
             self._lost_at = self._lost_at or time.monotonic()
         else:
             self._why = error

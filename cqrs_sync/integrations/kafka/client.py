@@ -1,5 +1,8 @@
 """The network side of a Kafka client: ours to look at, and to close where kafka-python does not."""
 
+# Much of it is below the public surface of kafka-python.
+# ruff: noqa: SLF001
+
 from __future__ import annotations
 
 import contextlib
@@ -236,9 +239,6 @@ class _Censor(logging.Filter):
 
 
 _censor = _Censor()
-
-
-# What these two functions mend in kafka-python 3.0.12 is below its public surface.
 
 
 def free_parked_records(consumer: Any) -> None:

@@ -162,7 +162,7 @@ class ProducerSupervisor:
             try:
                 self._attempt = Network(self._options)
                 producer = SharedProducer(self._attempt, self._give_up)
-            except Exception as reason:
+            except Exception as reason:  # noqa: BLE001 -- whoever waits gets it as the cause of ours
                 error = reason
             if self._made(producer, error, pause):
                 return
@@ -193,7 +193,7 @@ _inherited: list[SharedProducer] = []
 
 
 def _tell_about_crc32c() -> None:
-    global _told_about_crc32c
+    global _told_about_crc32c  # noqa: PLW0603 -- once per process
     if not _told_about_crc32c and importlib.util.find_spec("crc32c") is None:
         logger.warning("checksums in pure Python take half the time of publishing: pip install 'cqrs-sync[kafka]'")
     _told_about_crc32c = True

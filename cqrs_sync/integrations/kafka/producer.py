@@ -61,7 +61,7 @@ class SharedProducer(KafkaProducer):  # type: ignore[misc]  # kafka-python has n
         """Ask no more about a topic that does not exist; kafka-python would for ever, ten times a second."""
         # In the thread that reads the set; a RuntimeError says that it has ended.
         with contextlib.suppress(RuntimeError):
-            self._network.client._manager.call_soon(self._metadata._topics.discard, topic)
+            self._network.client._manager.call_soon(self._metadata._topics.discard, topic)  # noqa: SLF001
 
     def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
         """

@@ -111,7 +111,7 @@ class Publishing:
             except IllegalStateError:
                 waiting = () if new_topics is None else new_topics.remaining()
                 return sent, sorted([*indexes[position:], *waiting])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
                 if self._is_early(error, message, producer):
                     new_topics = new_topics or NewTopics(producer, self._until)
                     new_topics.add(message.topic, index)
@@ -172,7 +172,7 @@ def _undecided(error: KafkaError, why: str) -> DeliveryError:
 
 
 def _wait(future: Any, until: float) -> None:
-    try:
+    try:  # noqa: SIM105 -- this costs least
         future.get(max(0.0, until - time.monotonic()))
-    except Exception:
+    except Exception:  # noqa: BLE001, S110 -- the future itself says what became of it
         pass

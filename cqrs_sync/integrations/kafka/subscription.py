@@ -89,7 +89,7 @@ class KafkaSubscription(BaseKafkaSubscription):
 
     def rejoin(self) -> None:
         """Keep asking for a place in the group until there is one."""
-        self._consumer._coordinator.request_rejoin()
+        self._consumer._coordinator.request_rejoin()  # noqa: SLF001 -- see where it is called
 
     def got(self, partitions: Iterable[Any]) -> None:
         """Begin with partitions that are ours now."""

@@ -58,7 +58,7 @@ class NewTopics:
             self._producer.await_topic(topic, max(0.0, min(left, timeout)))
         except KafkaTimeoutError:
             return False, self._verdict(topic)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 -- an illegal name, missing rights: it concerns this topic only
             return False, delivery_error(error)
         return True, None
 

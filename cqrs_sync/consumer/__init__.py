@@ -6,10 +6,9 @@ one message and decides what becomes of it, by the rules in `tiers`; `outage` sp
 that fail for no fault of theirs, `standstill` tells for how long nothing moves.
 """
 
-from cqrs_sync.consumer.consumer import Consumer, Health
-from cqrs_sync.consumer.group import broker_of, group_of
-from cqrs_sync.consumer.lanes import InHand
-from cqrs_sync.consumer.standstill import Standstill
+from cqrs_sync.consumer.consumer import Consumer, Health, broker_of, group_of
+from cqrs_sync.consumer.inflight import InHand
+from cqrs_sync.consumer.stall import Standstill
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 
 __all__ = ["Consumer", "Health", "InHand", "Standstill", "Tiers", "Unknown", "broker_of", "group_of"]

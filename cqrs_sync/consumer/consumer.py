@@ -9,17 +9,17 @@ from typing import Self
 
 import attrs
 
-from cqrs_sync.broker import PREFETCH, Subscription
-from cqrs_sync.consumer.crew import Crew
-from cqrs_sync.consumer.group import broker_of, check_above_zero, group_of
-from cqrs_sync.consumer.handling import Counts, Handling, Rules
-from cqrs_sync.consumer.intake import Intake
-from cqrs_sync.consumer.lanes import InHand
+from cqrs_sync.broker import PREFETCH, Group, GroupBroker, Subscription
+from cqrs_sync.consumer.inflight import InHand
 from cqrs_sync.consumer.outage import Outage
-from cqrs_sync.consumer.standstill import Standstill
+from cqrs_sync.consumer.processor import Counts, Handling, Rules
+from cqrs_sync.consumer.receiver import Intake
+from cqrs_sync.consumer.scheduler import Crew
+from cqrs_sync.consumer.stall import Standstill
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.messages import publication_of
 
 logger = logging.getLogger(__name__)
 
@@ -198,3 +198,47 @@ class Consumer:
         if self.is_connected:
             return "the group has not let it in yet"
         return f"nothing is received: {self._intake.why}" if self._intake.why else "not connected to the broker"
+
+
+def group_of(
+    mediator: RequestMediator,
+    name: str,
+    *,
+    topics: Sequence[str] = (),
+    ordered: bool | None = None,
+    prefetch: int = PREFETCH,
+    delays: Sequence[float] = (),
+) -> Group:
+    """Return the group that a consumer of this mediator is one of. Raises ConfigurationError where nothing is bound."""
+    if not name or not name.isprintable() or name != name.strip():
+        raise ConfigurationError(f"a group has a name, such as that of the service, not {name!r}")
+    if isinstance(topics, str):
+        topics = (topics,)
+    publications = [publication_of(event) for event in mediator.events.event_map.types.values()]
+    found = tuple(topics) or tuple(sorted({each.topic for each in publications if each.topic}))
+    if not found:
+        raise ConfigurationError(
+            "no notification event is bound to a handler, so there is nothing to consume: bind one in the event map "
+            "that bootstrap is given, and import the module that does so"
+        )
+    if not all(found):
+        raise ConfigurationError("a topic has a name, not ''")
+    keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
+    return Group(name, found, tuple(delays), keyed if ordered is None else ordered, prefetch)
+
+
+def broker_of(mediator: RequestMediator) -> GroupBroker:
+    """Return the broker of a mediator. Raises ConfigurationError where it is none to consume from."""
+    emitter = mediator.events.dispatcher.stager.emitter
+    broker = None if emitter is None else emitter.broker
+    if not isinstance(broker, GroupBroker):
+        what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which receives nothing"
+        raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one to consume from")
+    return broker
+
+
+def check_above_zero(**numbers: int) -> None:
+    """Raise ConfigurationError for what is no whole number above 0."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from cqrs_sync.consumer.lanes import InHand
+from cqrs_sync.consumer.inflight import InHand
 from cqrs_sync.errors import LONGEST_ERROR, ConfigurationError, CqrsError, Retryable, describe_error, printable
 from cqrs_sync.retry import exponential_delay
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 
-from cqrs_sync.relay import runner
+from cqrs_sync.relay import durable
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.held import Held
 
@@ -39,5 +39,5 @@ def _stacks() -> list[tuple[str, str]]:
     return [
         (names[thread], stack)
         for thread, stack in stacks_of(names).items()
-        if names[thread].startswith("cqrs-relay-") or f'"{runner.__file__}"' in stack
+        if names[thread].startswith("cqrs-relay-") or f'"{durable.__file__}"' in stack
     ]

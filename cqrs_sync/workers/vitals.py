@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from cqrs_sync.consumer import Consumer, Health, InHand, handling
+from cqrs_sync.consumer import Consumer, Health, InHand, processor
 from cqrs_sync.dispatch import run
 from cqrs_sync.threads.watchdog import stacks_of
 
@@ -132,5 +132,5 @@ def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     for thread, stack in stacks_of(names).items():
         is_shown = names[thread] == "cqrs-intake" and is_intake_at_fault
-        if is_shown or any(f'"{each.__file__}"' in stack for each in (handling, run)):
+        if is_shown or any(f'"{each.__file__}"' in stack for each in (processor, run)):
             logger.error("the thread %s is left, at:\n%s", names[thread], stack)

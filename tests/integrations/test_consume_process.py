@@ -475,7 +475,7 @@ def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
     consuming = consume(LETTERS_FAULT="refused")
 
     assert 2 == consuming.status()
-    assert "ERROR cqrs_sync.consumer.intake the consumer cannot go on: the queue of 'post' is diff" in consuming.log()
+    assert "ERROR cqrs_sync.consumer.receiver the consumer cannot go on: the queue of 'post' is diff" in consuming.log()
     assert "it cannot go on: ending within 25 s" in consuming.log()
     assert (1, 1) == (consuming.log().count("is different"), consuming.log().count(" ERROR "))
 

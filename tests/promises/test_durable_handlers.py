@@ -126,7 +126,7 @@ def test_the_log_tells_where_a_handler_failed(events, ran, caplog):
         shop.sell(Shipped(1))
         eventually(lambda: shop.outbox.backlog().dead == 1)
 
-    told = [record for record in caplog.records if record.name == "cqrs_sync.relay.settling"]
+    told = [record for record in caplog.records if record.name == "cqrs_sync.relay.settlement"]
     assert 3 == sum("KeyError: 'address of 1'" in record.getMessage() for record in told)
     assert [True, False, True] == [bool(record.exc_info) for record in told]
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from cqrs_sync.broker import Delivery, Subscription
-from cqrs_sync.consumer.handling import in_hand
-from cqrs_sync.consumer.lanes import Lanes
+from cqrs_sync.consumer.inflight import Lanes
+from cqrs_sync.consumer.processor import in_hand
 from cqrs_sync.errors import LONGEST_ERROR, Closed, ConfigurationError, CqrsError, describe_error, printable
 from cqrs_sync.retry import Backoff
 

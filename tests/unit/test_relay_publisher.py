@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.relay.outages import Outages
+from cqrs_sync.relay.publisher import Outages
 
 ERROR = BrokerUnavailable("connection refused")
 

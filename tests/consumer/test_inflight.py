@@ -4,8 +4,8 @@ import attrs
 import pytest
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.consumer.handling import in_hand
-from cqrs_sync.consumer.lanes import Lanes
+from cqrs_sync.consumer.inflight import Lanes
+from cqrs_sync.consumer.processor import in_hand
 
 
 @attrs.define(eq=False)

@@ -15,7 +15,7 @@ from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settling import Claims, Settling
+from cqrs_sync.relay.settlement import Claims, Settling
 from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Call, Executor

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync.relay.loop import Loop
+from cqrs_sync.relay.relay import Loop
 from tests.waiting import eventually
 
 
@@ -125,7 +125,7 @@ def test_a_loop_survives_whatever_goes_wrong(run, caplog, error):
     run(courier)
 
     eventually(lambda: courier.done >= 4)
-    lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.loop"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.relay"]
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
     assert "goes on" in lines[1]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cqrs_sync.consumer.lanes import InHand, Lanes
+from cqrs_sync.consumer.inflight import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.retry import Backoff
 from cqrs_sync.threads.executor import Call, Executor

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cqrs_sync.outbox import Listener, Outbox
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settling import Claims
+from cqrs_sync.relay.settlement import Claims
 
 #: Seconds a scout listens before it sees whether it is to end.
 _LISTENING = 1.0

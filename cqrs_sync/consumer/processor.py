@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 
 from cqrs_sync.broker import Delivery, Group, GroupBroker
-from cqrs_sync.consumer.lanes import InHand, Lanes
+from cqrs_sync.consumer.inflight import InHand, Lanes
 from cqrs_sync.consumer.outage import Outage, may_pass
 from cqrs_sync.consumer.tiers import PARKED, Tiers, Unknown
 from cqrs_sync.errors import (

@@ -10,12 +10,12 @@ from typing import Self
 import attrs
 
 from cqrs_sync.broker import PREFETCH, Group, GroupBroker, Subscription
-from cqrs_sync.consumer.inflight import InHand
+from cqrs_sync.consumer.inflight import InFlightMessage
 from cqrs_sync.consumer.outage import Outage
-from cqrs_sync.consumer.processor import Counts, Handling, Rules
-from cqrs_sync.consumer.receiver import Intake
-from cqrs_sync.consumer.scheduler import Crew
-from cqrs_sync.consumer.stall import Standstill
+from cqrs_sync.consumer.processor import Counts, MessageProcessor, Rules
+from cqrs_sync.consumer.receiver import Receiver
+from cqrs_sync.consumer.scheduler import Scheduler
+from cqrs_sync.consumer.stall import StallDetector
 from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
@@ -35,7 +35,7 @@ class Health:
     #: What is wrong, empty where nothing is.
     trouble: str = ""
     #: The thread that receives hangs.
-    is_intake_hung: bool = False
+    is_receiver_hung: bool = False
 
 
 class Consumer:
@@ -90,56 +90,56 @@ class Consumer:
         )
         self.counts = Counts()
         self._events = mediator.events
-        self._intake = Intake(self._join, prefetch)
-        self._lanes = self._intake.lanes
+        self._receiver = Receiver(self._join, prefetch)
+        self._queue = self._receiver.queue
         self._outage = Outage(outage_after)
-        handling = Handling(self, mediator.events, self._lanes, rules, self._outage)
+        processor = MessageProcessor(self, mediator.events, self._queue, rules, self._outage)
         threads = mediator.events.dispatcher.threads
-        self._crew = Crew(self._lanes, handling.attend, threads, concurrency, self._outage)
-        self._intake.serve = self._crew.serve_what_waits
+        self._scheduler = Scheduler(self._queue, processor.process, threads, concurrency, self._outage)
+        self._receiver.serve = self._scheduler.serve_what_waits
         self._concurrency = concurrency
-        self._finishing, self._receiving = Standstill(), Standstill()
+        self._finishing, self._receiving = StallDetector(), StallDetector()
 
     @property
     def received(self) -> int:
         """How many messages came in."""
-        return self._intake.received
+        return self._receiver.received
 
     @property
-    def in_hand(self) -> int:
+    def in_flight_count(self) -> int:
         """How many messages came in and are neither handled nor set aside."""
-        return len(self._lanes)
+        return len(self._queue)
 
     @property
     def is_connected(self) -> bool:
         """Whether the broker answers, as far as is known; a group may still have to let it in, see `health`."""
-        return self._intake.is_connected
+        return self._receiver.is_connected
 
     @property
     def trouble(self) -> ConfigurationError | None:
         """Why it cannot go on, where no waiting mends that."""
-        return self._intake.hopeless
+        return self._receiver.hopeless
 
-    def running(self) -> Sequence[InHand]:
+    def running(self) -> Sequence[InFlightMessage]:
         """Return the messages whose handlers run now."""
-        return self._lanes.running()
+        return self._queue.running()
 
     def rejoin(self) -> None:
         """Receive through a new subscription, soon: what is in hand stays there, and comes once more at most."""
-        self._intake.rejoin()
+        self._receiver.rejoin()
 
     def start(self) -> None:
         """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""
         if self._events.is_closed:
             raise Closed("the mediator of this consumer is closed")
-        room = self._crew.room
+        room = self._scheduler.room
         if self._concurrency is not None and self._concurrency > room:
             logger.warning(
                 "concurrency is %d and the mediator has %d thread(s), so %d message(s) are handled at a time: give it "
                 "bootstrap(threads=%d), and as many connections to its database",
                 *(self._concurrency, room, room, self._concurrency),
             )
-        self._intake.start()
+        self._receiver.start()
 
     def stop(self, timeout: float = 25.0) -> bool:
         """
@@ -148,12 +148,12 @@ class Consumer:
         False where a handler still runs: its message comes again, to somebody else.
         """
         until = time.monotonic() + timeout
-        self._lanes.close()
-        self._intake.end(until)
+        self._queue.close()
+        self._receiver.end(until)
         # Closing a subscription may take longer than a broker that is well takes.
-        ended = self._intake.join(until + 2.0)
-        self._crew.close(max(0.1, until - time.monotonic()))
-        return ended and not self._lanes.running()
+        ended = self._receiver.join(until + 2.0)
+        self._scheduler.close(max(0.1, until - time.monotonic()))
+        return ended and not self._queue.running()
 
     def _join(self) -> Subscription:
         inbox = self._events.inbox
@@ -180,16 +180,16 @@ class Consumer:
         Those seconds are told by those who look: ask every few seconds. Where nobody could, for the process was
         stopped, or its machine slept, they begin anew.
         """
-        is_idle = not self._lanes or self._lanes.waits()
-        unfinished = self._finishing.look(object() if is_idle else self._crew.attended, stall)
-        is_ready, silent = self._intake.has_joined, self._receiving.look(self._intake.alive_at, stall)
-        if self._intake.hopeless is not None:
-            return Health(is_alive=False, is_ready=False, trouble=str(self._intake.hopeless))
+        is_idle = not self._queue or self._queue.waits()
+        unfinished = self._finishing.look(object() if is_idle else self._scheduler.processed, stall)
+        is_ready, silent = self._receiver.has_joined, self._receiving.look(self._receiver.alive_at, stall)
+        if self._receiver.hopeless is not None:
+            return Health(is_alive=False, is_ready=False, trouble=str(self._receiver.hopeless))
         if silent > stall:
-            words = f"the intake hangs for {silent:.0f} s"
-            return Health(is_alive=False, is_ready=False, trouble=words, is_intake_hung=True)
+            words = f"the receiver hangs for {silent:.0f} s"
+            return Health(is_alive=False, is_ready=False, trouble=words, is_receiver_hung=True)
         if unfinished > stall:
-            words = f"of {len(self._lanes)} messages in hand none was finished for {unfinished:.0f} s"
+            words = f"of {len(self._queue)} messages in hand none was finished for {unfinished:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
         return Health(is_alive=True, is_ready=is_ready, trouble=self._outage.trouble if is_ready else self._absence())
 
@@ -197,7 +197,7 @@ class Consumer:
         """Tell why nothing is received."""
         if self.is_connected:
             return "the group has not let it in yet"
-        return f"nothing is received: {self._intake.why}" if self._intake.why else "not connected to the broker"
+        return f"nothing is received: {self._receiver.why}" if self._receiver.why else "not connected to the broker"
 
 
 def group_of(

@@ -23,7 +23,7 @@ _REMEMBERED = 1000
 
 
 @attrs.define(eq=False)
-class InHand:
+class InFlightMessage:
     """A message in hand."""
 
     delivery: Delivery
@@ -48,7 +48,7 @@ class InHand:
     begun: float = 0.0
     thread: int | None = None
     #: The next one of its key.
-    behind: InHand | None = None
+    behind: InFlightMessage | None = None
 
     @property
     def type(self) -> str:
@@ -56,7 +56,7 @@ class InHand:
         return self.delivery.message.attributes.get("type", "")
 
 
-class Lanes:
+class KeyedQueue:
     """
     Hands messages to whoever has time: of each key the next one when the one before is done.
 
@@ -68,13 +68,13 @@ class Lanes:
         self._settle = settle
         self._lock = threading.Lock()
         # The last one of each key.
-        self._last: dict[Key, InHand] = {}
-        # Messages at the head of their lanes that may be taken, and those that wait until a moment.
-        self._ready: deque[InHand] = deque()
-        self._later: list[tuple[float, int, InHand]] = []
+        self._last: dict[Key, InFlightMessage] = {}
+        # Messages at the head of their queue that may be taken, and those that wait until a moment.
+        self._ready: deque[InFlightMessage] = deque()
+        self._later: list[tuple[float, int, InFlightMessage]] = []
         self._numbers = itertools.count()
-        self._running: dict[int, InHand] = {}
-        self._by_place: dict[str, InHand] = {}
+        self._running: dict[int, InFlightMessage] = {}
+        self._by_place: dict[str, InFlightMessage] = {}
         self._done_late: dict[str, None] = {}
         self._held_until = 0.0
         self._has_one_alone = False
@@ -90,12 +90,12 @@ class Lanes:
         """How many may be taken now, if there were room."""
         return len(self._ready)
 
-    def put(self, items: Iterable[InHand]) -> list[Delivery]:
+    def put(self, items: Iterable[InFlightMessage]) -> list[Delivery]:
         """Take messages in hand; returns the deliveries of those that were done meanwhile: they are to be settled."""
         with self._lock:
             return [item.delivery for item in items if not self._put(item)]
 
-    def take(self, most: int, doubts: Callable[[InHand], Any] | None = None) -> InHand | None:
+    def take(self, most: int, doubts: Callable[[InFlightMessage], Any] | None = None) -> InFlightMessage | None:
         """
         Take the next message, None where there is none, or where `most` are out already.
 
@@ -123,7 +123,7 @@ class Lanes:
             self.taken_at = item.begun = time.monotonic()
             return item
 
-    def done(self, item: InHand) -> None:
+    def done(self, item: InFlightMessage) -> None:
         """Let a message be settled, and let go of it: the next one of its key may be taken."""
         with self._lock:
             if item.is_done and item.delivery.lapsed:
@@ -137,7 +137,7 @@ class Lanes:
             self._leave(item)
             self._by_place.pop(item.place, None)
 
-    def again(self, item: InHand, pause: float) -> None:
+    def again(self, item: InFlightMessage, pause: float) -> None:
         """Give a message back, to be taken again after `pause` seconds; its key waits for it."""
         with self._lock:
             self._leave(item)
@@ -174,12 +174,12 @@ class Lanes:
         with self._lock:
             self._is_closed = True
 
-    def running(self) -> list[InHand]:
+    def running(self) -> list[InFlightMessage]:
         """Return what was taken and is not done."""
         with self._lock:
             return list(self._running.values())
 
-    def _next(self, doubts: Callable[[InHand], Any] | None) -> InHand | None:
+    def _next(self, doubts: Callable[[InFlightMessage], Any] | None) -> InFlightMessage | None:
         """Return the next message that is still ours; lets go of those that are not."""
         while self._ready:
             item = self._ready[0] if doubts is None else min(self._ready, key=doubts)
@@ -188,14 +188,14 @@ class Lanes:
             self._drop(item)
         return None
 
-    def _drop(self, head: InHand) -> None:
+    def _drop(self, head: InFlightMessage) -> None:
         """
         Let go of a message that somebody else has now, and of those behind it with it.
 
         They come again in their order. One that was kept would be in front of those that were not.
         """
         self._ready.remove(head)
-        item: InHand | None = head
+        item: InFlightMessage | None = head
         while item is not None and item.delivery.lapsed:
             self._by_place.pop(item.place, None)
             item = item.behind
@@ -204,7 +204,7 @@ class Lanes:
         elif head.key is not None:
             del self._last[head.key]
 
-    def _put(self, item: InHand) -> bool:
+    def _put(self, item: InFlightMessage) -> bool:
         known = self._by_place.get(item.identity)
         if known is not None:
             if known.delivery.lapsed:
@@ -227,7 +227,7 @@ class Lanes:
         self._ready.append(item)
         return True
 
-    def _leave(self, item: InHand) -> None:
+    def _leave(self, item: InFlightMessage) -> None:
         self._running.pop(id(item), None)
         item.thread = None
         if item.is_alone:

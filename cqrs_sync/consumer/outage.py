@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from cqrs_sync.consumer.inflight import InHand
+from cqrs_sync.consumer.inflight import InFlightMessage
 from cqrs_sync.errors import LONGEST_ERROR, ConfigurationError, CqrsError, Retryable, describe_error, printable
 from cqrs_sync.retry import exponential_delay
 
@@ -55,7 +55,7 @@ class Outage:
             logger.warning("handlers succeed again: the outage is over")
         return was_on
 
-    def note_failure(self, item: InHand, error: BaseException) -> None:
+    def note_failure(self, item: InFlightMessage, error: BaseException) -> None:
         """Note that a message failed."""
         with self._lock:
             self._failures += 1
@@ -68,7 +68,7 @@ class Outage:
                 *(self._failures, printable(describe_error(error))[:LONGEST_ERROR]),
             )
 
-    def doubts(self, item: InHand) -> tuple[bool, bool]:
+    def doubts(self, item: InFlightMessage) -> tuple[bool, bool]:
         """Rank a message that waits: lower is more likely to succeed."""
         return item.type in self._types, item.attempts > 0
 

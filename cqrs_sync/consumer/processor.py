@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 
 from cqrs_sync.broker import Delivery, Group, GroupBroker
-from cqrs_sync.consumer.inflight import InHand, Lanes
+from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 from cqrs_sync.consumer.outage import Outage, may_pass
 from cqrs_sync.consumer.tiers import PARKED, Tiers, Unknown
 from cqrs_sync.errors import (
@@ -79,14 +79,14 @@ class Rules:
 
 
 class Site(Protocol):
-    """What handling needs to know of its consumer."""
+    """What processor needs to know of its consumer."""
 
     broker: GroupBroker
     group: Group
     counts: Counts
 
 
-class Handling:
+class MessageProcessor:
     """
     Handles messages in hand.
 
@@ -94,11 +94,11 @@ class Handling:
     is counted in the inbox before it is begun again.
     """
 
-    def __init__(self, site: Site, events: EventMediator, lanes: Lanes, rules: Rules, outage: Outage) -> None:
+    def __init__(self, site: Site, events: EventMediator, queue: KeyedQueue, rules: Rules, outage: Outage) -> None:
         self._site = site
         self._receive = events.receive
         self._inbox = events.inbox
-        self._lanes = lanes
+        self._queue = queue
         self._rules = rules
         self._outage = outage
         self._said_unknown: set[str] = set()
@@ -107,12 +107,12 @@ class Handling:
         #: A message that was begun so often and not finished is given up, and is begun with nothing beside it; and why.
         self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1), _WORN_OUT)
 
-    def attend(self, item: InHand) -> float | None:
+    def process(self, item: InFlightMessage) -> float | None:
         """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
         pause = None if item.aside is not None else self._try(item)
         return pause if item.aside is None else self._set_aside(item)
 
-    def _try(self, item: InHand) -> float | None:
+    def _try(self, item: InFlightMessage) -> float | None:
         """Handle it; where that fails, decide where it goes, or return the seconds to wait."""
         try:
             if item.delivery.redeliveries and not item.begun_before and not self._begin_counted(item):
@@ -131,16 +131,16 @@ class Handling:
             self._succeeded(item)
         return None
 
-    def _succeeded(self, item: InHand) -> None:
+    def _succeeded(self, item: InFlightMessage) -> None:
         item.is_done = True
         self._site.counts.handled += 1
         if self._outage.note_success():
-            self._lanes.hurry()
+            self._queue.hurry()
         # One is no harm, and a row that is purged is cheaper than one that is deleted.
         if self._inbox is not None and item.begun_before > 1:
             self._uncount(item, self._inbox.forget_attempts)
 
-    def _begin_counted(self, item: InHand) -> bool:
+    def _begin_counted(self, item: InFlightMessage) -> bool:
         """
         Count it as begun, as it is: what waits for its turn is not to be counted for it. False where it is not begun.
         """
@@ -158,25 +158,25 @@ class Handling:
         item.begun_before = before + 1 if inbox is None else inbox.attempt(identity)
         return True
 
-    def _survived(self, item: InHand) -> None:
+    def _survived(self, item: InFlightMessage) -> None:
         """Take back that it was begun: it failed, and its process lives. It is counted anew if it is tried again."""
         if self._inbox is not None and item.begun_before:
             self._uncount(item, self._inbox.take_back_attempt)
         item.begun_before = 0
 
-    def _uncount(self, item: InHand, how: Callable[[str], object]) -> None:
+    def _uncount(self, item: InFlightMessage, how: Callable[[str], object]) -> None:
         try:
             how(item.identity)
         except Exception as error:  # noqa: BLE001 -- it is done all the same
             logger.warning("attempts at %s cannot be forgotten: %s", item.identity, error)
 
-    def _failed(self, item: InHand, error: BaseException) -> float | None:
+    def _failed(self, item: InFlightMessage, error: BaseException) -> float | None:
         if _is_fatal(error):
             self._give_up(item, error)
             return None
         self._outage.note_failure(item, error)
         if self._outage.is_on:
-            self._lanes.hold(self._outage.pause())
+            self._queue.hold(self._outage.pause())
             if may_pass(error):
                 # It goes behind all others: the next look is another one's.
                 return 0.0
@@ -191,12 +191,12 @@ class Handling:
             # What fails on and on fails in the same place, as a rule.
             exc_info=error if item.attempts == 1 else None,
         )
-        if pause.in_hand:
+        if pause.is_inline:
             return pause.seconds
         self._decide(item, error, pause.seconds)
         return None
 
-    def _give_up(self, item: InHand, error: BaseException | str) -> None:
+    def _give_up(self, item: InFlightMessage, error: BaseException | str) -> None:
         if self._inbox is not None and item.delivery.redeliveries:
             # Whoever replays it begins anew.
             self._uncount(item, self._inbox.forget_attempts)
@@ -204,7 +204,7 @@ class Handling:
         item.error = error if isinstance(error, EventsFailed) else None
         self._decide(item, error, None)
 
-    def _unknown(self, item: InHand, error: UnknownMessageType) -> None:
+    def _unknown(self, item: InFlightMessage, error: UnknownMessageType) -> None:
         policy, name = self._rules.unknown, item.delivery.message.attributes.get("type", "?")[:200]
         delays = self._site.group.delays
         if policy is Unknown.PARK and not delays:
@@ -222,7 +222,7 @@ class Handling:
         else:
             self._decide(item, error, delays[-1], parked=str(rounds + 1))
 
-    def _decide(self, item: InHand, error: BaseException | str, delay: float | None, **notes: str) -> None:
+    def _decide(self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str) -> None:
         """Note what happened, and where the message is to go."""
         message = item.delivery.message
         words = error if isinstance(error, str) else describe_error(error)
@@ -240,7 +240,7 @@ class Handling:
             noted["handlers"] = ", ".join(sorted({failure.handler for failure in error.failures}))
         item.aside = attrs.evolve(message, notes=noted), delay
 
-    def _set_aside(self, item: InHand) -> float | None:
+    def _set_aside(self, item: InFlightMessage) -> float | None:
         assert item.aside is not None
         message, delay = item.aside
         try:
@@ -261,7 +261,7 @@ class Handling:
         return None
 
 
-def in_hand(delivery: Delivery) -> InHand:
+def in_flight(delivery: Delivery) -> InFlightMessage:
     """Take a delivery in hand; nothing in its message is to be trusted."""
     message = delivery.message
     attributes = message.attributes
@@ -271,7 +271,7 @@ def in_hand(delivery: Delivery) -> InHand:
         named = f"{identity} {message.topic} {message.key}".encode(errors="surrogatepass")
         identity = f"blake2b {hashlib.blake2b(named + message.body, digest_size=32).hexdigest()}"
     key = None if message.key is None else (message.topic, message.key)
-    return InHand(delivery, key, identity, _number(message.notes.get("attempts")))
+    return InFlightMessage(delivery, key, identity, _number(message.notes.get("attempts")))
 
 
 def _is_fatal(error: BaseException) -> bool:
@@ -287,7 +287,7 @@ def _number(text: str | None) -> int:
     return min(int(text[:7]), _MOST_ATTEMPTS)
 
 
-def _title(item: InHand) -> str:
+def _title(item: InFlightMessage) -> str:
     attributes = item.delivery.message.attributes
     return f"{attributes.get('type', 'a message of no type')[:100]!r} {attributes.get('id', '')[:100]!r}"
 

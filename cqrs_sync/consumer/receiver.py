@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 
 from cqrs_sync.broker import Delivery, Subscription
-from cqrs_sync.consumer.inflight import Lanes
-from cqrs_sync.consumer.processor import in_hand
+from cqrs_sync.consumer.inflight import KeyedQueue
+from cqrs_sync.consumer.processor import in_flight
 from cqrs_sync.errors import LONGEST_ERROR, Closed, ConfigurationError, CqrsError, describe_error, printable
 from cqrs_sync.retry import Backoff
 
@@ -28,7 +28,7 @@ _FIRST, _CEILING = 0.25, 5.0
 _CALM = 1.5
 
 
-class Intake:
+class Receiver:
     """
     Receives from one subscription in a thread of its own, never more than `most` messages at a time.
 
@@ -38,11 +38,11 @@ class Intake:
     def __init__(self, join: Callable[[], Subscription], most: int) -> None:
         self._join = join
         #: What is in hand.
-        self.lanes = Lanes(self.settle_soon)
+        self.queue = KeyedQueue(self.settle_soon)
         self._most = most
         # So many are done before it looks for more.
         self._enough = max(1, min(_RUN, most // 4))
-        #: Called when there may be something to be taken from the lanes.
+        #: Called when there may be something to be taken from the queue.
         self.serve: Callable[[], object] = lambda: None
         self._subscription: Subscription | None = None
         self._finished: deque[Delivery] = deque()
@@ -54,7 +54,7 @@ class Intake:
         #: Why nothing is received, where that is so.
         self.why = ""
         self._waits = False
-        self._thread = threading.Thread(target=self._run, name="cqrs-intake", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cqrs-receiver", daemon=True)
         #: Why it cannot go on, where that is for good.
         self.hopeless: ConfigurationError | None = None
         #: When it last heard from the broker, and when it was last seen alive; by `time.monotonic`.
@@ -113,13 +113,13 @@ class Intake:
             except CqrsError as error:
                 self._lost(error)
             except BaseException:
-                logger.exception("the intake failed, and goes on with a new subscription")
+                logger.exception("the receiver failed, and goes on with a new subscription")
                 self._leave()
                 self._lost(None)
         self._leave()
 
     def _is_over(self) -> bool:
-        return (not self.lanes.running() and not self._finished) or time.monotonic() >= self._until
+        return (not self.queue.running() and not self._finished) or time.monotonic() >= self._until
 
     def _step(self) -> None:
         self._news.clear()
@@ -129,9 +129,9 @@ class Intake:
         if self._subscription is None and not self._ending:
             self._subscription = self._join()
         self._settle()
-        room, before = self._most - len(self.lanes), self.received
+        room, before = self._most - len(self.queue), self.received
         # While threads have enough to do, a message or two would cost more than they bring.
-        if self._ending or room <= 0 or (room < self._enough and self.lanes.ready):
+        if self._ending or room <= 0 or (room < self._enough and self.queue.ready):
             self._rest()
         else:
             self._take_in()
@@ -157,15 +157,15 @@ class Intake:
     def _is_enough(self) -> bool:
         """Tell whether so many are done that it is worth coming: one, where threads have nothing left to do."""
         done = len(self._finished)
-        return done >= self._enough or (done > 0 and (self._ending or not self.lanes.ready))
+        return done >= self._enough or (done > 0 and (self._ending or not self.queue.ready))
 
     def _take_in(self) -> None:
         assert self._subscription is not None
-        room, patience = min(_RUN, self._most - len(self.lanes)), _BUSY if len(self.lanes) else _IDLE
+        room, patience = min(_RUN, self._most - len(self.queue)), _BUSY if len(self.queue) else _IDLE
         came = self._subscription.receive_many(room, patience)
         if came:
             self.received += len(came)
-            for done in self.lanes.put([in_hand(delivery) for delivery in came]):
+            for done in self.queue.put([in_flight(delivery) for delivery in came]):
                 done.ack()
 
     def _note_calm(self, *, came: bool) -> None:
@@ -179,7 +179,7 @@ class Intake:
     def _lost(self, error: CqrsError | None) -> None:
         self._calm_since = None
         self.why = (
-            "the intake failed, see the log" if error is None else printable(describe_error(error))[:LONGEST_ERROR]
+            "the receiver failed, see the log" if error is None else printable(describe_error(error))[:LONGEST_ERROR]
         )
         if isinstance(error, Closed):
             self._leave()

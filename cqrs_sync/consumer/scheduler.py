@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from cqrs_sync.consumer.inflight import InHand, Lanes
+from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 from cqrs_sync.consumer.outage import Outage
 from cqrs_sync.retry import Backoff
 from cqrs_sync.threads.executor import Call, Executor
@@ -28,9 +28,9 @@ _SERVED, _SERVED_FOR = 200, 1.0
 _FIRST, _CEILING = 0.1, 5.0
 
 
-class Crew:
+class Scheduler:
     """
-    Serves lanes on an executor.
+    Serves queue on an executor.
 
     While handlers wait for something each thread calls another one, up to `concurrency`. Where the interpreter is busy
     with quick ones, threads leave until one is left: more would only wait for each other. During an
@@ -39,15 +39,15 @@ class Crew:
 
     def __init__(
         self,
-        lanes: Lanes,
-        attend: Callable[[InHand], float | None],
+        queue: KeyedQueue,
+        process: Callable[[InFlightMessage], float | None],
         threads: Executor,
         concurrency: int | None,
         outage: Outage,
     ) -> None:
-        """Let `attend` handle messages: it returns None where one is done, else the seconds to wait."""
-        self._lanes = lanes
-        self._attend = attend
+        """Let `process` handle messages: it returns None where one is done, else the seconds to wait."""
+        self._queue = queue
+        self._process = process
         # The thread that receives is not to be kept.
         self._own = ThreadPool(1, name="cqrs-consumer") if isinstance(threads, SameThread) else None
         self._threads = self._own or threads
@@ -60,8 +60,8 @@ class Crew:
         #: No thread is called in before.
         self._rests_until = 0.0
         self._load = _Load()
-        #: Messages that were attended to, whatever became of them.
-        self.attended = 0
+        #: Messages that were processed to, whatever became of them.
+        self.processed = 0
 
     @property
     def room(self) -> int:
@@ -70,12 +70,12 @@ class Crew:
 
     def serve_what_waits(self) -> None:
         """Let threads serve: one where none does, more where what could be taken waits for too long."""
-        if not self._lanes.may_take(self.room):
+        if not self._queue.may_take(self.room):
             return
         if self._serving == 0:
             self._call_in(1)
-        elif time.monotonic() - self._lanes.taken_at > _WAITS_TOO_LONG:
-            self._call_in(self._lanes.ready)
+        elif time.monotonic() - self._queue.taken_at > _WAITS_TOO_LONG:
+            self._call_in(self._queue.ready)
 
     def close(self, timeout: float) -> None:
         """Let go of threads of its own."""
@@ -97,30 +97,30 @@ class Crew:
 
     def _serve(self) -> None:
         """Handle messages until there are none, for a while at most; on the pool."""
-        lanes, load, until = self._lanes, self._load, time.monotonic() + _SERVED_FOR
+        queue, load, until = self._queue, self._load, time.monotonic() + _SERVED_FOR
         thread = threading.get_ident()
         for _ in range(_SERVED):
-            item = lanes.take(self.room, self._outage.doubts if self._outage.is_on else None)
+            item = queue.take(self.room, self._outage.doubts if self._outage.is_on else None)
             if item is None:
                 break
-            if lanes.ready and self._serving < self._most and not load.is_high:
+            if queue.ready and self._serving < self._most and not load.is_high:
                 self._call_in(1)
             item.thread = thread
-            self._attend_to(item)
-            self.attended += 1
+            self._process_one(item)
+            self.processed += 1
             if load.look() > until or (load.is_high and self._serving > 1):
                 break
 
-    def _attend_to(self, item: InHand) -> None:
+    def _process_one(self, item: InFlightMessage) -> None:
         try:
-            pause = self._attend(item)
+            pause = self._process(item)
         except BaseException:
-            logger.exception("a message could not be attended to, it is tried again")
+            logger.exception("a message could not be processed to, it is tried again")
             pause = 1.0
         if pause is None:
-            self._lanes.done(item)
+            self._queue.done(item)
         else:
-            self._lanes.again(item, pause)
+            self._queue.again(item, pause)
 
     def _served(self, error: BaseException | None) -> None:
         """Note that a thread has served, or why it could not."""
@@ -132,7 +132,7 @@ class Crew:
         elif self._trouble.is_over():
             self._rests_until = 0.0
             logger.warning("threads serve again")
-        if self._serving == 0 and self._lanes.may_take(self.room):
+        if self._serving == 0 and self._queue.may_take(self.room):
             self._call_in(1)
 
 

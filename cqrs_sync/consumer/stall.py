@@ -9,7 +9,7 @@ import time
 _DOUBTFUL, _SHARE = 1.0, 0.1
 
 
-class Standstill:
+class StallDetector:
     """
     Tells for how long something has not changed; any thread may look.
 

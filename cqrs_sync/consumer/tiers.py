@@ -38,7 +38,7 @@ class Pause:
     """Seconds until the next attempt, and whether the message stays in hand meanwhile."""
 
     seconds: float
-    in_hand: bool
+    is_inline: bool
 
 
 @attrs.frozen
@@ -81,10 +81,10 @@ class Tiers:
         if place < len(self.inline):
             seconds = max(wish, with_jitter(self.inline[place]))
             if seconds <= _LONGEST_INLINE or not self.delayed:
-                return Pause(min(seconds, _LONGEST_INLINE), in_hand=True)
-            return Pause(self._at_least(wish), in_hand=False)
+                return Pause(min(seconds, _LONGEST_INLINE), is_inline=True)
+            return Pause(self._at_least(wish), is_inline=False)
         place -= len(self.inline)
-        return Pause(self._at_least(wish, self.delayed[place]), in_hand=False) if place < len(self.delayed) else None
+        return Pause(self._at_least(wish, self.delayed[place]), is_inline=False) if place < len(self.delayed) else None
 
     def _at_least(self, *seconds: float) -> float:
         """Return the shortest delay that is long enough; the longest one where none is."""

@@ -15,7 +15,7 @@ from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settlement import Claims, Settling
+from cqrs_sync.relay.settlement import Claims, Settlement
 from cqrs_sync.retry import Retries
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Call, Executor
@@ -32,7 +32,7 @@ _NOT_CALLED = 2.0
 _SLOW = 60.0
 
 
-class Runner:
+class DurableHandlerWorker:
     """
     Claims deliveries for durable handlers, as many as the pool has threads, and runs them there.
 
@@ -58,7 +58,7 @@ class Runner:
         self._retries = retries
         self._lease = lease
         self._claims = claims
-        self._settling = Settling(claims)
+        self._settlement = Settlement(claims)
         self._finished: deque[Outcome] = deque()
         self._running: dict[int, _Running] = {}
         self._own: ThreadPool | None = None
@@ -84,7 +84,7 @@ class Runner:
                 return 0
         if self._running or (self._finishing and self._given):
             return min(self._lease / 3, 1.0)
-        return None if self._finishing else self._settling.next_due()
+        return None if self._finishing else self._settlement.next_due()
 
     def finish(self, *, drain: bool) -> None:
         """Run what there is, or begin nothing more: what waits for a thread is given back."""
@@ -123,7 +123,7 @@ class Runner:
         for each in claimed:
             policy = self._retries.of(each.target)
             if each.attempts > policy.attempts:
-                self._finished.append(self._settling.worn_out(each, policy))
+                self._finished.append(self._settlement.exhausted(each, policy))
             elif self._is_last(each) and any(self._is_last(other.claimed) for other in self._running.values()):
                 # One at a time: what ends its process is not to take others along that had bad luck before.
                 self._finished.append(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
@@ -153,7 +153,7 @@ class Runner:
         try:
             outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self._ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- also what is no Exception is a failure of this handler
-            outcome = self._settling.failed(claimed, error, self._retries.of(claimed.target))
+            outcome = self._settlement.failed(claimed, error, self._retries.of(claimed.target))
         self._finished.append(outcome)
         self.wake()
 
@@ -203,7 +203,7 @@ class Runner:
         if not outcomes:
             return
         # One attempt: what is not settled stays here, and is renewed meanwhile.
-        self._settling.settle(outcomes, time.monotonic())
+        self._settlement.settle(outcomes, time.monotonic())
         for outcome in outcomes:
             self._finished.popleft()
             self._running.pop(outcome.claimed.number, None)
@@ -252,7 +252,7 @@ class _Calls:
     def call_failed(self, call: Call, error: BaseException, /) -> None:
         """Note that a handler could not be called."""
         function, claimed = call
-        runner: Runner = function.__self__
+        runner: DurableHandlerWorker = function.__self__
         runner.not_called(claimed, error)
 
     def finished_late(self) -> None:

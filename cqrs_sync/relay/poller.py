@@ -12,7 +12,7 @@ from cqrs_sync.relay.settlement import Claims
 _LISTENING = 1.0
 
 
-class Scout:
+class Poller:
     """
     Asks the outbox whether something is due, often while there is work, seldom when there is none.
 
@@ -64,7 +64,7 @@ class Scout:
         self._outbox.release_connection()
 
 
-class Ear:
+class NotificationListener:
     """Listens for commits in other processes: a hint that comes sooner than the scout would look."""
 
     def __init__(self, outbox: Outbox, wake: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from cqrs_sync import context
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
 from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
-from cqrs_sync.relay.settlement import Claims, Settling
+from cqrs_sync.relay.settlement import Claims, Settlement
 from cqrs_sync.retry import Backoff, Retries, exponential_delay
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _SHARE = 1 / 3
 _TOPIC_PAUSE = 2.0
 
 
-class Publisher:
+class OutboxPublisher:
     """
     Claims messages, publishes them and settles them; no transaction is open meanwhile.
 
@@ -49,7 +49,7 @@ class Publisher:
         self._batch = batch
         self._claims = claims
         self._outages = Outages()
-        self._settling = Settling(claims)
+        self._settlement = Settlement(claims)
         self._finishing = self._ending = False
 
     def deliver(self) -> float | None:
@@ -65,11 +65,11 @@ class Publisher:
         if not claimed:
             return None if self._finishing else self._next_due()
         outcomes = self._publish(claimed, begun)
-        self._settling.settle(outcomes, begun + self._lease)
+        self._settlement.settle(outcomes, begun + self._lease)
         return self._outages.pause()
 
     def _next_due(self) -> float | None:
-        waits = (self._outages.next_topic(), self._settling.next_due())
+        waits = (self._outages.next_topic(), self._settlement.next_due())
         return min((wait for wait in waits if wait is not None), default=None)
 
     def finish(self, *, drain: bool) -> None:
@@ -128,8 +128,8 @@ class Publisher:
     def _publish_round(self, ready: Sequence[Claimed], timeout: float) -> list[Outcome]:
         """Publish messages and return the outcomes of those that were not confirmed."""
         most = {target: self._retries.of(target).attempts for target in {each.target for each in ready}}
-        worn_out = [each for each in ready if each.attempts > most[each.target]]
-        fresh = [each for each in ready if each not in worn_out] if worn_out else ready
+        exhausted = [each for each in ready if each.attempts > most[each.target]]
+        fresh = [each for each in ready if each not in exhausted] if exhausted else ready
         errors = self._errors_of(fresh, timeout)
         unavailable = (
             {each.target for each in fresh if _is_unavailable(errors.get(each.message.id))} if errors else set()
@@ -137,7 +137,7 @@ class Publisher:
         reached = {each.target for each in fresh if not errors or not _is_unavailable(errors.get(each.message.id))}
         some = next((error for error in errors.values() if _is_unavailable(error)), None)
         self._outages.note(reached, unavailable, some)
-        lost = [self._settling.worn_out(each, self._retries.of(each.target)) for each in worn_out]
+        lost = [self._settlement.exhausted(each, self._retries.of(each.target)) for each in exhausted]
         return lost + [
             self._failed(each, errors[each.message.id], others_pass=bool(reached))
             for each in (fresh if errors else ())
@@ -166,7 +166,7 @@ class Publisher:
         if _is_unavailable(error):
             after = _TOPIC_PAUSE if others_pass else self._outages.pause()
             return Outcome.failed(claimed, error, after=after, counted=False)
-        return self._settling.failed(claimed, error, self._retries.of(claimed.target))
+        return self._settlement.failed(claimed, error, self._retries.of(claimed.target))
 
 
 def _lane(claimed: Claimed) -> tuple[str, str | None]:

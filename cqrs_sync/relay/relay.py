@@ -1,4 +1,4 @@
-"""The loops that deliver what the outbox keeps."""
+"""The threads that deliver what the outbox keeps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.durable import Runner
-from cqrs_sync.relay.poller import Ear, Scout
-from cqrs_sync.relay.publisher import Publisher
+from cqrs_sync.relay.durable import DurableHandlerWorker
+from cqrs_sync.relay.poller import NotificationListener, Poller
+from cqrs_sync.relay.publisher import OutboxPublisher
 from cqrs_sync.relay.settlement import Claims, InFlightDelivery
 from cqrs_sync.retry import Backoff, Retries
 from cqrs_sync.serializer import Serializer
@@ -63,7 +63,7 @@ class Relay:
     def reset_in_child(self) -> None:
         """Start over: the parent's threads are not in the child."""
         self._claims = Claims(self.outbox)
-        self._loops: Sequence[Loop] = ()
+        self._threads: Sequence[RelayThread] = ()
         self._starting = threading.Lock()
 
     @property
@@ -73,9 +73,9 @@ class Relay:
 
     def wake(self) -> None:
         """Look for work now; starts the fast path. Never raises: what is not delivered now is by somebody, later."""
-        if not self._loops and self._fast_path and not self._closed:
+        if not self._threads and self._fast_path and not self._closed:
             try:
-                self._start([*self._couriers(publishers=1)], _SWEEP)
+                self._start([*self._tasks(publishers=1)], _SWEEP)
             except Exception:
                 logger.exception("the fast path cannot be started; what was committed waits for a relay")
         self._wake_all()
@@ -94,11 +94,15 @@ class Relay:
         """
         self._lease, self._batch = _checked(lease, batch)
         self._claims.outbox = self.outbox
-        scout = Scout(self.outbox, self._event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1])
-        couriers = [*self._couriers(publishers), ("scout", scout), ("ear", Ear(self.outbox, self._wake_all))]
+        poller = Poller(self.outbox, self._event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1])
+        tasks = [
+            *self._tasks(publishers),
+            ("poller", poller),
+            ("listener", NotificationListener(self.outbox, self._wake_all)),
+        ]
         self.stop(0)
         self._closed = False
-        self._start(couriers, max(60.0, poll[1]))
+        self._start(tasks, max(60.0, poll[1]))
 
     def stop(self, timeout: float = 5.0, *, drain: bool = False) -> bool:
         """
@@ -120,12 +124,12 @@ class Relay:
 
     def _end(self, timeout: float, *, drain: bool) -> bool:
         with self._starting:
-            loops, self._loops = self._loops, ()
+            threads, self._threads = self._threads, ()
         until = time.monotonic() + timeout
-        for loop in loops:
-            loop.stop(until, drain=drain)
-        # A loop that is ending does nothing that takes long, unless its database does.
-        ended = [loop.join(until + 0.5) for loop in loops]
+        for thread in threads:
+            thread.stop(until, drain=drain)
+        # A thread that is ending does nothing that takes long, unless its database does.
+        ended = [thread.join(until + 0.5) for thread in threads]
         return all(ended) and self.running == 0
 
     def next_due(self) -> float | None:
@@ -155,12 +159,12 @@ class Relay:
         """Deliver what waits, within a time that a leaving process can spare."""
         self.stop(_AT_EXIT, drain=True)
 
-    def _couriers(self, publishers: int) -> Sequence[tuple[str, Courier]]:
-        couriers: list[tuple[str, Courier]] = []
+    def _tasks(self, publishers: int) -> Sequence[tuple[str, RelayTask]]:
+        tasks: list[tuple[str, RelayTask]] = []
         emitter = self._dispatcher.stager.emitter
         if emitter is not None and emitter.broker is not None:
             for number in range(publishers):
-                publisher = Publisher(
+                publisher = OutboxPublisher(
                     self.outbox,
                     emitter,
                     self._retries,
@@ -168,8 +172,8 @@ class Relay:
                     batch=self._batch,
                     claims=self._claims,
                 )
-                couriers.append((f"publisher-{number + 1}", publisher))
-        runner = Runner(
+                tasks.append((f"publisher-{number + 1}", publisher))
+        worker = DurableHandlerWorker(
             self.outbox,
             self._dispatcher,
             self._event_map,
@@ -179,25 +183,25 @@ class Relay:
             claims=self._claims,
         )
         # Also where nothing durable is bound yet: it asks the outbox for nothing then.
-        return [*couriers, ("runner", runner)]
+        return [*tasks, ("durable", worker)]
 
-    def _start(self, couriers: Sequence[tuple[str, Courier]], longest: float) -> None:
+    def _start(self, tasks: Sequence[tuple[str, RelayTask]], longest: float) -> None:
         with self._starting:
-            if self._loops or self._closed:
+            if self._threads or self._closed:
                 return
-            loops = [Loop(f"cqrs-relay-{name}", courier, longest) for name, courier in couriers]
-            for loop, (_, courier) in zip(loops, couriers, strict=True):
-                if isinstance(courier, Runner):
-                    courier.wake = loop.wake
-                loop.start()
-            self._loops = loops
+            threads = [RelayThread(f"cqrs-relay-{name}", task, longest) for name, task in tasks]
+            for thread, (_, task) in zip(threads, tasks, strict=True):
+                if isinstance(task, DurableHandlerWorker):
+                    task.wake = thread.wake
+                thread.start()
+            self._threads = threads
         reset_in_child(self)
         # It needs the threads and the broker for that.
         close_at_exit(self, first=True)
 
     def _wake_all(self) -> None:
-        for loop in self._loops:
-            loop.wake()
+        for thread in self._threads:
+            thread.wake()
 
 
 def _checked(lease: float, batch: int) -> tuple[float, int]:
@@ -216,7 +220,7 @@ _FIRST, _CEILING = 0.2, 5.0
 _NAP = 10.0
 
 
-class Courier(Protocol):
+class RelayTask(Protocol):
     """Delivers, one step at a time; `deliver` is called by one thread."""
 
     def deliver(self) -> float | None:
@@ -234,15 +238,15 @@ class Courier(Protocol):
         """Give up the database connection of this thread, until it needs one again."""
 
 
-class Loop:
+class RelayThread:
     """
-    Calls a courier in a thread of its own, and whatever goes wrong there, calls it again.
+    Calls a task in a thread of its own, and whatever goes wrong there, calls it again.
 
     `longest` is the number of seconds it sleeps at most: it looks then without being woken.
     """
 
-    def __init__(self, name: str, courier: Courier, longest: float) -> None:
-        self._courier = courier
+    def __init__(self, name: str, task: RelayTask, longest: float) -> None:
+        self._task = task
         self._longest = longest
         self._woken = threading.Event()
         self._until: float | None = None
@@ -259,7 +263,7 @@ class Loop:
 
     def stop(self, until: float, *, drain: bool) -> None:
         """Let it end when it has nothing left to do, at the latest at a moment by `time.monotonic`."""
-        self._courier.finish(drain=drain)
+        self._task.finish(drain=drain)
         self._until = until
         self._woken.set()
 
@@ -280,16 +284,16 @@ class Loop:
                     break
             if pause != 0:
                 self._sleep(longest if pause is None else min(pause, longest))
-        self._courier.release_connection()
+        self._task.release_connection()
 
     def _step(self) -> float | None:
         try:
-            pause = self._courier.deliver()
+            pause = self._task.deliver()
         except OutboxUnavailable as error:
             pause = self._failed(f"the outbox cannot be reached: {error}", None)
         except ConfigurationError as error:
             pause = self._failed(str(error), None)
-        except BaseException as error:  # noqa: BLE001 -- a loop that ends would be noticed by nobody
+        except BaseException as error:  # noqa: BLE001 -- a thread that ends would be noticed by nobody
             pause = self._failed("a relay failed, and goes on", error)
         else:
             if self._trouble.is_over():
@@ -303,5 +307,5 @@ class Loop:
         if self._woken.wait(min(seconds, _NAP)):
             return
         if seconds > _NAP:
-            self._courier.release_connection()
+            self._task.release_connection()
             self._woken.wait(seconds - _NAP)

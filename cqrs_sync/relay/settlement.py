@@ -137,7 +137,7 @@ class Claims:
             del self._held[number]
 
 
-class Settling:
+class Settlement:
     """Settles deliveries; what cannot be written down while the claim holds, another claims again."""
 
     def __init__(self, claims: Claims) -> None:
@@ -195,7 +195,7 @@ class Settling:
             )
         return outcome
 
-    def worn_out(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
+    def exhausted(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
         """Give up what was claimed too often by processes that did not live to settle it."""
         words = f"it was attempted {claimed.attempts - 1} times, and the last process that did is gone"
         outcome = Outcome.failed(claimed, words, after=None, blocks=policy.blocks)

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
-from cqrs_sync.consumer import Consumer, InHand, Standstill
+from cqrs_sync.consumer import Consumer, InFlightMessage, StallDetector
 from cqrs_sync.dispatch import run
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.vitals import running_of
@@ -28,7 +28,7 @@ class Overdue:
     def __init__(self, consumer: Consumer, stall: float) -> None:
         self._consumer = consumer
         self._stall = stall
-        self._watches: dict[InHand, _Watch] = {}
+        self._watches: dict[InFlightMessage, _Watch] = {}
         #: What is wrong, as of the last look; empty where nothing is.
         self.trouble = ""
 
@@ -47,7 +47,7 @@ class Overdue:
             self._tell(due)
         return _EVERY
 
-    def _tell(self, due: Sequence[InHand]) -> None:
+    def _tell(self, due: Sequence[InFlightMessage]) -> None:
         begun = {item: (item.thread, item.begun) for item in due}
         stacks = stacks_of(thread.ident for thread in threading.enumerate() if thread.ident is not None)
         own = {item.thread for item in self._consumer.running()}
@@ -71,7 +71,7 @@ class _Watch:
 
     def __init__(self, stall: float) -> None:
         self._stall = self._next = stall
-        self._standstill = Standstill()
+        self._standstill = StallDetector()
         self._seconds = 0.0
 
     @property

@@ -42,7 +42,7 @@ class Silence:
         if consumer.received != self._received:
             self._received, self._has_rejoined = consumer.received, False
             self._begin(now)
-        elif was_frozen or consumer.in_hand or not consumer.is_connected:
+        elif was_frozen or consumer.in_flight_count or not consumer.is_connected:
             # It has enough to do, waits for the broker and says so, or had no time in which to receive.
             self._begin(now)
         else:

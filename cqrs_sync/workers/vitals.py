@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from cqrs_sync.consumer import Consumer, Health, InHand, processor
+from cqrs_sync.consumer import Consumer, Health, InFlightMessage, processor
 from cqrs_sync.dispatch import run
 from cqrs_sync.threads.watchdog import stacks_of
 
@@ -86,7 +86,7 @@ class Lookout:
             delayed=counts.delayed,
             dead=counts.dead,
             dropped=counts.dropped,
-            in_hand=consumer.in_hand,
+            in_hand=consumer.in_flight_count,
             running=len(running),
             oldest=running_of(consumer, running[0]) if running else None,
         )
@@ -106,7 +106,7 @@ class Lookout:
         return "receiving" if is_ready else "waiting"
 
 
-def running_of(consumer: Consumer, item: InHand) -> Running:
+def running_of(consumer: Consumer, item: InFlightMessage) -> Running:
     """Tell what runs."""
     attributes, events = item.delivery.message.attributes, consumer.mediator.events.event_map
     name = attributes.get("type", "?")
@@ -128,9 +128,9 @@ def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
             "%s was not finished in time: %r %r, for %.1f s; it comes again, to whoever receives then",
             *(", ".join(told.handlers) or "a message", told.type, told.id, told.seconds),
         )
-    is_intake_at_fault = not running or consumer.health(stall).is_intake_hung
+    is_intake_at_fault = not running or consumer.health(stall).is_receiver_hung
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
     for thread, stack in stacks_of(names).items():
-        is_shown = names[thread] == "cqrs-intake" and is_intake_at_fault
+        is_shown = names[thread] == "cqrs-receiver" and is_intake_at_fault
         if is_shown or any(f'"{each.__file__}"' in stack for each in (processor, run)):
             logger.error("the thread %s is left, at:\n%s", names[thread], stack)

@@ -412,11 +412,11 @@ def test_what_is_lost_with_a_subscription_is_not_begun(workshop):
     workshop.publish(*noticed(10))
     consumer.start()
     gate.wait_for()
-    eventually(lambda: consumer.in_hand == 10, timeout=10)
-    consumer._intake._subscription.close()
+    eventually(lambda: consumer.in_flight_count == 10, timeout=10)
+    consumer._receiver._subscription.close()
     gate.open()
     workshop.wait_for(10)
-    eventually(lambda: consumer.in_hand == 0, timeout=10)
+    eventually(lambda: consumer.in_flight_count == 0, timeout=10)
 
     assert list(range(10)) == sorted(workshop.seen[""])
 
@@ -428,14 +428,14 @@ def test_what_another_consumer_has_by_now_is_not_begun(workshop):
     workshop.publish(*noticed(10))
     first.start()
     gate.wait_for()
-    eventually(lambda: first.in_hand == 10, timeout=10)
-    first._intake._subscription.close()
+    eventually(lambda: first.in_flight_count == 10, timeout=10)
+    first._receiver._subscription.close()
     workshop.react = lambda event: None
     second = workshop.consumer(Noticed, threads=1)
     second.start()
     workshop.wait_for(10)
     gate.open()
-    eventually(lambda: first.in_hand == 0, timeout=10)
+    eventually(lambda: first.in_flight_count == 0, timeout=10)
     first.stop()
 
     assert list(range(1, 10)) == sorted(number for number in workshop.seen[""] if number)
@@ -448,13 +448,13 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
     workshop.publish(Noticed(1))
     consumer.start()
     gate.wait_for()
-    before = consumer._intake._subscription
+    before = consumer._receiver._subscription
     for delivery in list(before._unsettled.values()):
         delivery.nack()
     eventually(lambda: consumer.received == 2, timeout=10)
     gate.open()
     workshop.wait_for(1)
-    eventually(lambda: consumer.in_hand == 0, timeout=10)
+    eventually(lambda: consumer.in_flight_count == 0, timeout=10)
     consumer.stop()
 
     assert [1] == workshop.seen[""]
@@ -468,9 +468,9 @@ def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(w
     workshop.publish(Noticed(1))
     consumer.start()
     gate.wait_for()
-    consumer._intake._subscription.close()
+    consumer._receiver._subscription.close()
     gate.open()
-    eventually(lambda: consumer.received == 2 and consumer.in_hand == 0, timeout=10)
+    eventually(lambda: consumer.received == 2 and consumer.in_flight_count == 0, timeout=10)
     consumer.stop()
 
     assert [1] == workshop.seen[""]
@@ -662,7 +662,7 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
     inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
     consumer.start()
     gate.wait_for()
-    eventually(lambda: all(item.is_alone for item in consumer._lanes._by_place.values()), timeout=10)
+    eventually(lambda: all(item.is_alone for item in consumer._queue._by_place.values()), timeout=10)
 
     assert [2, 2, 2, 2, 2, 3] == sorted(inbox.attempts.values())
     gate.open()
@@ -676,7 +676,7 @@ def test_a_broker_that_goes_away_is_waited_for(workshop):
     workshop.publish(Noticed(1))
     workshop.broker.fail_with = BrokerUnavailable("away")
     consumer.start()
-    eventually(lambda: consumer.in_hand == 1 and consumer._crew.attended >= 1, timeout=10)
+    eventually(lambda: consumer.in_flight_count == 1 and consumer._scheduler.processed >= 1, timeout=10)
     workshop.broker.fail_with = None
 
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -687,7 +687,7 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
     consumer = workshop.consumer()
     workshop.publish(Noticed(1))
     consumer.start()
-    eventually(lambda: consumer.in_hand == 1, timeout=10)
+    eventually(lambda: consumer.in_flight_count == 1, timeout=10)
     assert consumer.health(stall=20).is_alive
 
     eventually(lambda: "none was finished" in consumer.health(stall=0.2).trouble, timeout=10)
@@ -749,7 +749,7 @@ def test_a_pause_longer_than_any_patience_is_no_stall(workshop):
     consumer = workshop.consumer(tiers=Tiers(inline=(30.0,), delayed=()))
     workshop.publish(Noticed(1))
     consumer.start()
-    eventually(lambda: consumer._crew.attended == 1)
+    eventually(lambda: consumer._scheduler.processed == 1)
     until = time.monotonic() + 0.5
 
     while time.monotonic() < until:
@@ -909,9 +909,9 @@ def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
     workshop.publish(*joined(6, meetings=3))
     consumer.start()
     gate.wait_for(2)
-    first = consumer._intake._subscription
+    first = consumer._receiver._subscription
     consumer.rejoin()
-    eventually(lambda: consumer._intake._subscription not in {None, first})
+    eventually(lambda: consumer._receiver._subscription not in {None, first})
     gate.open()
     workshop.wait_for(6)
     assert consumer.stop(5)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cqrs_sync.consumer import Standstill
+from cqrs_sync.consumer import StallDetector
 
 
 class Looker:
@@ -19,7 +19,7 @@ class Looker:
 
     def __call__(self, patience):
         """Begin with a first look."""
-        self.patience, self.standstill = patience, Standstill()
+        self.patience, self.detector = patience, StallDetector()
         self.look(0.2)
         return self
 
@@ -27,7 +27,7 @@ class Looker:
         """Look after each of these pauses; what the last look told."""
         for pause in pauses:
             self.now += pause
-            told = self.standstill.look(seen, self.patience)
+            told = self.detector.look(seen, self.patience)
         return told
 
     def found_out(self, pause):
@@ -95,14 +95,14 @@ def test_looks_of_many_threads_count_once():
     """
     A file, a port and the process itself ask for health: time does not pass faster for that.
     """
-    standstill, begun = Standstill(), time.monotonic()
-    standstill.look("it", 60.0)
+    detector, begun = StallDetector(), time.monotonic()
+    detector.look("it", 60.0)
     together = threading.Barrier(8)
 
     def look():
         together.wait(10)
         for _ in range(2000):
-            standstill.look("it", 60.0)
+            detector.look("it", 60.0)
 
     threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:
@@ -110,4 +110,4 @@ def test_looks_of_many_threads_count_once():
     for thread in threads:
         thread.join(30)
 
-    assert standstill.look("it", 60.0) <= time.monotonic() - begun
+    assert detector.look("it", 60.0) <= time.monotonic() - begun

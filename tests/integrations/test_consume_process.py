@@ -201,7 +201,7 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
         r"it is stuck: of 2 messages in hand none was finished for \d+ s: ending within 3 s", consuming.log()
     )
     assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
-    assert "cqrs-intake" not in consuming.log()
+    assert "cqrs-receiver" not in consuming.log()
 
 
 def test_a_handler_that_hangs_is_told_of_while_others_make_progress(consume):

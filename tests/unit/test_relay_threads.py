@@ -9,11 +9,11 @@ import time
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync.relay.relay import Loop
+from cqrs_sync.relay.relay import RelayThread
 from tests.waiting import eventually
 
 
-class Courier:
+class RelayTask:
     """Does what a list says, one step after the other: returns, or raises."""
 
     def __init__(self, *steps):
@@ -40,40 +40,40 @@ class Courier:
 
 @pytest.fixture
 def run():
-    loops = []
+    threads = []
 
-    def start(courier, longest=60.0):
-        loop = Loop("cqrs-test", courier, longest)
-        loops.append(loop)
-        loop.start()
-        return loop
+    def start(task, longest=60.0):
+        thread = RelayThread("cqrs-test", task, longest)
+        threads.append(thread)
+        thread.start()
+        return thread
 
     yield start
-    for loop in loops:
-        loop.stop(0, drain=False)
-        assert loop.join(time.monotonic() + 5)
+    for thread in threads:
+        thread.stop(0, drain=False)
+        assert thread.join(time.monotonic() + 5)
 
 
 def test_a_loop_goes_on_while_there_is_work(run):
     """
     In one thread, and sleeps then.
     """
-    courier = Courier(0, 0, 0, None)
-    run(courier)
+    task = RelayTask(0, 0, 0, None)
+    run(task)
 
-    eventually(lambda: courier.done == 4)
-    assert {"cqrs-test"} == courier.threads
+    eventually(lambda: task.done == 4)
+    assert {"cqrs-test"} == task.threads
 
 
 def test_a_loop_that_sleeps_can_be_woken(run):
     """
     At once, and as often as one likes.
     """
-    courier = Courier()
-    loop = run(courier)
+    task = RelayTask()
+    thread = run(task)
     for count in range(1, 20):
-        eventually(lambda count=count: courier.done == count)
-        loop.wake()
+        eventually(lambda count=count: task.done == count)
+        thread.wake()
 
 
 def test_a_wake_during_work_is_not_lost(run):
@@ -82,29 +82,29 @@ def test_a_wake_during_work_is_not_lost(run):
     """
     begun, go_on = threading.Event(), threading.Event()
 
-    class Slow(Courier):
+    class Slow(RelayTask):
         def deliver(self):
             begun.set()
             assert go_on.wait(10)
             return super().deliver()
 
-    courier = Slow()
-    loop = run(courier)
+    task = Slow()
+    thread = run(task)
     assert begun.wait(10)
-    loop.wake()
+    thread.wake()
     go_on.set()
 
-    eventually(lambda: courier.done == 2)
+    eventually(lambda: task.done == 2)
 
 
 def test_a_loop_looks_by_itself_after_its_longest_sleep(run):
     """
     Also where nobody wakes it.
     """
-    courier = Courier()
-    run(courier, longest=0.01)
+    task = RelayTask()
+    run(task, longest=0.01)
 
-    eventually(lambda: courier.done > 5)
+    eventually(lambda: task.done > 5)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_a_loop_survives_whatever_goes_wrong(run, caplog, error):
     """
     It says so once, tries again, and says that it goes on.
     """
-    courier = Courier(error, error, 0)
-    run(courier)
+    task = RelayTask(error, error, 0)
+    run(task)
 
-    eventually(lambda: courier.done >= 4)
+    eventually(lambda: task.done >= 4)
     lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.relay"]
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
@@ -135,25 +135,25 @@ def test_a_loop_that_ends_does_what_is_left(run):
     """
     And gives up its connection.
     """
-    courier = Courier(None, 0, 0, None)
-    loop = run(courier)
-    eventually(lambda: courier.done == 1)
-    loop.stop(time.monotonic() + 10, drain=True)
+    task = RelayTask(None, 0, 0, None)
+    thread = run(task)
+    eventually(lambda: task.done == 1)
+    thread.stop(time.monotonic() + 10, drain=True)
 
-    assert loop.join(time.monotonic() + 5)
-    assert (4, True) == (courier.done, courier.finished)
-    assert courier.let_go_of
+    assert thread.join(time.monotonic() + 5)
+    assert (4, True) == (task.done, task.finished)
+    assert task.let_go_of
 
 
 def test_a_loop_ends_in_time(run, caplog):
     """
-    Whatever its courier still has to do.
+    Whatever its task still has to do.
     """
     caplog.set_level(logging.CRITICAL)
-    courier = Courier(*[0.01] * 100_000)
-    loop = run(courier)
+    task = RelayTask(*[0.01] * 100_000)
+    thread = run(task)
     begun = time.monotonic()
-    loop.stop(begun + 0.2, drain=True)
+    thread.stop(begun + 0.2, drain=True)
 
-    assert loop.join(begun + 20)
+    assert thread.join(begun + 20)
     assert 0.2 <= time.monotonic() - begun < 10

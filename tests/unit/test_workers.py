@@ -485,7 +485,7 @@ class StandIn:
     """A consumer that receives what it is told to, of a group for which messages wait."""
 
     def __init__(self, waiting):
-        self.received = self.in_hand = self.rejoined = 0
+        self.received = self.in_flight_count = self.rejoined = 0
         self.group = None
         self.broker = self
         self.waiting = iter(waiting)
@@ -560,10 +560,10 @@ def test_each_silence_is_one_of_its_own():
     consumer = StandIn([5] * 60)
     silence = Silence(consumer, 0.3)
     looked(silence, 10)
-    consumer.in_hand = 1
+    consumer.in_flight_count = 1
     looked(silence, 10)
     assert 1 == consumer.rejoined
-    consumer.received, consumer.in_hand = 1, 0
+    consumer.received, consumer.in_flight_count = 1, 0
     looked(silence, 10)
 
     assert 2 == consumer.rejoined
@@ -627,7 +627,7 @@ def shown(caplog, consumer, stall):
     caplog.clear()
     tell_of_what_runs(consumer, stall)
     threads = [each.args[0] for each in caplog.records if each.msg.startswith("the thread %s is left")]
-    return sorted({"intake" if name == "cqrs-intake" else "pool" for name in threads})
+    return sorted({"receiver" if name == "cqrs-receiver" else "pool" for name in threads})
 
 
 def test_the_thread_that_receives_is_shown_only_where_it_is_at_fault(workshop, caplog):
@@ -639,12 +639,12 @@ def test_the_thread_that_receives_is_shown_only_where_it_is_at_fault(workshop, c
     deaf_after_one(workshop.broker, goes_on)
     try:
         with consumer:
-            assert ["intake"] == shown(caplog, consumer, 60.0)
+            assert ["receiver"] == shown(caplog, consumer, 60.0)
             workshop.publish(Joined("m", 1))
             gate.wait_for()
             assert ["pool"] == shown(caplog, consumer, 60.0)
-            eventually(lambda: consumer.health(0.2).is_intake_hung)
-            assert ["intake", "pool"] == shown(caplog, consumer, 0.2)
+            eventually(lambda: consumer.health(0.2).is_receiver_hung)
+            assert ["pool", "receiver"] == shown(caplog, consumer, 0.2)
             gate.open()
             goes_on.set()
     finally:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import punq
 
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.container import Container, PunqContainer
-from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
+from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.failures import FailurePolicy
+from cqrs_sync.failures import Collect, FailurePolicy
 from cqrs_sync.inbox import Inbox
-from cqrs_sync.mediator import EventMediator, RequestMediator
+from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
@@ -23,7 +22,8 @@ from cqrs_sync.relay import Relay
 from cqrs_sync.retry import Retries, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.pool import Executor, ThreadPool
-from cqrs_sync.transactions import Transactions
+from cqrs_sync.transactions import NoTransactions, Transactions
+from cqrs_sync.wiring import Wiring
 
 
 def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are keywords
@@ -66,29 +66,35 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
 
     Nothing is started by it. Closing the mediator closes `threads` and `broker`.
     """
-    requests, events = _checked(requests, RequestMap, "requests"), _checked(events, EventMap, "events")
-    chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-    resolver = _resolver(container)
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
-    dispatcher = EventDispatcher(
-        events,
-        resolver,
-        emitter=_emitter(broker, serializer, chain) if broker is not None or outbox is not None else None,
-        outbox=outbox,
-        threads=_executor(threads),
+    chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
+
+    def wake_relay() -> None:
+        # The relay is made of the wiring, below.
+        if relay is not None:
+            relay.wake()
+
+    wiring = Wiring(
+        request_map=_checked(requests, RequestMap, "requests"),
+        event_map=_checked(events, EventMap, "events"),
+        container=_resolver(container),
+        broker=_able("broker", "publish", broker),
+        emitter=EventEmitter(broker, serializer=serializer, middleware=chain),
+        serializer=serializer,
+        outbox=_able("outbox", "claim", outbox),
         inbox=_able("inbox", "once", inbox),
+        threads=_executor(threads),
         transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
-        failures=_able("failures", "settle", failures),
+        failures=_able("failures", "settle", failures) or Collect(),
+        retries=_checked(Retries(retries) if isinstance(retries, RetryPolicy) else retries, Retries, "retries"),
+        fast_path=fast_path,
         max_depth=_above_zero("max_depth", max_depth),
+        wake_relay=wake_relay,
     )
-    relay = _relay(outbox, dispatcher, events, serializer, retries, fast_path=fast_path)
-    return RequestMediator(
-        RequestDispatcher(requests, resolver, dispatcher, middleware=chain),
-        EventMediator(dispatcher, events, serializer=serializer, middleware=chain),
-        relay=relay,
-        close=_closing(relay, dispatcher.threads, broker),
-    )
+    dispatcher = EventDispatcher(wiring)
+    relay = Relay(wiring, dispatcher) if outbox is not None else None
+    return RequestMediator(wiring, dispatcher, relay)
 
 
 def _resolver(container: Container | punq.Container | None) -> Container:
@@ -105,50 +111,13 @@ def _executor(threads: Executor | int | None) -> Executor:
     return executor
 
 
-def _transactions(transactions: Transactions | None, outbox: Outbox | None, inbox: Inbox | None) -> Transactions | None:
-    if outbox is not None and transactions is None:
-        transactions = _able("outbox", "claim", outbox).transactions
-    if inbox is not None and transactions is None:
+def _transactions(transactions: Transactions | None, outbox: Outbox | None, inbox: Inbox | None) -> Transactions:
+    if transactions is None and outbox is not None:
+        transactions = outbox.transactions
+    if transactions is None and inbox is not None:
         transactions = inbox.transactions
     known: Transactions | None = _able("transactions", "on_commit", transactions)
-    return known
-
-
-def _emitter(broker: MessageBroker | None, serializer: Serializer, chain: MiddlewareChain) -> EventEmitter:
-    return EventEmitter(_able("broker", "publish", broker), serializer=serializer, middleware=chain)
-
-
-def _relay(
-    outbox: Outbox | None,
-    dispatcher: EventDispatcher,
-    events: EventMap,
-    serializer: Serializer,
-    retries: Retries | RetryPolicy | None,
-    *,
-    fast_path: bool,
-) -> Relay | None:
-    if outbox is None:
-        return None
-    if isinstance(retries, RetryPolicy):
-        retries = Retries(retries)
-    policies = _checked(retries, Retries, "retries")
-    relay = Relay(outbox, dispatcher, events, serializer=serializer, retries=policies, fast_path=fast_path)
-    dispatcher.stager.kept = relay.wake
-    return relay
-
-
-def _closing(relay: Relay | None, threads: Executor, broker: MessageBroker | None) -> Callable[[float], None]:
-    def close(timeout: float) -> None:
-        # Durable handlers run on the threads, and handlers publish: who needs others goes first.
-        until = time.monotonic() + timeout
-        if relay is not None:
-            relay.stop(timeout / 2, drain=True)
-            timeout = max(0.1, until - time.monotonic())
-        threads.close(timeout)
-        if broker is not None:
-            broker.close(max(0.1, until - time.monotonic()))
-
-    return close
+    return known or NoTransactions()
 
 
 def _able(role: str, method: str, part: Any) -> Any:

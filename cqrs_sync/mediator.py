@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
@@ -10,13 +11,11 @@ from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.errors import Closed
-from cqrs_sync.inbox import Inbox, key_of
+from cqrs_sync.inbox import key_of
 from cqrs_sync.messages import Event, R, Request
-from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.registry import EventMap
 from cqrs_sync.relay import Relay
-from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.watchdog import forget, watch
+from cqrs_sync.wiring import Wiring
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -25,20 +24,12 @@ T = TypeVar("T")
 class EventMediator:
     """Brings events to their handlers: one's own, and those received from a broker."""
 
-    def __init__(
-        self,
-        dispatcher: EventDispatcher,
-        event_map: EventMap,
-        *,
-        serializer: Serializer | None = None,
-        middleware: MiddlewareChain | None = None,
-    ) -> None:
-        #: What dispatches its events, and those of the requests of the same mediator.
+    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
+        #: All parts of the mediator.
+        self.wiring = wiring
+        #: Dispatches events sent here, and those that requests raise.
         self.dispatcher = dispatcher
-        #: The events that have handlers here.
-        self.event_map = event_map
-        self._serializer = serializer or JsonSerializer()
-        self._receive = (middleware or MiddlewareChain()).wrap(IncomingMessage, self._handle)
+        self._receive = wiring.middleware.wrap(IncomingMessage, self._handle)
         self._closed = False
 
     def send(self, event: Event, /, *, timeout: float | None = None) -> None:
@@ -72,11 +63,6 @@ class EventMediator:
         self._closed = True
 
     @property
-    def inbox(self) -> Inbox | None:
-        """What remembers which messages were handled; None without an inbox."""
-        return self.dispatcher.inbox
-
-    @property
     def is_closed(self) -> bool:
         """Whether it was closed."""
         return self._closed
@@ -86,7 +72,7 @@ class EventMediator:
             raise Closed("this mediator is closed")
 
     def _handle(self, message: IncomingMessage) -> None:
-        event, attributes = self._serializer.load(message, self.event_map.types)
+        event, attributes = self.wiring.serializer.load(message, self.wiring.event_map.types)
         before = context.current.get()
         try:
             context.follow(attributes)
@@ -104,21 +90,16 @@ class RequestMediator:
     `with` block closes the threads and the broker that were given to `bootstrap`.
     """
 
-    def __init__(
-        self,
-        dispatcher: RequestDispatcher,
-        events: EventMediator,
-        *,
-        relay: Relay | None = None,
-        close: Callable[[float], object] | None = None,
-    ) -> None:
+    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher, relay: Relay | None = None) -> None:
+        #: All parts of this mediator, to look at.
+        self.wiring = wiring
         #: For events that no request raises, and for messages received from a broker.
-        self.events = events
+        self.events = EventMediator(wiring, dispatcher)
         #: Delivers what the outbox keeps; None without an outbox.
         self.relay = relay
-        self._dispatch = dispatcher.dispatch
-        self._dispatch_once = dispatcher.dispatch_once
-        self._close = close
+        requests = RequestDispatcher(wiring, dispatcher)
+        self._dispatch = requests.dispatch
+        self._dispatch_once = requests.dispatch_once
         self._closed = False
 
     def send(self, request: Request[R], /, *, timeout: float | None = None, once: str | None = None) -> R:
@@ -161,11 +142,18 @@ class RequestMediator:
         What an outbox keeps is delivered before, as far as there is time. All that within
         `timeout` seconds. A second call does nothing.
         """
-        if not self._closed:
-            self._closed = True
-            self.events.close()
-            if self._close is not None:
-                self._close(timeout)
+        if self._closed:
+            return
+        self._closed = True
+        self.events.close()
+        # The relay needs the threads and the broker, and handlers on the threads may publish.
+        deadline = time.monotonic() + timeout
+        if self.relay is not None:
+            self.relay.stop(timeout / 2, drain=True)
+            timeout = max(0.1, deadline - time.monotonic())
+        self.wiring.threads.close(timeout)
+        if self.wiring.broker is not None:
+            self.wiring.broker.close(max(0.1, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
         return self

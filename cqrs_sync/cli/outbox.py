@@ -117,7 +117,7 @@ def _rounds(context: click.Context, older_than: float | None, receipts_older_tha
     rounds = {}
     if older_than is not None:
         rounds["messages"] = Purging(relay_of(found).outbox, older_than, "message")
-    if receipts_older_than is not None or mediator.events.inbox is not None:
+    if receipts_older_than is not None or mediator.wiring.inbox is not None:
         kept = _KEPT if receipts_older_than is None else receipts_older_than
         rounds["receipts"] = purging_receipts(mediator, kept, delays)
     return rounds

@@ -94,7 +94,7 @@ class Consumer:
         self._queue = self._receiver.queue
         self._outage = Outage(outage_after)
         processor = MessageProcessor(self, mediator.events, self._queue, rules, self._outage)
-        threads = mediator.events.dispatcher.threads
+        threads = mediator.wiring.threads
         self._scheduler = Scheduler(self._queue, processor.process, threads, concurrency, self._outage)
         self._receiver.serve = self._scheduler.serve_what_waits
         self._concurrency = concurrency
@@ -156,7 +156,7 @@ class Consumer:
         return ended and not self._queue.running()
 
     def _join(self) -> Subscription:
-        inbox = self._events.inbox
+        inbox = self._events.wiring.inbox
         if inbox is not None:
             # A table that is not there would be the fault of whatever comes first.
             try:
@@ -214,7 +214,7 @@ def group_of(
         raise ConfigurationError(f"a group has a name, such as that of the service, not {name!r}")
     if isinstance(topics, str):
         topics = (topics,)
-    publications = [publication_of(event) for event in mediator.events.event_map.types.values()]
+    publications = [publication_of(event) for event in mediator.wiring.event_map.types.values()]
     found = tuple(topics) or tuple(sorted({each.topic for each in publications if each.topic}))
     if not found:
         raise ConfigurationError(
@@ -229,8 +229,7 @@ def group_of(
 
 def broker_of(mediator: RequestMediator) -> GroupBroker:
     """Return the broker of a mediator. Raises ConfigurationError where it is none to consume from."""
-    emitter = mediator.events.dispatcher.stager.emitter
-    broker = None if emitter is None else emitter.broker
+    broker = mediator.wiring.broker
     if not isinstance(broker, GroupBroker):
         what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which receives nothing"
         raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one to consume from")

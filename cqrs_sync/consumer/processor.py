@@ -97,7 +97,7 @@ class MessageProcessor:
     def __init__(self, site: Site, events: EventMediator, queue: KeyedQueue, rules: Rules, outage: Outage) -> None:
         self._site = site
         self._receive = events.receive
-        self._inbox = events.inbox
+        self._inbox = events.wiring.inbox
         self._queue = queue
         self._rules = rules
         self._outage = outage

@@ -5,28 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import copy_context
 from typing import Any, cast
 
 from cqrs_sync import context
-from cqrs_sync.container import Container
 from cqrs_sync.dispatch.handler_call import Invocation, compile_invocation
 from cqrs_sync.dispatch.run import Run
 from cqrs_sync.dispatch.stager import Stager
 from cqrs_sync.dispatch.staging import Staged, Target
-from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError, Failure, HandlerNotFound
-from cqrs_sync.failures import Collect, FailurePolicy, failed, log_failures
+from cqrs_sync.failures import failed, log_failures
 from cqrs_sync.idempotency import RequestGuard, once_for
-from cqrs_sync.inbox import Inbox
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, R, Request
-from cqrs_sync.middleware import Middleware, MiddlewareChain
-from cqrs_sync.outbox import Outbox
-from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.threads.pool import Executor, SameThread
-from cqrs_sync.transactions import NoTransactions, Transactions
+from cqrs_sync.middleware import Middleware
+from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
@@ -43,43 +37,25 @@ class EventDispatcher:
     It closes nothing of what it is given.
     """
 
-    def __init__(
-        self,
-        event_map: EventMap,
-        container: Container,
-        *,
-        emitter: EventEmitter | None = None,
-        outbox: Outbox | None = None,
-        inbox: Inbox | None = None,
-        threads: Executor | None = None,
-        transactions: Transactions | None = None,
-        middleware: MiddlewareChain | None = None,
-        failures: FailurePolicy | None = None,
-        max_depth: int = 16,
-    ) -> None:
-        #: Does with events what belongs inside the transaction.
-        self.stager = Stager(
-            event_map,
-            container,
-            middleware=middleware or MiddlewareChain(),
-            emitter=emitter,
-            outbox=outbox,
-            inbox=inbox,
-            transactions=transactions or NoTransactions(),
-            max_depth=max_depth,
-        )
-        self.stage = self.stager.stage
-        #: Remembers what was done; None where nothing does.
-        self.inbox = inbox
-        #: What is to be done with events of each type.
-        self.routes = self.stager.routes
-        self.threads = threads or SameThread()
-        self.failures = failures or Collect()
-        #: Told of the events of each handler before they are dispatched; for tests.
-        self.observer: Callable[[Sequence[Event]], object] | None = None
+    def __init__(self, wiring: Wiring) -> None:
         #: Guards what handlers of one request add while others run.
         self.lock = threading.Lock()
         reset_in_child(self)
+        self.use(wiring)
+
+    def use(self, wiring: Wiring) -> None:
+        """Use these parts from now on. `cqrs_sync.testing.record` exchanges some of them for a while."""
+        self.wiring = wiring
+        #: Does with events what belongs inside the transaction.
+        self.stager = Stager(wiring)
+        #: What is to be done with events of each type.
+        self.routes = self.stager.routes
+        self.failures = wiring.failures
+        self.observer = wiring.observer
+
+    def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
+        """Do what belongs inside the transaction."""
+        return self.stager.stage(raised, emit=emit)
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
         """
@@ -123,7 +99,7 @@ class EventDispatcher:
             logger.warning("no handler is bound to %s: it came for nobody", type(event).__qualname__)
         if self.observer is not None:
             self.observer([event])
-        if self.inbox is None:
+        if self.wiring.inbox is None:
             failures = self._run_each(targets, event)
         else:
             with once_for(key):
@@ -204,7 +180,7 @@ class EventDispatcher:
         for staged in stages[1:]:
             # Of a middleware, or of a handler that a middleware called again.
             run.follow(staged)
-        if self.threads.run(run, until=until, helping=not self.stager.transaction_is_open()):
+        if self.wiring.threads.run(run, until=until, helping=not self.stager.transaction_is_open()):
             run.finish()
         else:
             run.leave()
@@ -212,8 +188,8 @@ class EventDispatcher:
         return run
 
     def _emit(self, run: Run) -> None:
-        emitter = self.stager.emitter
-        if emitter is None or self.stager.outbox is not None or not (outgoing := run.take_outgoing()):
+        emitter = self.wiring.emitter
+        if self.wiring.outbox is not None or not (outgoing := run.take_outgoing()):
             # What is in an outbox is published from there.
             return
         deadline = context.deadline_at()
@@ -235,18 +211,9 @@ class EventDispatcher:
 class RequestDispatcher:
     """Brings a request to its handler and what that raises to an EventDispatcher."""
 
-    def __init__(
-        self,
-        request_map: RequestMap,
-        container: Container,
-        events: EventDispatcher,
-        *,
-        middleware: MiddlewareChain | None = None,
-    ) -> None:
-        self._request_map = request_map
-        self._container = container
+    def __init__(self, wiring: Wiring, events: EventDispatcher) -> None:
+        self._wiring = wiring
         self._events = events
-        self._middleware = middleware or MiddlewareChain()
         self._invocations: dict[type, Invocation[Staged]] = {}
         self._guarded: dict[type, Invocation[Staged]] = {}
 
@@ -282,7 +249,7 @@ class RequestDispatcher:
         request_type = type(request)
         invoke = self._guarded.get(request_type)
         if invoke is None:
-            inbox = self._events.inbox
+            inbox = self._wiring.inbox
             if inbox is None:
                 raise ConfigurationError(f"{request_type.__qualname__} is to be done once: give bootstrap an inbox")
             guard = RequestGuard(inbox, request_type)
@@ -295,6 +262,6 @@ class RequestDispatcher:
         return invocation
 
     def _compiled(self, request_type: type, *innermost: Middleware) -> Invocation[Staged]:
-        binding = self._request_map.find(request_type)
-        middlewares = [*self._middleware.of(request_type), *innermost]
-        return compile_invocation(binding, self._container, middlewares, self._events.stage)
+        binding = self._wiring.request_map.find(request_type)
+        middlewares = [*self._wiring.middleware.of(request_type), *innermost]
+        return compile_invocation(binding, self._wiring.container, middlewares, self._events.stage)

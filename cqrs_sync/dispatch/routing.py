@@ -6,38 +6,30 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
-from cqrs_sync.container import Container
 from cqrs_sync.dispatch.handler_call import Stage, compile_invocation, is_plain
 from cqrs_sync.dispatch.staging import InlineTarget, Route, Staged, Target
 from cqrs_sync.errors import AlreadyBound
 from cqrs_sync.idempotency import EventGuard
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.messages import Event, NotificationEvent
-from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.registry import Binding, EventMap, Phase
+from cqrs_sync.registry import Binding, Phase
+from cqrs_sync.wiring import Wiring
 
 
 class Routes(dict[type, Route]):
     """The route of each event type, made when it is first asked for, and again after a `bind`."""
 
-    def __init__(
-        self,
-        event_map: EventMap,
-        container: Container,
-        middleware: MiddlewareChain,
-        stage: Stage[Staged],
-        inbox: Inbox | None = None,
-    ) -> None:
+    def __init__(self, wiring: Wiring, stage: Stage[Staged]) -> None:
         super().__init__()
-        self._event_map = event_map
-        self._container = container
-        self._middleware = middleware
+        self._event_map = wiring.event_map
+        self._container = wiring.container
+        self._middleware = wiring.middleware
         self._stage = stage
-        self._inbox = inbox
+        self._inbox = wiring.inbox
         self._received: dict[type, tuple[Target, ...]] = {}
-        self._durable_at_once = False
+        self._durable_at_once = wiring.observer is not None
         self._durable: dict[tuple[type, str], Target | None] = {}
-        event_map.on_change(self)
+        wiring.event_map.on_change(self)
 
     def __missing__(self, event_type: type) -> Route:
         if not issubclass(event_type, Event):
@@ -53,16 +45,6 @@ class Routes(dict[type, Route]):
         self.clear()
         self._durable.clear()
         self._received.clear()
-
-    @property
-    def durable_at_once(self) -> bool:
-        """Run durable handlers as those that run after the commit, with nothing written down; for tests."""
-        return self._durable_at_once
-
-    @durable_at_once.setter
-    def durable_at_once(self, at_once: bool) -> None:
-        self._durable_at_once = at_once
-        self.forget()
 
     def durable_target(self, event_type: type, name: str) -> Target | None:
         """Return the durable handler of this stable name, None where it is not bound to these events."""

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.container import Container
 from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.dispatch.routing import Routes
 from cqrs_sync.dispatch.staging import InlineTarget, Route, Staged
-from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
-from cqrs_sync.inbox import Inbox
 from cqrs_sync.messages import Event
-from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.outbox import Entry, Outbox
-from cqrs_sync.registry import EventMap
-from cqrs_sync.transactions import NoTransactions, Transactions
+from cqrs_sync.outbox import Entry
+from cqrs_sync.transactions import NoTransactions
+from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
@@ -33,29 +28,12 @@ class Stager:
     What raises here fails the handler that raised the events.
     """
 
-    def __init__(
-        self,
-        event_map: EventMap,
-        container: Container,
-        *,
-        middleware: MiddlewareChain,
-        emitter: EventEmitter | None,
-        outbox: Outbox | None,
-        inbox: Inbox | None,
-        transactions: Transactions,
-        max_depth: int,
-    ) -> None:
-        self.emitter = emitter
-        self.outbox = outbox
-        #: What is around handlers, for those who look at how a mediator is wired.
-        self.middleware = middleware
-        #: Called after the commit of what the outbox has kept.
-        self.kept: Callable[[], object] | None = None
-        self._max_depth = max_depth
-        self._transactions = transactions
-        self._transactional = not isinstance(transactions, NoTransactions)
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._transactions = wiring.transactions
+        self._transactional = not isinstance(wiring.transactions, NoTransactions)
         #: What is to be done with events of each type.
-        self.routes = Routes(event_map, container, middleware, self.stage, inbox)
+        self.routes = Routes(wiring, self.stage)
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> Staged:
         """Stage the events that one handler has raised."""
@@ -94,7 +72,7 @@ class Stager:
                 message = outgoing[id(event)] = self._prepare(event, route, flow)
                 flow = {**flow, "causationid": message.id}
                 # What a handler raises again was kept when it was raised first.
-                if self.outbox is not None and not _is_in(event, parent):
+                if self._wiring.outbox is not None and not _is_in(event, parent):
                     entries.append(Entry(message, publish=emit and route.notification, handlers=route.durable))
             elif not route.targets and not route.inline:
                 logger.warning("no handler is bound to %s: it was raised for nobody", type(event).__qualname__)
@@ -106,13 +84,13 @@ class Stager:
             self._keep(entries, alone=not emit)
 
     def _keep(self, entries: list[Entry], *, alone: bool) -> None:
-        assert self.outbox is not None
-        self.outbox.add(entries, alone=alone)
-        if self.kept is not None:
-            if self.outbox.transactions.active():
-                self.outbox.transactions.on_commit(self.kept)
-            else:
-                self.kept()
+        outbox = self._wiring.outbox
+        assert outbox is not None
+        outbox.add(entries, alone=alone)
+        if outbox.transactions.active():
+            outbox.transactions.on_commit(self._wiring.wake_relay)
+        else:
+            self._wiring.wake_relay()
 
     def _call_inline(
         self, target: InlineTarget, event: Event, lineage: Lineage, flow: Flow
@@ -131,19 +109,19 @@ class Stager:
         return [(follow_up, lineage, flow) for batch in batches for follow_up in batch]
 
     def _prepare(self, event: Event, route: Route, flow: Flow) -> OutgoingMessage:
-        if route.durable and self.outbox is None:
+        if route.durable and self._wiring.outbox is None:
             raise ConfigurationError(
                 f"{', '.join(route.durable)}, which is bound to {type(event).__qualname__}, is durable: "
                 "give bootstrap an outbox to write it down in"
             )
-        if self.emitter is None:
+        if self._wiring.broker is None and self._wiring.outbox is None:
             raise BrokerNotConfigured(
                 f"{type(event).__qualname__} has nowhere to go: give bootstrap a broker, "
                 "cqrs_sync.memory.MemoryBroker() where nobody is to receive it"
             )
         token = enter((context.outside, flow, None))
         try:
-            return self.emitter.prepare(event)
+            return self._wiring.emitter.prepare(event)
         finally:
             leave(token)
 
@@ -152,11 +130,11 @@ class Stager:
         while lineage is not None:
             event, lineage = lineage
             titles.append(type(event).__qualname__)
-        if len(titles) > self._max_depth:
+        if len(titles) > self._wiring.max_depth:
             shown = " -> ".join(reversed(titles[:6]))
             raise EventCycle(
                 f"events raise each other without end: ... -> {shown}; "
-                f"after {self._max_depth} follow-ups the rest was dropped, "
+                f"after {self._wiring.max_depth} follow-ups the rest was dropped, "
                 "break the cycle or give bootstrap a larger max_depth"
             )
 

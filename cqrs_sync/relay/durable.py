@@ -99,11 +99,11 @@ class DurableHandlerWorker:
         self._outbox.release_connection()
 
     def _capacity(self) -> int:
-        return int(getattr(self._dispatcher.threads, "max_workers", 1))
+        return int(getattr(self._dispatcher.wiring.threads, "max_workers", 1))
 
     def _threads(self) -> Executor:
         """Return where handlers run: never in this thread, which renews their claims."""
-        threads = self._dispatcher.threads
+        threads = self._dispatcher.wiring.threads
         if not isinstance(threads, SameThread):
             return threads
         if self._own is None:

@@ -11,14 +11,12 @@ from typing import Protocol
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.outbox import Outbox
-from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.durable import DurableHandlerWorker
 from cqrs_sync.relay.poller import NotificationListener, Poller
 from cqrs_sync.relay.publisher import OutboxPublisher
 from cqrs_sync.relay.settlement import Claims, InFlightDelivery
-from cqrs_sync.retry import Backoff, Retries
-from cqrs_sync.serializer import Serializer
+from cqrs_sync.retry import Backoff
+from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +38,12 @@ class Relay:
     mediator closes it; at exit it is closed within seconds.
     """
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        dispatcher: EventDispatcher,
-        event_map: EventMap,
-        *,
-        serializer: Serializer,
-        retries: Retries | None = None,
-        fast_path: bool = True,
-    ) -> None:
-        self.outbox = outbox
+    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
+        if wiring.outbox is None:
+            raise ConfigurationError("a relay needs an outbox: give bootstrap one")
+        self.outbox = wiring.outbox
+        self._wiring = wiring
         self._dispatcher = dispatcher
-        self._event_map = event_map
-        self._serializer = serializer
-        self._retries = retries or Retries()
-        self._fast_path = fast_path
         self._lease, self._batch = 30.0, 500
         self._closed = False
         self.reset_in_child()
@@ -73,7 +61,7 @@ class Relay:
 
     def wake(self) -> None:
         """Look for work now; starts the fast path. Never raises: what is not delivered now is by somebody, later."""
-        if not self._threads and self._fast_path and not self._closed:
+        if not self._threads and self._wiring.fast_path and not self._closed:
             try:
                 self._start([*self._tasks(publishers=1)], _SWEEP)
             except Exception:
@@ -94,7 +82,9 @@ class Relay:
         """
         self._lease, self._batch = _checked(lease, batch)
         self._claims.outbox = self.outbox
-        poller = Poller(self.outbox, self._event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1])
+        poller = Poller(
+            self.outbox, self._wiring.event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1]
+        )
         tasks = [
             *self._tasks(publishers),
             ("poller", poller),
@@ -134,7 +124,7 @@ class Relay:
 
     def next_due(self) -> float | None:
         """Return the seconds until something may be delivered here, None where nothing waits."""
-        return self.outbox.next_due(self._event_map.durable_names)
+        return self.outbox.next_due(self._wiring.event_map.durable_names)
 
     @property
     def running(self) -> int:
@@ -161,13 +151,12 @@ class Relay:
 
     def _tasks(self, publishers: int) -> Sequence[tuple[str, RelayTask]]:
         tasks: list[tuple[str, RelayTask]] = []
-        emitter = self._dispatcher.stager.emitter
-        if emitter is not None and emitter.broker is not None:
+        if self._wiring.broker is not None:
             for number in range(publishers):
                 publisher = OutboxPublisher(
                     self.outbox,
-                    emitter,
-                    self._retries,
+                    self._wiring.emitter,
+                    self._wiring.retries,
                     lease=self._lease,
                     batch=self._batch,
                     claims=self._claims,
@@ -176,9 +165,9 @@ class Relay:
         worker = DurableHandlerWorker(
             self.outbox,
             self._dispatcher,
-            self._event_map,
-            serializer=self._serializer,
-            retries=self._retries,
+            self._wiring.event_map,
+            serializer=self._wiring.serializer,
+            retries=self._wiring.retries,
             lease=self._lease,
             claims=self._claims,
         )

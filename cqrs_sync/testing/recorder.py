@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import attrs
+
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.messages import Event, NotificationEvent
-from cqrs_sync.threads.pool import SameThread
+from cqrs_sync.threads.executor import SameThread
 
 M = TypeVar("M", bound=Event)
 
@@ -65,17 +67,21 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
     """
     recorder = Recorder()
     dispatcher = mediator.events.dispatcher
-    stager = dispatcher.stager
-    emitter, outbox, threads = stager.emitter, stager.outbox, dispatcher.threads
-    stager.emitter, stager.outbox = _RecordingEmitter(recorder, emitter or EventEmitter(MemoryBroker())), None
-    stager.routes.durable_at_once = True
-    dispatcher.threads = SameThread()
-    dispatcher.observer = recorder.dispatched.extend
+    wiring = dispatcher.wiring
+    dispatcher.use(
+        attrs.evolve(
+            wiring,
+            broker=MemoryBroker(),
+            emitter=_RecordingEmitter(recorder, wiring.emitter),
+            outbox=None,
+            threads=SameThread(),
+            observer=recorder.dispatched.extend,
+        )
+    )
     try:
         yield recorder
     finally:
-        stager.emitter, stager.outbox, dispatcher.threads, dispatcher.observer = emitter, outbox, threads, None
-        stager.routes.durable_at_once = False
+        dispatcher.use(wiring)
 
 
 class _RecordingEmitter(EventEmitter):

@@ -225,7 +225,7 @@ def _receive(consumer: Consumer) -> None:
 
 def _warn_of_topics_without_events(consumer: Consumer) -> None:
     """Name topics of the group that no bound event has: one of them may be misspelled, or lack an import."""
-    types = consumer.mediator.events.event_map.types.values()
+    types = consumer.mediator.wiring.event_map.types.values()
     known = sorted({topic for event in types if (topic := publication_of(event).topic)})
     for topic in consumer.group.topics:
         if topic not in known:

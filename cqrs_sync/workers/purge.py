@@ -60,7 +60,7 @@ def purging_receipts(mediator: RequestMediator, older_than: float, delays: Seque
 
     Raises ConfigurationError without an inbox, and where a message could still come again when its receipt is gone.
     """
-    inbox = mediator.events.inbox
+    inbox = mediator.wiring.inbox
     if inbox is None:
         raise ConfigurationError("receipts are to be purged, and this mediator has no inbox")
     longest = max(sum(delays), PARKED) * 2

@@ -108,7 +108,7 @@ class Lookout:
 
 def running_of(consumer: Consumer, item: InFlightMessage) -> Running:
     """Tell what runs."""
-    attributes, events = item.delivery.message.attributes, consumer.mediator.events.event_map
+    attributes, events = item.delivery.message.attributes, consumer.mediator.wiring.event_map
     name = attributes.get("type", "?")
     event_type = events.types.get(name)
     handlers = () if event_type is None else tuple(binding.name for binding in events.find(event_type))

@@ -83,7 +83,7 @@ def test_threads_are_given_by_their_number(threads):
     events, seen = cqrs.EventMap(), set()
     events.bind(Asked, lambda event: seen.add(threading.current_thread().name))
     with cqrs.bootstrap(events=events, threads=threads) as mediator:
-        pool = mediator.events.dispatcher.threads
+        pool = mediator.wiring.threads
         mediator.events.send(Asked())
 
     assert isinstance(pool, cqrs.ThreadPool)

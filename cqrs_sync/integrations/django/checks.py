@@ -142,7 +142,7 @@ def _transactions(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
     if outbox is None:
         # The inbox opens them itself.
         return
-    chosen = mediator.events.dispatcher.stager.middleware.of(Command)
+    chosen = mediator.wiring.middleware.of(Command)
     has_own = any(isinstance(each, Atomic) and each.using == outbox.using for each in chosen)
     if not has_own and not settings.DATABASES[outbox.using].get("ATOMIC_REQUESTS"):
         yield checks.Warning(
@@ -163,7 +163,7 @@ def _sqlite(place: _Place) -> Iterator[checks.CheckMessage]:
 
 
 def _threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
-    threads = mediator.events.dispatcher.threads
+    threads = mediator.wiring.threads
     if isinstance(threads, ThreadPool) and threads.around is None:
         yield checks.Warning(
             "threads of the pool keep their database connections for ever, broken ones as well",

@@ -159,7 +159,7 @@ def _why(error: Exception) -> str:
 
 def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
     """Return the inbox of a mediator, if it is in a database of Django's."""
-    inbox = mediator.events.dispatcher.inbox
+    inbox = mediator.wiring.inbox
     return inbox if isinstance(inbox, DjangoInbox) else None
 
 
@@ -171,5 +171,5 @@ def group_of_settings() -> str | None:
 
 def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:
     """Return the outbox of a mediator, if it is in a database of Django's."""
-    outbox = mediator.relay.outbox if mediator.relay is not None else None
+    outbox = mediator.wiring.outbox
     return outbox if isinstance(outbox, DjangoOutbox) else None

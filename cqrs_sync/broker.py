@@ -2,7 +2,7 @@
 The broker socket: publish outgoing messages, receive incoming ones, set aside those that failed.
 
 A backend is any object with these methods. Each promise stands on the method that
-gives it, and `cqrs_sync.testing.BrokerContract` holds a backend to it.
+gives it, and `cqrs_sync.testing.contracts.broker` holds a backend to it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ The inbox socket: what was done once is not done again.
 
 A row per *key* and *handler* is inserted in the handler's own transaction, before the handler runs: whoever comes
 second waits for that transaction and finds the row. Each promise stands on the method that gives it, and
-`cqrs_sync.testing.inbox_contract` holds a store to it.
+`cqrs_sync.testing.contracts.inbox` holds a store to it.
 
 The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
 """

@@ -4,7 +4,7 @@ The outbox socket: messages are kept in the caller's transaction and delivered a
 A *message* is final bytes. A *delivery* is what is still to be done with one: give it to
 the broker, or run one durable handler with it. Deliveries are claimed for a while,
 and settled; who claims too late or settles too late changes nothing. Each promise stands
-on the method that gives it, and `cqrs_sync.testing.outbox_contract` holds a store to it.
+on the method that gives it, and `cqrs_sync.testing.contracts.outbox` holds a store to it.
 
 The pattern: Chris Richardson, *Transactional outbox*, microservices.io.
 """

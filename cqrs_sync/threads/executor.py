@@ -26,7 +26,7 @@ class Executor(Protocol):
     """
     Makes calls, in the caller's thread or in others.
 
-    `cqrs_sync.testing.executor_contract` holds one to these promises.
+    `cqrs_sync.testing.contracts.executor` holds one to these promises.
     """
 
     def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:

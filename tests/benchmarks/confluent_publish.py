@@ -23,7 +23,7 @@ from confluent_kafka import Producer
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 
 #: Of the bare producer, and in times KafkaBroker.

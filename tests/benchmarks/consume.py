@@ -27,7 +27,7 @@ from attrs import frozen
 import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, GroupBroker
 from cqrs_sync.consumer import Consumer, Tiers
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure, table
 from tests.servers.kafka import Tansu
 

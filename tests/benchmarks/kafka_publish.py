@@ -20,7 +20,7 @@ from kafka import KafkaProducer
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 
 BAR = 0.95

@@ -28,7 +28,7 @@ from cqrs_sync.broker import MessageBroker
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, tables
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure
 from tests.storms.outbox.weather import broker_of, database
 from tests.waiting import eventually

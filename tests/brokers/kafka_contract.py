@@ -19,7 +19,7 @@ import pytest
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected, PublishFailed
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR
 from tests.servers import free_port
 from tests.servers.kafka import bodies_in
@@ -426,7 +426,7 @@ class KafkaProcesses:
             """
             import logging, sys
             from cqrs_sync.errors import PublishFailed
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             logging.getLogger(sys.argv[2]).setLevel(logging.CRITICAL)
             try:
                 Broker(sys.argv[1]).publish([message("orders")], timeout=0.5)
@@ -448,7 +448,7 @@ class KafkaProcesses:
         completed, _ = self.run(
             """
             import json, sys
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             servers, topic, quick = sys.argv[1:]
             before = set(sys.modules)
             broker = Broker(servers, consumer_config=json.loads(quick))
@@ -473,7 +473,7 @@ class KafkaProcesses:
         completed, _ = self.run(
             """
             import os, sys, time
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             servers, topic, children = sys.argv[1:]
             broker = Broker(servers)
             broker.publish([message(topic, b"parent")], timeout=10)
@@ -512,7 +512,7 @@ class KafkaProcesses:
             """
             import os, sys, threading
             from cqrs_sync.errors import PublishFailed
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             servers, topic = sys.argv[1:]
             broker = Broker(servers)
             enough, failed, statuses = threading.Event(), [], []
@@ -555,7 +555,7 @@ class KafkaProcesses:
         completed, took = self.run(
             """
             import sys
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             servers, topic = sys.argv[1:]
             Broker(servers).publish([message(topic, b"%d" % number) for number in range(500)], timeout=10)
             """,
@@ -574,7 +574,7 @@ class KafkaProcesses:
         completed, _ = self.run(
             """
             import gc, sys, threading, time
-            from cqrs_sync.testing.contracts import message
+            from cqrs_sync.testing.contracts.broker import message
             servers, topic = sys.argv[1:]
             for _ in range(3):
                 Broker(servers).publish([message(topic)], timeout=10)

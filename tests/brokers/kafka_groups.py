@@ -14,7 +14,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.cli.dead_letter_scan import Choice, Sifting, id_of, look
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.serializer import uuid7
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_contract import bodies, is_unreachable, publish_texts
 from tests.servers import free_port
 from tests.waiting import eventually

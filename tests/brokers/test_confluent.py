@@ -10,7 +10,7 @@ import pytest
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
 from tests.brokers.scripted_kafka import NO_ERROR
 from tests.servers import free_port

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port

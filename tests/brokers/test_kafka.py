@@ -24,7 +24,7 @@ from cqrs_sync.errors import (
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.serializer import JsonSerializer
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
 from tests.servers import free_port
 from tests.waiting import eventually

@@ -12,7 +12,7 @@ from kafka.errors import KafkaTimeoutError
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.client import Network
 from cqrs_sync.integrations.kafka.producer import SharedProducer
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, publish, seconds_until_it_works
 from tests.waiting import eventually
 

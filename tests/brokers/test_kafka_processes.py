@@ -45,7 +45,7 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
     script = """
         import os, signal, sys
         from cqrs_sync.integrations.kafka import KafkaBroker
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         broker = KafkaBroker(sys.argv[1])
         broker.publish([message("orders")], timeout=10)
         child = os.fork()

@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetad
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.kafka import OffsetTracker
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port

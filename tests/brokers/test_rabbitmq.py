@@ -28,7 +28,7 @@ from cqrs_sync.integrations.rabbitmq.errors import delivery_error
 from cqrs_sync.integrations.rabbitmq.publisher import Batch
 from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers import free_port
 from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, opened, proxied, via
 from tests.waiting import eventually

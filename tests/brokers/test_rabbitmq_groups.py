@@ -15,7 +15,8 @@ from cqrs_sync.broker import Group, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker, subscription
 from cqrs_sync.integrations.rabbitmq.topology import Inquiry
-from cqrs_sync.testing.contracts import in_forked_child, message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import OwnRabbitMQ, forget, opened, proxied, via

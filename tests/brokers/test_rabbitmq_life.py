@@ -18,7 +18,8 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import in_forked_child, message
+from cqrs_sync.testing.contracts.broker import message
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import bound_queue, drained, proxied, via
@@ -188,7 +189,7 @@ import threading
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 
 broker = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2])
 subscription = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2]).subscribe("others", group="leaving")

@@ -12,7 +12,7 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, proxied, via
 from tests.waiting import eventually

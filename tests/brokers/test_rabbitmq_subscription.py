@@ -13,7 +13,8 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import in_forked_child, message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import opened, proxied, via

@@ -12,7 +12,7 @@ from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Entry, Selection
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import bodies_in
 from tests.servers.rabbitmq import bound_queue, drained
 from tests.waiting import eventually

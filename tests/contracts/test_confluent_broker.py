@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.testing.contracts import BrokerFeatures
-from cqrs_sync.testing.group_contract import GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
 from tests.servers.kafka import CONFLUENT_QUICK_GROUPS, CONFLUENT_SINGLY
 
 pytestmark = pytest.mark.broker

@@ -6,7 +6,7 @@ import punq
 import pytest
 
 from cqrs_sync.container import PunqContainer
-from cqrs_sync.testing.container_contract import (
+from cqrs_sync.testing.contracts.container import (
     BrokenHandler,
     Clock,
     ContainerContract,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cqrs_sync.testing.executor_contract import ExecutorContract, ExecutorFeatures
+from cqrs_sync.testing.contracts.executor import ExecutorContract, ExecutorFeatures
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
+from cqrs_sync.testing.contracts.inbox import InboxContract, InboxFeatures
 from tests.contracts.effects_django import by_statement, careless, create, drop, insert, texts
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_databases")]

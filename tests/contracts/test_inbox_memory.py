@@ -3,7 +3,7 @@
 import pytest
 
 from cqrs_sync.memory import MemoryInbox, MemoryTransactions
-from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
+from cqrs_sync.testing.contracts.inbox import InboxContract, InboxFeatures
 
 
 class TestMemoryInbox(InboxContract):

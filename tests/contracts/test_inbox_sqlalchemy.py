@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
-from cqrs_sync.testing.inbox_contract import InboxContract, InboxFeatures
+from cqrs_sync.testing.contracts.inbox import InboxContract, InboxFeatures
 from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import BrokerFeatures
-from cqrs_sync.testing.group_contract import GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
 from tests.servers.kafka import QUICK_GROUPS, SINGLY
 
 pytestmark = pytest.mark.broker

@@ -3,8 +3,7 @@
 import pytest
 
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.testing.contracts import BrokerFeatures
-from cqrs_sync.testing.group_contract import GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
 
 
 class TestMemoryBroker(GroupBrokerContract):

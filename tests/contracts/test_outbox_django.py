@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import pytest
 
 from cqrs_sync.outbox import Selection
-from cqrs_sync.testing.outbox.entries import claim, dead, kept, published
-from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
-from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
+from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures, claim, dead, kept, published
+from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
 from tests.contracts.effects_django import careless, create, drop, insert, texts
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_databases")]

@@ -3,7 +3,7 @@
 import pytest
 
 from cqrs_sync.memory import MemoryOutbox, MemoryTransactions
-from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
+from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
 
 
 class TestMemoryOutbox(OutboxContract):

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
-from cqrs_sync.testing.outbox_contract import OutboxContract, OutboxFeatures
-from cqrs_sync.testing.transactions_contract import OpenTransactionsContract
+from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
+from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
 from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from cqrs_sync.broker import Group
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import BrokerFeatures
-from cqrs_sync.testing.group_contract import GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
 from tests.servers.rabbitmq import bound_queue, forget, opened
 
 pytestmark = pytest.mark.broker

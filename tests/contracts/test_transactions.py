@@ -3,7 +3,7 @@
 import pytest
 
 from cqrs_sync.memory import MemoryTransactions
-from cqrs_sync.testing.transactions_contract import OpenTransactionsContract, TransactionsContract
+from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract, TransactionsContract
 from cqrs_sync.transactions import NoTransactions
 
 

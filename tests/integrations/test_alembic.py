@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox
-from cqrs_sync.testing.outbox.entries import claim, published
+from cqrs_sync.testing.contracts.outbox import claim, published
 from tests.source import ROOT
 
 PAGE = (ROOT / "docs" / "how-to" / "sqlalchemy.md").read_text("utf-8")

@@ -22,7 +22,7 @@ from cqrs_sync.cli.bulk import Work
 from cqrs_sync.cli.output import JsonLines, View, duration, escaped
 from cqrs_sync.memory import MemoryInbox
 from cqrs_sync.outbox import Entry, Outcome, Verdict
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.integrations.parcels import Packed, engine_of, keep
 from tests.integrations.processes import environment
 from tests.promises.outbox_fixtures import Counted, Shop, Sold

@@ -23,7 +23,7 @@ from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.cli.dead_letter_scan import look
 from cqrs_sync.consumer import Tiers
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.integrations.processes import environment
 from tests.servers.rabbitmq import forget
 from tests.waiting import eventually

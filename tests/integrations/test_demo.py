@@ -32,7 +32,7 @@ from cqrs_sync.demo.summary import add_up
 from cqrs_sync.demo.wiring import services_of_meetings
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.testing.contracts import receive
+from cqrs_sync.testing.contracts.broker import receive
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
 from tests.source import ROOT

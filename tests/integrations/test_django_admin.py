@@ -7,7 +7,7 @@ import pytest
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]

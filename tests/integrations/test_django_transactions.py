@@ -11,7 +11,7 @@ import pytest
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]

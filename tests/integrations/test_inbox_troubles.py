@@ -11,8 +11,8 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 import cqrs_sync as cqrs
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
-from cqrs_sync.testing.inbox.receipts import Holder
-from cqrs_sync.testing.threads import BOUND
+from cqrs_sync.testing.contracts.inbox import Holder
+from cqrs_sync.testing.waiting import BOUND
 from tests.waiting import eventually
 
 

@@ -17,8 +17,8 @@ from cqrs_sync.errors import ConfigurationError, NotInTransaction, OutboxNotInst
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, begin_immediate, tables
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Selection
-from cqrs_sync.testing.outbox.entries import LONG, claim, published
-from cqrs_sync.testing.threads import in_threads
+from cqrs_sync.testing.contracts.outbox import LONG, claim, published
+from cqrs_sync.testing.waiting import in_threads
 from tests.servers import free_port
 from tests.waiting import eventually
 

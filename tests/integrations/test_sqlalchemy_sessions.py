@@ -17,8 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 import cqrs_sync as cqrs
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, begin_immediate
-from cqrs_sync.testing.contracts import in_forked_child
-from cqrs_sync.testing.threads import in_threads
+from cqrs_sync.testing.waiting import in_forked_child, in_threads
 
 
 class Base(DeclarativeBase):

@@ -12,7 +12,7 @@ import pytest
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
 from cqrs_sync.outbox import Selection
-from cqrs_sync.testing.contracts import in_forked_child
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.promises.outbox_fixtures import Counted, PickyBroker, Sell, Shop, Sold, closing
 from tests.source import ROOT
 from tests.waiting import eventually

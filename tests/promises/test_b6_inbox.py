@@ -21,7 +21,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, SQLAlchemyOutbox, inbox_table, tables
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryOutbox, MemoryTransactions
-from cqrs_sync.testing.threads import in_threads
+from cqrs_sync.testing.waiting import in_threads
 from tests.source import ROOT
 
 MESSAGES, TIMES, THREADS = 1000, 3, 4

@@ -16,7 +16,8 @@ from typing import Any
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.testing.threads import BOUND, Calls, in_threads
+from cqrs_sync.testing.contracts.executor import Calls
+from cqrs_sync.testing.waiting import BOUND, in_threads
 from tests.source import ROOT
 
 

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cqrs_sync as cqrs
-from cqrs_sync.testing.threads import BOUND, Calls, in_threads
+from cqrs_sync.testing.contracts.executor import Calls
+from cqrs_sync.testing.waiting import BOUND, in_threads
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 from tests.waiting import eventually
 

@@ -14,7 +14,8 @@ import pytest
 from cqrs_sync.container import PunqContainer
 from cqrs_sync.containers import compiled
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
-from cqrs_sync.testing.container_contract import BrokenHandler, in_threads
+from cqrs_sync.testing.contracts.container import BrokenHandler
+from cqrs_sync.testing.waiting import in_threads
 
 
 class Database:
@@ -200,7 +201,7 @@ def test_a_constructor_may_wait_for_another_singleton():
 
     class Pool:
         def __init__(self):
-            self.databases = in_threads(lambda: container.resolve(Database), count=1, timeout=5)
+            self.databases = in_threads(lambda: container.resolve(Database), timeout=5)
 
     container.register(Pool, scope=punq.Scope.singleton)
 
@@ -223,7 +224,7 @@ def test_a_singleton_that_could_not_be_built_is_tried_again():
         with pytest.raises(ConnectionError):
             container.resolve(Connection)
 
-    assert 1 == len({id(each) for each in in_threads(lambda: container.resolve(Connection), count=8)})
+    assert 1 == len({id(each) for each in in_threads(*[lambda: container.resolve(Connection)] * 8)})
 
 
 def test_a_lock_lasts_no_longer_than_the_construction(container):
@@ -467,7 +468,7 @@ def test_threads_may_register_while_others_resolve(enlarge):
             enlarge(container, type("Service", (), {"__init__": lambda self: None}))
             assert "amqp://" == PunqContainer(container.punq).resolve(Handler).url
 
-    in_threads(enlarge_and_resolve, count=8)
+    in_threads(*[enlarge_and_resolve] * 8)
 
 
 # Plans

@@ -8,7 +8,7 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 
 
 class RolledBack(Exception):

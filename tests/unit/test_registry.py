@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync.testing.contracts import in_forked_child
+from cqrs_sync.testing.waiting import in_forked_child
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
 from cqrs_sync.outbox import Outcome, Verdict
 from cqrs_sync.relay.settlement import Claims
-from cqrs_sync.testing.outbox.entries import handled, published
+from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.promises.outbox_fixtures import Counted, Shipped, Shop, closing
 from tests.waiting import eventually
 

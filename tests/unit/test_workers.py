@@ -16,7 +16,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.broker import GroupBacklog
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
-from cqrs_sync.testing.outbox.entries import handled, published
+from cqrs_sync.testing.contracts.outbox import handled, published
 from cqrs_sync.workers.desk import count_of, in_chunks, seconds
 from cqrs_sync.workers.health import HealthFile
 from cqrs_sync.workers.held import Held

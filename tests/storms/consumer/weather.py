@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from cqrs_sync.broker import Group, GroupBroker, OutgoingMessage
 from cqrs_sync.consumer import Tiers
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 from tests.storms.consumer.shop import EFFECTS, METADATA, TOPIC, broker_at
 from tests.storms.outbox.weather import database, pause

@@ -19,17 +19,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
 from contextvars import ContextVar
 
 import attrs
 import pytest
 
 from cqrs_sync.bootstrap import bootstrap
-from cqrs_sync.testing.contracts import in_forked_child
-from cqrs_sync.testing.orders import Order, order_maps
-from cqrs_sync.testing.threads import BOUND, Calls, in_threads
-from cqrs_sync.threads.executor import Executor
+from cqrs_sync.testing.contracts.transactions import Order, order_maps
+from cqrs_sync.testing.waiting import BOUND, in_forked_child, in_threads
+from cqrs_sync.threads.executor import Call, Executor
 
 _value: ContextVar[str] = ContextVar("cqrs_sync.testing.value", default="nobody's")
 
@@ -42,6 +41,42 @@ class ExecutorFeatures:
     has_threads: bool = True
     #: How many calls run at a time, those of all callers together; None where nothing limits them.
     limit: int | None = None
+
+
+class Calls:
+    """Work: these calls, and those added while they are made."""
+
+    def __init__(self, *calls: Call) -> None:
+        self.finished_late_calls = 0
+        self.failed: list[tuple[Call, BaseException]] = []
+        self.late = threading.Event()
+        #: Whether two threads have asked for a call at once.
+        self.was_crowded = False
+        self._ahead = deque(calls)
+        self._asking = threading.Lock()
+
+    def add(self, *call: object) -> None:
+        """Add a function and its arguments."""
+        self._ahead.append(call)
+
+    def next_call(self) -> Call | None:
+        """Return the next call."""
+        if not self._asking.acquire(blocking=False):
+            self.was_crowded = True
+            return None
+        try:
+            return self._ahead.popleft() if self._ahead else None
+        finally:
+            self._asking.release()
+
+    def call_failed(self, call: Call, error: BaseException, /) -> None:
+        """Note it."""
+        self.failed.append((call, error))
+
+    def finished_late(self) -> None:
+        """Count."""
+        self.finished_late_calls += 1
+        self.late.set()
 
 
 class ExecutorContract:
@@ -284,6 +319,3 @@ class ExecutorContract:
         for _ in range(3):
             assert 0 == in_forked_child(run, timeout=10)
             run()
-
-
-__all__: Sequence[str] = ["ExecutorContract", "ExecutorFeatures"]

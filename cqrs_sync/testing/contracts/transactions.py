@@ -19,7 +19,7 @@ Who has a database gives `write`, `written` and `careless` as well, as for `inbo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeAlias
 
@@ -27,9 +27,10 @@ import attrs
 import pytest
 
 from cqrs_sync.bootstrap import bootstrap
+from cqrs_sync.context import raise_event
 from cqrs_sync.mediator import RequestMediator
-from cqrs_sync.testing.orders import Order, Ordered, order_maps
-from cqrs_sync.testing.writing import WritingFixtures
+from cqrs_sync.messages import Command, DomainEvent
+from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.threads.executor import Executor
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.transactions import Transactions
@@ -46,8 +47,65 @@ class TransactionsFeatures:
     has_savepoints: bool = True
 
 
-class _Rollback(Exception):
+class Rollback(Exception):
     """Raised to roll back."""
+
+
+@contextmanager
+def rolled_back(atomic: Atomic) -> Iterator[None]:
+    """Open a transaction, or a savepoint, and roll it back."""
+    with pytest.raises(Rollback), atomic():  # noqa: PT012 -- the block under test is the caller's
+        yield
+        raise Rollback
+
+
+class WritingFixtures:
+    """What a subclass may give that writes somewhere; without them nothing is written."""
+
+    @pytest.fixture
+    def write(self) -> Callable[[str], object]:
+        """Write a text in the transaction that is open, and nowhere else; in no table where there is none."""
+        return lambda _: None
+
+    @pytest.fixture
+    def written(self) -> Callable[[], list[str]] | None:
+        """Read what was written and has committed, in order; None where nothing is written."""
+        return None
+
+    @pytest.fixture
+    def careless(self) -> Mapping[str, Callable[[], object]]:
+        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
+        return {}
+
+
+@attrs.frozen
+class Order(Command[str]):
+    """Raises one event."""
+
+    item: str
+
+
+@attrs.frozen
+class Ordered(DomainEvent):
+    """What Order raises."""
+
+    item: str
+
+
+def order_maps(handled: list[str]) -> tuple[RequestMap, EventMap]:
+    """Bind a handler to each; that of the event notes the item."""
+
+    def order(request: Order) -> str:
+        raise_event(Ordered(request.item))
+        return "ordered"
+
+    def note(event: Ordered) -> None:
+        handled.append(event.item)
+
+    requests, events = RequestMap(), EventMap()
+    requests.bind(Order, order)
+    events.bind(Ordered, note)
+    return requests, events
 
 
 class TransactionsContract:
@@ -91,7 +149,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         with atomic():
             assert transactions.active()
         assert not transactions.active()
-        with _rolled_back(atomic):
+        with rolled_back(atomic):
             assert transactions.active()
         assert not transactions.active()
 
@@ -132,7 +190,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_nothing_is_called_after_a_rollback(self, transactions: Transactions, atomic: Atomic) -> None:
         """Neither then nor with the next commit."""
         calls: list[str] = []
-        with _rolled_back(atomic):
+        with rolled_back(atomic):
             transactions.on_commit(lambda: calls.append("rolled back"))
             with atomic():
                 transactions.on_commit(lambda: calls.append("rolled back with what is around it"))
@@ -189,7 +247,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         calls: list[str] = []
         with atomic():
             transactions.on_commit(lambda: calls.append("before"))
-            with _rolled_back(atomic):
+            with rolled_back(atomic):
                 transactions.on_commit(lambda: calls.append("rolled back"))
             assert transactions.active()
             transactions.on_commit(lambda: calls.append("after"))
@@ -230,7 +288,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         self, mediator: RequestMediator, handled: list[str], atomic: Atomic
     ) -> None:
         """What did not happen is told to nobody."""
-        with _rolled_back(atomic):
+        with rolled_back(atomic):
             mediator.send(Order("lamp"))
         with atomic():
             mediator.send(Order("table"))
@@ -245,7 +303,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
             return
         with atomic():
             mediator.send(Order("lamp"))
-            with _rolled_back(atomic):
+            with rolled_back(atomic):
                 mediator.send(Order("table"))
             assert [] == handled
 
@@ -264,13 +322,6 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert [False] * 15 == seen
 
 
-@contextmanager
-def _rolled_back(atomic: Atomic) -> Iterator[None]:
-    with pytest.raises(_Rollback), atomic():  # noqa: PT012 -- the block under test is the caller's
-        yield
-        raise _Rollback
-
-
 def _elsewhere(function: Callable[[], bool]) -> bool | None:
     """Call `function` in another thread; None where it did not answer."""
     answers: list[bool] = []
@@ -278,6 +329,3 @@ def _elsewhere(function: Callable[[], bool]) -> bool | None:
     thread.start()
     thread.join(10)
     return answers[0] if answers else None
-
-
-__all__: Sequence[str] = ["OpenTransactionsContract", "TransactionsContract", "TransactionsFeatures"]

@@ -19,14 +19,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import attrs
 import pytest
 
 from cqrs_sync.container import Container
-from cqrs_sync.testing.contracts import in_forked_child
+from cqrs_sync.testing.waiting import in_forked_child, in_threads
 
 
 class Clock:
@@ -132,14 +130,14 @@ class ContainerContract:
             crowded.wait(0.2)
 
         monkeypatch.setattr(Shared, "on_build", staticmethod(build))
-        shared = in_threads(lambda: container.resolve(Shared), count=16)
+        shared = in_threads(*[lambda: container.resolve(Shared)] * 16)
 
         assert 1 == len(builds)
         assert 1 == len({id(instance) for instance in shared})
 
     def test_threads_do_not_share_handlers(self, container: Container) -> None:
         """Sixteen threads that resolve at the same time get handlers of their own, in good order."""
-        batches = in_threads(lambda: [container.resolve(JoinMeetingHandler) for _ in range(50)], count=16)
+        batches = in_threads(*[lambda: [container.resolve(JoinMeetingHandler) for _ in range(50)]] * 16)
         handlers = [handler for batch in batches for handler in batch]
 
         assert 800 == len({id(handler) for handler in handlers})
@@ -150,7 +148,7 @@ class ContainerContract:
         found: list[Clock] = []
         monkeypatch.setattr(Shared, "on_build", staticmethod(lambda: found.append(container.resolve(Clock))))
 
-        in_threads(lambda: container.resolve(Shared), count=2)
+        in_threads(*[lambda: container.resolve(Shared)] * 2)
 
         assert [container.resolve(Clock)] == found
 
@@ -192,48 +190,3 @@ class ContainerContract:
         finally:
             done.set()
             thread.join(10)
-
-
-def in_threads(action: Callable[[], Any], *, count: int, timeout: float = 30.0) -> list[Any]:
-    """
-    Run `action` in `count` threads that start at the same moment; what they returned.
-
-    Raises:
-        AssertionError: a thread was not done after `timeout` seconds.
-        BaseException: what the first thread that failed raised.
-    """
-    start = threading.Barrier(count)
-    results: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            start.wait(timeout)
-            results.append(action())
-        except BaseException as error:  # noqa: BLE001 -- raised in the calling thread below
-            errors.append(error)
-
-    # Daemons: a thread that hangs fails its test, and not the end of the run.
-    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout)
-    assert not any(thread.is_alive() for thread in threads), f"not done after {timeout:g} s"
-    if errors:
-        raise errors[0]
-    return results
-
-
-__all__: Sequence[str] = [
-    "BrokenHandler",
-    "Clock",
-    "ContainerContract",
-    "ContainerFeatures",
-    "ForgottenHandler",
-    "JoinMeetingHandler",
-    "Meetings",
-    "Shared",
-    "Unknown",
-    "in_threads",
-]

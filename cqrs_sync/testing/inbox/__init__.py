@@ -1,1 +1,0 @@
-"""The parts of `cqrs_sync.testing.inbox_contract`."""

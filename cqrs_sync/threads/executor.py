@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from threading import get_ident
 from typing import Any, Protocol, TypeAlias
+
+from cqrs_sync.threads.running import running_calls
 
 #: A function and its arguments; it must not raise.
 Call: TypeAlias = "tuple[Any, ...]"
@@ -48,9 +51,16 @@ class SameThread:
     def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
         """Make every call of `work`, in the order they came."""
         del until, helping
-        next_call = work.next_call
-        while (call := next_call()) is not None:
-            copy_context().run(*call)
+        next_call, groups, thread = work.next_call, running_calls.groups, get_ident()
+        is_outermost = thread not in groups
+        try:
+            if is_outermost:
+                groups[thread] = None
+            while (call := next_call()) is not None:
+                copy_context().run(*call)
+        finally:
+            if is_outermost:
+                groups.pop(thread, None)
         return True
 
     def close(self, timeout: float = 5.0) -> None:

@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import TypeAlias
 
 from cqrs_sync.threads.executor import Call, Work
+from cqrs_sync.threads.running import running_calls
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +23,13 @@ Around: TypeAlias = Callable[[], AbstractContextManager[object]]
 class FanOut:
     """The calls of one caller: what is ahead, what runs, and who waits."""
 
-    __slots__ = ("ahead", "context", "error", "held", "latch", "late", "queued", "running", "work")
+    __slots__ = ("ahead", "caller", "context", "error", "held", "latch", "late", "queued", "running", "work")
 
-    def __init__(self, work: Work, context: Context) -> None:
+    def __init__(self, work: Work, context: Context, caller: int) -> None:
         self.work = work
         self.context = context
+        #: The thread that waits for these calls, by `threading.get_ident()`; None once it has stopped.
+        self.caller: int | None = caller
         self.ahead: Call | None = None
         self.running = 0
         self.queued = False
@@ -55,7 +58,16 @@ class FanOut:
 
     def call(self, call: Call, around: Around | None) -> None:
         """Make a call in a context of its own, on a thread that nobody's error may end."""
-        self.context.copy().run(self._call, call, around)
+        thread, groups = threading.get_ident(), running_calls.groups
+        # A caller that has to drain the queue may run a call already.
+        is_outermost = thread not in groups
+        try:
+            if is_outermost:
+                groups[thread] = self
+            self.context.copy().run(self._call, call, around)
+        finally:
+            if is_outermost:
+                del groups[thread]
 
     def _call(self, call: Call, around: Around | None) -> None:
         try:
@@ -96,6 +108,7 @@ class FanOut:
         """Drop what nobody has started: the caller was interrupted."""
         self.work = _NoWork()
         self.ahead = None
+        self.caller = None
 
 
 class _NoWork:

@@ -14,6 +14,7 @@ from typing import Self
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.threads.executor import Call, Executor, SameThread, Work
 from cqrs_sync.threads.fanout import Around, FanOut
+from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.worker_threads import Daemons, Latch
 
 __all__ = ["Executor", "SameThread", "ThreadPool"]
@@ -82,7 +83,7 @@ class ThreadPool:
         context = copy_context()
         if not (inside := self._token in (outer := _waiting.get())):
             context.run(_waiting.set, (*outer, self._token))
-        fan = FanOut(work, context)
+        fan = FanOut(work, context, threading.get_ident())
         try:
             with self._lock:
                 fan.look_ahead()
@@ -208,11 +209,15 @@ class ThreadPool:
     def _help(self, fan: FanOut, call: Call | None, *, nested: bool) -> None:
         """Make calls in the thread that waits for them."""
         self._local.busy = True
+        thread, groups = threading.get_ident(), running_calls.groups
+        groups.setdefault(thread, fan)
         while call is not None:
             fan.context.copy().run(*call)
             with self._lock:
                 self._settle(fan)
                 call = fan.take()
+        if groups.get(thread) is fan:
+            del groups[thread]
         if fan.held:
             self._leave(fan)
         self._local.busy = nested
@@ -235,6 +240,9 @@ class ThreadPool:
 
     def _withdraw(self, fan: FanOut, *, nested: bool) -> None:
         """Drop what nobody has started: the caller was interrupted."""
+        thread = threading.get_ident()
+        if running_calls.groups.get(thread) is fan:
+            del running_calls.groups[thread]
         with self._lock:
             fan.abandon()
         if fan.held:
@@ -253,6 +261,7 @@ class ThreadPool:
             return True
         with self._lock:
             fan.late = not fan.finished()
+            fan.caller = None
             return not fan.late
 
     def _serve(self, latch: Latch) -> None:

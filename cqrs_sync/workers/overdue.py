@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 
 from cqrs_sync.consumer import Consumer, InFlightMessage, StallDetector
-from cqrs_sync.dispatch import run
+from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.vitals import running_of
 
@@ -49,20 +48,19 @@ class Overdue:
 
     def _tell(self, due: Sequence[InFlightMessage]) -> None:
         begun = {item: (item.thread, item.begun) for item in due}
-        stacks = stacks_of(thread.ident for thread in threading.enumerate() if thread.ident is not None)
-        own = {item.thread for item in self._consumer.running()}
-        helping = [stack for thread, stack in stacks.items() if thread not in own and f'"{run.__file__}"' in stack]
         for item, (thread, since) in begun.items():
-            if thread is None or (item.thread, item.begun) != (thread, since):
+            if thread is None:
+                continue
+            # Its own thread first, then those in which the handlers of its events run.
+            stacks = stacks_of([thread, *running_calls.helpers_of(thread)])
+            if (item.thread, item.begun) != (thread, since):
                 # It was finished a moment ago: its thread is somewhere else.
                 continue
             told = running_of(self._consumer, item)
-            # Of several handlers of a message some run in other threads, which do not say for whom.
-            shown = [stacks.get(thread, ""), *(helping if len(told.handlers) > 1 else ())]
             logger.warning(
                 "%s runs for %.0f s: %r %r; what has its key waits, others go on; it is at:\n%s",
                 *(", ".join(told.handlers) or "a message", told.seconds, told.type, told.id),
-                "and, perhaps of its handlers, at:\n".join(shown),
+                "and a handler that it waits for is at:\n".join(stacks.values()),
             )
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 
-from cqrs_sync.relay import durable
+from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.held import Held
 
@@ -35,9 +35,10 @@ def tell_of_what_is_stuck(held: Held) -> None:
 
 def _stacks() -> list[tuple[str, str]]:
     """Return the stacks of the relay's own threads, and of those in which its handlers run, by their names."""
-    names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
-    return [
-        (names[thread], stack)
-        for thread, stack in stacks_of(names).items()
-        if names[thread].startswith("cqrs-relay-") or f'"{durable.__file__}"' in stack
-    ]
+    running = running_calls.threads()
+    names = {
+        thread.ident: thread.name
+        for thread in threading.enumerate()
+        if thread.ident is not None and (thread.ident in running or thread.name.startswith("cqrs-relay-"))
+    }
+    return [(names[thread], stack) for thread, stack in stacks_of(names).items()]

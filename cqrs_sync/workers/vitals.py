@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
-from cqrs_sync.consumer import Consumer, Health, InFlightMessage, processor
-from cqrs_sync.dispatch import run
+from cqrs_sync.consumer import Consumer, Health, InFlightMessage
+from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ def tell_of_what_runs(consumer: Consumer, stall: float) -> None:
         )
     is_intake_at_fault = not running or consumer.health(stall).is_receiver_hung
     names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
-    for thread, stack in stacks_of(names).items():
-        is_shown = names[thread] == "cqrs-receiver" and is_intake_at_fault
-        if is_shown or any(f'"{each.__file__}"' in stack for each in (processor, run)):
-            logger.error("the thread %s is left, at:\n%s", names[thread], stack)
+    shown = running_calls.threads()
+    if is_intake_at_fault:
+        shown |= {thread for thread, name in names.items() if name == "cqrs-receiver"}
+    for thread, stack in stacks_of(shown & names.keys()).items():
+        logger.error("the thread %s is left, at:\n%s", names[thread], stack)

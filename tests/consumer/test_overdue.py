@@ -6,14 +6,17 @@ import logging
 import re
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from attrs import frozen
 
+import cqrs_sync as cqrs
 from cqrs_sync.consumer import Health
 from cqrs_sync.workers.overdue import Overdue
 from cqrs_sync.workers.vitals import Lookout
-from tests.consumer.conftest import Joined
+from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
 
@@ -51,6 +54,43 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_is_trouble(workshop, c
     gate.open()
 
     eventually(lambda: seen(""), pause=0.02)
+
+
+@frozen
+class Greeted(cqrs.DomainEvent):
+    number: int
+
+
+def test_the_handlers_that_a_message_waits_for_are_shown_too(workshop, caplog):
+    """
+    They run in other threads; those of other messages are left out.
+    """
+    gate = workshop.hold_up(1)
+    consumer = workshop.consumer(Joined, Noticed)
+    events = cqrs.EventMap()
+    events.bind(Greeted, gate.__call__)
+    events.bind(Greeted, partial(gate.__call__))
+    mediator = cqrs.bootstrap(events=events, threads=2)
+    workshop.mediators.append(mediator)
+    workshop.react = lambda event: mediator.events.send(Greeted(1)) if isinstance(event, Joined) else gate(event)
+    overdue = Overdue(consumer, 0.5)
+    numbers = iter(range(2, 100_000))
+    consumer.start()
+    workshop.publish(Joined("m", 0), Noticed(1))
+    gate.wait_for(3)
+
+    def shown():
+        """What is told of both; others make progress meanwhile."""
+        workshop.publish(Noticed(next(numbers)))
+        overdue.look()
+        return len(told(caplog)) >= 2 and {each.args[2]: each.getMessage() for each in told(caplog)}
+
+    messages = eventually(shown, pause=0.02)
+    gate.open()
+
+    assert 1 == messages["meeting.joined"].count("and a handler that it waits for is at:")
+    assert 2 == messages["meeting.joined"].count(" in __call__")
+    assert 1 == messages["meeting.noticed"].count(" in __call__")
 
 
 class Hanging:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
+from attrs import frozen
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import GroupBacklog
@@ -600,6 +602,33 @@ def workshop():
     workshop = Workshop()
     yield workshop
     workshop.close()
+
+
+@frozen
+class Hung(cqrs.DomainEvent):
+    number: int
+
+
+def test_the_threads_in_which_handlers_of_its_events_run_are_shown(workshop, caplog):
+    """
+    Beside the thread that handles the message and waits for them.
+    """
+    gate = workshop.hold_up()
+    consumer = workshop.consumer(Joined)
+    events = cqrs.EventMap()
+    events.bind(Hung, gate.__call__)
+    events.bind(Hung, partial(gate.__call__))
+    workshop.mediators.append(mediator := cqrs.bootstrap(events=events, threads=cqrs.ThreadPool(2, name="inner")))
+    workshop.react = lambda event: mediator.events.send(Hung(event.number))
+    with consumer:
+        workshop.publish(Joined("m", 1))
+        gate.wait_for(2)
+        tell_of_what_runs(consumer, 60.0)
+        gate.open()
+    stacks = {each.args[0].rpartition("_")[0]: each.args[1] for each in caplog.records if "is left" in each.msg}
+
+    assert {"cqrs", "inner"} == stacks.keys()
+    assert all(" in __call__" in stack for stack in stacks.values())
 
 
 def deaf_after_one(broker, goes_on):

@@ -14,7 +14,7 @@ import cqrs_sync
 from cqrs_sync import errors
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, CqrsError, EventsFailed, Failure, MessageRejected, PublishFailed
-from tests.source import CORE, MODULES, name_of
+from tests.source import CORE, MODULES, circles, name_of
 
 ERRORS = [error for error in vars(errors).values() if inspect.isclass(error) and issubclass(error, Exception)]
 
@@ -32,6 +32,15 @@ def test_modules_hold_one_idea():
     long = {name_of(module) for module in MODULES if len(module.read_text().splitlines()) > 600}
 
     assert set(LONGER_THAN_MOST) == long
+
+
+def test_no_modules_import_each_other():
+    """
+    Each module can be understood after those that it imports.
+    """
+    pytest.importorskip("grimp")
+
+    assert [] == circles()
 
 
 @pytest.mark.parametrize("module", CORE)

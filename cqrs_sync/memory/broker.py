@@ -1,4 +1,4 @@
-"""Receiving from a broker in memory."""
+"""A broker in memory, and the reference for real ones: groups, order per key, retries and dead letters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
 
 import attrs
 
@@ -16,153 +15,28 @@ from cqrs_sync.lifecycle import reset_in_child
 
 
 @attrs.define(eq=False)
-class Places:
-    """Where the messages of a group are; under the broker's lock."""
+class GroupQueues:
+    """The messages of a group, guarded by the broker's lock."""
 
     #: By topic.
-    queues: dict[str, deque[IncomingMessage]] = attrs.field(factory=dict)
-    #: With the moment they are due, by `time.monotonic`, earliest first.
+    by_topic: dict[str, deque[IncomingMessage]] = attrs.field(factory=dict)
+    #: With the moment each is due, by `time.monotonic`, the earliest first.
     delayed: list[tuple[float, IncomingMessage]] = attrs.field(factory=list)
-    #: Those whose time is over, of whatever topic.
-    again: deque[IncomingMessage] = attrs.field(factory=deque)
+    #: Delayed messages that are due, of all topics.
+    retries: deque[IncomingMessage] = attrs.field(factory=deque)
     dead: deque[IncomingMessage] = attrs.field(factory=deque)
-    #: How often each message was taken and given back, by identity.
+    #: How often each message was delivered and given back, by identity.
     returned: Counter[int] = attrs.field(factory=Counter)
-    #: Who has messages of a key in hand.
+    #: The subscription that has unsettled messages of a topic and key.
     holders: dict[tuple[str, str], MemorySubscription] = attrs.field(factory=dict)
-
-
-class MemorySubscription(Subscription):
-    """The deliveries of one subscriber of a MemoryBroker."""
-
-    def __init__(
-        self, changed: threading.Condition, places: Places, topics: Sequence[str], name: str, *, ordered: bool
-    ) -> None:
-        self.name = name
-        self._changed = changed
-        self._places = places
-        self._topics = topics
-        self._ordered = ordered
-        self._unsettled: dict[int, MemoryDelivery] = {}
-
-    def receive(self, timeout: float) -> Delivery | None:
-        """Wait at most `timeout` seconds for the next message; None where none came."""
-        until = time.monotonic() + timeout
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                for queue, message in self._candidates(now):
-                    return self._hand_out(message, queue)
-                wait = until - now
-                if self._places.delayed:
-                    wait = min(wait, max(0.0, self._places.delayed[0][0] - now))
-                if until <= now:
-                    return None
-                self._changed.wait(wait)
-
-    def close(self) -> None:
-        """Give back what was not settled."""
-        with self._changed:
-            for delivery in reversed(list(self._unsettled.values())):
-                self._give_back(delivery)
-            self._unsettled.clear()
-            self._changed.notify_all()
-
-    def settle(self, delivery: MemoryDelivery, *, done: bool) -> None:
-        """Settle a delivery once; a second time changes nothing."""
-        with self._changed:
-            if self._unsettled.pop(id(delivery), None) is None:
-                return
-            if done:
-                self._places.returned.pop(id(delivery.message), None)
-                self._let_go(delivery.message)
-            else:
-                self._give_back(delivery)
-            self._changed.notify_all()
-
-    def holds(self, delivery: MemoryDelivery) -> bool:
-        """Tell whether a delivery is still to be settled."""
-        return id(delivery) in self._unsettled
-
-    def _candidates(self, now: float) -> Iterator[tuple[deque[IncomingMessage], IncomingMessage]]:
-        """Yield what may be handed out: of each key the first one, and only to whom has its others."""
-        delayed = self._places.delayed
-        while delayed and delayed[0][0] <= now:
-            self._places.again.append(delayed.pop(0)[1])
-        for queue in (*(self._places.queues.get(topic, ()) for topic in self._topics), self._places.again):
-            passed: set[str | None] = set()
-            for message in queue:
-                if message.key not in passed and self._may_have(message):
-                    yield cast("deque[IncomingMessage]", queue), message
-                passed.add(message.key)
-
-    def _may_have(self, message: IncomingMessage) -> bool:
-        if not self._ordered or message.key is None:
-            return True
-        return self._places.holders.get((message.topic, message.key), self) is self
-
-    def _hand_out(self, message: IncomingMessage, queue: deque[IncomingMessage]) -> Delivery:
-        for place, each in enumerate(queue):
-            if each is message:
-                del queue[place]
-                break
-        if self._ordered and message.key is not None:
-            self._places.holders[message.topic, message.key] = self
-        delivery = MemoryDelivery(message, queue, self, self._places.returned[id(message)])
-        self._unsettled[id(delivery)] = delivery
-        return delivery
-
-    def _let_go(self, message: IncomingMessage) -> None:
-        """Let others have messages of a key of which none is in hand here any more."""
-        if message.key is not None and not any(
-            (each.message.topic, each.message.key) == (message.topic, message.key) for each in self._unsettled.values()
-        ):
-            self._places.holders.pop((message.topic, message.key), None)
-
-    def _give_back(self, delivery: MemoryDelivery) -> None:
-        self._places.returned[id(delivery.message)] += 1
-        delivery.queue.appendleft(delivery.message)
-        if delivery.message.key is not None:
-            self._places.holders.pop((delivery.message.topic, delivery.message.key), None)
-
-
-class MemoryDelivery:
-    """One message taken from a MemoryBroker."""
-
-    def __init__(
-        self, message: IncomingMessage, queue: deque[IncomingMessage], subscription: MemorySubscription, returned: int
-    ) -> None:
-        self.message = message
-        self.queue = queue
-        self.redeliveries = returned
-        self._subscription = subscription
-
-    @property
-    def origin(self) -> str:
-        """The group it was received by."""
-        return self._subscription.name
-
-    @property
-    def lapsed(self) -> bool:
-        """Whether it was settled, or given back when its subscription was closed."""
-        return not self._subscription.holds(self)
-
-    def ack(self) -> None:
-        """It is done: never deliver it again."""
-        self._subscription.settle(self, done=True)
-
-    def nack(self) -> None:
-        """It is not done: deliver it again."""
-        self._subscription.settle(self, done=False)
 
 
 class MemoryBroker:
     """
     A broker for tests, demos and single processes: messages live as long as the process.
 
-    `published` holds every message in order, the newest `keep` of them. `fail_with`
-    may be set to an error that the next publishes fail with. Topics exist when
-    `topics` is None, else only those named: others are refused, as a real broker does.
+    `published` has the newest `keep` messages, in order. While `fail_with` is an error, every publish fails with it.
+    Without `topics` every topic exists; otherwise other topics are refused, as a real broker does.
     """
 
     def __init__(self, *, topics: Sequence[str] | None = None, max_bytes: int = 1_048_576, keep: int = 100_000) -> None:
@@ -170,13 +44,13 @@ class MemoryBroker:
         self.fail_with: DeliveryError | None = None
         self._topics = None if topics is None else frozenset(topics)
         self._max_bytes = max_bytes
-        self._groups: dict[str, Places] = {}
+        self._groups: dict[str, GroupQueues] = {}
         self._closed = False
         self._changed = threading.Condition()
         reset_in_child(self)
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
-        """Publish a batch; messages are confirmed as they are taken in."""
+        """Publish a batch. Each message is confirmed at once."""
         del timeout
         failures: list[tuple[OutgoingMessage, DeliveryError]] = []
         with self._changed:
@@ -184,7 +58,7 @@ class MemoryBroker:
             for message in messages:
                 error = self._refusal(message)
                 if error is None:
-                    self._take_in(message)
+                    self._enqueue(message)
                 else:
                     failures.append((message, error))
             self._changed.notify_all()
@@ -218,40 +92,40 @@ class MemoryBroker:
             self._check_open()
             if self.fail_with is not None:
                 raise PublishFailed([(_outgoing(message), self.fail_with) for message in messages])
-            places = self._places(group.name)
+            queues = self._queues(group.name)
             if after is None:
-                places.dead.extend(messages)
+                queues.dead.extend(messages)
             else:
                 due = time.monotonic() + after
-                places.delayed.extend((due, message) for message in messages)
-                places.delayed.sort(key=lambda each: each[0])
+                queues.delayed.extend((due, message) for message in messages)
+                queues.delayed.sort(key=lambda each: each[0])
             self._changed.notify_all()
 
     def dead(self, group: Group, /) -> MemorySubscription:
         """Receive the group's dead letters, oldest first."""
         with self._changed:
             self._check_open()
-            letters = Places({"": self._places(group.name).dead})
-        return MemorySubscription(self._changed, letters, [""], f"{group.name} (dead)", ordered=False)
+            dead_letters = GroupQueues({"": self._queues(group.name).dead})
+        return MemorySubscription(self._changed, dead_letters, [""], f"{group.name} (dead)", ordered=False)
 
     def backlog(self, group: Group, /) -> GroupBacklog:
-        """Count what waits for the group."""
+        """Count the messages that wait for the group."""
         with self._changed:
-            places = self._places(group.name)
-            waiting = {topic: len(places.queues.get(topic, ())) for topic in group.topics}
-            return GroupBacklog(waiting, len(places.delayed) + len(places.again), len(places.dead))
+            queues = self._queues(group.name)
+            waiting = {topic: len(queues.by_topic.get(topic, ())) for topic in group.topics}
+            return GroupBacklog(waiting, len(queues.delayed) + len(queues.retries), len(queues.dead))
 
     def topology(self, group: Group, /) -> Sequence[Piece]:
-        """Look at what the group needs: its queues."""
+        """Return the group's queues; create nothing."""
         with self._changed:
-            there = self._places(group.name).queues
+            there = self._queues(group.name).by_topic
             return [
                 Piece("queue", f"{group.name}: {topic}", state="there" if topic in there else "missing")
                 for topic in group.topics
             ]
 
     def build(self, group: Group, /) -> Sequence[Piece]:
-        """Make the group's queues."""
+        """Create the group's queues."""
         self.join(group).close()
         return self.topology(group)
 
@@ -262,19 +136,19 @@ class MemoryBroker:
             self._closed = True
 
     def reset_in_child(self) -> None:
-        """Replace the lock, which another thread of the parent may have held."""
+        """Replace the lock: another thread of the parent may have held it."""
         self._changed = threading.Condition()
 
     def _subscribe(self, group: Group) -> MemorySubscription:
         with self._changed:
             self._check_open()
-            places = self._places(group.name)
+            queues = self._queues(group.name)
             for topic in group.topics:
-                places.queues.setdefault(topic, deque())
-        return MemorySubscription(self._changed, places, group.topics, group.name, ordered=group.ordered)
+                queues.by_topic.setdefault(topic, deque())
+        return MemorySubscription(self._changed, queues, group.topics, group.name, ordered=group.ordered)
 
-    def _places(self, group: str) -> Places:
-        return self._groups.setdefault(group, Places())
+    def _queues(self, group: str) -> GroupQueues:
+        return self._groups.setdefault(group, GroupQueues())
 
     def _check_open(self) -> None:
         if self._closed:
@@ -289,7 +163,7 @@ class MemoryBroker:
             return MessageRejected(f"the body has {len(message.body)} bytes, {self._max_bytes} are allowed")
         return None
 
-    def _take_in(self, message: OutgoingMessage) -> None:
+    def _enqueue(self, message: OutgoingMessage) -> None:
         self.published.append(message)
         incoming = IncomingMessage(
             topic=message.topic,
@@ -298,11 +172,134 @@ class MemoryBroker:
             key=message.key,
             attributes=dict(message.attributes),
         )
-        for places in self._groups.values():
-            if message.topic in places.queues:
-                places.queues[message.topic].append(incoming)
+        for group in self._groups.values():
+            if message.topic in group.by_topic:
+                group.by_topic[message.topic].append(incoming)
 
 
 def _outgoing(message: IncomingMessage) -> OutgoingMessage:
     known: Mapping[str, str] = message.attributes
     return OutgoingMessage(known.get("id", ""), message.topic, known.get("type", ""), message.body)
+
+
+class MemorySubscription(Subscription):
+    """One subscription of a group; the subscriptions of a group share its messages."""
+
+    def __init__(
+        self, changed: threading.Condition, queues: GroupQueues, topics: Sequence[str], name: str, *, ordered: bool
+    ) -> None:
+        self.name = name
+        self._changed = changed
+        self._queues = queues
+        self._topics = topics
+        self._ordered = ordered
+        self._unsettled: dict[int, MemoryDelivery] = {}
+
+    def receive(self, timeout: float) -> Delivery | None:
+        """Wait at most `timeout` seconds for the next message; return None if none came."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                for queue, message in self._candidates(now):
+                    return self._deliver(message, queue)
+                wait = deadline - now
+                if self._queues.delayed:
+                    wait = min(wait, max(0.0, self._queues.delayed[0][0] - now))
+                if deadline <= now:
+                    return None
+                self._changed.wait(wait)
+
+    def close(self) -> None:
+        """Give unsettled messages back to the group."""
+        with self._changed:
+            for delivery in reversed(list(self._unsettled.values())):
+                self._requeue(delivery)
+            self._unsettled.clear()
+            self._changed.notify_all()
+
+    def settle(self, delivery: MemoryDelivery, *, done: bool) -> None:
+        """Settle a delivery. A second call does nothing."""
+        with self._changed:
+            if self._unsettled.pop(id(delivery), None) is None:
+                return
+            if done:
+                self._queues.returned.pop(id(delivery.message), None)
+                self._release_key(delivery.message)
+            else:
+                self._requeue(delivery)
+            self._changed.notify_all()
+
+    def is_unsettled(self, delivery: MemoryDelivery) -> bool:
+        """Tell whether a delivery is not settled yet."""
+        return id(delivery) in self._unsettled
+
+    def _candidates(self, now: float) -> Iterator[tuple[deque[IncomingMessage], IncomingMessage]]:
+        """Yield what may be delivered here: of each key the first message, unless another subscription has the key."""
+        delayed = self._queues.delayed
+        while delayed and delayed[0][0] <= now:
+            self._queues.retries.append(delayed.pop(0)[1])
+        queues = [self._queues.by_topic[topic] for topic in self._topics if topic in self._queues.by_topic]
+        for queue in (*queues, self._queues.retries):
+            passed: set[str | None] = set()
+            for message in queue:
+                if message.key not in passed and self._may_receive(message):
+                    yield queue, message
+                passed.add(message.key)
+
+    def _may_receive(self, message: IncomingMessage) -> bool:
+        if not self._ordered or message.key is None:
+            return True
+        return self._queues.holders.get((message.topic, message.key), self) is self
+
+    def _deliver(self, message: IncomingMessage, queue: deque[IncomingMessage]) -> Delivery:
+        # By identity: equal messages are different ones.
+        del queue[next(index for index, each in enumerate(queue) if each is message)]
+        if self._ordered and message.key is not None:
+            self._queues.holders[message.topic, message.key] = self
+        delivery = MemoryDelivery(message, queue, self, self._queues.returned[id(message)])
+        self._unsettled[id(delivery)] = delivery
+        return delivery
+
+    def _release_key(self, message: IncomingMessage) -> None:
+        """Let other subscriptions have a key when no unsettled message of it is left here."""
+        if message.key is not None and not any(
+            (each.message.topic, each.message.key) == (message.topic, message.key) for each in self._unsettled.values()
+        ):
+            self._queues.holders.pop((message.topic, message.key), None)
+
+    def _requeue(self, delivery: MemoryDelivery) -> None:
+        self._queues.returned[id(delivery.message)] += 1
+        delivery.queue.appendleft(delivery.message)
+        if delivery.message.key is not None:
+            self._queues.holders.pop((delivery.message.topic, delivery.message.key), None)
+
+
+class MemoryDelivery:
+    """A message from a MemoryBroker."""
+
+    def __init__(
+        self, message: IncomingMessage, queue: deque[IncomingMessage], subscription: MemorySubscription, returned: int
+    ) -> None:
+        self.message = message
+        self.queue = queue
+        self.redeliveries = returned
+        self._subscription = subscription
+
+    @property
+    def origin(self) -> str:
+        """The name of the group."""
+        return self._subscription.name
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether it is settled, or was given back when its subscription was closed."""
+        return not self._subscription.is_unsettled(self)
+
+    def ack(self) -> None:
+        """The message is done: do not deliver it again."""
+        self._subscription.settle(self, done=True)
+
+    def nack(self) -> None:
+        """The message is not done: deliver it again."""
+        self._subscription.settle(self, done=False)

@@ -26,7 +26,7 @@ import pika
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.integrations.rabbitmq.amqp import Encoder
+from cqrs_sync.integrations.rabbitmq.amqp import MessageEncoder
 from cqrs_sync.serializer import uuid7
 from tests.servers.rabbitmq import bound_queue
 
@@ -173,7 +173,7 @@ class RawPublisher:
 
     def __init__(self, url: str, exchange: str) -> None:
         parameters = pika.URLParameters(url)
-        encoded = Encoder(exchange, 1_000_000).encode(_message())
+        encoded = MessageEncoder(exchange, 1_000_000).encode(_message())
         assert isinstance(encoded, bytes)
         self._frame = encoded
         self._received = b""

@@ -25,7 +25,7 @@ from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected, 
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq import publisher as publisher_module
 from cqrs_sync.integrations.rabbitmq.errors import delivery_error
-from cqrs_sync.integrations.rabbitmq.publisher import Batch
+from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts.broker import message
@@ -161,7 +161,7 @@ class TestMessagesAtFault:
 
         assert isinstance(error, MessageRejected)
         assert f"no queue is bound to the topic 'nobody-listens' on the exchange '{exchange}'" in str(error)
-        way_out = "start who receives it, or make the queue of its group with `cqrs-sync topology apply`"
+        way_out = "start a consumer of it, or create the queue of its group with `cqrs-sync topology apply`"
         assert str(error).endswith(f"(312 NO_ROUTE): {way_out}")
 
     def test_messages_with_the_same_id_are_told_apart(self, broker, queue, rabbitmq_url):
@@ -365,9 +365,9 @@ class TestBrokersOutOfReach:
     def test_what_was_given_up_in_the_queue_is_not_sent_either(self, broker, queue, rabbitmq_url):
         """However late the I/O thread gets to it."""
         broker.publish([message("meetings", b"before")])
-        late = Batch([message("meetings", b"given up")], broker._outlet.encoder)
+        late = PublishBatch([message("meetings", b"given up")], broker._publisher._encoder)
         late.abandoned = True
-        broker._outlet.publisher.submit(late)
+        broker._publisher._channel.submit(late)
         broker.publish([message("meetings", b"after")])
 
         assert [b"before", b"after"] == [body for _, body in drained(rabbitmq_url, queue)]
@@ -395,10 +395,10 @@ class TestBrokersOutOfReach:
     def test_an_io_thread_that_fails_goes_on(self, broker):
         """Whatever goes wrong on it, callers are served."""
         broker.publish([message("meetings")])
-        link = broker._outlet.publisher._link
-        before = link.connection
-        link.wake(lambda: 1 / 0)
-        eventually(lambda: link.connection is not before)
+        thread = broker._publisher._channel._thread
+        before = thread.connection
+        thread.call_soon(lambda: 1 / 0)
+        eventually(lambda: thread.connection is not before)
 
         broker.publish([message("meetings")])
 

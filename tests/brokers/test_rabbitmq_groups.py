@@ -14,7 +14,7 @@ import pytest
 from cqrs_sync.broker import Group, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker, subscription
-from cqrs_sync.integrations.rabbitmq.topology import Inquiry
+from cqrs_sync.integrations.rabbitmq.topology import AdminConnection
 from cqrs_sync.testing.contracts.broker import message, receive
 from cqrs_sync.testing.waiting import in_forked_child
 from tests.servers import free_port
@@ -303,8 +303,8 @@ def test_a_delivery_held_too_long_lapses_and_the_subscription_goes_on(own_rabbit
 
 def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, monkeypatch):
     """Nobody hangs up: only that nothing is heard tells. It is said, and receiving goes on when there is a way."""
-    assert subscription._PATIENCE * 1.25 < 20
-    monkeypatch.setattr(subscription, "_PATIENCE", 0.8)
+    assert subscription._SILENCE_TIMEOUT * 1.25 < 20
+    monkeypatch.setattr(subscription, "_SILENCE_TIMEOUT", 0.8)
     broker = opener(via(proxy, rabbitmq_url))
     with broker.join(group) as deliveries:
         opener().publish([message("orders", b"1")])
@@ -323,11 +323,11 @@ def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, mo
 
 def test_a_quiet_path_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
     """A subscription that receives nothing for long asks, and is answered; also one that could not look for long."""
-    monkeypatch.setattr(subscription, "_PATIENCE", 0.4)
+    monkeypatch.setattr(subscription, "_SILENCE_TIMEOUT", 0.4)
     broker = opener(via(proxy, rabbitmq_url))
     with broker.join(group) as deliveries:
         assert deliveries.receive(2.0) is None
-        deliveries._link.wake(lambda: threading.Event().wait(1.0))
+        deliveries._thread.call_soon(lambda: threading.Event().wait(1.0))
         assert deliveries.receive(2.0) is None
         assert 1 == proxy.accepted
 
@@ -464,15 +464,15 @@ def test_whoever_asks_a_silent_broker_can_be_interrupted(opener, group, proxy, r
     """With Ctrl-C, and nothing else comes of it."""
     silent = opener(via(proxy, rabbitmq_url))
     proxy.freeze()
-    turn, turns = Inquiry._turn, []
+    run_once, turns = AdminConnection._run_once, []
 
-    def interrupted(inquiry, until):
-        turn(inquiry, min(until, time.monotonic() + 0.1))
-        turns.append(until)
+    def interrupted(connection, timeout):
+        run_once(connection, min(timeout, 0.1))
+        turns.append(timeout)
         if len(turns) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Inquiry, "_turn", interrupted)
+    monkeypatch.setattr(AdminConnection, "_run_once", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         silent.topology(group)
 

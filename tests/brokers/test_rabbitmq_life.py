@@ -167,7 +167,7 @@ def test_closing_ends_in_time_when_the_broker_does_not_answer(broker, proxy, fau
 
     publishing = threading.Thread(target=publish)
     publishing.start()
-    eventually(lambda: broker._outlet.calls == 1)
+    eventually(lambda: broker._publisher._running_calls == 1)
     started = time.monotonic()
     broker.close(timeout=1.0)
     took = time.monotonic() - started
@@ -255,5 +255,5 @@ def test_an_outage_does_not_pile_up_what_was_given_up(broker, proxy):
         with pytest.raises(PublishFailed):
             broker.publish([message("meetings") for _ in range(50)], timeout=0.02)
 
-    publisher = broker._outlet.publisher
-    eventually(lambda: not (publisher._queue or publisher._again or publisher._in_flight))
+    channel = broker._publisher._channel
+    eventually(lambda: not (channel._queue or channel._resend or channel._in_flight))

@@ -25,7 +25,7 @@ with contextlib.suppress(ImportError):
     import pika
     from pika.adapters.blocking_connection import BlockingChannel
 
-    from cqrs_sync.integrations.rabbitmq.topology import places_of
+    from cqrs_sync.integrations.rabbitmq.topology import topology_of
 
 _HOW = (
     "set CQRS_TEST_RABBITMQ_URL, start one on 127.0.0.1:5672 (guest/guest), "
@@ -244,10 +244,10 @@ def forget(url: str, exchange: str, *groups: Group) -> None:
     """Remove everything that groups have on a broker."""
     with opened(url) as channel:
         for group in groups:
-            places = places_of(group, exchange, {})
-            for queue in (places.queue, places.dead, *places.retries.values()):
+            needed = topology_of(group, exchange, {})
+            for queue in (needed.queue, needed.dead, *needed.retries.values()):
                 channel.queue_delete(queue.name)
-            channel.exchange_delete(places.aside.name)
+            channel.exchange_delete(needed.aside.name)
         channel.exchange_delete(exchange)
 
 

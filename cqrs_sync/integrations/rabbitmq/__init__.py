@@ -5,10 +5,8 @@ RabbitMQ through pika: install `cqrs-sync[rabbitmq]`.
 broker = RabbitMQBroker("amqp://guest:guest@127.0.0.1:5672/")
 ```
 
-One module per concern: `broker` is the front door, `outlet`, `publisher` and `subscription`
-are what it opens, `link` is the connection and the thread under both of them; `places` and
-`topology` know what a group has on the server, `inquiry` asks for it. `frames`, `copies`,
-`settings` and `failures` translate messages, URLs and errors.
+`broker` is the front door. `publisher` and `subscription` each have a connection thread, from `connection`.
+`topology` knows the queues of a group. `amqp`, `messages` and `errors` translate frames, messages and errors.
 """
 
 from __future__ import annotations

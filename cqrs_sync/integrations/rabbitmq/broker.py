@@ -1,4 +1,4 @@
-"""RabbitMQ as a message broker: publish with confirms, receive from durable queues, set aside what failed."""
+"""RabbitMQ as a message broker: publish with confirms, receive from durable queues, set failed messages aside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from pika.connection import Parameters
@@ -16,53 +15,50 @@ from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessa
 from cqrs_sync.context import within
 from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
-from cqrs_sync.integrations.rabbitmq.amqp import Encoder
-from cqrs_sync.integrations.rabbitmq.connection import address_of, parameters_of
-from cqrs_sync.integrations.rabbitmq.errors import refusal_in
-from cqrs_sync.integrations.rabbitmq.messages import copy_of
-from cqrs_sync.integrations.rabbitmq.publisher import Outlet, Publisher
+from cqrs_sync.integrations.rabbitmq.amqp import SHORT
+from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_parameters
+from cqrs_sync.integrations.rabbitmq.errors import refusal_behind
+from cqrs_sync.integrations.rabbitmq.messages import outgoing_copy
+from cqrs_sync.integrations.rabbitmq.publisher import ConfirmingPublisher
 from cqrs_sync.integrations.rabbitmq.subscription import RabbitMQSubscription
 from cqrs_sync.integrations.rabbitmq.topology import (
-    SHORT,
-    Binding,
+    AdminConnection,
+    Declaration,
     Exchange,
-    Inquiry,
-    Place,
-    Places,
+    GroupTopology,
     Queue,
-    aside_of,
-    places_of,
+    QueueBinding,
+    aside_exchange,
+    topology_of,
 )
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
-#: What RabbitMQ 4 takes unless it is configured otherwise.
+#: The default limit of RabbitMQ 4.
 _MAX_BYTES = 16 * 1024 * 1024
-#: Seconds that leaving the interpreter may take longer for one broker.
-_EXIT = 2.0
+#: Seconds that closing may take when the interpreter exits.
+_CLOSE_AT_EXIT = 2.0
 
 
 class RabbitMQBroker:
     """
     Publishes to a topic exchange of RabbitMQ, with the topic as the routing key.
 
-    `publish` returns when the broker has confirmed every message and routed it to a
-    queue at least (persistent, `mandatory`). One thread per process does the I/O; it
-    starts with the first call, keeps heartbeats while nothing happens, and reconnects
-    with back-off. A message under way when the connection broke is sent again, with the
-    same id, as long as its caller waits: delivery is at least once, in order per caller.
+    `publish` returns when the broker has confirmed every message: each is persistent and in at least one queue
+    (`mandatory`). One thread per process does the I/O. It starts with the first call, answers heartbeats, and
+    reconnects with backoff. A message that was in flight when the connection broke is sent again, with the
+    same id, while its caller waits: delivery is at least once, in order per caller.
 
-    - `url_or_parameters`: `amqp://user:password@host:port/vhost`, `amqps://` for TLS
-      with the system's certificates, both with pika's options (`?heartbeat=30`), or
-      pika's `ConnectionParameters`, with `ssl_options` for certificates of your own.
-    - `exchange`: a durable topic exchange, declared where it does not exist; with
-      `declare=False` it has to exist and may be of any type.
-    - `publish_timeout`: seconds a call may take at most where nobody says otherwise,
-      connecting included. A nearer deadline of the context counts.
-    - `max_bytes`: larger bodies are refused here; RabbitMQ has a limit of its own.
-    - `prefetch`: messages a subscription holds that are not settled yet.
-    - `queue_arguments`: of the queues that subscriptions declare, such as
-      `{"x-queue-type": "quorum"}`, or `{"x-expires": 60_000}` for queues that go away by
-      themselves; they cannot be changed for a queue that exists.
+    - `url_or_parameters`: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the system's
+      certificates, with pika's options (`?heartbeat=30`). Or pika's `ConnectionParameters`, with `ssl_options`
+      for other certificates.
+    - `exchange`: a durable topic exchange, created if it is missing. With `declare=False` it must exist, and may be
+      of any type.
+    - `publish_timeout`: the seconds of a call without a `timeout`, connecting included. An earlier deadline of
+      the context counts.
+    - `max_bytes`: the broker object refuses larger bodies. RabbitMQ has a limit of its own.
+    - `prefetch`: the most unsettled messages of a subscription.
+    - `queue_arguments`: for the queues of subscriptions, such as `{"x-queue-type": "quorum"}`, or
+      `{"x-expires": 60_000}` for queues that RabbitMQ deletes when unused. The arguments of a queue cannot change.
     """
 
     def __init__(
@@ -80,18 +76,26 @@ class RabbitMQBroker:
             raise ValueError("the exchange must have a name")
         if publish_timeout <= 0:
             raise ValueError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
-        self._parameters = parameters_of(url_or_parameters)
+        self._parameters = connection_parameters(url_or_parameters)
         self._exchange = Exchange(exchange, "topic")
         self._declare = declare
         self._publish_timeout = publish_timeout
         self._prefetch = prefetch
         self._queue_arguments = dict(queue_arguments or {})
-        self._outlet = self._outlet_to(self._exchange, Encoder(exchange, max_bytes))
-        aside = aside_of(exchange)
-        # What was received is never too large to be kept, and its headers have their whole names.
-        self._aside = self._outlet_to(aside, Encoder(aside.name, sys.maxsize, prefix=""))
+        self._publisher = ConfirmingPublisher(
+            self._parameters, self._exchange, declare=declare, silence_timeout=publish_timeout, max_bytes=max_bytes
+        )
+        # A received message is never too large to be set aside, and its header names are complete.
+        self._aside_publisher = ConfirmingPublisher(
+            self._parameters,
+            aside_exchange(exchange),
+            declare=declare,
+            silence_timeout=publish_timeout,
+            max_bytes=sys.maxsize,
+            prefix="",
+        )
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._subscriptions: weakref.WeakSet[RabbitMQSubscription] = weakref.WeakSet()
         reset_in_child(self)
         close_at_exit(self)
@@ -101,35 +105,34 @@ class RabbitMQBroker:
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
-        self._outlet.publish(messages, self._until(timeout))
+        self._publisher.publish(messages, self._seconds(timeout))
 
     def subscribe(self, *topics: str, group: str) -> RabbitMQSubscription:
         """
-        Receive what is published to these topics, or match them as patterns (`orders.*`, `orders.#`).
+        Receive the messages of these topics or patterns (`orders.*`, `orders.#`).
 
-        The group's durable queue is called `<exchange>.<group>`; subscribing with
-        fewer topics does not unbind the others. Raises BrokerUnavailable where it cannot
-        be made within `publish_timeout`.
+        The group's durable queue is `<exchange>.<group>`. A subscription to fewer topics does not unbind the
+        others. Raises BrokerUnavailable if RabbitMQ does not answer within `publish_timeout`.
         """
         exchange = self._exchange.name
         queue = Queue(f"{exchange}.{group}", self._queue_arguments)
         if not topics or not group or len(queue.name.encode()) > SHORT:
-            raise ValueError(f"a topic and a group are wanted, exchange and group with at most {SHORT} bytes")
-        bindings = [Binding(queue.name, exchange, topic) for topic in topics]
-        places = [*((self._exchange,) if self._declare else ()), queue, *bindings]
-        return self._receive(queue.name, places, self._prefetch)
+            raise ValueError(f"subscribe needs a topic and a group; exchange and group have at most {SHORT} bytes")
+        bindings = [QueueBinding(queue.name, exchange, topic) for topic in topics]
+        declarations = [*((self._exchange,) if self._declare else ()), queue, *bindings]
+        return self._receive(queue.name, declarations, self._prefetch)
 
     def join(self, group: Group, /) -> RabbitMQSubscription:
         """
-        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+        Receive the group's topics or patterns, and what it has set aside for a while.
 
-        Topics may be patterns. Raises ConfigurationError for places that exist and are different,
-        BrokerUnavailable where they cannot be made within `publish_timeout`.
+        Raises ConfigurationError if a queue or exchange differs from what the group needs, BrokerUnavailable if
+        RabbitMQ does not answer within `publish_timeout`.
         """
         if not group.topics:
             raise ValueError(f"the group {group.name!r} has no topics to receive")
-        places = self._places(group)
-        return self._receive_as(places, places.queue.name, places.all, group.prefetch)
+        needed = self._topology_of(group)
+        return self._receive_as(needed, needed.queue.name, needed.declarations, group.prefetch)
 
     def set_aside(
         self,
@@ -141,109 +144,103 @@ class RabbitMQBroker:
         timeout: float | None = None,
     ) -> None:
         """
-        Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
+        Keep messages for the group, with their notes; return when the broker has confirmed all of them.
 
-        A place that somebody has deleted is made again.
+        A queue that was deleted is created again.
         """
-        place, until = self._places(group).place_for(after), self._until(timeout)
-        frame_max = self._parameters.frame_max
+        needed, deadline = self._topology_of(group), time.monotonic() + self._seconds(timeout)
+        queue, frame_max = needed.queue_for(after), self._parameters.frame_max
+        copies = [outgoing_copy(message, queue, frame_max) for message in messages]
         try:
-            self._aside.publish([copy_of(message, place, frame_max) for message in messages], until)
+            self._aside_publisher.publish(copies, deadline - time.monotonic())
         except PublishFailed as failed:
             refused = [copy for copy, error in failed.failures if isinstance(error, MessageRejected)]
             if not self._declare or len(refused) < len(failed.failures):
                 raise
-            with Inquiry(self._parameters, until) as inquiry:
-                topology.build(inquiry, self._places(group), is_theirs=False)
-            self._aside.publish(refused, until)
+            with AdminConnection(self._parameters, deadline - time.monotonic()) as connection:
+                topology.declare(connection, needed, any_exchange=False)
+            self._aside_publisher.publish(refused, deadline - time.monotonic())
 
     def dead(self, group: Group, /) -> RabbitMQSubscription:
-        """Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays."""
-        places = self._places(group)
-        return self._receive_as(places, places.dead.name, [places.dead], group.prefetch)
+        """Receive the group's dead letters, oldest first. `ack` removes one; unsettled ones stay."""
+        needed = self._topology_of(group)
+        return self._receive_as(needed, needed.dead.name, [needed.dead], group.prefetch)
 
     def backlog(self, group: Group, /) -> GroupBacklog:
-        """Count what waits for the group; `waiting` is by queue, and there is one."""
-        with self._inquiry() as inquiry:
-            return topology.count(inquiry, self._places(group))
+        """Count the messages that wait for the group; `waiting` has one queue."""
+        with self._admin_connection() as connection:
+            return topology.count_backlog(connection, self._topology_of(group))
 
     def topology(self, group: Group, /) -> Sequence[Piece]:
-        """Look at what the group needs; changes nothing."""
-        with self._inquiry() as inquiry:
-            return topology.look(inquiry, self._places(group), is_theirs=not self._declare)
+        """Return what the group needs and what is there; create nothing."""
+        with self._admin_connection() as connection:
+            return topology.inspect(connection, self._topology_of(group), any_exchange=not self._declare)
 
     def build(self, group: Group, /) -> Sequence[Piece]:
-        """Make what is missing of what the group needs, and return it all as it is then."""
-        with self._inquiry() as inquiry:
-            return topology.build(inquiry, self._places(group), is_theirs=not self._declare)
+        """Create what the group needs and is missing, and return the state of everything."""
+        with self._admin_connection() as connection:
+            return topology.declare(connection, self._topology_of(group), any_exchange=not self._declare)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Refuse new messages, let running calls finish, close the connections; within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        with self._changed:
+        """Refuse new messages, let running calls finish, and close all connections within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
             self._closed = True
             subscriptions = list(self._subscriptions)
-        self._outlet.close(until)
-        self._aside.close(until)
+        self._publisher.close(deadline - time.monotonic())
+        self._aside_publisher.close(deadline - time.monotonic())
         for subscription in subscriptions:
-            subscription.close(max(0.0, until - time.monotonic()))
+            subscription.close(deadline - time.monotonic())
 
     def close_at_exit(self) -> None:
-        """Close within a time that a leaving process can spare."""
-        self.close(_EXIT)
+        """Close within a time that does not delay the interpreter's exit."""
+        self.close(_CLOSE_AT_EXIT)
 
     def reset_in_child(self) -> None:
-        """Replace the lock, which another thread of the parent may have held."""
-        self._changed = threading.Condition()
+        """Replace the lock: another thread of the parent may have held it."""
+        self._lock = threading.Lock()
 
-    def _outlet_to(self, exchange: Exchange, encoder: Encoder) -> Outlet:
-        return Outlet(
-            encoder,
-            partial(
-                Publisher,
-                self._parameters,
-                exchange,
-                declare=self._declare,
-                patience=self._publish_timeout,
-                prefix=encoder.prefix,
-            ),
-        )
-
-    def _receive_as(self, places: Places, queue: str, parts: Sequence[Place], prefetch: int) -> RabbitMQSubscription:
-        """Receive for a group; what is different is said so that one can do something about it."""
+    def _receive_as(
+        self, needed: GroupTopology, queue: str, declarations: Sequence[Declaration], prefetch: int
+    ) -> RabbitMQSubscription:
+        """Receive for a group; a refused declaration becomes an error with the way out."""
         try:
-            return self._receive(queue, parts if self._declare else (), prefetch)
+            return self._receive(queue, declarations if self._declare else (), prefetch)
         except BrokerUnavailable as error:
-            refusal = refusal_in(error)
+            refusal = refusal_behind(error)
             if refusal is None:
                 raise
-            raise topology.mismatch(places.queue.name, refusal) from error
+            raise topology.mismatch(needed.queue.name, refusal) from error
 
-    def _receive(self, queue: str, places: Sequence[Place], prefetch: int) -> RabbitMQSubscription:
-        until = self._until(None)
-        with self._changed:
+    def _receive(self, queue: str, declarations: Sequence[Declaration], prefetch: int) -> RabbitMQSubscription:
+        with self._lock:
             self._check_open()
             subscription = RabbitMQSubscription(
-                self._parameters, queue, places, prefetch=prefetch, aside=aside_of(self._exchange.name).name
+                self._parameters,
+                queue,
+                declarations,
+                prefetch=prefetch,
+                aside=aside_exchange(self._exchange.name).name,
             )
             self._subscriptions.add(subscription)
         try:
-            subscription.open(until)
+            subscription.open(self._seconds(None))
         except BaseException:
             subscription.close(1.0)
             raise
         return subscription
 
-    def _inquiry(self) -> Inquiry:
+    def _admin_connection(self) -> AdminConnection:
         self._check_open()
-        return Inquiry(self._parameters, self._until(None))
+        return AdminConnection(self._parameters, self._seconds(None))
 
-    def _places(self, group: Group) -> Places:
-        return places_of(group, self._exchange.name, self._queue_arguments)
+    def _topology_of(self, group: Group) -> GroupTopology:
+        return topology_of(group, self._exchange.name, self._queue_arguments)
 
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("this RabbitMQBroker is closed")
 
-    def _until(self, timeout: float | None) -> float:
-        return within(self._publish_timeout if timeout is None else timeout)
+    def _seconds(self, timeout: float | None) -> float:
+        """Return the seconds for a call: `timeout` or `publish_timeout`, less if the context has a deadline."""
+        return within(self._publish_timeout if timeout is None else timeout) - time.monotonic()

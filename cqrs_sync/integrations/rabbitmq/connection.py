@@ -1,11 +1,11 @@
-"""Where the broker is and how to get in: a URL or pika's parameters become ours."""
+"""The connection to RabbitMQ: its parameters, pika's class with our hooks, the I/O thread that keeps it alive."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 
-# Resolving a host name imports it: a child forked meanwhile would wait for that import for ever.
+# Name resolution imports it. A child forked during that import would deadlock on the import lock.
 import encodings.idna  # noqa: F401
 import logging
 import os
@@ -23,32 +23,45 @@ from pika.channel import Channel
 from pika.connection import Parameters
 
 from cqrs_sync.errors import DeliveryError
-from cqrs_sync.integrations.rabbitmq.amqp import Receiver, cut
-from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_final
+from cqrs_sync.integrations.rabbitmq.amqp import CHANNEL, RawDelivery, cut_deliveries
+from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent
 from cqrs_sync.retry import exponential_delay
 
-#: Seconds between signs of life, unless the URL says otherwise.
+logger = logging.getLogger(__name__)
+
+#: pika without this hook works as well, message by message through its own encoder.
+CAN_EMIT = hasattr(select_connection.SelectConnection, "_adapter_emit_data")
+
+#: Seconds between heartbeats, unless the URL sets them.
 _HEARTBEAT = 30
-#: Seconds one attempt to connect may take at most: the next one may find a path that works.
+#: Seconds of one attempt to connect: the next attempt may find a path that works.
 _ATTEMPT = 5.0
+#: Seconds before the second attempt; doubled and jittered for each further one.
+_BACKOFF = 0.05
+_BACKOFF_MAX = 2.0
+_PLAIN = "_AsyncPlaintextTransport"
+_READ = 65536
+_HEADER_FRAME = 2
+
+OnDeliveries = Callable[[list[RawDelivery]], None]
 
 
-def parameters_of(url_or_parameters: str | Parameters) -> Parameters:
+def connection_parameters(url_or_parameters: str | Parameters) -> Parameters:
     """
-    Return the parameters of a connection, with our defaults where nothing is said.
+    Return the parameters of a connection, with our defaults.
 
-    Raises ValueError for what is not an AMQP URL, TypeError for anything else.
+    Raises ValueError for a string that is no AMQP URL, TypeError for any other type.
     """
     if isinstance(url_or_parameters, str):
-        parameters = _parsed(url_or_parameters)
+        parameters = _parse_url(url_or_parameters)
     elif isinstance(url_or_parameters, Parameters):
-        # pika cannot deepcopy a TLS context, and the rest is values.
+        # pika cannot deepcopy a TLS context; everything else in it is a value.
         parameters = copy.copy(url_or_parameters)
     else:
-        raise TypeError(f"a URL or pika's ConnectionParameters is wanted, not {type(url_or_parameters).__qualname__}")
+        raise TypeError(f"expected a URL or pika's ConnectionParameters, got {type(url_or_parameters).__qualname__}")
     if parameters.heartbeat is None:
         parameters.heartbeat = _HEARTBEAT
-    # Retries are ours: they know who still waits.
+    # The connection thread retries itself: it knows whether a caller still waits.
     parameters.connection_attempts = 1
     parameters.socket_timeout = min(parameters.socket_timeout or _ATTEMPT, _ATTEMPT)
     parameters.stack_timeout = min(parameters.stack_timeout or _ATTEMPT, _ATTEMPT)
@@ -57,45 +70,43 @@ def parameters_of(url_or_parameters: str | Parameters) -> Parameters:
 
 
 def address_of(parameters: Parameters) -> str:
-    """Return where a connection goes to, without a secret."""
+    """Return host and port, without credentials."""
     return f"{parameters.host}:{parameters.port}"
 
 
-def _parsed(url: str) -> Parameters:
+def _parse_url(url: str) -> Parameters:
     if not url.startswith(("amqp://", "amqps://")):
         raise ValueError("the URL of a RabbitMQ broker starts with amqp:// or amqps://")
     try:
         return pika.URLParameters(url)
-    except Exception:  # noqa: BLE001 -- whatever the parser says, it may quote the password
+    except Exception:  # noqa: BLE001 -- the parser's error may quote the password
         raise ValueError(
-            "this is not the URL of a RabbitMQ broker; it reads amqp://user:password@host:port/vhost?heartbeat=30, "
-            "with special characters in user, password and vhost written as %XX"
+            "this is not the URL of a RabbitMQ broker; write amqp://user:password@host:port/vhost?heartbeat=30, "
+            "with special characters in user, password and vhost as %XX"
         ) from None
 
 
-#: A pika without this hook still works, message by message through its public `basic_publish`.
-CAN_EMIT = hasattr(select_connection.SelectConnection, "_adapter_emit_data")
+class PikaConnection(select_connection.SelectConnection):  # type: ignore[misc]
+    """
+    pika's connection; the only class that reaches below pika's public surface.
 
-_PLAIN = "_AsyncPlaintextTransport"
-_READ = 65536
-_HEADER_FRAME = 2
+    It takes encoded frames, and gives deliveries to `on_deliveries` undecoded. Without that callback pika decodes
+    them. The I/O loop belongs to the caller and outlives the connection.
+    """
 
-
-class Connection(select_connection.SelectConnection):  # type: ignore[misc]
-    """A connection on an I/O loop that outlives it."""
-
-    #: Where data may go past pika's buffer: a plain socket, none under TLS.
+    #: Data may bypass pika's buffer on a plain socket; None under TLS.
     _socket: socket.socket | None = None
 
-    #: Who gets deliveries on the channel past pika's decoder.
-    receiver: Receiver | None = None
+    def __init__(self, parameters: Parameters, *, on_deliveries: OnDeliveries | None = None, **options: Any) -> None:
+        self._on_deliveries = on_deliveries
+        super().__init__(parameters, **options)
 
     def tune(self) -> None:
         """
         Read once per wake-up.
 
-        pika reads until the kernel says there is no more. Every such call gives up the
-        interpreter lock and waits for it again, behind each thread that computes.
+        pika reads until the kernel has no more data. Each of these calls releases the interpreter lock and
+        waits for it again, behind every thread that computes.
         """
         transport: Any = getattr(self, "_transport", None)
         if type(transport).__name__ == _PLAIN:
@@ -104,57 +115,55 @@ class Connection(select_connection.SelectConnection):  # type: ignore[misc]
             self._socket = getattr(transport, "_sock", None)
 
     def emit(self, data: bytes) -> None:
-        """Send encoded frames in one write, at once where the kernel takes them: pika would ask it three times."""
+        """Send encoded frames in one write, at once if the kernel takes them: pika would need three system calls."""
         if self._socket is not None and self._transport is not None and self._transport.get_write_buffer_size() == 0:
             try:
                 sent = self._socket.send(data)
             except OSError:
-                # Full or broken: pika knows what to do, and finds out by itself.
+                # The buffer is full or the connection broken: pika handles both.
                 sent = 0
             data = data[sent:]
         if data:
             self._adapter_emit_data(data)
 
     def abort(self, reason: Exception) -> None:
-        """End it without waiting for an answer of a broker that does not answer."""
+        """End the connection without waiting for the broker's answer."""
         if hasattr(self, "_terminate_stream"):
             self._terminate_stream(reason)
         elif not (self.is_closing or self.is_closed):
             self.close()
 
-    def disown(self) -> None:
+    def drop_socket(self) -> None:
         """
-        Let go of a descriptor inherited from the parent without a word.
+        Close the descriptor and send nothing.
 
-        Closing the connection would end the parent's; keeping the descriptor would
-        keep the parent's alive after the parent has died.
+        In a forked child, a regular close would end the parent's connection, and an open
+        descriptor would keep that connection alive after the parent's death.
         """
         transport = getattr(self, "_transport", None)
-        inherited = getattr(transport, "_sock", None)
-        if inherited is not None and inherited.fileno() >= 0:
-            os.close(inherited.detach())
+        sock = getattr(transport, "_sock", None)
+        if sock is not None and sock.fileno() >= 0:
+            os.close(sock.detach())
 
     def _on_data_available(self, data_in: bytes) -> None:
-        """Hand over deliveries, and everything else to pika, frame by frame."""
-        receiver = self.receiver
-        if receiver is None:
+        if self._on_deliveries is None:
             super()._on_data_available(data_in)
             return
         self._frame_buffer += data_in
         while self._frame_buffer:
-            end = cut(self._frame_buffer, receiver)
-            if end:
-                self._trim_frame_buffer(end)
+            deliveries, length = cut_deliveries(self._frame_buffer)
+            if deliveries:
+                self._trim_frame_buffer(length)
+                self._on_deliveries(deliveries)
                 continue
             consumed, frame_value = self._read_frame()
             if not frame_value:
                 break
             self._trim_frame_buffer(consumed)
             self._process_frame(frame_value)
-        receiver.taken()
 
     def _read_frame(self) -> tuple[int, Any]:
-        """Read the next frame; headers that pika cannot decode become none, or they would kill every connection."""
+        """Read the next frame. Headers that pika cannot decode become none: they would end every new connection."""
         try:
             return super()._read_frame()  # type: ignore[no-any-return]
         except Exception:
@@ -167,114 +176,115 @@ class Connection(select_connection.SelectConnection):  # type: ignore[misc]
             return size + spec.FRAME_HEADER_SIZE + spec.FRAME_END_SIZE, header
 
 
-logger = logging.getLogger(__name__)
+class ChannelListener(Protocol):
+    """What a connection thread tells the user of its channel: a confirm channel or a subscription."""
 
-#: Seconds before the second attempt to connect; doubled for each further one, and jittered.
-_BACKOFF = 0.05
-_BACKOFF_MAX = 2.0
-#: Raw frames name their channel, so there is only this one.
-_CHANNEL = 1
+    def on_connected(self, connection: PikaConnection) -> None:
+        """Note a new connection; its channel opens next."""
 
+    def on_channel_open(self, channel: Channel) -> None:
+        """Set up a new channel and call `mark_ready` when that is done."""
 
-class Owner(Protocol):
-    """Whoever uses a link; every method runs on its I/O thread."""
+    def on_channel_lost(self, error: Exception) -> None:
+        """Note that a ready channel is gone: nothing in flight on it gets an answer."""
 
-    def opened(self, connection: Connection) -> None:
-        """Take note of a new connection."""
+    def on_refused(self, error: DeliveryError) -> None:
+        """Report an error that another attempt at once does not change, to all who wait."""
 
-    def set_up(self, channel: Channel) -> None:
-        """Prepare a new channel and call `link.is_ready()` when that is done."""
-
-    def lost(self, error: Exception) -> None:
-        """What was under way on the channel has no answer."""
-
-    def refused(self, error: DeliveryError) -> None:
-        """Trying again at once will not help: tell those who wait."""
-
-    def wanted(self) -> bool:
-        """Tell whether somebody waits for the channel."""
+    def needs_channel(self) -> bool:
+        """Tell whether a channel is still needed."""
 
 
-class Link:
+class ConnectionThread:
     """
-    A connection that is made when it is wanted, and again after it broke.
+    A daemon thread with one connection and one channel, opened when needed and opened again after a failure.
 
-    The thread starts with the first `wake`. Attempts back off with jitter as long as
-    the owner wants the channel. pika answers heartbeats on the same thread, however
-    long everybody else is busy.
+    The thread starts with the first `call_soon`. Attempts to connect back off with jitter while the
+    listener needs a channel. pika answers heartbeats on this thread, however long handlers run. All
+    calls of the listener, and of `on_deliveries`, come from this thread.
     """
 
-    def __init__(self, parameters: Parameters, owner: Owner, name: str) -> None:
+    def __init__(
+        self, parameters: Parameters, name: str, listener: ChannelListener, on_deliveries: OnDeliveries | None = None
+    ) -> None:
         self.ready = False
         #: Why there is no channel.
-        self.trouble: DeliveryError | None = None
+        self.last_error: DeliveryError | None = None
         self.address = address_of(parameters)
-        self.connection: Connection | None = None
+        self.connection: PikaConnection | None = None
         self._parameters = parameters
-        self._owner = owner
         self._name = name
+        self._listener = listener
+        self._on_deliveries = on_deliveries
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._loop: Any = None
         self._channel: Channel | None = None
         self._retry: object = None
         self._attempts = 0
-        self._stopping = False
+        self._closing = False
 
-    def wake(self, callback: Callable[[], None]) -> None:
-        """Call `callback` on the I/O thread, from any thread."""
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` on this thread. Any thread may ask for it. Raises RuntimeError if no thread can start."""
         if self._thread is None:
             self._start()
         if self._loop is not None:
             self._loop.add_callback_threadsafe(callback)
 
-    def later(self, delay: float, callback: Callable[[], None]) -> object:
-        """Call `callback` after `delay` seconds; from the I/O thread."""
+    def call_later(self, delay: float, callback: Callable[[], None]) -> object:
+        """Call `callback` in `delay` seconds. Only for this thread."""
         return self._loop.call_later(delay, callback)
 
-    def ensure(self) -> None:
-        """Make what is missing, unless that is under way or has to wait; from the I/O thread."""
-        if self.ready or self._stopping or self._retry is not None:
+    def connect(self) -> None:
+        """Open connection and channel, unless an attempt runs or backs off. Only for this thread."""
+        if self.ready or self._closing or self._retry is not None:
             return
         if self.connection is None:
-            self._connect()
+            self.connection = PikaConnection(
+                self._parameters,
+                on_deliveries=self._on_deliveries,
+                on_open_callback=self._on_open,
+                on_open_error_callback=self._on_close,
+                on_close_callback=self._on_close,
+                custom_ioloop=self._loop,
+            )
         elif self._channel is None and self.connection.is_open:
             self._open_channel()
 
-    def is_ready(self) -> None:
-        """Take note that the owner has set the channel up."""
+    def mark_ready(self) -> None:
+        """Note that the listener has set up the channel."""
         self.ready = True
-        self.trouble = None
+        self.last_error = None
         self._attempts = 0
 
-    def reopen(self, error: Exception) -> None:
-        """Drop the connection without waiting for it to answer, and make a new one if one is wanted."""
+    def reconnect(self, error: Exception) -> None:
+        """Drop the connection without waiting for the broker, and make a new one if the listener needs it."""
         if self.connection is not None:
             self.connection.abort(error)
 
-    def stop(self, until: float) -> None:
-        """Close the connection and end the thread, politely while there is time; from any other thread."""
+    def close(self, timeout: float) -> None:
+        """Close the connection, regularly within `timeout` seconds, else by force, and end the thread."""
         with self._lock:
-            self._stopping = True
+            self._closing = True
             thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
-        self._loop.add_callback_threadsafe(self._close_politely)
-        thread.join(max(0.0, until - time.monotonic()))
+        self._loop.add_callback_threadsafe(self._close)
+        thread.join(max(0.0, timeout))
         if thread.is_alive():
-            self._loop.add_callback_threadsafe(self._close_at_once)
+            self._loop.add_callback_threadsafe(self._abort)
             thread.join(0.5)
 
-    def disown(self) -> None:
-        """Let go, in a forked child, of what belongs to the parent."""
+    def leave_to_parent(self) -> None:
+        """Give up the parent's connection in a forked child, without touching it."""
         if self.connection is not None:
-            self.connection.disown()
-        # Not even the garbage collector may touch what is left of it.
-        _inherited.append(self)
+            self.connection.drop_socket()
+        # The garbage collector must not finalize what belongs to the parent.
+        _left_to_parent.append(self)
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None and not self._stopping:
+            if self._thread is None and not self._closing:
                 self._loop = IOLoop()
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
@@ -289,173 +299,151 @@ class Link:
                 finished = True
             except Exception as error:
                 # Callers would wait in vain if this thread died.
-                logger.warning("the connection to RabbitMQ at %s failed: %s", self.address, error, exc_info=True)
-                self._crashed(error)
+                logger.warning(
+                    "the I/O thread of RabbitMQ at %s failed and reconnects: %s", self.address, error, exc_info=True
+                )
+                self._start_over(error)
             loop.close()
 
-    def _crashed(self, error: Exception) -> None:
-        """Go on with a new loop and a new connection: what state the old ones are in is anyone's guess."""
+    def _start_over(self, error: Exception) -> None:
+        """Take a new loop and a new connection: the state of the old ones is unknown."""
         connection, self.connection, self._channel = self.connection, None, None
         if connection is not None:
-            connection.disown()
+            connection.drop_socket()
         self._loop, self._retry = IOLoop(), None
         self.ready = True
-        self._gone(error)
+        self._on_lost(error)
 
-    def _connect(self) -> None:
-        self.connection = Connection(
-            self._parameters,
-            on_open_callback=self._on_open,
-            on_open_error_callback=self._on_open_error,
-            on_close_callback=self._on_close,
-            custom_ioloop=self._loop,
-        )
-
-    def _on_open(self, connection: Connection) -> None:
-        if self._stopping:
+    def _on_open(self, connection: PikaConnection) -> None:
+        if self._closing:
             connection.close()
         else:
             connection.tune()
-            self._owner.opened(connection)
+            self._listener.on_connected(connection)
             self._open_channel()
 
-    def _on_open_error(self, connection: Connection, error: Exception) -> None:
-        if connection is self.connection:
-            self.connection = None
-            self._gone(error)
-
-    def _on_close(self, connection: Connection, error: Exception) -> None:
+    def _on_close(self, connection: PikaConnection, error: Exception) -> None:
         if connection is self.connection:
             self.connection = self._channel = None
-            self._gone(error)
+            self._on_lost(error)
 
     def _open_channel(self) -> None:
         assert self.connection is not None
-        self._channel = self.connection.channel(_CHANNEL, on_open_callback=self._on_channel_open)
+        self._channel = self.connection.channel(CHANNEL, on_open_callback=self._on_channel_open)
         self._channel.add_on_close_callback(self._on_channel_closed)
 
     def _on_channel_open(self, channel: Channel) -> None:
-        if not self._stopping:
-            self._owner.set_up(channel)
+        if not self._closing:
+            self._listener.on_channel_open(channel)
 
     def _on_channel_closed(self, channel: Channel, error: Exception) -> None:
         if channel is not self._channel or self.connection is None or not self.connection.is_open:
-            # The connection is going as well and says so itself.
+            # The connection closes as well, and its own callback reports it.
             return
         self._channel = None
         if self.ready:
             self.ready = False
-            self._owner.lost(error)
+            self._listener.on_channel_lost(error)
             # pika forgets the channel only after this callback.
-            self.later(0, self._if_wanted)
+            self.call_later(0, self._connect_if_needed)
         else:
-            self.trouble = delivery_error(error, self.address)
-            self._owner.refused(self.trouble)
+            self.last_error = delivery_error(error, self.address)
+            self._listener.on_refused(self.last_error)
 
-    def _gone(self, error: Exception) -> None:
+    def _on_lost(self, error: Exception) -> None:
         was_ready, self.ready = self.ready, False
-        if self._stopping:
+        if self._closing:
             self._loop.stop()
             return
-        self.trouble = delivery_error(error, self.address)
+        self.last_error = delivery_error(error, self.address)
         if was_ready:
-            logger.info("the connection to RabbitMQ is gone: %s", self.trouble)
-            self._owner.lost(error)
-        if is_final(error):
-            self._owner.refused(self.trouble)
+            logger.info("lost the connection to RabbitMQ, connecting again if it is needed: %s", self.last_error)
+            self._listener.on_channel_lost(error)
+        if is_permanent(error):
+            self._listener.on_refused(self.last_error)
         else:
-            self._back_off()
-
-    def _back_off(self) -> None:
-        self._attempts += 1
-        self._retry = self.later(exponential_delay(self._attempts, _BACKOFF, _BACKOFF_MAX), self._try_again)
+            self._attempts += 1
+            self._retry = self.call_later(exponential_delay(self._attempts, _BACKOFF, _BACKOFF_MAX), self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
-        self._if_wanted()
+        self._connect_if_needed()
 
-    def _if_wanted(self) -> None:
-        if self._owner.wanted():
-            self.ensure()
+    def _connect_if_needed(self) -> None:
+        if self._listener.needs_channel():
+            self.connect()
         else:
             self._attempts = 0
 
-    def _close_politely(self) -> None:
+    def _close(self) -> None:
         if self.connection is None:
             self._loop.stop()
         elif self.connection.is_open:
             self.connection.close()
         elif not (self.connection.is_closing or self.connection.is_closed):
-            # pika trips over closing what is not open yet.
+            # pika cannot close a connection that is not open yet.
             self.connection.abort(ConnectionAbortedError("closed before it was open"))
 
-    def _close_at_once(self) -> None:
+    def _abort(self) -> None:
         if self.connection is None:
             self._loop.stop()
         else:
             self.connection.abort(ConnectionAbortedError("the broker did not answer while closing"))
 
 
-_inherited: list[Link] = []
+_left_to_parent: list[ConnectionThread] = []
 
 
-class Watch:
+class LivenessProbe:
     """
-    Drops a connection that stays silent for `patience` seconds while answers are due.
+    Drops a connection that is silent for `timeout` seconds while an answer is due.
 
-    Heartbeats would take a minute. Half-way through, it asks the broker for something
-    it answers at once: one that is only slow to confirm is left in peace, or every
-    reconnect would send everything again. All of it runs on the I/O thread.
+    Heartbeats would need a minute. After half the time the probe opens a second channel, which a live broker
+    grants at once. A broker that is only slow to confirm keeps its connection: a reconnect would send every
+    message again. Only for the connection thread.
     """
 
-    def __init__(self, link: Link, patience: float, answers_due: Callable[[], bool]) -> None:
-        self._link = link
-        self._patience = patience
-        self._answers_due = answers_due
-        self._watched: Connection | None = None
+    def __init__(self, thread: ConnectionThread, timeout: float, answer_due: Callable[[], bool]) -> None:
+        self._thread = thread
+        self._timeout = timeout
+        self._answer_due = answer_due
+        self._watched: PikaConnection | None = None
         self._heard_at = 0.0
         self._heard_bytes = 0
         self._asked = False
 
     def start(self) -> None:
-        """Watch the connection as long as answers are due."""
-        connection = self._link.connection
-        if connection is not None and connection is not self._watched and self._answers_due():
+        """Watch the current connection while answers are due."""
+        connection = self._thread.connection
+        if connection is not None and connection is not self._watched and self._answer_due():
             self._watched = connection
-            self._hear(connection)
-            self._look_later(connection)
+            self._note_activity(connection)
+            self._check_later(connection)
 
-    def _look_later(self, connection: Connection) -> None:
-        self._link.later(self._patience / 4, lambda: self._look(connection))
+    def _check_later(self, connection: PikaConnection) -> None:
+        self._thread.call_later(self._timeout / 4, lambda: self._check(connection))
 
-    def _look(self, connection: Connection) -> None:
+    def _check(self, connection: PikaConnection) -> None:
         if connection is not self._watched:
             return
-        if connection is not self._link.connection or not self._answers_due():
+        if connection is not self._thread.connection or not self._answer_due():
             self._watched = None
             return
         if connection.bytes_received != self._heard_bytes:
-            self._hear(connection)
+            self._note_activity(connection)
         silence = time.monotonic() - self._heard_at
-        # Whoever could not look for so long, as other threads had the interpreter, asks before giving up.
-        if silence >= self._patience and self._asked:
+        # This check may come late, when other threads had the interpreter: the broker is always asked first.
+        if silence >= self._timeout and self._asked:
             self._watched = None
-            self._link.reopen(TimeoutError("no answer"))
+            self._thread.reconnect(TimeoutError("no answer"))
             return
-        if silence >= self._patience / 2 and not self._asked:
-            self._ask(connection)
-        self._look_later(connection)
+        if silence >= self._timeout / 2 and not self._asked:
+            self._asked = True
+            # A broker that allows a single channel is watched without a question.
+            with contextlib.suppress(exceptions.AMQPError):
+                connection.channel(on_open_callback=lambda channel: channel.close())
+        self._check_later(connection)
 
-    def _hear(self, connection: Connection) -> None:
+    def _note_activity(self, connection: PikaConnection) -> None:
         self._heard_at, self._heard_bytes = time.monotonic(), connection.bytes_received
         self._asked = False
-
-    def _ask(self, connection: Connection) -> None:
-        self._asked = True
-        # A broker that allows a single channel is watched without questions.
-        with contextlib.suppress(exceptions.AMQPError):
-            connection.channel(on_open_callback=_close)
-
-
-def _close(channel: Any) -> None:
-    channel.close()

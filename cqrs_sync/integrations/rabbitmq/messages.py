@@ -1,7 +1,7 @@
 """
-A message that was received, on its way to a place of its group and back.
+Received messages, mapped to ours, and back to what a group publishes when it sets them aside.
 
-What is noted on it travels in headers called `cqrs-…`, beside the attributes of CloudEvents.
+Notes travel in headers called `cqrs-…`, beside the attributes of CloudEvents (`ce-…`).
 """
 
 from __future__ import annotations
@@ -10,47 +10,27 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cqrs_sync.broker import NOTE, IncomingMessage, OutgoingMessage
+from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 
-#: Of CloudEvents, in the protocol binding for AMQP.
+#: Of CloudEvents, in its protocol binding for AMQP.
 PREFIX = "ce-"
 _TOPIC = f"{NOTE}topic"
 _KEY = f"{NOTE}key"
 _KEY_ATTRIBUTE = "partitionkey"
-#: Bytes of AMQP's short strings, and of what else the header frame holds.
-_SHORT = 255
-_OTHERWISE = 4096
-#: Bytes a header takes beside its name and value.
+#: Bytes of the header frame that are no headers.
+_FRAME_RESERVE = 4096
+#: Bytes of a header beside its name and value.
 _ENTRY = 6
-#: Where groups put messages, and where RabbitMQ puts what has waited long enough.
-_NO_NAME = ""
+#: RabbitMQ itself publishes to the default exchange, when a retry queue's time to live is over.
+_DEFAULT_EXCHANGE = ""
 
 
-def copy_of(message: IncomingMessage, place: str, frame_max: int) -> OutgoingMessage:
+def incoming_message(method: Any, properties: Any, body: bytes, aside: str) -> IncomingMessage:
     """
-    Return what is published to `place`; its attributes are the headers, with their prefixes.
+    Read attributes and notes from a delivery. The sender may have put anything into the headers.
 
-    RabbitMQ hangs up on headers that do not fit into one frame: of long notes the beginning
-    is kept, and attributes for which no room is left are left out, the longest first.
-    """
-    attributes = message.attributes
-    headers = dict(_fitting(message, frame_max - _OTHERWISE))
-    return OutgoingMessage(
-        id=_short(attributes.get("id", "")),
-        topic=place,
-        type=attributes.get("type", ""),
-        body=message.body,
-        # A part of a content type is another one.
-        content_type=message.content_type if _short(message.content_type or "") == message.content_type else "",
-        key=message.key,
-        attributes=headers,
-    )
-
-
-def incoming(method: Any, properties: Any, body: bytes, aside: str) -> IncomingMessage:
-    """
-    Take what CloudEvents and we know out of a message; whoever sent it may have put anything in.
-
-    Notes count only on what came from where groups put it: anybody else may have written them.
+    Notes count only on messages from the exchange `aside` or from RabbitMQ itself: on the public exchange
+    anybody could write them.
     """
     headers: Mapping[Any, Any] = properties.headers or {}
     attributes, notes = {}, {}
@@ -62,10 +42,10 @@ def incoming(method: Any, properties: Any, body: bytes, aside: str) -> IncomingM
             elif lower.startswith(NOTE):
                 notes[lower[len(NOTE) :]] = value
     topic, content_type, key = method.routing_key, properties.content_type, attributes.get(_KEY_ATTRIBUTE)
-    if method.exchange not in {aside, _NO_NAME}:
+    if method.exchange not in {aside, _DEFAULT_EXCHANGE}:
         notes = {}
     else:
-        topic, key = notes.pop("topic", None) or _first_topic(headers) or topic, notes.pop("key", key)
+        topic, key = notes.pop("topic", None) or _topic_before_death(headers) or topic, notes.pop("key", key)
         if headers.get("x-first-death-reason") == "delivery_limit":
             notes.setdefault("reason", "RabbitMQ has delivered it too often (delivery_limit)")
     return IncomingMessage(
@@ -78,16 +58,36 @@ def incoming(method: Any, properties: Any, body: bytes, aside: str) -> IncomingM
     )
 
 
-def redeliveries(method: Any, properties: Any) -> int:
-    """Return how often it may have been delivered before: quorum queues count, others tell whether it was."""
+def redelivery_count(method: Any, properties: Any) -> int:
+    """Return how often it may have been delivered before. Quorum queues count; for other queues it is 0 or 1."""
     if not method.redelivered:
         return 0
-    counted = (properties.headers or {}).get("x-delivery-count", 0)
-    return max(1, counted if isinstance(counted, int) else 0)
+    count = (properties.headers or {}).get("x-delivery-count", 0)
+    return max(1, count if isinstance(count, int) else 0)
 
 
-def _first_topic(headers: Mapping[Any, Any]) -> str | None:
-    """Return the topic of what RabbitMQ itself has moved, which has no note of it."""
+def outgoing_copy(message: IncomingMessage, queue: str, frame_max: int) -> OutgoingMessage:
+    """
+    Return the copy of a received message for `queue`; its attributes are whole headers, prefixes included.
+
+    RabbitMQ closes the connection when the headers do not fit into one frame. So long notes are cut, and
+    attributes that do not fit are left out, the longest first.
+    """
+    attributes = message.attributes
+    return OutgoingMessage(
+        id=_cut(attributes.get("id", ""), SHORT),
+        topic=queue,
+        type=attributes.get("type", ""),
+        body=message.body,
+        # A cut content type would be a different one.
+        content_type=message.content_type if _cut(message.content_type or "", SHORT) == message.content_type else "",
+        key=message.key,
+        attributes=dict(_headers_that_fit(message, frame_max - _FRAME_RESERVE)),
+    )
+
+
+def _topic_before_death(headers: Mapping[Any, Any]) -> str | None:
+    """Return the topic of a message that RabbitMQ itself has moved, which has no note of it."""
     try:
         topic = headers["x-death"][-1]["routing-keys"][0]
     except (LookupError, TypeError):
@@ -95,26 +95,24 @@ def _first_topic(headers: Mapping[Any, Any]) -> str | None:
     return topic if isinstance(topic, str) else None
 
 
-def _fitting(message: IncomingMessage, room: int) -> Iterator[tuple[str, str]]:
-    """Yield headers as long as there is room: what we need first, then what is short."""
-    notes = sorted(message.notes.items(), key=lambda note: len(note[1]))
-    attributes = sorted(message.attributes.items(), key=lambda attribute: len(attribute[1]))
-    ours = [(_TOPIC, message.topic)]
+def _headers_that_fit(message: IncomingMessage, room: int) -> Iterator[tuple[str, str]]:
+    """Yield headers while they fit into `room` bytes: our own first, then notes and attributes, the shortest first."""
+    headers = [(_TOPIC, message.topic)]
     if message.key is not None and message.key != message.attributes.get(_KEY_ATTRIBUTE):
-        ours.append((_KEY, message.key))
-    ours += ((f"{NOTE}{name}", _cut(text, room // 2)) for name, text in notes)
-    for name, text in (*ours, *((f"{PREFIX}{name}", text) for name, text in attributes)):
-        size = _ENTRY + len(name.encode(errors="replace")) + len(text.encode(errors="replace"))
-        if len(name.encode(errors="replace")) <= _SHORT and size <= room:
+        headers.append((_KEY, message.key))
+    notes = sorted(message.notes.items(), key=lambda note: len(note[1]))
+    headers += ((f"{NOTE}{name}", _cut(text, room // 2)) for name, text in notes)
+    attributes = sorted(message.attributes.items(), key=lambda attribute: len(attribute[1]))
+    headers += ((f"{PREFIX}{name}", text) for name, text in attributes)
+    for name, text in headers:
+        name_size = len(name.encode(errors="replace"))
+        size = _ENTRY + name_size + len(text.encode(errors="replace"))
+        if name_size <= SHORT and size <= room:
             room -= size
-            # Half a surrogate pair is no text for AMQP.
-            yield _cut(name, _SHORT), _cut(text, size)
-
-
-def _short(text: str) -> str:
-    return _cut(text, _SHORT)
+            # AMQP cannot carry half a surrogate pair: `_cut` replaces it.
+            yield _cut(name, SHORT), _cut(text, size)
 
 
 def _cut(text: str, size: int) -> str:
-    """Return what fits into so many bytes of UTF-8, from the beginning."""
+    """Return the beginning of `text` that fits into `size` bytes of UTF-8."""
     return text.encode(errors="replace")[:size].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""What one call of `publish` waits for."""
+"""Publishing with confirms: calls of any thread become batches, one I/O thread sends them on one channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,32 +17,49 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected, PublishFailed
-from cqrs_sync.integrations.rabbitmq.amqp import Encoder, LargeMessage
-from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection, Link, Watch
-from cqrs_sync.integrations.rabbitmq.errors import blames_a_message, delivery_error
-from cqrs_sync.integrations.rabbitmq.topology import Exchange
+from cqrs_sync.integrations.rabbitmq.amqp import LargeMessage, MessageEncoder
+from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, ConnectionThread, LivenessProbe, PikaConnection
+from cqrs_sync.integrations.rabbitmq.errors import NACKED, delivery_error, is_message_error
+from cqrs_sync.integrations.rabbitmq.messages import PREFIX
+from cqrs_sync.integrations.rabbitmq.topology import Exchange, ignore_answer
 from cqrs_sync.lifecycle import reset_in_child
+
+logger = logging.getLogger(__name__)
+
+#: A call is cut into batches of this size: the first is sent while the next is encoded.
+_BATCH_MESSAGES = 100
+_BATCH_BYTES = 1024 * 1024
+#: Batches and bytes of one call in flight: they bound the memory, and keep the broker busy.
+_IN_FLIGHT_BATCHES = 10
+_IN_FLIGHT_BYTES = 8 * 1024 * 1024
+#: Share of the seconds of `close` that is kept for closing the connection.
+_CLOSE_SHARE = 0.2
+#: Bytes joined into one write.
+_WRITE = 65536
+_CLOSED = "the broker object was closed before an answer came"
 
 _WAITING, _SENT, _RETURNED, _CONFIRMED, _FAILED = range(5)
 
+Failures = list[tuple[OutgoingMessage, DeliveryError]]
 
-class Batch:
+
+class PublishBatch:
     """
-    Messages that are sent together, and what has become of each.
+    Messages that are sent together, and the state of each.
 
-    One latch for all of them: a future per message would cost more than encoding it.
-    The caller makes it and waits for it; everything between is the I/O thread's.
+    One lock wakes the caller when all are settled: a future per message would cost more than encoding it.
+    The caller creates the batch and waits for it. Everything else is called by the connection thread.
     """
 
     __slots__ = ("_done", "_errors", "_left", "_states", "abandoned", "encoded", "messages", "size")
 
-    def __init__(self, messages: Sequence[OutgoingMessage], encoder: Encoder) -> None:
+    def __init__(self, messages: Sequence[OutgoingMessage], encoder: MessageEncoder) -> None:
         self.messages = messages
         #: Bytes of all bodies.
         self.size = sum(len(message.body) for message in messages)
-        #: None where a message cannot be encoded: it has failed.
+        #: None for a message that cannot be encoded: it has failed.
         self.encoded: list[bytes | LargeMessage | None] = []
-        #: Whether the caller has gone: what is not sent yet must not be sent any more.
+        #: The caller does not wait any more: messages that are not sent yet must not be sent.
         self.abandoned = False
         self._states = bytearray(len(messages))
         self._left = len(messages)
@@ -55,105 +73,214 @@ class Batch:
                 self.encoded.append(None)
                 self.fail(index, error)
 
-    def sent(self, index: int) -> None:
-        """Take note that this message is on its way: from now on nobody knows whether it arrived."""
+    def mark_sent(self, index: int) -> None:
+        """Note that this message was sent: until its confirm, nothing tells whether it arrived."""
         self._states[index] = _SENT
 
-    def returned(self, index: int, error: DeliveryError) -> None:
-        """Take note that the broker gave this message back; its confirm is still to come."""
+    def mark_returned(self, index: int, error: DeliveryError) -> None:
+        """Note that the broker returned this message as unroutable. Its confirm still follows."""
         self._states[index] = _RETURNED
         self._errors[index] = error
 
-    def awaits_return(self, index: int, message_id: str, topic: str) -> bool:
-        """Tell whether this message, which is under way, is the one that was given back."""
+    def matches_return(self, index: int, message_id: str, topic: str) -> bool:
+        """Tell whether this message is in flight and is the returned one."""
         message = self.messages[index]
         return self._states[index] == _SENT and message.id == message_id and message.topic == topic
 
-    def was_returned(self, index: int) -> bool:
-        """Tell whether the broker gave this message back."""
-        return self._states[index] == _RETURNED
+    def settle_if_returned(self, index: int) -> bool:
+        """Settle a returned message whose confirm was lost; tell whether it was one."""
+        if self._states[index] != _RETURNED:
+            return False
+        self.confirm(index)
+        return True
 
     def confirm(self, index: int) -> None:
-        """Take note that the broker has answered for this message."""
+        """Settle a message that the broker has confirmed: a returned one has failed all the same."""
         self._states[index] = _FAILED if self._states[index] == _RETURNED else _CONFIRMED
-        self._settled()
+        self._count_down()
 
     def fail(self, index: int, error: DeliveryError) -> None:
-        """Take note that this message will not be confirmed."""
+        """Settle a message that will not be confirmed."""
         self._states[index] = _FAILED
         self._errors[index] = error
-        self._settled()
+        self._count_down()
 
-    def fail_rest(self, error: DeliveryError) -> None:
-        """Take note that nothing that is still open will be confirmed."""
+    def fail_unsettled(self, error: DeliveryError) -> None:
+        """Settle every message that has no answer yet."""
         for index, state in enumerate(self._states):
             if state < _CONFIRMED:
                 self.fail(index, self._errors.get(index, error))
 
-    def wait(self, until: float) -> bool:
-        """Wait at most until `until` for every message to be settled; tell whether they are."""
-        return self._left == 0 or self._done.acquire(timeout=max(0.0, until - time.monotonic()))
+    def wait(self, timeout: float) -> bool:
+        """Wait at most `timeout` seconds until every message is settled; tell whether they are."""
+        return self._left == 0 or self._done.acquire(timeout=max(0.0, timeout))
 
-    def failures(self, trouble: str) -> list[tuple[OutgoingMessage, DeliveryError]]:
-        """Pair each message that is not confirmed with the reason; `trouble` is why open ones are open."""
-        # The I/O thread may go on while we read: what counts is this moment.
+    def failures(self, cause: str) -> Failures:
+        """Return each message that is not confirmed with its error; `cause` says why unsettled ones have no answer."""
+        # The connection thread may change states meanwhile: one copy decides.
         states = bytes(self._states)
         if states.count(_CONFIRMED) == len(states):
             return []
         return [
-            (self.messages[index], self._errors.get(index) or _open(state, trouble))
+            (self.messages[index], self._errors.get(index) or _unsettled(state, cause))
             for index, state in enumerate(states)
             if state != _CONFIRMED
         ]
 
-    def _settled(self) -> None:
+    def _count_down(self) -> None:
         self._left -= 1
         if self._left == 0:
             self._done.release()
 
 
-def _open(state: int, trouble: str) -> DeliveryError:
+def _unsettled(state: int, cause: str) -> DeliveryError:
     if state == _WAITING:
-        return BrokerUnavailable(f"not sent in time: {trouble}")
-    return BrokerUnavailable(f"not confirmed in time, whether it arrived is unknown: {trouble}")
+        return BrokerUnavailable(f"not sent in time: {cause}")
+    return BrokerUnavailable(f"not confirmed in time, it may have arrived: {cause}")
 
 
-logger = logging.getLogger(__name__)
-
-#: Bytes joined into one write.
-_WRITE = 65536
-
-#: One message: which batch, and where in it.
-Item = tuple[Batch, int]
-_NOBODY: tuple[None, int] = (None, 0)
-
-
-class Publisher:
+class ConfirmingPublisher:
     """
-    Sends batches of any thread, pipelined, and settles each message as the broker answers.
+    Publishes to one exchange from any thread, and waits for the confirms.
 
-    `submit`, `nudge`, `trouble`, `stop` and `disown` belong to other threads, the rest to
-    the I/O thread. What was under way when the connection broke is sent again, with the
-    same id, while its caller waits: at least once, consumers drop ids they have seen.
+    The first call starts the connection thread. A forked child makes its own. Attributes become headers,
+    with `prefix` before their names. `silence_timeout`: seconds without an answer until it reconnects.
     """
 
     def __init__(
-        self, parameters: Parameters, exchange: Exchange, *, declare: bool, patience: float, prefix: str
+        self,
+        parameters: Parameters,
+        exchange: Exchange,
+        *,
+        declare: bool,
+        silence_timeout: float,
+        max_bytes: int,
+        prefix: str = PREFIX,
+    ) -> None:
+        self._encoder = MessageEncoder(exchange.name, max_bytes, prefix)
+        self._new_channel = partial(
+            ConfirmChannel, parameters, exchange, declare=declare, silence_timeout=silence_timeout, prefix=prefix
+        )
+        self._channel: ConfirmChannel | None = None
+        self._running_calls = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        reset_in_child(self)
+
+    def publish(self, messages: Sequence[OutgoingMessage], timeout: float) -> None:
+        """Publish a batch and return when every message is confirmed. Raises PublishFailed and Closed."""
+        channel = self._enter()
+        try:
+            failures = self._publish(channel, messages, time.monotonic() + timeout) if messages else None
+        finally:
+            self._leave()
+        if failures:
+            raise PublishFailed(failures)
+
+    def close(self, timeout: float) -> None:
+        """Refuse new messages, let running calls finish, close the connection."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: self._running_calls == 0, max(0.0, timeout) * (1 - _CLOSE_SHARE))
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close(deadline - time.monotonic())
+
+    def reset_in_child(self) -> None:
+        """Leave the connection and its thread to the parent; the child makes its own at first use."""
+        self._changed = threading.Condition()
+        self._running_calls = 0
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.leave_to_parent()
+
+    def _publish(self, channel: ConfirmChannel, messages: Sequence[OutgoingMessage], deadline: float) -> Failures:
+        failures: Failures = []
+        in_flight: deque[PublishBatch] = deque()
+        try:
+            for part in _parts(messages):
+                while len(in_flight) >= _IN_FLIGHT_BATCHES or sum(batch.size for batch in in_flight) > _IN_FLIGHT_BYTES:
+                    failures += channel.wait_for(in_flight[0], deadline - time.monotonic())
+                    in_flight.popleft()
+                if time.monotonic() >= deadline:
+                    error = BrokerUnavailable(f"not sent in time: {channel.last_error()}")
+                    failures += ((message, error) for message in part)
+                    continue
+                batch = PublishBatch(part, self._encoder)
+                in_flight.append(batch)
+                channel.submit(batch)
+            while in_flight:
+                failures += channel.wait_for(in_flight[0], deadline - time.monotonic())
+                in_flight.popleft()
+        finally:
+            # After Ctrl-C or a worker's time limit the rest must not be sent.
+            for batch in in_flight:
+                batch.abandoned = True
+        return failures
+
+    def _enter(self) -> ConfirmChannel:
+        with self._changed:
+            if self._closed:
+                raise Closed("this RabbitMQBroker is closed")
+            self._running_calls += 1
+            if self._channel is None:
+                self._channel = self._new_channel()
+            return self._channel
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running_calls -= 1
+            if self._closed:
+                self._changed.notify_all()
+
+
+def _parts(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
+    """Cut the messages of a call into parts of bounded size, in order."""
+    start = size = 0
+    for end, message in enumerate(messages):
+        if end > start and (end - start == _BATCH_MESSAGES or size + len(message.body) > _BATCH_BYTES):
+            yield messages[start:end]
+            start, size = end, 0
+        size += len(message.body)
+    yield messages[start:] if start else messages
+
+
+#: One message: its batch and its index there.
+Item = tuple[PublishBatch, int]
+_NONE: tuple[None, int] = (None, 0)
+
+
+class ConfirmChannel:
+    """
+    A channel in confirm mode: it pipelines the batches of all threads and settles each message by the broker's answer.
+
+    Other threads call the public methods above `on_connected`; the connection thread calls everything else. A message
+    that was in flight when the connection broke is sent again, with the same id, while its caller waits: delivery is
+    at least once, and consumers drop ids that they have seen.
+    """
+
+    def __init__(
+        self, parameters: Parameters, exchange: Exchange, *, declare: bool, silence_timeout: float, prefix: str
     ) -> None:
         self._exchange = exchange
         self._declare = declare
         self._prefix = prefix
-        self._link = Link(parameters, self, "cqrs-sync-rabbitmq-publisher")
-        self._watch = Watch(self._link, patience, lambda: bool(self._in_flight) and self._blocked is None)
-        self._stopped = False
+        self._thread = ConnectionThread(parameters, "cqrs-sync-rabbitmq-publisher", self)
+        self._probe = LivenessProbe(
+            self._thread, silence_timeout, lambda: bool(self._in_flight) and self._blocked is None
+        )
+        self._closed = False
+        self._connection: PikaConnection | None = None
         self._channel: Channel | None = None
         self._frame_max = 0
+        #: The broker's reason while it blocks publishers.
         self._blocked: str | None = None
-        self._queue: deque[Batch] = deque()
-        self._scheduled = False
-        #: Sent again before anything new.
-        self._again: deque[Item] = deque()
-        #: One of these ended the channel: they are sent one by one, until it does so again.
+        self._queue: deque[PublishBatch] = deque()
+        self._drain_scheduled = False
+        #: In flight when a connection broke: sent before anything new.
+        self._resend: deque[Item] = deque()
+        #: One of these closed the channel: they are sent one at a time, until the channel closes again.
         self._suspects: deque[Item] = deque()
         self._one_by_one = False
         #: By delivery tag, in the order they were sent.
@@ -164,110 +291,116 @@ class Publisher:
         self._writing: list[bytes] = []
         self._written = 0
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: PublishBatch) -> None:
         """Send a batch as soon as possible."""
         self._queue.append(batch)
         try:
-            self.nudge()
+            self._drain_soon()
         except RuntimeError as error:
-            # No thread can be started: the process is leaving, or has too many.
-            self._scheduled = False
+            # No thread can start: the interpreter is leaving, or there are too many.
+            self._drain_scheduled = False
             batch.abandoned = True
-            batch.fail_rest(BrokerUnavailable(f"not sent: {error}"))
-        if self._stopped:
-            batch.fail_rest(_closed())
+            batch.fail_unsettled(BrokerUnavailable(f"not sent: {error}"))
+        if self._closed:
+            batch.fail_unsettled(BrokerUnavailable(_CLOSED))
 
-    def nudge(self) -> None:
-        """Look at the queue soon."""
-        # Two threads may both see False: that costs one look too many. `_drain` clears
-        # the flag before it looks, so there is never one too few.
-        if not self._scheduled:
-            self._scheduled = True
-            self._link.wake(self._drain)
+    def wait_for(self, batch: PublishBatch, timeout: float) -> Failures:
+        """Wait at most `timeout` seconds for a batch and return the messages that are not confirmed."""
+        if batch.wait(timeout):
+            return batch.failures("")
+        batch.abandoned = True
+        # Queued messages are dropped now, not when the broker is back: that may take hours.
+        self._drain_soon()
+        return batch.failures(self.last_error())
 
-    def trouble(self) -> str:
-        """Say why messages are not confirmed."""
-        blocked, trouble = self._blocked, self._link.trouble
+    def last_error(self) -> str:
+        """Return why the broker confirms nothing."""
+        blocked, error = self._blocked, self._thread.last_error
         if blocked is not None:
-            return f"the broker blocks publishers: {blocked} (RabbitMQ at {self._link.address})"
-        if trouble is not None:
-            return str(trouble)
-        return f"no answer (RabbitMQ at {self._link.address})"
+            return f"the broker blocks publishers: {blocked} (RabbitMQ at {self._thread.address})"
+        return str(error or f"no answer (RabbitMQ at {self._thread.address})")
 
-    def stop(self, until: float) -> None:
-        """Close the connection and fail what is left."""
-        self._stopped = True
-        self._link.stop(until)
-        self._fail_all(_closed())
+    def close(self, timeout: float) -> None:
+        """Close the connection and fail the messages that are left."""
+        self._closed = True
+        self._thread.close(timeout)
+        self._fail_all(BrokerUnavailable(_CLOSED))
 
-    def disown(self) -> None:
-        """Let go, in a forked child, of what belongs to the parent."""
-        self._link.disown()
+    def leave_to_parent(self) -> None:
+        """Give up the parent's connection in a forked child."""
+        self._thread.leave_to_parent()
 
-    def opened(self, connection: Connection) -> None:
-        """Listen for alarms: the broker stops reading from publishers when it runs out of memory or disk."""
+    def on_connected(self, connection: PikaConnection) -> None:
+        """Listen for alarms: a broker that runs out of memory or disk stops reading from publishers."""
+        self._connection = connection
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
 
-    def set_up(self, channel: Channel) -> None:
-        """Prepare a new channel: the exchange, returns, confirms."""
+    def on_channel_open(self, channel: Channel) -> None:
+        """Set up exchange, returns and confirms."""
         self._channel = channel
         channel.add_on_return_callback(self._on_return)
-        self._exchange.declare(channel, _nothing, passive=not self._declare)
+        self._exchange.declare(channel, ignore_answer, passive=not self._declare)
         channel.confirm_delivery(self._on_confirm, callback=self._on_ready)
 
-    def lost(self, error: Exception) -> None:
-        """Send again what has no answer, one by one where a message may be what ended the channel."""
-        under_way = [item for item in self._in_flight.values() if not _settled_by_return(item)]
+    def on_channel_lost(self, error: Exception) -> None:
+        """Send unanswered messages again; one at a time, if one of them may have closed the channel."""
+        unanswered = [item for item in self._in_flight.values() if not item[0].settle_if_returned(item[1])]
         self._in_flight.clear()
         self._writing.clear()
         self._written = 0
         self._channel = self._blocked = None
-        if not blames_a_message(error):
-            (self._suspects if self._one_by_one else self._again).extendleft(reversed(under_way))
-        elif len(under_way) == 1:
-            batch, index = under_way[0]
-            batch.fail(index, delivery_error(error, self._link.address))
+        if not is_message_error(error):
+            (self._suspects if self._one_by_one else self._resend).extendleft(reversed(unanswered))
+        elif len(unanswered) == 1:
+            batch, index = unanswered[0]
+            batch.fail(index, delivery_error(error, self._thread.address))
         else:
-            self._suspects.extendleft(reversed(under_way))
+            self._suspects.extendleft(reversed(unanswered))
         self._one_by_one = bool(self._suspects)
 
-    def refused(self, error: DeliveryError) -> None:
-        """Fail everything that waits: nothing can be published at all."""
+    def on_refused(self, error: DeliveryError) -> None:
+        """Fail all messages: none can be published."""
         self._fail_all(error)
 
-    def wanted(self) -> bool:
-        """Tell whether somebody still waits; forget those who do not."""
-        for items in (self._again, self._suspects):
+    def needs_channel(self) -> bool:
+        """Tell whether a caller still waits; forget the messages of those that do not."""
+        for items in (self._resend, self._suspects):
             waiting = [item for item in items if not item[0].abandoned]
             items.clear()
             items.extend(waiting)
-        # Callers append meanwhile: the queue is changed by steps that are atomic.
+        # Callers append to the queue meanwhile: each of these steps is atomic.
         for batch in list(self._queue):
             if batch.abandoned:
                 self._queue.remove(batch)
-        return bool(self._queue or self._again or self._suspects)
+        return bool(self._queue or self._resend or self._suspects)
+
+    def _drain_soon(self) -> None:
+        # Two threads may both read False, which costs one drain too many. `_drain` clears
+        # the flag before it reads the queue, so no batch is missed.
+        if not self._drain_scheduled:
+            self._drain_scheduled = True
+            self._thread.call_soon(self._drain)
 
     def _fail_all(self, error: DeliveryError) -> None:
-        items = chain(self._in_flight.values(), self._again, self._suspects)
+        items = chain(self._in_flight.values(), self._resend, self._suspects)
         batches = {id(batch): batch for batch in [*(batch for batch, _ in items), *self._queue]}
-        for waiting in (self._in_flight, self._again, self._suspects, self._queue):
+        for waiting in (self._in_flight, self._resend, self._suspects, self._queue):
             waiting.clear()
         for batch in batches.values():
-            batch.fail_rest(error)
+            batch.fail_unsettled(error)
 
     def _on_ready(self, _: Any) -> None:
         self._tag, self._lowest_open, self._last_returned = 0, 1, 0
-        connection = self._link.connection
-        self._frame_max = connection.params.frame_max if connection is not None else 0
-        self._link.is_ready()
+        self._frame_max = self._connection.params.frame_max if self._connection is not None else 0
+        self._thread.mark_ready()
         self._drain()
 
     def _drain(self) -> None:
-        self._scheduled = False
-        if not self._link.ready or self._blocked is not None:
-            if self.wanted():
-                self._link.ensure()
+        self._drain_scheduled = False
+        if not self._thread.ready or self._blocked is not None:
+            if self.needs_channel():
+                self._thread.connect()
             return
         if self._one_by_one:
             while self._suspects and not self._in_flight:
@@ -276,47 +409,46 @@ class Publisher:
         if not self._one_by_one:
             self._send_all()
         self._write()
-        self._watch.start()
+        self._probe.start()
 
     def _send_all(self) -> None:
-        while self._again:
-            self._send(*self._again.popleft())
+        while self._resend:
+            self._send(*self._resend.popleft())
         while self._queue:
             batch = self._queue.popleft()
             for index in range(len(batch.messages)):
                 self._send(batch, index)
 
-    def _send(self, batch: Batch, index: int) -> None:
+    def _send(self, batch: PublishBatch, index: int) -> None:
         encoded = batch.encoded[index]
         if encoded is None or batch.abandoned:
             return
-        pieces: Iterable[bytes] = (encoded,) if isinstance(encoded, bytes) else ()
+        frames: Iterable[bytes] = (encoded,) if isinstance(encoded, bytes) else ()
         if isinstance(encoded, LargeMessage):
             try:
-                pieces = encoded.pieces(self._frame_max)
+                frames = encoded.frames(self._frame_max)
             except MessageRejected as error:
                 batch.fail(index, error)
                 return
         self._tag += 1
         self._in_flight[self._tag] = (batch, index)
-        batch.sent(index)
-        if CAN_EMIT:
-            for piece in pieces:
-                self._writing.append(piece)
-                self._written += len(piece)
-                if self._written >= _WRITE:
-                    self._write()
-        else:
-            self._publish(batch.messages[index])
+        batch.mark_sent(index)
+        if not CAN_EMIT:
+            self._publish_through_pika(batch.messages[index])
+            return
+        for data in frames:
+            self._writing.append(data)
+            self._written += len(data)
+            if self._written >= _WRITE:
+                self._write()
 
     def _write(self) -> None:
-        if self._writing and self._link.connection is not None:
-            self._link.connection.emit(b"".join(self._writing))
+        if self._writing and self._connection is not None:
+            self._connection.emit(b"".join(self._writing))
         self._writing.clear()
         self._written = 0
 
-    def _publish(self, message: OutgoingMessage) -> None:
-        """Publish through pika's own encoder."""
+    def _publish_through_pika(self, message: OutgoingMessage) -> None:
         assert self._channel is not None
         headers = {f"{self._prefix}{name}": value for name, value in message.attributes.items()}
         properties = pika.BasicProperties(
@@ -329,11 +461,11 @@ class Publisher:
         tag: int = method.delivery_tag
         refused = isinstance(method, pika.spec.Basic.Nack)
         for answered in range(self._lowest_open if method.multiple else tag, tag + 1):
-            batch, index = self._in_flight.pop(answered, _NOBODY)
+            batch, index = self._in_flight.pop(answered, _NONE)
             if batch is None:
                 continue
             if refused:
-                batch.fail(index, BrokerUnavailable("the broker did not take it (nack): a queue is full or failing"))
+                batch.fail(index, BrokerUnavailable(NACKED))
             else:
                 batch.confirm(index)
         if method.multiple:
@@ -343,161 +475,26 @@ class Publisher:
 
     def _on_return(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
         """
-        Find what was given back: a return names the message, not its tag.
+        Find the returned message: a return has the message's id, not its tag.
 
-        Returns come in the order of publishing, so the search goes on where the last
-        one ended; two messages with the same id, even the same topic, are told apart.
+        Returns come in the order of publishing, so the search starts behind the last returned message.
+        That tells apart messages with the same id, even with the same topic.
         """
         for tag in range(self._last_returned + 1, self._tag + 1):
-            batch, index = self._in_flight.get(tag, _NOBODY)
-            if batch is not None and batch.awaits_return(index, properties.message_id, method.routing_key):
+            batch, index = self._in_flight.get(tag, _NONE)
+            if batch is not None and batch.matches_return(index, properties.message_id, method.routing_key):
                 self._last_returned = tag
-                words = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
-                way_out = "start who receives it, or make the queue of its group with `cqrs-sync topology apply`"
+                text = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
                 answer = f"({method.reply_code} {method.reply_text})"
-                batch.returned(index, MessageRejected(f"{words} {answer}: {way_out}"))
+                way_out = "start a consumer of it, or create the queue of its group with `cqrs-sync topology apply`"
+                batch.mark_returned(index, MessageRejected(f"{text} {answer}: {way_out}"))
                 return
-        logger.warning("RabbitMQ returned a message that was not under way: %r", properties.message_id)
+        logger.warning("RabbitMQ returned a message that is not in flight: %r", properties.message_id)
 
     def _on_blocked(self, _: Any, answer: Any) -> None:
         self._blocked = str(answer.method.reason)
-        logger.warning("RabbitMQ at %s blocks publishers: %s", self._link.address, self._blocked)
+        logger.warning("RabbitMQ at %s blocks publishers: %s", self._thread.address, self._blocked)
 
     def _on_unblocked(self, _: Any, __: Any) -> None:
         self._blocked = None
         self._drain()
-
-
-def _settled_by_return(item: Item) -> bool:
-    batch, index = item
-    if batch.was_returned(index):
-        batch.confirm(index)
-        return True
-    return False
-
-
-def _closed() -> BrokerUnavailable:
-    return BrokerUnavailable("the broker object was closed before an answer came")
-
-
-def _nothing(_: Any) -> None:
-    """Wait for the answer, as pika does where it is given a callback."""
-
-
-#: The first of these is on its way while the next is encoded.
-_BATCH_MESSAGES = 100
-_BATCH_BYTES = 1024 * 1024
-#: So much of a call is under way at a time: memory is bounded, and the broker never idle.
-_UNDER_WAY = 10
-_UNDER_WAY_BYTES = 8 * 1024 * 1024
-#: Of the seconds `close` has, this share is kept for saying goodbye.
-_GOODBYE = 0.2
-
-Failures = list[tuple[OutgoingMessage, DeliveryError]]
-
-
-class Outlet:
-    """
-    Cuts calls into batches and waits for them; its publisher starts with the first call.
-
-    Any thread may publish. A forked child makes a publisher of its own.
-    """
-
-    def __init__(self, encoder: Encoder, make_publisher: Callable[[], Publisher]) -> None:
-        self.encoder = encoder
-        self.publisher: Publisher | None = None
-        #: Calls that run.
-        self.calls = 0
-        self._make_publisher = make_publisher
-        self._closed = False
-        self._changed = threading.Condition()
-        reset_in_child(self)
-
-    def publish(self, messages: Sequence[OutgoingMessage], until: float) -> None:
-        """Publish a batch and return when every message is confirmed. Raises PublishFailed and Closed."""
-        publisher = self._enter()
-        try:
-            failures = self._publish(publisher, messages, until) if messages else None
-        finally:
-            self._leave()
-        if failures:
-            raise PublishFailed(failures)
-
-    def close(self, until: float) -> None:
-        """Refuse new messages, let running calls finish, close the connection."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: self.calls == 0, max(0.0, until - time.monotonic()) * (1 - _GOODBYE))
-            publisher, self.publisher = self.publisher, None
-        if publisher is not None:
-            publisher.stop(until)
-
-    def reset_in_child(self) -> None:
-        """Leave the parent's connection and thread alone; the child makes its own at first use."""
-        self._changed = threading.Condition()
-        self.calls = 0
-        publisher, self.publisher = self.publisher, None
-        if publisher is not None:
-            publisher.disown()
-
-    def _publish(self, publisher: Publisher, messages: Sequence[OutgoingMessage], until: float) -> Failures:
-        failures: Failures = []
-        under_way: deque[Batch] = deque()
-        try:
-            for part in _parts(messages):
-                while len(under_way) >= _UNDER_WAY or sum(batch.size for batch in under_way) > _UNDER_WAY_BYTES:
-                    failures += _outcome(publisher, under_way[0], until)
-                    under_way.popleft()
-                if time.monotonic() >= until:
-                    failures += ((message, _too_late(publisher)) for message in part)
-                    continue
-                batch = Batch(part, self.encoder)
-                under_way.append(batch)
-                publisher.submit(batch)
-            while under_way:
-                failures += _outcome(publisher, under_way[0], until)
-                under_way.popleft()
-        finally:
-            # Whoever was interrupted, by Ctrl-C or a worker's time limit, does not want the rest sent.
-            for batch in under_way:
-                batch.abandoned = True
-        return failures
-
-    def _enter(self) -> Publisher:
-        with self._changed:
-            if self._closed:
-                raise Closed("this RabbitMQBroker is closed")
-            self.calls += 1
-            if self.publisher is None:
-                self.publisher = self._make_publisher()
-            return self.publisher
-
-    def _leave(self) -> None:
-        with self._changed:
-            self.calls -= 1
-            if self._closed:
-                self._changed.notify_all()
-
-
-def _parts(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
-    """Cut a call's messages into batches of bounded size, in order."""
-    start = size = 0
-    for end, message in enumerate(messages):
-        if end > start and (end - start == _BATCH_MESSAGES or size + len(message.body) > _BATCH_BYTES):
-            yield messages[start:end]
-            start, size = end, 0
-        size += len(message.body)
-    yield messages[start:] if start else messages
-
-
-def _outcome(publisher: Publisher, batch: Batch, until: float) -> Failures:
-    if batch.wait(until):
-        return batch.failures("")
-    batch.abandoned = True
-    # What is still queued is dropped now, not when the broker is back: it may take hours.
-    publisher.nudge()
-    return batch.failures(publisher.trouble())
-
-
-def _too_late(publisher: Publisher) -> DeliveryError:
-    return BrokerUnavailable(f"not sent in time: {publisher.trouble()}")

@@ -1,11 +1,10 @@
-"""One message that was received, and is to be settled."""
+"""Receiving from a durable queue, and settling what was received."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,15 +14,29 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
-from cqrs_sync.integrations.rabbitmq.amqp import Answers, method_in, properties_in
-from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, Connection, Link, Watch
-from cqrs_sync.integrations.rabbitmq.messages import incoming, redeliveries
-from cqrs_sync.integrations.rabbitmq.topology import Place
+from cqrs_sync.integrations.rabbitmq.amqp import AckEncoder, RawDelivery, decode_method, decode_properties
+from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, ConnectionThread, LivenessProbe, PikaConnection
+from cqrs_sync.integrations.rabbitmq.messages import incoming_message, redelivery_count
+from cqrs_sync.integrations.rabbitmq.topology import Declaration, ignore_answer
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that an iteration waits for one delivery.
+_ITERATION = 1.0
+#: Seconds that closing may take when the interpreter exits.
+_CLOSE_AT_EXIT = 1.0
+#: Seconds of silence after which the connection is dropped: a heartbeat would need twice its own interval.
+_SILENCE_TIMEOUT = 10.0
+#: Seconds that acks wait for more of them, unless they are at least half of the prefetch.
+_ACK_DELAY = 0.002
+
+#: A delivery that nobody has received yet: its channel, method, properties and body, as bytes or as pika's.
+Arrived = tuple[Channel, Any, Any, bytes]
 
 
 class RabbitMQDelivery:
-    """One message of a queue."""
+    """A message from a queue."""
 
     __slots__ = ("_subscription", "channel", "message", "origin", "redeliveries", "tag")
 
@@ -44,15 +57,15 @@ class RabbitMQDelivery:
 
     @property
     def lapsed(self) -> bool:
-        """Whether it was settled, or its channel is gone: then it comes again."""
-        return self._subscription is None or not self._subscription.holds(self)
+        """Whether it is settled, or its channel is gone and RabbitMQ delivers it again."""
+        return self._subscription is None or not self._subscription.is_open_delivery(self)
 
     def ack(self) -> None:
-        """It is done: never deliver it again."""
+        """The message is done: do not deliver it again."""
         self._settle(done=True)
 
     def nack(self) -> None:
-        """It is not done: deliver it again."""
+        """The message is not done: deliver it again."""
         self._settle(done=False)
 
     def _settle(self, *, done: bool) -> None:
@@ -61,68 +74,55 @@ class RabbitMQDelivery:
             subscription.settle(self, done=done)
 
 
-logger = logging.getLogger(__name__)
-
-#: Seconds an iteration waits before it looks again.
-_LOOK = 1.0
-#: Seconds that leaving the interpreter may take longer for one subscription.
-_EXIT = 1.0
-#: Seconds of silence after which a connection is given up; the heartbeat alone would take twice its own time.
-_PATIENCE = 10.0
-#: Seconds that answers wait for more of them, unless they are most of what may be held.
-_GATHER = 0.002
-
-#: Where it arrived, and its method, properties and body, as bytes or as pika's.
-Arrived = tuple[Channel, Any, Any, bytes]
-
-
 class RabbitMQSubscription(Subscription):
     """
-    The deliveries of one subscriber, for one thread; whoever opened it closes it.
+    The deliveries of one queue, for one receiving thread. The caller that opened it closes it.
 
-    The queue is durable and outlives the subscription: messages wait in it. After an
-    outage the subscription goes on by itself, and what was not settled comes again.
-    `places` are made whenever it connects.
+    The connection has a thread of its own, which answers heartbeats while handlers run. The queue is durable and
+    outlives the subscription: messages wait in it. After an outage the subscription reconnects by itself, and
+    RabbitMQ delivers unsettled messages again. Each new channel makes the `declarations` first.
     """
 
     def __init__(
-        self, parameters: Parameters, queue: str, places: Sequence[Place], *, prefetch: int, aside: str
+        self, parameters: Parameters, queue: str, declarations: Sequence[Declaration], *, prefetch: int, aside: str
     ) -> None:
         self.queue = queue
-        self._places = places
+        self._declarations = declarations
         self._prefetch = prefetch
         self._aside = aside
-        self._link = Link(parameters, self, "cqrs-sync-rabbitmq-subscription")
-        self._watch = Watch(self._link, _PATIENCE, lambda: self._closed is None)
+        self._thread = ConnectionThread(
+            parameters, "cqrs-sync-rabbitmq-subscription", self, on_deliveries=self._on_deliveries
+        )
+        self._probe = LivenessProbe(self._thread, _SILENCE_TIMEOUT, self.needs_channel)
+        self._connection: PikaConnection | None = None
         self._channel: Channel | None = None
         self._arrived: deque[Arrived] = deque()
-        self._given: deque[tuple[RabbitMQDelivery, bool]] = deque()
-        self._answers = Answers()
-        self._answering = False
+        self._settled: deque[tuple[RabbitMQDelivery, bool]] = deque()
+        self._acks = AckEncoder()
+        self._settling = False
         self._refusal: DeliveryError | None = None
+        #: Why it is closed.
         self._closed: str | None = None
         self._changed = threading.Condition()
         reset_in_child(self)
         close_at_exit(self)
 
-    def open(self, until: float) -> None:
-        """Wait until messages are kept for this subscription. Raises BrokerUnavailable."""
-        self._link.wake(self._link.ensure)
+    def open(self, timeout: float) -> None:
+        """Wait at most `timeout` seconds until RabbitMQ delivers to this subscription. Raises BrokerUnavailable."""
+        self._thread.call_soon(self._thread.connect)
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._link.ready or self._refusal is not None, max(0.0, until - time.monotonic())
-            )
-            if not self._link.ready:
-                raise self._trouble()
+            self._changed.wait_for(lambda: self._thread.ready or self._refusal is not None, max(0.0, timeout))
+            if not self._thread.ready:
+                raise self._unavailable()
 
     def receive(self, timeout: float) -> Delivery | None:
-        """Wait at most `timeout` seconds for the next message; None where none came."""
-        # Only this thread takes from it; the I/O thread may clear it meanwhile.
+        """Wait at most `timeout` seconds for the next message; return None if none came."""
+        # Only this thread takes deliveries. The connection thread may drop them meanwhile.
         if self._closed is None and self._arrived:
             with contextlib.suppress(IndexError):
                 return self._delivery(self._arrived.popleft())
-        if not self._link.ready:
-            self._link.wake(self._link.ensure)
+        if not self._thread.ready:
+            self._thread.call_soon(self._thread.connect)
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived or self._closed is not None or self._refusal is not None, timeout
@@ -131,168 +131,164 @@ class RabbitMQSubscription(Subscription):
                 raise Closed(self._closed)
             if self._arrived:
                 return self._delivery(self._arrived.popleft())
-            self._check()
+            self._check_ready()
             return None
 
     def keep_alive(self) -> None:
-        """Look whether it still receives; the I/O thread does all that keeps it alive."""
-        if not self._link.ready:
-            self._link.wake(self._link.ensure)
+        """Raise BrokerUnavailable if it does not receive. The connection thread does everything else."""
+        if not self._thread.ready:
+            self._thread.call_soon(self._thread.connect)
         with self._changed:
             if self._closed is not None:
                 raise Closed(self._closed)
-            self._check()
+            self._check_ready()
 
     def __iter__(self) -> Iterator[Delivery]:
         while True:
             try:
-                delivery = self.receive(_LOOK)
+                delivery = self.receive(_ITERATION)
             except Closed:
                 return
             except BrokerUnavailable as error:
-                logger.warning("nothing is received from %s: %s", self.queue, error)
+                logger.warning("the subscription of %s receives nothing and tries again: %s", self.queue, error)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed is not None, _LOOK)
+                    self._changed.wait_for(lambda: self._closed is not None, _ITERATION)
                 continue
             if delivery is not None:
                 yield delivery
 
     def close(self, timeout: float = 5.0) -> None:
-        """Give back what was not settled; a second call does nothing."""
+        """Give unsettled messages back to the queue within `timeout` seconds. A second call does nothing."""
         with self._changed:
             if self._closed is not None:
                 return
             self._closed = "this subscription is closed"
             self._changed.notify_all()
-        # Answers that were given come before the goodbye: both run on the I/O thread, in this order.
-        self._link.wake(self._answer)
-        self._link.stop(time.monotonic() + timeout)
+        # The connection thread sends the last acks before it closes the connection: callbacks keep their order.
+        self._thread.call_soon(self._send_acks)
+        self._thread.close(timeout)
 
     def close_at_exit(self) -> None:
-        """Close within a time that a leaving process can spare."""
-        self.close(_EXIT)
+        """Close within a time that does not delay the interpreter's exit."""
+        self.close(_CLOSE_AT_EXIT)
 
     def reset_in_child(self) -> None:
-        """Leave it to the parent."""
+        """Leave the subscription to the parent."""
         self._changed = threading.Condition()
         if self._closed is None:
             self._closed = "this subscription belongs to the parent process: subscribe again in this one"
-            self._link.disown()
+            self._thread.leave_to_parent()
 
-    def holds(self, delivery: RabbitMQDelivery) -> bool:
-        """Tell whether the broker still waits for the answer to a delivery."""
+    def is_open_delivery(self, delivery: RabbitMQDelivery) -> bool:
+        """Tell whether RabbitMQ still waits for an ack or nack of a delivery."""
         return delivery.channel is self._channel and self._closed is None
 
     def settle(self, delivery: RabbitMQDelivery, *, done: bool) -> None:
-        """Answer for a delivery soon."""
-        self._given.append((delivery, done))
-        if not self._answering and self._closed is None:
-            self._answering = True
-            self._link.wake(self._answer_soon)
+        """Ack or nack a delivery soon."""
+        self._settled.append((delivery, done))
+        if not self._settling and self._closed is None:
+            self._settling = True
+            self._thread.call_soon(self._send_acks_soon)
 
-    # What follows runs on the I/O thread.
+    # The connection thread calls everything below, but for `_delivery`, `_check_ready` and `_unavailable`.
 
-    def opened(self, connection: Connection) -> None:
-        """Take its deliveries."""
-        connection.receiver = self
+    def on_connected(self, connection: PikaConnection) -> None:
+        """Send acks on this connection from now on."""
+        self._connection = connection
 
-    def set_up(self, channel: Channel) -> None:
-        """Make the places and ask for messages; pika sends each step when the one before is answered."""
-        self._channel, self._answers = channel, Answers()
+    def on_channel_open(self, channel: Channel) -> None:
+        """Make the declarations and consume. pika sends each request after the answer to the one before."""
+        self._channel, self._acks = channel, AckEncoder()
         channel.add_on_cancel_callback(self._on_cancelled)
-        for place in self._places:
-            place.declare(channel, _nothing)
-        channel.basic_qos(prefetch_count=self._prefetch, callback=_nothing)
+        for declaration in self._declarations:
+            declaration.declare(channel, ignore_answer)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=ignore_answer)
         channel.basic_consume(self.queue, self._on_message, callback=self._on_consuming)
 
-    def lost(self, error: Exception) -> None:
-        """Drop what nobody has taken yet: the broker delivers it again."""
+    def on_channel_lost(self, error: Exception) -> None:
+        """Drop deliveries that nobody has received: RabbitMQ delivers them again."""
         del error
         with self._changed:
             self._channel = None
             self._arrived.clear()
 
-    def refused(self, error: DeliveryError) -> None:
-        """Tell whoever waits."""
+    def on_refused(self, error: DeliveryError) -> None:
+        """Wake the receiving thread: it raises the error."""
         with self._changed:
             self._refusal = error
             self._changed.notify_all()
 
-    def wanted(self) -> bool:
-        """As long as it is open."""
+    def needs_channel(self) -> bool:
+        """Tell whether the subscription is open."""
         return self._closed is None
 
     def _on_consuming(self, _: Any) -> None:
         with self._changed:
-            self._link.is_ready()
+            self._thread.mark_ready()
             self._refusal = None
             self._changed.notify_all()
-        self._watch.start()
+        self._probe.start()
 
-    def take(self, method: bytes, header: bytes, body: bytes) -> None:
-        """Keep a delivery until somebody receives it."""
-        if self._channel is not None:
-            self._arrived.append((self._channel, method, header, body))
-
-    def taken(self) -> None:
-        """Wake whoever waits, once for all that has arrived."""
-        if self._arrived:
+    def _on_deliveries(self, deliveries: list[RawDelivery]) -> None:
+        channel = self._channel
+        if channel is not None:
+            self._arrived.extend([(channel, method, header, body) for method, header, body in deliveries])
             with self._changed:
                 self._changed.notify_all()
 
     def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        """Keep what pika has decoded, as it is too large or came in pieces."""
+        """Take a delivery that pika has decoded, because it had several body frames or arrived in pieces."""
         self._arrived.append((channel, method, properties, body))
-        self.taken()
+        with self._changed:
+            self._changed.notify_all()
 
     def _on_cancelled(self, _: Any) -> None:
-        """Start again with a new channel: somebody deleted the queue, or a delivery was held too long."""
-        logger.warning("RabbitMQ cancelled the subscription of %s: it starts again, as after a deletion", self.queue)
-        # It may be closing already, as the connection is.
+        """Open a new channel: the queue was deleted, or a delivery was unsettled for too long."""
+        logger.warning(
+            "RabbitMQ cancelled the subscription of %s, which starts again: was the queue deleted?", self.queue
+        )
+        # The channel closes already when the connection does.
         if self._channel is not None and self._channel.is_open:
             self._channel.close()
 
-    def _answer_soon(self) -> None:
-        if len(self._given) * 2 >= self._prefetch:
-            self._answer()
+    def _send_acks_soon(self) -> None:
+        if len(self._settled) * 2 >= self._prefetch:
+            self._send_acks()
         else:
-            self._link.later(_GATHER, self._answer)
+            self._thread.call_later(_ACK_DELAY, self._send_acks)
 
-    def _answer(self) -> None:
-        self._answering = False
-        given, channel = self._given, self._channel
-        answers: list[tuple[int, bool]] = []
-        for _ in range(len(given)):
-            delivery, done = given.popleft()
-            # The tags of a channel mean nothing to the next one; what was lost with it comes again.
+    def _send_acks(self) -> None:
+        self._settling = False
+        settled, channel = self._settled, self._channel
+        outcomes: list[tuple[int, bool]] = []
+        for _ in range(len(settled)):
+            delivery, done = settled.popleft()
+            # A tag is only valid on its own channel. Deliveries of a lost channel come again.
             if delivery.channel is channel:
-                answers.append((delivery.tag, done))
-        if channel is None or not channel.is_open or self._link.connection is None:
+                outcomes.append((delivery.tag, done))
+        if channel is None or not channel.is_open or self._connection is None:
             return
         if CAN_EMIT:
-            self._link.connection.emit(self._answers.encode(answers))
+            self._connection.emit(self._acks.encode(outcomes))
             return
-        for tag, done in answers:
+        for tag, done in outcomes:
             channel.basic_ack(tag) if done else channel.basic_nack(tag)
 
     def _delivery(self, arrived: Arrived) -> RabbitMQDelivery:
-        """Decode what was received, in the thread that receives it."""
+        """Decode a delivery, in the receiving thread."""
         channel, method, properties, body = arrived
         if isinstance(method, bytes):
-            method, properties = method_in(method), properties_in(properties)
-        message = incoming(method, properties, body, self._aside)
-        return RabbitMQDelivery(message, self, channel, method.delivery_tag, redeliveries(method, properties))
+            method, properties = decode_method(method), decode_properties(properties)
+        message = incoming_message(method, properties, body, self._aside)
+        return RabbitMQDelivery(message, self, channel, method.delivery_tag, redelivery_count(method, properties))
 
-    def _check(self) -> None:
-        if self._refusal is not None or not self._link.ready:
-            raise self._trouble()
+    def _check_ready(self) -> None:
+        if self._refusal is not None or not self._thread.ready:
+            raise self._unavailable()
 
-    def _trouble(self) -> BrokerUnavailable:
+    def _unavailable(self) -> BrokerUnavailable:
         refusal, self._refusal = self._refusal, None
-        error = BrokerUnavailable(str(refusal or self._link.trouble or f"no answer (RabbitMQ at {self._link.address})"))
+        text = str(refusal or self._thread.last_error or f"no answer (RabbitMQ at {self._thread.address})")
+        error = BrokerUnavailable(text)
         error.__cause__ = None if refusal is None else refusal.__cause__
         return error
-
-
-def _nothing(_: Any) -> None:
-    """Wait for the answer, as pika does where it is given a callback."""

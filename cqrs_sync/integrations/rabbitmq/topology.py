@@ -1,4 +1,4 @@
-"""What a group needs on the broker, and how each of it is declared."""
+"""The exchanges, queues and bindings of a group: their names and arguments, and how the broker has them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,31 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Group, GroupBacklog, Piece
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.rabbitmq.connection import Connection, address_of
-from cqrs_sync.integrations.rabbitmq.errors import words_for
+from cqrs_sync.integrations.rabbitmq.amqp import SHORT
+from cqrs_sync.integrations.rabbitmq.connection import PikaConnection, address_of
+from cqrs_sync.integrations.rabbitmq.errors import describe
 
-#: Bytes of a name in AMQP.
-SHORT = 255
-#: Milliseconds RabbitMQ takes as a time to live.
-_LONGEST = 2**32 - 1
-#: A consumer counts deliveries itself and sets aside; this is for messages that no consumer gets that far with.
+#: The longest name of a group with its exchange: the names of its other queues are longer.
+_LONGEST_NAME = SHORT - 32
+#: Milliseconds that RabbitMQ takes as a time to live.
+_LONGEST_TTL = 2**32 - 1
+#: Consumers count deliveries and set messages aside much earlier. This limit is for messages that crash every consumer.
 _GROUP_DELIVERIES = 1000
-#: Looking at dead letters delivers them: RabbitMQ 4 would drop them after 20 looks.
+#: Browsing dead letters delivers them. RabbitMQ 4 would drop them after 20 deliveries.
 _DEAD_DELIVERIES = 2**31 - 1
 _QUORUM = "quorum"
+#: An expired or too often delivered message stays in its queue until the next queue has confirmed it.
+_AT_LEAST_ONCE: Mapping[str, Any] = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
+#: Seconds to close a connection regularly.
+_CLOSE_TIMEOUT = 1.0
+#: Close codes of a channel.
+_FORBIDDEN, _MISSING = 403, 404
 
-Answer = Callable[[Any], None]
+OnAnswer = Callable[[Any], None]
+
+
+def ignore_answer(_: Any) -> None:
+    """With a callback pika waits for the answer before it sends the next request."""
 
 
 @attrs.frozen
@@ -42,12 +53,12 @@ class Exchange:
 
     @property
     def details(self) -> str:
-        """What it is like."""
+        """Its type."""
         return f"{self.type}, durable"
 
-    def declare(self, channel: Channel, answer: Answer, *, passive: bool = False) -> None:
-        """Ask for it; made where it is missing, unless `passive`."""
-        channel.exchange_declare(self.name, exchange_type=self.type, durable=True, passive=passive, callback=answer)
+    def declare(self, channel: Channel, on_answer: OnAnswer, *, passive: bool = False) -> None:
+        """Create it if it is missing; only check that it is there if `passive`."""
+        channel.exchange_declare(self.name, exchange_type=self.type, durable=True, passive=passive, callback=on_answer)
 
 
 @attrs.frozen
@@ -60,49 +71,46 @@ class Queue:
 
     @property
     def details(self) -> str:
-        """What it is like."""
+        """Its arguments."""
         return ", ".join(("durable", *(f"{name}={value}" for name, value in self.arguments.items())))
 
-    def declare(self, channel: Channel, answer: Answer, *, passive: bool = False) -> None:
-        """Ask for it; made where it is missing, unless `passive`."""
-        channel.queue_declare(self.name, durable=True, arguments=dict(self.arguments), passive=passive, callback=answer)
+    def declare(self, channel: Channel, on_answer: OnAnswer, *, passive: bool = False) -> None:
+        """Create it if it is missing; only check that it is there if `passive`."""
+        arguments = dict(self.arguments)
+        channel.queue_declare(self.name, durable=True, arguments=arguments, passive=passive, callback=on_answer)
 
 
 @attrs.frozen
-class Binding:
-    """A queue gets from an exchange what has this topic, or matches it."""
+class QueueBinding:
+    """A queue gets the messages of an exchange whose topic matches."""
 
     queue: str
     exchange: str
     topic: str
     kind: ClassVar[str] = "binding"
+    details: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
-        """Where from, what and where to."""
+        """Exchange, topic and queue."""
         return f"{self.exchange} -- {self.topic} -> {self.queue}"
 
-    @property
-    def details(self) -> str:
-        """Its name says it all."""
-        return ""
-
-    def declare(self, channel: Channel, answer: Answer, *, passive: bool = False) -> None:
-        """Make it; AMQP has no way to ask."""
+    def declare(self, channel: Channel, on_answer: OnAnswer, *, passive: bool = False) -> None:
+        """Create it if it is missing, also if `passive`: AMQP cannot check bindings."""
         del passive
-        channel.queue_bind(self.queue, self.exchange, self.topic, callback=answer)
+        channel.queue_bind(self.queue, self.exchange, self.topic, callback=on_answer)
 
 
-Place = Exchange | Queue | Binding
+Declaration = Exchange | Queue | QueueBinding
 
 
 @attrs.frozen
-class Places:
-    """Where the messages of a group are, in RabbitMQ."""
+class GroupTopology:
+    """The exchanges and queues of a group."""
 
-    #: Where everybody publishes.
+    #: All services publish here.
     exchange: Exchange
-    #: Where groups publish what they set aside: whoever is bound to everything would get it from the other one.
+    #: Groups publish here what they set aside. On the other exchange every group bound to `#` would get it.
     aside: Exchange
     queue: Queue
     #: By delay, in seconds.
@@ -111,19 +119,19 @@ class Places:
     topics: tuple[str, ...]
 
     @property
-    def all(self) -> tuple[Place, ...]:
-        """All of it, in an order it can be made in."""
+    def declarations(self) -> tuple[Declaration, ...]:
+        """All of it, in an order in which it can be created."""
         queues = (self.queue, *self.retries.values(), self.dead)
         return (
             self.exchange,
             self.aside,
             *queues,
-            *(Binding(self.queue.name, self.exchange.name, topic) for topic in self.topics),
-            *(Binding(queue.name, self.aside.name, queue.name) for queue in queues),
+            *(QueueBinding(self.queue.name, self.exchange.name, topic) for topic in self.topics),
+            *(QueueBinding(queue.name, self.aside.name, queue.name) for queue in queues),
         )
 
-    def place_for(self, after: float | None) -> str:
-        """Return the queue for what is set aside. Raises ValueError for a delay that the group does not have."""
+    def queue_for(self, after: float | None) -> str:
+        """Return the queue for messages that are set aside. Raises ValueError for a delay that the group lacks."""
         if after is None:
             return self.dead.name
         if after == 0:
@@ -134,97 +142,84 @@ class Places:
         return self.retries[after].name
 
 
-def aside_of(exchange: str) -> Exchange:
-    """Return the exchange for what groups set aside."""
+def aside_exchange(exchange: str) -> Exchange:
+    """Return the exchange for messages that groups set aside."""
     return Exchange(f"{exchange}.aside", "direct")
 
 
-def places_of(group: Group, exchange: str, queue_arguments: Mapping[str, Any]) -> Places:
+def topology_of(group: Group, exchange: str, queue_arguments: Mapping[str, Any]) -> GroupTopology:
     """
-    Return the places of a group; nothing is asked or made.
+    Return what a group needs, without asking the broker.
 
-    Raises ConfigurationError for names that AMQP does not take or that could be another group's places.
+    Raises ConfigurationError for a name that AMQP does not take, or that names a queue of another group.
     """
     name = f"{exchange}.{group.name}"
-    is_taken = group.name.endswith(".dead") or ".retry." in group.name
-    if not group.name or is_taken or len(name.encode()) > SHORT - 32:
+    is_reserved = group.name.endswith(".dead") or ".retry." in group.name
+    if not group.name or is_reserved or len(name.encode()) > _LONGEST_NAME:
         raise ConfigurationError(
-            f"{group.name!r} cannot be a group of {exchange!r}: exchange and group have at most {SHORT - 32} bytes "
-            "together, and groups are not called *.dead or *.retry.*, as their places are"
+            f"{group.name!r} cannot be a group of {exchange!r}: exchange and group together have at most "
+            f"{_LONGEST_NAME} bytes, and *.dead and *.retry.* are the names of their other queues"
         )
-    aside = aside_of(exchange)
+    aside = aside_exchange(exchange)
     kind = queue_arguments.get("x-queue-type", _QUORUM)
-    dead = Queue(f"{name}.dead", _of_kind(kind, {"x-delivery-limit": _DEAD_DELIVERIES}))
-    queue = Queue(name, {**_group_arguments(kind, aside, dead, group), **queue_arguments})
-    retries = {delay: _retry(delay, name, kind) for delay in group.delays if delay != 0}
-    return Places(Exchange(exchange, "topic"), aside, queue, retries, dead, group.topics)
-
-
-def _group_arguments(kind: str, aside: Exchange, dead: Queue, group: Group) -> dict[str, Any]:
+    dead = Queue(f"{name}.dead", _arguments(kind, {"x-delivery-limit": _DEAD_DELIVERIES}))
     arguments = {
-        **_of_kind(kind, {"x-delivery-limit": _GROUP_DELIVERIES, **_SURELY}),
+        **_arguments(kind, {"x-delivery-limit": _GROUP_DELIVERIES, **_AT_LEAST_ONCE}),
         "x-dead-letter-exchange": aside.name,
         "x-dead-letter-routing-key": dead.name,
     }
-    # One subscription receives and the others stand by: any other way, two of them may have messages of a key.
-    return arguments | ({"x-single-active-consumer": True} if group.ordered else {})
+    if group.ordered:
+        # One subscription receives, the others stand by. Otherwise two of them could have messages of one key.
+        arguments["x-single-active-consumer"] = True
+    queue = Queue(name, {**arguments, **queue_arguments})
+    retries = {delay: _retry_queue(delay, name, kind) for delay in group.delays if delay != 0}
+    return GroupTopology(Exchange(exchange, "topic"), aside, queue, retries, dead, group.topics)
 
 
-def _retry(delay: float, name: str, kind: str) -> Queue:
+def _retry_queue(delay: float, name: str, kind: str) -> Queue:
     milliseconds = round(delay * 1000)
-    if not 0 < milliseconds <= _LONGEST:
-        raise ConfigurationError(f"RabbitMQ waits between 0.001 and {_LONGEST // 1000} s, not {delay}")
+    if not 0 < milliseconds <= _LONGEST_TTL:
+        raise ConfigurationError(f"RabbitMQ waits between 0.001 and {_LONGEST_TTL // 1000} s, not {delay}")
     seconds = f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".")
     arguments = {
-        **_of_kind(kind, _SURELY),
+        **_arguments(kind, _AT_LEAST_ONCE),
         "x-message-ttl": milliseconds,
-        # The exchange without a name brings messages to the queue that is called so.
+        # The default exchange delivers to the queue with the name of the routing key.
         "x-dead-letter-exchange": "",
         "x-dead-letter-routing-key": name,
     }
     return Queue(f"{name}.retry.{seconds}", arguments)
 
 
-def _of_kind(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Classic queues refuse what only quorum queues know."""
-    return {"x-queue-type": kind, **(arguments if kind == _QUORUM else {})}
+def _arguments(kind: str, quorum_only: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the arguments that classic queues refuse."""
+    return {"x-queue-type": kind, **(quorum_only if kind == _QUORUM else {})}
 
 
-#: What expires, or was delivered too often, is kept until the queue it goes to has confirmed it.
-_SURELY: Mapping[str, Any] = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-
-
-#: Seconds for a goodbye.
-_GOODBYE = 1.0
-
-#: Asks on the channel; the answer is given to the callback.
-Question = Callable[[Channel, Answer], None]
-
-
-class Inquiry:
+class AdminConnection:
     """
-    A conversation in the caller's thread that ends by `until`; whoever makes it uses `with`.
+    A connection for requests and answers in the caller's thread. Use it with `with`: it ends after `timeout` seconds.
 
-    A refusal ends the channel, not the conversation: the next question has a new one.
-    Entering and asking raise BrokerUnavailable.
+    pika's BlockingConnection has no time limit for an answer. A refusal closes the channel, not the connection:
+    the next request opens a new channel. Entering and `request` raise BrokerUnavailable.
     """
 
-    def __init__(self, parameters: Parameters, until: float) -> None:
+    def __init__(self, parameters: Parameters, timeout: float) -> None:
         self._parameters = parameters
-        self._until = until
+        self._deadline = time.monotonic() + timeout
         self._loop: Any = IOLoop()
         self._connection: Any = None
         self._channel: Channel | None = None
-        self._gone: Exception | None = None
+        self._error: Exception | None = None
 
-    def ask(self, question: Question) -> Any:
-        """Return the answer's method, or pika's ChannelClosedByBroker where the broker refuses."""
+    def request(self, send: Callable[[Channel, OnAnswer], None]) -> Any:
+        """Let `send` send a request; return the answer's method, or ChannelClosedByBroker if the broker refuses."""
         if self._channel is None:
             self._channel = self._open_channel()
         channel, answers = self._channel, []
         channel.add_on_close_callback(lambda _, error: answers.append(error))
-        question(channel, answers.append)
-        self._run(lambda: bool(answers))
+        send(channel, answers.append)
+        self._run_until(lambda: bool(answers))
         answer = answers[0]
         if isinstance(answer, Exception):
             self._channel = None
@@ -234,144 +229,134 @@ class Inquiry:
     def __enter__(self) -> Self:
         self._loop.activate_poller()
         try:
-            self._connection = Connection(
+            self._connection = PikaConnection(
                 self._parameters,
-                on_open_error_callback=self._on_gone,
-                on_close_callback=self._on_gone,
+                on_open_error_callback=self._on_closed,
+                on_close_callback=self._on_closed,
                 custom_ioloop=self._loop,
             )
-            self._run(lambda: self._connection.is_open)
+            self._run_until(lambda: self._connection.is_open)
         except BaseException:
-            self._end()
+            self._close()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        self._end()
+        self._close()
 
     def _open_channel(self) -> Channel:
         opened: list[Channel] = []
         self._connection.channel(on_open_callback=opened.append)
-        self._run(lambda: bool(opened))
+        self._run_until(lambda: bool(opened))
         return opened[0]
 
-    def _run(self, is_done: Callable[[], bool]) -> None:
-        """Let pika work until it is done."""
+    def _run_until(self, is_done: Callable[[], bool]) -> None:
         while not is_done():
-            if self._gone is None and time.monotonic() >= self._until:
-                self._gone = TimeoutError("no answer")
-            if self._gone is not None:
+            left = self._deadline - time.monotonic()
+            if self._error is None and left <= 0:
+                self._error = TimeoutError("no answer")
+            if self._error is not None:
                 address = address_of(self._parameters)
-                raise BrokerUnavailable(f"{words_for(self._gone)} (RabbitMQ at {address})") from self._gone
-            self._turn(self._until)
+                raise BrokerUnavailable(f"{describe(self._error)} (RabbitMQ at {address})") from self._error
+            self._run_once(left)
 
-    def _turn(self, until: float) -> None:
-        # The poller waits for timers: this one ends the wait.
-        timer = self._loop.call_later(max(0.0, until - time.monotonic()), lambda: None)
+    def _run_once(self, timeout: float) -> None:
+        # The poller waits until a timer is due: this one ends the wait.
+        timer = self._loop.call_later(max(0.0, timeout), lambda: None)
         self._loop.poll()
         self._loop.process_timeouts()
         self._loop.remove_timeout(timer)
 
-    def _end(self) -> None:
-        until = time.monotonic() + _GOODBYE
+    def _close(self) -> None:
+        deadline = time.monotonic() + _CLOSE_TIMEOUT
         connection = self._connection
-        # pika trips over closing what is not open yet.
-        if connection is not None and connection.is_open and self._gone is None:
+        # pika cannot close a connection that is not open yet.
+        if connection is not None and connection.is_open and self._error is None:
             connection.close()
-            while self._gone is None and time.monotonic() < until:
-                self._turn(until)
+            while self._error is None and (left := deadline - time.monotonic()) > 0:
+                self._run_once(left)
         if connection is not None and not connection.is_closed:
             connection.abort(exceptions.ConnectionClosed(320, "not needed any more"))
-            self._turn(time.monotonic())
+            self._run_once(0)
         self._loop.deactivate_poller()
         self._loop.close()
 
-    def _on_gone(self, _: Any, error: Exception) -> None:
-        self._gone = error
+    def _on_closed(self, _: Any, error: Exception) -> None:
+        self._error = error
 
 
-#: Close codes of a channel.
-_FORBIDDEN, _MISSING = 403, 404
-
-
-def look(inquiry: Inquiry, places: Places, *, is_theirs: bool) -> list[Piece]:
+def inspect(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[Piece]:
     """
-    Tell what is there of them, and what is different; changes nothing.
+    Return what is there and what differs. Nothing is created.
 
-    `is_theirs`: the exchange everybody publishes to is somebody else's and may be of any type.
+    `any_exchange`: the exchange may be of any type, because another team owns it.
     """
     pieces: list[Piece] = []
-    for place in places.all:
-        if isinstance(place, Binding):
-            is_missing = any(
-                piece.state == "missing" for piece in pieces if piece.name in {place.queue, place.exchange}
-            )
-            pieces.append(_piece(place, "missing" if is_missing else "unknown"))
-        else:
-            compares = not (is_theirs and place is places.exchange)
-            pieces.append(_look_at(inquiry, place, compares=compares))
+    for declaration in topology.declarations:
+        if isinstance(declaration, QueueBinding):
+            ends = {declaration.queue, declaration.exchange}
+            is_missing = any(piece.state == "missing" for piece in pieces if piece.name in ends)
+            pieces.append(_piece(declaration, "missing" if is_missing else "unknown"))
+            continue
+        answer = connection.request(partial(declaration.declare, passive=True))
+        if not isinstance(answer, Exception) and not (any_exchange and declaration is topology.exchange):
+            # To declare what exists changes nothing: the broker only compares it.
+            answer = connection.request(declaration.declare)
+        pieces.append(_piece_for(declaration, answer))
     return pieces
 
 
-def build(inquiry: Inquiry, places: Places, *, is_theirs: bool) -> list[Piece]:
-    """Make what is missing of them, and tell how all of it is then."""
+def declare(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[Piece]:
+    """Create what is missing, and return the state of everything."""
     pieces: list[Piece] = []
-    for place in places.all:
-        is_passive = is_theirs and place is places.exchange
-        answer = inquiry.ask(partial(place.declare, passive=is_passive))
-        pieces.append(_piece(place, "there") if not isinstance(answer, Exception) else _refused(place, answer))
+    for declaration in topology.declarations:
+        passive = any_exchange and declaration is topology.exchange
+        pieces.append(_piece_for(declaration, connection.request(partial(declaration.declare, passive=passive))))
     return pieces
 
 
-def count(inquiry: Inquiry, places: Places) -> GroupBacklog:
-    """Count the messages that are in no consumer's hand; a queue that is not there has none."""
+def count_backlog(connection: AdminConnection, topology: GroupTopology) -> GroupBacklog:
+    """Count the messages that no consumer holds; a missing queue counts as empty."""
 
-    def ready(queue: Place) -> int:
-        answer = inquiry.ask(partial(queue.declare, passive=True))
+    def ready(queue: Queue) -> int:
+        answer = connection.request(partial(queue.declare, passive=True))
         return 0 if isinstance(answer, Exception) else answer.message_count
 
-    name = places.queue.name
-    return GroupBacklog({name: ready(places.queue)}, sum(map(ready, places.retries.values())), ready(places.dead))
+    waiting = {topology.queue.name: ready(topology.queue)}
+    return GroupBacklog(waiting, sum(map(ready, topology.retries.values())), ready(topology.dead))
 
 
 def mismatch(queue: str, refusal: BaseException) -> ConfigurationError:
-    """Return the error for what the broker refuses to a group while it is set up."""
-    return ConfigurationError(f"the group of {queue} cannot be set up: {_trouble(refusal)}")
+    """Return the error for a group whose declarations the broker refuses."""
+    return ConfigurationError(f"the group of {queue} cannot be set up: {_with_way_out(refusal)}")
 
 
-def _look_at(inquiry: Inquiry, place: Place, *, compares: bool) -> Piece:
-    answer = inquiry.ask(partial(place.declare, passive=True))
-    if isinstance(answer, Exception):
-        return _refused(place, answer)
-    # Declaring what exists changes nothing: the broker only says whether it is the same.
-    answer = inquiry.ask(place.declare) if compares else None
-    return _refused(place, answer) if isinstance(answer, Exception) else _piece(place, "there")
-
-
-def _refused(place: Place, refusal: Exception) -> Piece:
-    code = getattr(refusal, "reply_code", 0)
+def _piece_for(declaration: Declaration, answer: Any) -> Piece:
+    if not isinstance(answer, Exception):
+        return _piece(declaration, "there")
+    code = getattr(answer, "reply_code", 0)
     if code == _MISSING:
-        return _piece(place, "missing")
-    # Whoever may not configure cannot compare.
-    return _piece(place, "unknown" if code == _FORBIDDEN else "different", _trouble(refusal))
+        return _piece(declaration, "missing")
+    # Without the permission to configure, RabbitMQ does not compare.
+    return _piece(declaration, "unknown" if code == _FORBIDDEN else "different", _with_way_out(answer))
 
 
-def _piece(place: Place, state: str, trouble: str = "") -> Piece:
-    return Piece(place.kind, place.name, place.details, state, trouble)
+def _piece(declaration: Declaration, state: str, trouble: str = "") -> Piece:
+    return Piece(declaration.kind, declaration.name, declaration.details, state, trouble)
 
 
-def _trouble(refusal: BaseException) -> str:
+def _with_way_out(refusal: BaseException) -> str:
     code, text = getattr(refusal, "reply_code", 0), getattr(refusal, "reply_text", str(refusal))
     return f"{code} {text}; {_WAYS_OUT.get(code, _WAY_OUT)}"
 
 
 _WAY_OUT = (
-    "delete it once it is empty (it is made again as it has to be), give the broker the `queue_arguments` "
-    "it has, or give the group another name"
+    "delete it once it is empty (the next consumer creates it with the right arguments), give the broker the "
+    "`queue_arguments` that it has, or give the group another name"
 )
 _WAYS_OUT = {
-    _FORBIDDEN: "give the user the permission to configure, or build it as another user and say `declare=False`",
+    _FORBIDDEN: "give the user the permission to configure, or build it as another user and set `declare=False`",
     _MISSING: "build it first, or leave out `declare=False`",
 }

@@ -8,50 +8,54 @@ from typing import Any, Protocol, TypeAlias
 
 from cqrs_sync.threads.running import running_calls
 
-#: A function and its arguments; it must not raise.
+#: A function and its arguments. The function must not raise.
 Call: TypeAlias = "tuple[Any, ...]"
 
 
-class Work(Protocol):
-    """Calls to be made; more may come while they are made."""
+class TaskSource(Protocol):
+    """Calls for an executor. A call may add further calls while it runs."""
 
     def next_call(self) -> Call | None:
-        """Return a call nobody has yet, None where there is none now; never called by two threads at once."""
+        """Return the next call, or None if there is none now. Two threads never call this at the same time."""
 
     def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note that a call could not be made, and why."""
+        """Note that the executor could not make a call, and why."""
 
     def finished_late(self) -> None:
-        """All calls are made, after the caller had stopped waiting for them; called in the caller's context."""
+        """
+        Note that all calls have finished after their caller stopped waiting.
+
+        The executor calls this in the caller's context.
+        """
 
 
 class Executor(Protocol):
     """
-    Makes calls, in the caller's thread or in others.
+    Runs calls, in the caller's thread or in others.
 
-    `cqrs_sync.testing.contracts.executor` holds one to these promises.
+    `cqrs_sync.testing.contracts.executor` tests these promises.
     """
 
-    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
+    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
         """
-        Make every call of `work`, each in its own copy of the caller's context.
+        Run every call of `source`, each in its own copy of the caller's context.
 
-        True once all are finished, False where they are not `until` (by
-        `time.monotonic`): then the rest is made all the same, and `finished_late`
-        called. `helping` allows calls in the thread that waits.
+        Returns True once all calls have finished. Returns False after `timeout` seconds: the remaining calls run
+        all the same, then the executor calls `source.finished_late`. With `may_help` the waiting thread may run
+        some of the calls itself.
         """
 
     def close(self, timeout: float = 5.0) -> None:
-        """Let running calls finish for `timeout` seconds, and let go of the threads."""
+        """Wait up to `timeout` seconds for running calls, then give up the threads."""
 
 
 class SameThread:
-    """Runs calls one after the other in the caller's thread."""
+    """Runs calls in the caller's thread, one after the other."""
 
-    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
-        """Make every call of `work`, in the order they came."""
-        del until, helping
-        next_call, groups, thread = work.next_call, running_calls.groups, get_ident()
+    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
+        """Run every call of `source` in order. Ignores the timeout."""
+        del timeout, may_help
+        next_call, groups, thread = source.next_call, running_calls.groups, get_ident()
         is_outermost = thread not in groups
         try:
             if is_outermost:
@@ -64,4 +68,4 @@ class SameThread:
         return True
 
     def close(self, timeout: float = 5.0) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there are no threads."""

@@ -1,4 +1,4 @@
-"""SameThread | ThreadPool: run calls, carry context, never deadlock."""
+"""ThreadPool: run the calls of many callers on a bounded number of threads, without deadlocks."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ import os
 import threading
 import time
 from collections import deque
-from contextlib import suppress
-from contextvars import ContextVar, copy_context
-from typing import Self
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
+from contextvars import Context, ContextVar, copy_context
+from typing import Self, TypeAlias
 
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.threads.executor import Call, Executor, SameThread, Work
-from cqrs_sync.threads.fanout import Around, FanOut
+from cqrs_sync.threads.executor import Call, Executor, SameThread, TaskSource
 from cqrs_sync.threads.running import running_calls
-from cqrs_sync.threads.worker_threads import Daemons, Latch
+from cqrs_sync.threads.worker_threads import Latch, WorkerThreads
 
-__all__ = ["Executor", "SameThread", "ThreadPool"]
+__all__ = ["Executor", "SameThread", "TaskGroup", "ThreadPool"]
 
 logger = logging.getLogger(__name__)
 
-# The pools on which a call runs that waits for this one, each as the token it has in this process.
-_waiting: ContextVar[tuple[object, ...]] = ContextVar("cqrs_sync.waiting", default=())
+#: Makes the context manager that surrounds each call on a pool thread.
+Around: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+# Pools that run a call which waits for the current call, directly or not: the token of each pool in this process.
+_waiting_pools: ContextVar[tuple[object, ...]] = ContextVar("cqrs_sync.waiting_pools", default=())
 
 
 class ThreadPool:
     """
-    Runs calls on a bounded `concurrent.futures.ThreadPoolExecutor`.
+    Runs calls on at most `max_workers` threads at a time, those of all callers together.
 
-    `max_workers` is the number of calls that run at a time, those of all callers
-    together. A caller that waits takes over calls of its own that nobody has
-    started, as long as the limit allows: that is why no size can deadlock, and why
-    a few quick handlers cost less than waking a thread. It does not help where a
-    transaction is open in its thread, nor where it has a deadline to keep, unless
-    the pool is full and the caller runs on it himself.
+    The threads are those of a `concurrent.futures.ThreadPoolExecutor`. Everything else is this class's own: the
+    queue, the limit and the wake-up, which take a tenth of the time of `submit` and a future.
 
-    `around` makes a context manager that is entered around each call on a pool
-    thread, as for closing database connections there; a call it cannot be entered
-    for counts as failed. Threads are started by the first call, anew in a forked
-    child. Whoever made the pool closes it.
+    A caller that waits runs calls of its own that no thread has started, as long as the limit allows one more.
+    So no pool size can deadlock, and a few quick handlers cost less than it takes to wake a thread. The caller does
+    not help if its thread has an open transaction or if it has a timeout. It helps even then if it runs on this
+    pool itself and no other thread is free.
+
+    `around` makes a context manager that surrounds each call on a pool thread, for instance one that closes
+    database connections. If it cannot be entered, the call counts as failed. The first call starts the threads; a
+    forked child starts its own. Whoever makes the pool closes it. After `close` calls run in their caller's thread.
     """
 
     def __init__(
@@ -63,70 +66,80 @@ class ThreadPool:
         reset_in_child(self)
 
     def reset_in_child(self) -> None:
-        """Start over: the parent's threads are not in the child, its locks may be held for ever."""
+        """Start over: the child does not have the parent's threads, and nothing releases the locks they held."""
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._daemons: Daemons | None = None
-        # Fan-outs that have calls nobody has started, served in turns.
-        self._queue: deque[FanOut] = deque()
-        # Calls that may run now: threads that take calls, and callers that help.
+        self._threads: WorkerThreads | None = None
+        # Groups with a call that no thread has started. They take turns.
+        self._queue: deque[TaskGroup] = deque()
+        # Slots in use: pool threads that are awake, and callers that help.
         self._busy = 0
-        # Threads that were woken and have not come yet.
-        self._coming = 0
+        # Pool threads that were woken and have not asked for a call yet.
+        self._waking = 0
         self._local = threading.local()
         self._token = object()
 
-    def run(self, work: Work, /, *, until: float | None = None, helping: bool = True) -> bool:
-        """Make every call of `work`."""
-        nested = getattr(self._local, "busy", False)
+    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
+        """
+        Run every call of `source`, each in its own copy of the caller's context.
+
+        Returns False if they have not finished after `timeout` seconds; they run all the same.
+        Raises what `source.next_call` raised, once the calls before it have finished.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        has_slot = getattr(self._local, "has_slot", False)
         context = copy_context()
-        if not (inside := self._token in (outer := _waiting.get())):
-            context.run(_waiting.set, (*outer, self._token))
-        fan = FanOut(work, context, threading.get_ident())
+        if not (is_nested := self._token in (outer := _waiting_pools.get())):
+            context.run(_waiting_pools.set, (*outer, self._token))
+        group = TaskGroup(source, context, threading.get_ident())
         try:
             with self._lock:
-                fan.look_ahead()
-                call = self._take_if(fan, self._helps(nested or inside, helping=helping and until is None), nested)
-                self._enqueue(fan)
-            if fan.queued and self._daemons is None and not self._open() and call is None:
-                # No thread can be had, as at exit: the caller is the last who can do it.
+                group.fetch()
+                helps = self._may_help(has_slot or is_nested, may_help=may_help and timeout is None)
+                call = self._start_in_caller(group, has_slot=has_slot) if helps else None
+                self._enqueue(group)
+            if group.is_queued and self._threads is None and not self._start_threads() and call is None:
+                # No thread can be started, for instance at exit: only the caller is left to run the calls.
                 with self._lock:
-                    call = self._take_if(fan, True, nested)
+                    call = self._start_in_caller(group, has_slot=has_slot)
             if call is not None:
-                self._help(fan, call, nested=nested)
-            finished = self._wait(fan, until)
+                self._help(group, call, has_slot=has_slot)
+            finished = self._wait(group, deadline)
         except BaseException:
-            self._withdraw(fan, nested=nested)
+            self._cancel(group, has_slot=has_slot)
             raise
-        if finished and fan.error is not None:
-            raise fan.error
+        if finished and group.error is not None:
+            raise group.error
         return finished
 
     def close(self, timeout: float = 5.0) -> None:
         """
-        Let running calls finish for `timeout` seconds, and let go of the threads.
+        Wait up to `timeout` seconds for running calls, then give up the threads.
 
-        A call that is not finished goes on, in a thread that keeps no process from
-        leaving. Calls that come later run in their caller's thread.
+        A call that has not finished continues, on a thread that does not keep the process alive.
         """
-        until = time.monotonic() + timeout
-        daemons: Daemons | None = None
+        deadline = time.monotonic() + timeout
+        threads: WorkerThreads | None = None
         with self._lock:
             self._closed = True
-            mine = getattr(self._local, "busy", False)
-            while self._busy > mine and (left := until - time.monotonic()) > 0:
+            own = getattr(self._local, "has_slot", False)
+            while self._busy > own and (left := deadline - time.monotonic()) > 0:
                 self._idle.wait(left)
-            running = self._busy - mine
+            running = self._busy - own
             if running <= 0:
-                # Only then: whoever still waits for calls needs the threads that make them.
-                daemons, self._daemons = self._daemons, None
-                if daemons is not None:
-                    daemons.ended = True
-        if daemons is not None:
-            daemons.end(max(0.1, until - time.monotonic()))
+                # Not before: callers that still wait need the threads.
+                threads, self._threads = self._threads, None
+                if threads is not None:
+                    threads.is_closed = True
+        if threads is not None:
+            threads.close(max(0.1, deadline - time.monotonic()))
         if running > 0:
             logger.warning("%d handler(s) still ran %.1f s after close(); they were left running", running, timeout)
+
+    def close_at_exit(self) -> None:
+        """Wait up to `exit_timeout` seconds for running calls."""
+        self.close(self._exit_timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -137,173 +150,267 @@ class ThreadPool:
     def __repr__(self) -> str:
         return f"ThreadPool({self.max_workers})"
 
-    # -- with `self._lock` held. A signal handler may raise wherever a call ends: what counts places is changed,
-    # and noted by whoever has them, with no call in between.
-    def _helps(self, stuck: bool, *, helping: bool) -> bool:
-        """Tell whether a caller makes calls; `stuck` where the pool may be full of those who wait for him."""
-        free = self._busy < self.max_workers
-        if helping or self._closed:
-            return free or stuck or self._closed
-        # He is not to, but without him there might be nobody.
-        return stuck and not (free and (self._daemons is None or self._daemons.sleepers))
+    # -- The caller holds `self._lock`. A signal handler may raise wherever a call returns: so each method changes the
+    # count of slots, and notes who holds them, with no call in between.
 
-    def _take_if(self, fan: FanOut, helps: bool, nested: bool) -> Call | None:
-        """Take the first call of a caller who helps, and a place unless he has one."""
-        call = fan.take() if helps else None
-        if call is not None and not nested:
+    def _may_help(self, may_be_stuck: bool, *, may_help: bool) -> bool:
+        """Tell whether a caller runs calls; `may_be_stuck` if every pool thread may wait for this caller."""
+        has_room = self._busy < self.max_workers
+        if may_help or self._closed:
+            return has_room or may_be_stuck or self._closed
+        # The caller should not help, but if every pool thread waits for it, helping is the only way forward.
+        return may_be_stuck and not (has_room and (self._threads is None or self._threads.sleepers))
+
+    def _start_in_caller(self, group: TaskGroup, *, has_slot: bool) -> Call | None:
+        """Start the first call in the caller's thread, which takes a slot unless it has one."""
+        call = group.start_next()
+        if call is not None and not has_slot:
             self._busy += 1
-            fan.held = 1
+            group.caller_slots = 1
         return call
 
-    def _enqueue(self, fan: FanOut) -> None:
-        """Offer the calls of a fan-out, and wake a thread for them."""
-        if fan.ahead is not None and not fan.queued:
-            fan.queued = True
-            self._queue.append(fan)
-            if not self._coming:
+    def _enqueue(self, group: TaskGroup) -> None:
+        """Offer the next call of a group to the pool threads, and wake one."""
+        if group.next_call is not None and not group.is_queued:
+            group.is_queued = True
+            self._queue.append(group)
+            if not self._waking:
                 self._wake(1)
 
-    def _wake(self, most: int) -> None:
-        """Wake threads for queued calls."""
-        sleepers = () if self._daemons is None else self._daemons.sleepers
-        while most and sleepers and self._queue and self._busy < self.max_workers:
-            most -= 1
+    def _wake(self, limit: int) -> None:
+        """Wake up to `limit` threads for queued calls."""
+        sleepers = () if self._threads is None else self._threads.sleepers
+        while limit and sleepers and self._queue and self._busy < self.max_workers:
+            limit -= 1
             latch = sleepers[-1]
             del sleepers[-1]
             self._busy += 1
-            self._coming += 1
+            self._waking += 1
             latch.release()
 
-    def _next(self) -> tuple[FanOut, Call] | None:
-        """Take a call of the fan-out whose turn it is."""
+    def _next(self) -> tuple[TaskGroup, Call] | None:
+        """Start a call of the group whose turn it is."""
         while self._queue:
-            fan = self._queue.popleft()
-            fan.queued = False
-            call = fan.take()
-            if fan.ahead is not None:
-                fan.queued = True
-                self._queue.append(fan)
+            group = self._queue.popleft()
+            group.is_queued = False
+            call = group.start_next()
+            if group.next_call is not None:
+                group.is_queued = True
+                self._queue.append(group)
             if call is not None:
-                return fan, call
+                return group, call
         return None
 
-    def _next_or_sleep(self, latch: Latch | None) -> tuple[FanOut, Call] | None:
-        """Take a call; where there is none, give the place up."""
+    def _next_or_sleep(self, latch: Latch | None) -> tuple[TaskGroup, Call] | None:
+        """Start a call; if there is none, give up the slot."""
         item = self._next()
         if item is None:
             self._busy -= 1
-            if latch is not None and self._daemons is not None:
-                self._daemons.sleepers.append(latch)
+            if latch is not None and self._threads is not None:
+                self._threads.sleepers.append(latch)
             if self._busy <= 1:
                 self._idle.notify_all()
         return item
 
-    def _settle(self, fan: FanOut) -> None:
-        """Count a call as finished, and offer those it brought."""
-        fan.running -= 1
-        if fan.ahead is None:
-            fan.look_ahead()
-        self._enqueue(fan)
+    def _finish(self, group: TaskGroup) -> None:
+        """Count a call as finished, and offer the calls it added."""
+        group.running -= 1
+        if group.next_call is None:
+            group.fetch()
+        self._enqueue(group)
 
-    # -- without it
-    def _help(self, fan: FanOut, call: Call | None, *, nested: bool) -> None:
-        """Make calls in the thread that waits for them."""
-        self._local.busy = True
-        thread, groups = threading.get_ident(), running_calls.groups
-        groups.setdefault(thread, fan)
+    # -- Nobody holds the lock.
+
+    def _help(self, group: TaskGroup, call: Call | None, *, has_slot: bool) -> None:
+        """Run calls in the thread that waits for them."""
+        self._local.has_slot = True
+        groups = running_calls.groups
+        groups.setdefault(threading.get_ident(), group)
         while call is not None:
-            fan.context.copy().run(*call)
+            group.context.copy().run(*call)
             with self._lock:
-                self._settle(fan)
-                call = fan.take()
-        if groups.get(thread) is fan:
-            del groups[thread]
-        if fan.held:
-            self._leave(fan)
-        self._local.busy = nested
+                self._finish(group)
+                call = group.start_next()
+        self._stop_helping(group, has_slot=has_slot)
 
-    def _leave(self, fan: FanOut) -> None:
-        """Give up the place of a caller who helped."""
+    def _cancel(self, group: TaskGroup, *, has_slot: bool) -> None:
+        """Drop the calls that no thread has started: an exception interrupted the caller."""
         with self._lock:
-            alone = self._daemons is None and bool(self._queue)
-            if not alone:
-                self._busy -= fan.held
-                fan.held = 0
+            group.cancel()
+        self._stop_helping(group, has_slot=has_slot)
+
+    def _stop_helping(self, group: TaskGroup, *, has_slot: bool) -> None:
+        """Give up what a caller held while it ran calls."""
+        thread = threading.get_ident()
+        if running_calls.groups.get(thread) is group:
+            del running_calls.groups[thread]
+        if group.caller_slots:
+            self._release_slot(group)
+        self._local.has_slot = has_slot
+
+    def _release_slot(self, group: TaskGroup) -> None:
+        with self._lock:
+            must_drain = self._threads is None and bool(self._queue)
+            if not must_drain:
+                self._busy -= group.caller_slots
+                group.caller_slots = 0
                 if self._busy <= 1:
                     self._idle.notify_all()
-                if not self._coming:
+                if not self._waking:
                     self._wake(1)
-        if alone:
-            # No thread would make what others may be waiting for.
-            fan.held = 0
+        if must_drain:
+            # There is no pool thread to run what other callers may wait for.
+            group.caller_slots = 0
             self._drain()
 
-    def _withdraw(self, fan: FanOut, *, nested: bool) -> None:
-        """Drop what nobody has started: the caller was interrupted."""
-        thread = threading.get_ident()
-        if running_calls.groups.get(thread) is fan:
-            del running_calls.groups[thread]
+    def _wait(self, group: TaskGroup, deadline: float | None) -> bool:
         with self._lock:
-            fan.abandon()
-        if fan.held:
-            self._leave(fan)
-        self._local.busy = nested
-
-    def _wait(self, fan: FanOut, until: float | None) -> bool:
-        with self._lock:
-            if fan.finished():
+            if group.is_finished():
                 return True
             latch = threading.Lock()
             latch.acquire()
-            fan.latch = latch
-        left = -1 if until is None else min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+            group.latch = latch
+        left = -1 if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         if latch.acquire(timeout=left):
             return True
         with self._lock:
-            fan.late = not fan.finished()
-            fan.caller = None
-            return not fan.late
+            if group.is_finished():
+                return True
+            group.caller = None
+            return False
 
     def _serve(self, latch: Latch) -> None:
-        """Make calls on a thread of the pool that was woken."""
-        self._local.busy = True
+        """Run calls on a pool thread that was woken."""
+        self._local.has_slot = True
         self._drain(latch)
 
     def _drain(self, latch: Latch | None = None) -> None:
-        """Make calls as long as there are any, in a place that is taken already."""
+        """Run calls as long as there are any. The thread has a slot, and a latch if it is a pool thread."""
         around = None if latch is None else self.around
         with self._lock:
-            self._coming -= latch is not None
+            self._waking -= latch is not None
             item = self._next_or_sleep(latch)
-            # Each thread wakes two more: no one pays for waking all.
+            # Each thread wakes two more, so no thread pays for waking all of them.
             self._wake(2)
         while item is not None:
-            fan, call = item
-            fan.call(call, around)
+            group, call = item
+            group.run_call(call, around)
             with self._lock:
-                self._settle(fan)
-                finished = fan.finished()
+                self._finish(group)
+                finished = group.is_finished()
                 item = self._next()
             if finished:
-                fan.announce()
-            del fan, call
+                group.complete()
+            del group, call
             if item is None:
-                # Only now: `close` waits for what is announced.
+                # Not before `complete`: `close` waits for it.
                 with self._lock:
                     item = self._next_or_sleep(latch)
 
-    def _open(self) -> bool:
-        """Start threads; False where none can be had, as when the interpreter is leaving."""
+    def _start_threads(self) -> bool:
+        """Start the threads. Returns False if none can be started, for instance at exit."""
         with self._starting:
-            if self._daemons is None and not self._closed:
+            if self._threads is None and not self._closed:
                 with suppress(RuntimeError):
-                    daemons = Daemons(self._serve, self.max_workers, self._name)
+                    threads = WorkerThreads(self._serve, self.max_workers, self._name)
                     close_at_exit(self)
                     with self._lock:
-                        self._daemons = daemons
+                        self._threads = threads
                         self._wake(1)
-            return self._daemons is not None
+            return self._threads is not None
 
-    def close_at_exit(self) -> None:
-        """Let running calls finish for `exit_timeout` seconds."""
-        self.close(self._exit_timeout)
+
+class TaskGroup:
+    """The calls of one caller: the next one, how many run, and who waits for them. The pool's lock guards it."""
+
+    __slots__ = ("caller", "caller_slots", "context", "error", "is_queued", "latch", "next_call", "running", "source")
+
+    def __init__(self, source: TaskSource, context: Context, caller: int) -> None:
+        #: None after the caller was interrupted.
+        self.source: TaskSource | None = source
+        self.context = context
+        #: The thread that waits for the calls; None once it has stopped waiting.
+        self.caller: int | None = caller
+        #: The call that a thread may start next.
+        self.next_call: Call | None = None
+        self.running = 0
+        self.is_queued = False
+        #: How many slots of the pool the caller has taken to help.
+        self.caller_slots = 0
+        self.latch: threading.Lock | None = None
+        #: What the source raised when it was asked for a call.
+        self.error: Exception | None = None
+
+    def start_next(self) -> Call | None:
+        """Count the next call as running and return it."""
+        call = self.next_call
+        if call is not None:
+            self.running += 1
+            self.fetch()
+        return call
+
+    def fetch(self) -> None:
+        """Ask the source for the next call."""
+        try:
+            self.next_call = None if self.source is None else self.source.next_call()
+        except Exception as error:  # noqa: BLE001 -- `run` raises it; on a pool thread it would leave the caller waiting
+            self.next_call = None
+            self.error = self.error or error
+
+    def is_finished(self) -> bool:
+        """Tell whether no call runs and none is left."""
+        return self.running == 0 and self.next_call is None
+
+    def cancel(self) -> None:
+        """Drop the calls that no thread has started."""
+        self.source = self.next_call = self.caller = None
+
+    # -- Without the lock.
+
+    def run_call(self, call: Call, around: Around | None) -> None:
+        """Run a call in its own context. Never raises: an error must not end the thread."""
+        thread, groups = threading.get_ident(), running_calls.groups
+        # A caller that drains the queue may run a call already.
+        is_outermost = thread not in groups
+        try:
+            if is_outermost:
+                groups[thread] = self
+            self.context.copy().run(self._run, call, around)
+        finally:
+            if is_outermost:
+                del groups[thread]
+
+    def _run(self, call: Call, around: Around | None) -> None:
+        try:
+            if around is None:
+                call[0](*call[1:])
+            else:
+                self._run_inside(around, call)
+        except BaseException:
+            logger.exception("a call or the context manager around it raised")
+
+    def _run_inside(self, around: Around, call: Call) -> None:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(around())
+            except BaseException as error:  # noqa: BLE001 -- the source reports it
+                source = self.source
+                if source is not None:
+                    source.call_failed(call, error)
+            else:
+                call[0](*call[1:])
+
+    def complete(self) -> None:
+        """Wake the caller; if it no longer waits, tell the source."""
+        if self.caller is not None:
+            if self.latch is not None:
+                self.latch.release()
+            return
+        source = self.source
+        try:
+            if source is not None:
+                self.context.run(source.finished_late)
+        except BaseException:
+            logger.exception("the work after the last call raised, and no caller waits for it")
+        if self.error is not None:
+            logger.error("calls were dropped, and no caller waits for them", exc_info=self.error)

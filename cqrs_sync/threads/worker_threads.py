@@ -1,4 +1,4 @@
-"""Threads that keep no process from leaving."""
+"""Threads that sleep until they are woken, and do not keep the process alive."""
 
 from __future__ import annotations
 
@@ -14,35 +14,34 @@ from weakref import WeakMethod, finalize
 
 logger = logging.getLogger(__name__)
 
-#: A lock that a thread sleeps on: releasing it wakes the thread.
+#: A lock that a thread sleeps on. Releasing it wakes the thread.
 Latch: TypeAlias = threading.Lock
 
 
-class Daemons:
+class WorkerThreads:
     """
-    The threads of a `concurrent.futures.ThreadPoolExecutor`, each of which calls a method whenever it is woken.
+    The threads of a `concurrent.futures.ThreadPoolExecutor`. Each calls a method whenever it is woken.
 
-    The method is given the thread's latch, and puts it among the `sleepers` again.
-    They are not woken by `submit`: what a signal handler raises in there would leave
-    its locks held for ever, and it takes ten times as long. They end with `end()`,
-    or when nobody holds the object whose method it is.
+    The method receives the thread's latch, and puts it back into `sleepers` before it returns. `submit` does not
+    wake the threads: an exception of a signal handler in there would leave its locks held, and it takes ten times
+    as long. The threads end with `close`, or when the object that has the method is garbage.
     """
 
     def __init__(self, method: Callable[[Latch], object], count: int, name: str) -> None:
         """
-        Start `count` threads, fewer where the system gives no more.
+        Start `count` threads, or as many as the system allows.
 
-        Raises RuntimeError where it gives none, as when the interpreter is leaving.
+        Raises RuntimeError if the system allows none, for instance because the interpreter exits.
         """
-        #: The latches of the threads that sleep, the last one to be woken first.
+        #: The latches of sleeping threads. The last one is woken first.
         self.sleepers: list[Latch] = []
-        #: No thread is to sleep any more.
-        self.ended = False
+        #: No thread sleeps again.
+        self.is_closed = False
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
-        known = WeakMethod(method)
-        finalize(known().__self__, self.end, 0.0).atexit = False  # type: ignore[union-attr]
-        # A thread is a daemon where the one that starts it is.
-        starter = threading.Thread(target=self._start, args=(known, count), daemon=True)
+        weak_method = WeakMethod(method)
+        finalize(weak_method().__self__, self.close, 0.0).atexit = False  # type: ignore[union-attr]
+        # A thread that a daemon thread starts is a daemon itself.
+        starter = threading.Thread(target=self._start, args=(weak_method, count), daemon=True)
         starter.start()
         starter.join()
         if not self.sleepers:
@@ -50,46 +49,46 @@ class Daemons:
         if len(self.sleepers) < count:
             logger.warning("only %d of %d threads could be started for %s", len(self.sleepers), count, name)
 
-    def end(self, timeout: float) -> None:
-        """End the threads, those that sleep at once; wait `timeout` seconds for it."""
-        until = time.monotonic() + timeout
-        self.ended = True
+    def close(self, timeout: float) -> None:
+        """End the threads, sleeping ones at once, and wait up to `timeout` seconds for them."""
+        deadline = time.monotonic() + timeout
+        self.is_closed = True
         self._executor.shutdown(wait=False)
         sleepers, self.sleepers = self.sleepers, []
         for latch in sleepers:
             latch.release()
         for thread in self._threads if timeout > 0 else ():
             if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def _threads(self) -> list[threading.Thread]:
-        return list(self._executor._threads)  # noqa: SLF001 -- it does not tell otherwise
+        return list(self._executor._threads)  # noqa: SLF001 -- it has no public list
 
     def _start(self, method: WeakMethod[Callable[[Latch], object]], count: int) -> None:
-        # None of these calls ends, so each is given a thread.
+        # None of these calls ends before `close`, so each gets a thread.
         with suppress(RuntimeError):
             for _ in range(count):
                 latch = threading.Lock()
                 latch.acquire()
                 self._executor.submit(self._serve, method, latch)
                 self.sleepers.append(latch)
-        # At exit, concurrent.futures joins its threads without a limit; ours are ended with one.
+        # At exit, concurrent.futures joins its threads without a time limit. ThreadPool ends these with one.
         queues = getattr(concurrent.futures.thread, "_threads_queues", {})
         for thread in self._threads:
             queues.pop(thread, None)
 
     def _serve(self, method: WeakMethod[Callable[[Latch], object]], latch: Latch) -> None:
-        while not self.ended:
+        while not self.is_closed:
             latch.acquire()
-            alive = method()
-            if alive is None:
-                # `end` may be still to come, and finds no latch of a thread that was just woken.
+            serve = method()
+            if serve is None:
+                # `close` may come later and not find the latch of a thread that was just woken.
                 return
             try:
-                if not self.ended:
-                    alive(latch)
+                if not self.is_closed:
+                    serve(latch)
             except BaseException:
-                logger.exception("what was meant not to raise did; a thread of a pool ends for it")
+                logger.exception("an unexpected error ends a thread of a pool")
                 return
-            del alive
+            del serve

@@ -14,7 +14,7 @@ from cqrs_sync.errors import Closed
 from cqrs_sync.inbox import key_of
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.relay import Relay
-from cqrs_sync.threads.watchdog import forget, watch
+from cqrs_sync.threads.watchdog import unwatch, watch
 from cqrs_sync.wiring import Wiring
 
 M = TypeVar("M")
@@ -174,4 +174,4 @@ def _within(timeout: float, dispatch: Callable[[M], T], message: M) -> T:
         # Here and not in a block of its own: what a signal handler raises (Ctrl-C, a time limit of Celery) would
         # keep it from being left, and this thread would never have time again.
         context.set_deadline(outer)
-        forget(number)
+        unwatch(number)

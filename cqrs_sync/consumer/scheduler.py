@@ -92,7 +92,7 @@ class Scheduler:
         for _ in range(wanted):
             serving = _Serving(self._serve, self._served)
             # Not waited for.
-            if self._threads.run(serving, until=time.monotonic(), helping=False):
+            if self._threads.run(serving, timeout=0, may_help=False):
                 serving.finished_late()
 
     def _serve(self) -> None:

@@ -180,7 +180,8 @@ class EventDispatcher:
         for staged in stages[1:]:
             # Of a middleware, or of a handler that a middleware called again.
             run.follow(staged)
-        if self.wiring.threads.run(run, until=until, helping=not self.stager.transaction_is_open()):
+        timeout = None if until is None else until - time.monotonic()
+        if self.wiring.threads.run(run, timeout=timeout, may_help=not self.stager.transaction_is_open()):
             run.finish()
         else:
             run.leave()

@@ -15,7 +15,7 @@ from cqrs_sync.dispatch.staging import Route, Staged, Target
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.messages import Event
-from cqrs_sync.threads.fanout import Call
+from cqrs_sync.threads.executor import Call
 from cqrs_sync.threads.watchdog import stacks_of
 
 

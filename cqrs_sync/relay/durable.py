@@ -134,7 +134,7 @@ class DurableHandlerWorker:
             # Not waited for: this thread settles and renews.
             given = _Calls(calls, self._done_with)
             self._given.add(given)
-            if self._threads().run(given, until=time.monotonic(), helping=False):
+            if self._threads().run(given, timeout=0, may_help=False):
                 self._given.discard(given)
 
     def _is_last(self, claimed: Claimed) -> bool:

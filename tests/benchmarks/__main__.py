@@ -17,12 +17,12 @@ from tests.benchmarks import (
     confluent_publish,
     consume,
     dispatch,
-    fanout,
     imports,
     kafka_publish,
     rabbitmq_publish,
     relay,
     resolve,
+    thread_pool,
 )
 from tests.benchmarks.figures import Figure, table
 
@@ -52,7 +52,7 @@ def main() -> None:
     groups: dict[str, list[Figure]] = {}
     for title, run in (
         ("Dispatch", dispatch.run),
-        ("Fan-out", fanout.run),
+        ("Thread pool", thread_pool.run),
         ("Import", imports.run),
         ("Container", _resolve),
         ("RabbitMQ", _rabbitmq),

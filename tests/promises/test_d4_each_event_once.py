@@ -435,7 +435,7 @@ def test_d4_a_request_without_events_needs_neither_threads_nor_broker(requests, 
                 raise AssertionError(f"{name} was asked for")
             return object.__getattribute__(self, name)
 
-        def run(self, work, /, *, until=None, helping=True):
+        def run(self, source, /, *, timeout=None, may_help=True):
             """Never called."""
 
         publish = close = run

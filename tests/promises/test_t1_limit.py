@@ -284,7 +284,7 @@ def test_t1_a_pool_that_gets_fewer_threads_than_it_may_have_makes_every_call(mon
     with cqrs.ThreadPool(8) as pool:
         for caller in range(5):
             work = Calls(*[(make, (caller, number)) for number in range(20)])
-            assert pool.run(work, helping=caller % 2 == 0)
+            assert pool.run(work, may_help=caller % 2 == 0)
 
         eventually(lambda: pool._busy == 0)
 
@@ -307,7 +307,7 @@ def test_t1_a_pool_that_gets_no_thread_has_its_callers_make_their_calls(monkeypa
     made = []
     with cqrs.ThreadPool(4) as pool:
         assert pool.run(Calls(*[(made.append, number) for number in range(5)]))
-        assert pool.run(Calls(*[(made.append, number) for number in range(5)]), helping=False)
+        assert pool.run(Calls(*[(made.append, number) for number in range(5)]), may_help=False)
 
         assert 0 == pool._busy
 

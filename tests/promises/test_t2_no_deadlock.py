@@ -292,11 +292,11 @@ def test_t2_a_handler_on_the_pool_with_an_open_transaction_does_not_help_either(
 
         def send_inside():
             work = Calls(*[(lambda: seen.append(threading.current_thread()),)] * 20)
-            pool.run(work, helping=False)
+            pool.run(work, may_help=False)
             seen_by.append(threading.current_thread())
 
         seen_by = []
-        pool.run(Calls((send_inside,)), helping=False)
+        pool.run(Calls((send_inside,)), may_help=False)
 
     assert 20 == len(seen)
     assert seen_by[0] not in seen

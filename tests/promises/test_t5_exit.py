@@ -173,7 +173,7 @@ def test_t5_the_exit_hook_is_registered_once():
         atexit.register = lambda *arguments: (registered.append(arguments), register(*arguments))
         for _ in range(20):
             with cqrs.ThreadPool(1) as pool:
-                pool.run(Calls((int,)), helping=False)
+                pool.run(Calls((int,)), may_help=False)
             del pool
             gc.collect()
         print(json.dumps([hook.__module__ for hook, *_ in registered if "weakref" not in hook.__module__]))
@@ -296,7 +296,7 @@ def release_connection():
     eventually(lambda: len(pool._queue) == 1, timeout=20)
     waiting.set()
 
-pool.run(Calls((int,)), helping=False)
+pool.run(Calls((int,)), may_help=False)
 eventually(lambda: pool._busy == 0)
 for function in (help, wait, release_connection):
     threading.Thread(target=function).start()

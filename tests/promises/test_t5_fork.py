@@ -116,7 +116,7 @@ def test_t5_a_child_has_threads_of_its_own_only():
     def use_all_places():
         assert 0 == pool._busy
         meet = threading.Barrier(2)
-        pool.run(Calls((meet.wait, 4), (meet.wait, 4)), helping=False)
+        pool.run(Calls((meet.wait, 4), (meet.wait, 4)), may_help=False)
         assert not meet.broken
         pool.close(timeout=2)
 

@@ -95,7 +95,7 @@ def test_t5_threads_are_started_by_the_first_call():
         assert pool.run(Calls())
         assert [] == pool_threads()
 
-        pool.run(Calls(*[(lambda: None,)] * 3), helping=False)
+        pool.run(Calls(*[(lambda: None,)] * 3), may_help=False)
 
         assert 2 == len(pool_threads())
 
@@ -120,7 +120,7 @@ def test_t5_close_lets_go_of_every_thread(size):
     When it returns, the pool's threads are gone, and a second close changes nothing.
     """
     pool = cqrs.ThreadPool(size)
-    pool.run(Calls(*[(lambda: None,)] * 50), helping=False)
+    pool.run(Calls(*[(lambda: None,)] * 50), may_help=False)
     assert size == len(pool_threads())
 
     pool.close()
@@ -149,7 +149,7 @@ def test_t5_leaving_the_with_block_closes(size):
     assert [] == pool_threads()
 
     with pytest.raises(ZeroDivisionError), cqrs.ThreadPool(size) as pool:
-        assert pool.run(Calls((lambda: None,)), helping=False) / 0
+        assert pool.run(Calls((lambda: None,)), may_help=False) / 0
     assert [] == pool_threads()
 
 
@@ -212,8 +212,8 @@ def test_t5_close_gives_up_on_a_handler_that_hangs(size, caplog):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("helping", [True, False])
-def test_t5_calls_after_close_run_in_their_callers_thread(size, helping):
+@pytest.mark.parametrize("may_help", [True, False])
+def test_t5_calls_after_close_run_in_their_callers_thread(size, may_help):
     """
     Nothing is lost, and no thread is started again.
     """
@@ -222,13 +222,13 @@ def test_t5_calls_after_close_run_in_their_callers_thread(size, helping):
     def note(depth):
         seen.append(threading.current_thread())
         if depth:
-            pool.run(Calls((note, depth - 1), (note, depth - 1)), helping=helping)
+            pool.run(Calls((note, depth - 1), (note, depth - 1)), may_help=may_help)
 
     pool = cqrs.ThreadPool(size)
     pool.run(Calls(*[(lambda: None,)] * 3))
     pool.close()
-    pool.run(Calls((note, 2), (note, 2)), helping=helping)
-    pool.run(Calls((note, 0)), until=time.monotonic() + BOUND, helping=helping)
+    pool.run(Calls((note, 2), (note, 2)), may_help=may_help)
+    pool.run(Calls((note, 0)), timeout=BOUND, may_help=may_help)
 
     assert [threading.current_thread()] * 15 == seen
     assert [] == pool_threads()

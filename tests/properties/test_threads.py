@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 
 import pytest
 from attrs import field, frozen
@@ -31,7 +30,7 @@ class Node:
 
     nested: tuple[Node, ...] = ()
     added: tuple[Node, ...] = ()
-    helping: bool = True
+    may_help: bool = True
     deadline: bool = False
 
     @property
@@ -44,16 +43,16 @@ def forests(nodes):
 
 
 nodes = st.recursive(
-    st.builds(Node, helping=st.booleans(), deadline=st.booleans()),
+    st.builds(Node, may_help=st.booleans(), deadline=st.booleans()),
     lambda nodes: st.builds(
-        Node, nested=forests(nodes), added=forests(nodes), helping=st.booleans(), deadline=st.booleans()
+        Node, nested=forests(nodes), added=forests(nodes), may_help=st.booleans(), deadline=st.booleans()
     ),
     max_leaves=25,
 )
 roots = st.builds(
     Node,
     nested=st.lists(nodes, min_size=1, max_size=4).map(tuple),
-    helping=st.booleans(),
+    may_help=st.booleans(),
     deadline=st.booleans(),
 )
 
@@ -73,8 +72,8 @@ class Tree:
         work = Calls()
         for child in node.nested:
             work.add(self.make, child, work)
-        until = time.monotonic() + 3600 if node.deadline else None
-        assert self.executor.run(work, until=until, helping=node.helping)
+        timeout = 3600 if node.deadline else None
+        assert self.executor.run(work, timeout=timeout, may_help=node.may_help)
         self.crowded = self.crowded or work.was_crowded
         assert [] == work.failed
         assert 0 == work.finished_late_calls

@@ -36,7 +36,7 @@ def test_a_thread_is_known_while_it_runs_a_call_and_no_longer(executor):
     def call(depth):
         seen.append(is_running())
         if depth:
-            executor.run(Calls((call, depth - 1), (call, depth - 1)), helping=depth % 2 == 0)
+            executor.run(Calls((call, depth - 1), (call, depth - 1)), may_help=depth % 2 == 0)
         seen.append(is_running())
 
     executor.run(Calls(*[(call, 3)] * 4))
@@ -54,12 +54,12 @@ def test_threads_are_known_by_the_thread_that_waits_for_their_calls():
     def call(name, *others):
         threads[name] = threading.get_ident()
         if others:
-            inner.run(Calls(*others), helping=False)
+            inner.run(Calls(*others), may_help=False)
         gate.wait()
 
     def caller(name, *calls):
         threads[name] = threading.get_ident()
-        outer.run(Calls(*calls), helping=False)
+        outer.run(Calls(*calls), may_help=False)
 
     with (
         cqrs.ThreadPool(4) as outer,
@@ -84,7 +84,7 @@ def test_a_caller_that_stopped_waiting_has_no_helpers():
     gate = Gate()
     work = Calls((gate.wait,))
     with cqrs.ThreadPool(1) as pool:
-        assert not pool.run(work, until=0.0)
+        assert not pool.run(work, timeout=0.0)
         eventually(running_calls.threads)
         assert set() == running_calls.helpers_of(threading.get_ident())
         gate.open()

@@ -163,14 +163,14 @@ class ExecutorContract:
         """Five deep, two at each level, with and without a deadline, whatever the limit."""
         lock, made = threading.Lock(), [0]
 
-        def make(depth: int, until: float | None) -> None:
+        def make(depth: int, timeout: float | None) -> None:
             with lock:
                 made[0] += 1
             if depth:
-                assert executor.run(Calls((make, depth - 1, until), (make, depth - 1, until)), until=until)
+                assert executor.run(Calls((make, depth - 1, timeout), (make, depth - 1, timeout)), timeout=timeout)
 
-        for until in (None, time.monotonic() + BOUND):
-            in_threads(lambda until=until: executor.run(Calls((make, 5, until)), until=until))  # type: ignore[misc]
+        for timeout in (None, BOUND):
+            in_threads(lambda timeout=timeout: executor.run(Calls((make, 5, timeout)), timeout=timeout))  # type: ignore[misc]
 
         assert 2 * 63 == made[0]
 
@@ -185,8 +185,8 @@ class ExecutorContract:
         def run() -> None:
             for _ in range(10):
                 assert executor.run(Calls(*[(make,)] * 5))
-                assert executor.run(Calls(*[(make,)] * 5), helping=False)
-                assert executor.run(Calls(*[(make,)] * 5), until=time.monotonic() + BOUND)
+                assert executor.run(Calls(*[(make,)] * 5), may_help=False)
+                assert executor.run(Calls(*[(make,)] * 5), timeout=BOUND)
 
         in_threads(*[run] * 16)
 
@@ -216,7 +216,7 @@ class ExecutorContract:
         """A caller that is not to help, as with an open transaction, is left alone."""
         seen: list[threading.Thread] = []
 
-        executor.run(Calls(*[(lambda: seen.append(threading.current_thread()),)] * 30), helping=False)
+        executor.run(Calls(*[(lambda: seen.append(threading.current_thread()),)] * 30), may_help=False)
 
         assert 30 == len(seen)
         if self.features.has_threads:
@@ -244,7 +244,7 @@ class ExecutorContract:
         work = Seeing(*[(make,)] * 20)
         token = _value.set("the caller's")
         begin = time.monotonic()
-        finished = executor.run(work, until=begin + 0.2)
+        finished = executor.run(work, timeout=0.2)
         took = time.monotonic() - begin
         _value.reset(token)
 
@@ -264,7 +264,7 @@ class ExecutorContract:
         made: list[int] = []
         work = Calls(*[(made.append, number) for number in range(20)])
 
-        assert executor.run(work, until=time.monotonic() + BOUND)
+        assert executor.run(work, timeout=BOUND)
 
         assert 20 == len(made)
         assert 0 == work.finished_late_calls
@@ -273,14 +273,14 @@ class ExecutorContract:
 
     def test_calls_after_close_are_made(self, executor: Executor) -> None:
         """Closing lets go of threads, not of work; a second time does nothing."""
-        executor.run(Calls(*[(int,)] * 5), helping=False)
+        executor.run(Calls(*[(int,)] * 5), may_help=False)
         before = threading.active_count()
         executor.close()
         executor.close(timeout=0.1)
         made: list[int] = []
 
         assert executor.run(Calls(*[(made.append, number) for number in range(5)]))
-        assert executor.run(Calls((made.append, 5)), helping=False)
+        assert executor.run(Calls((made.append, 5)), may_help=False)
 
         assert [0, 1, 2, 3, 4, 5] == sorted(made)
         assert threading.active_count() <= before
@@ -295,7 +295,7 @@ class ExecutorContract:
             assert gate.wait(BOUND)
             ended.set()
 
-        executor.run(Calls((hang,)), until=time.monotonic())
+        executor.run(Calls((hang,)), timeout=0)
         begin = time.monotonic()
         executor.close(timeout=0.2)
 
@@ -311,8 +311,8 @@ class ExecutorContract:
 
         def run() -> None:
             made: list[int] = []
-            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), until=time.monotonic() + 5)
-            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), helping=False)
+            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), timeout=5)
+            assert executor.run(Calls(*[(made.append, number) for number in range(20)]), may_help=False)
             assert sorted([*range(20), *range(20)]) == sorted(made)
 
         run()

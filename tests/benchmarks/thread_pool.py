@@ -1,7 +1,7 @@
 """
 What spreading handlers over a pool costs beside `concurrent.futures` itself, and beside the ideal.
 
-    python -m tests.benchmarks.fanout [rounds]
+    python -m tests.benchmarks.thread_pool [rounds]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 
-from cqrs_sync.threads.fanout import Call
+from cqrs_sync.threads.executor import Call
 from cqrs_sync.threads.pool import ThreadPool
 from tests.benchmarks.figures import Figure, ratio, rounds_of, seconds, table
 

@@ -1,14 +1,14 @@
 """
-The outbox and the inbox in a SQL database: their tables, and the statements that claim, settle and insert first.
+The outbox and the inbox in a SQL database, shared by the Django and the SQLAlchemy integration.
 
-`SqlOutbox` and `SqlInbox` are all that must be right once: who claims what, in which order, and who is first. A
-`Database` tells them how to reach one: `integrations.django` and `integrations.sqlalchemy` do, and so
-may any other way to the same three dialects.
+`SqlOutbox` and `SqlInbox` hold what must be right once: who claims which delivery, in which order, and which of
+several callers is first. A `Database` gives them connections and transactions. `integrations.django` and
+`integrations.sqlalchemy` implement it; another library can, for the same three dialects.
 """
 
-from cqrs_sync.sql.database import Connection, Database, Purpose
+from cqrs_sync.sql.database import Database, DatabaseConnection, StoreKind
 from cqrs_sync.sql.dialects import Dialect
 from cqrs_sync.sql.inbox import SqlInbox
 from cqrs_sync.sql.outbox import SqlOutbox
 
-__all__ = ["Connection", "Database", "Dialect", "Purpose", "SqlInbox", "SqlOutbox"]
+__all__ = ["Database", "DatabaseConnection", "Dialect", "SqlInbox", "SqlOutbox", "StoreKind"]

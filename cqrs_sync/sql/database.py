@@ -1,4 +1,4 @@
-"""What the store asks of a way to a database."""
+"""The database socket: how the SQL outbox and inbox get connections and transactions."""
 
 from __future__ import annotations
 
@@ -22,88 +22,94 @@ from cqrs_sync.transactions import Transactions
 
 
 @attrs.frozen
-class Purpose:
-    """What a database is used for, and the errors that tell of trouble with it."""
+class StoreKind:
+    """Outbox or inbox: its name in messages, and the errors that report trouble with its database."""
 
-    #: As messages name it.
     name: str
     unavailable: type[CqrsError]
     not_installed: type[ConfigurationError]
 
 
-OUTBOX = Purpose("outbox", OutboxUnavailable, OutboxNotInstalled)
-INBOX = Purpose("inbox", InboxUnavailable, InboxNotInstalled)
+OUTBOX = StoreKind("outbox", OutboxUnavailable, OutboxNotInstalled)
+INBOX = StoreKind("inbox", InboxUnavailable, InboxNotInstalled)
 
 
-class Connection(Protocol):
+class DatabaseConnection(Protocol):
     """
-    A connection with a transaction open.
+    A connection with an open transaction.
 
-    Statements are in the paramstyle `format`: a `%s` for each parameter, `%%` for a per cent sign.
+    Statements use the paramstyle `format`: `%s` for each parameter, `%%` for a per cent sign.
     """
 
-    #: The transaction is the caller's, and so are its settings.
+    #: The caller owns the transaction and its settings.
     is_nested: bool
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
-        """Execute a statement and return its rows; none where it returns no rows."""
+        """Execute a statement and return its rows, none if it returns no rows."""
 
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
-        """Execute a statement and return how many rows it has changed."""
+        """Execute a statement and return how many rows it changed."""
 
     def is_open(self) -> bool:
         """
-        Tell whether the transaction is open, as far as the driver knows: the database is not asked.
+        Tell whether the transaction is open, as far as the driver knows. This does not ask the database.
 
-        Raises TransactionLost where it is known to be rolled back, or to be rolled back at its end, without a word.
+        Raises TransactionLost if the transaction was rolled back, or its commit would silently roll it back.
         """
 
 
 class Database(Protocol):
-    """A way to a database; safe from any thread and in a forked child."""
+    """A database, safe from any thread and in a forked child."""
 
     @property
     def dialect(self) -> Dialect:
-        """Return the SQL it speaks."""
+        """Return the SQL that the database speaks."""
 
     @property
     def transactions(self) -> Transactions:
-        """Return the transactions of the application on this database."""
+        """Return the application's transactions on this database."""
 
-    def joined(self) -> Connection:
-        """Return the connection on which the calling thread has its transaction open; called only where it has one."""
-
-    def begun(self, *, durable: bool = False) -> AbstractContextManager[Connection]:
+    def current_connection(self) -> DatabaseConnection | None:
         """
-        Open a transaction of the library's own, and commit it at the end of the block.
+        Return the connection on which the calling thread has a transaction open, None if it has none.
 
-        A way that has one connection for each thread joins the transaction that the caller has open there, with a
-        savepoint. It raises ConfigurationError where the block is `durable`: what is done in it is to be true for
-        everyone when it ends.
-
-        It is rolled back for whatever is raised in the block; a connection that is broken
-        then is not used again. Raises the purpose's `unavailable` where the database cannot be reached,
-        and for its own errors in the block; `not_installed` where a table is missing.
+        Raises TransactionLost if that transaction would silently be rolled back.
         """
 
-    def opened(self) -> AbstractContextManager[Connection]:
+    def transaction(self, *, durable: bool = False) -> AbstractContextManager[DatabaseConnection]:
         """
-        Open the transaction that the application's code in the block uses, and commit it at the end.
+        Open a transaction of the library's own and commit it at the end of the block.
 
-        Called only where the calling thread has none. It is rolled back for whatever is raised in the block, which is
-        let through. Raises TransactionLost where the block raises nothing and would be rolled back all the same; the
-        purpose's errors where the database cannot be reached, and for those of the connection's own statements;
-        NotInTransaction where only the application can open such a transaction.
+        An implementation with one connection per thread joins the caller's open transaction with a savepoint. For
+        a `durable` block it raises ConfigurationError instead: such a block must be committed when it ends.
+
+        Any exception in the block rolls the transaction back; a broken connection is not used again.
+        Raises the store's `unavailable` error if the database cannot be reached or reports an error in the block,
+        and its `not_installed` error if a table is missing.
         """
 
-    def conflicted(self, error: BaseException, /) -> bool:
-        """Tell of an error of `opened` whether the database ended one transaction of several: it may be done again."""
+    def application_transaction(self) -> AbstractContextManager[DatabaseConnection]:
+        """
+        Open the transaction that application code in the block uses, and commit it at the end.
 
-    def elsewhere(self) -> str | None:
-        """Name another database on which the calling thread has a transaction open, for an error."""
+        Call this only if the thread has none open. Any exception in the block rolls it back and passes through.
+        Raises TransactionLost if the block raises nothing but its transaction would be rolled back all the same;
+        the store's errors if the database cannot be reached, or if a statement of this connection fails;
+        NotInTransaction if only the application can open such a transaction.
+        """
+
+    def is_conflict(self, error: BaseException, /) -> bool:
+        """
+        Tell whether the database ended one of several competing transactions with this error.
+
+        `error` comes from `application_transaction`. After a conflict the transaction can be started again.
+        """
+
+    def other_database(self) -> str | None:
+        """Name another database on which the calling thread has a transaction open, for an error message."""
 
     def listener(self, channel: str, /) -> Listener | None:
-        """Listen for what is notified on a channel; None where the database or its driver has no such thing."""
+        """Listen for notifications on a channel; None if the database or its driver has none."""
 
     def release_connection(self) -> None:
-        """Give up the connection of the calling thread that `begun` has used."""
+        """Release the calling thread's connection that `transaction` used."""

@@ -1,4 +1,4 @@
-"""What databases say differently: time, and rows that others have locked."""
+"""How the databases differ: time, row locks, and conflicts on insert."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ from typing import Any
 
 import attrs
 
-#: Seconds after which PostgreSQL ends a transaction of ours whose process was stopped in the middle of it.
-_IDLE = 10
+#: After these seconds PostgreSQL ends a transaction of the library whose process stopped in the middle of it.
+_IDLE_TIMEOUT = 10
 
 
 @attrs.frozen
 class Dialect:
-    """The SQL of one kind of database; in the paramstyle `format`."""
+    """The SQL of one kind of database, in the paramstyle `format`."""
 
     name: str
-    #: The present moment by the database's clock, in UTC.
+    #: The current time in UTC, by the database's clock.
     now: str
-    #: The moment that is a number of seconds away; takes one parameter, made by `seconds`.
-    later: str
-    seconds: Callable[[float], Any]
-    #: Seconds from now until the moment in a column.
-    until: str
-    #: Makes a SELECT lock its rows and leave out those that others have locked.
+    #: The time a number of seconds from now. Takes one parameter, which `interval` makes.
+    now_plus: str
+    #: Makes the parameter of `now_plus` and `cutoff` from seconds.
+    interval: Callable[[float], Any]
+    #: Seconds from now until the time in a column.
+    seconds_until: str
+    #: Makes a SELECT lock its rows and skip rows that others have locked.
     skip_locked: str
-    #: Begins a transaction that claims or settles: it sees what has committed by each statement.
-    #: `{deliveries}` is the table.
+    #: Starts a transaction that claims or settles: each statement sees what has committed by then.
+    #: `{table}` is the table.
     begin: str
-    #: The same as `later` for a moment in the past that an index can be asked for.
-    before: str
+    #: As `now_plus`, in a form that can use an index. For times in the past.
+    cutoff: str
     quote: str = '"'
-    #: Lets a transaction read whole tables again, where `begin` has told it not to.
-    scan: str | None = None
-    #: Changes and deletes rows of a table by their primary keys, and looks at no others.
+    #: Lets a transaction scan whole tables again if `begin` has disabled that.
+    allow_scans: str | None = None
+    #: Change and delete rows of a table by primary key, without touching any other row.
     update: str = "UPDATE {table} SET"
     delete: str = "DELETE FROM {table} WHERE"
-    #: It compares with an array, which is one parameter.
-    arrays: bool = False
-    #: Tells listeners on a channel, its parameter, at the commit; None where there is no such thing.
+    #: A list of values can be one array parameter.
+    has_arrays: bool = False
+    #: Notifies listeners on a channel, its parameter, at the commit; None if the database has no notifications.
     notify: str | None = None
-    #: Lets an INSERT of a row whose key is there wait for whoever has inserted it. One row is changed where it was
-    #: not there, and another number of them where it was, whatever the driver has told the server to count.
-    unless_there: str = "ON CONFLICT (id, handler) DO NOTHING"
-    #: Lets an INSERT count the attempt in the row that is there.
-    or_count: str = "ON CONFLICT (id, handler) DO UPDATE SET attempts = {table}.attempts + 1"
+    #: Makes an INSERT wait for an open transaction that has inserted the same key. The INSERT then counts exactly
+    #: one changed row if the key was new, and another number if it was not, whatever the driver makes the server count.
+    on_conflict_ignore: str = "ON CONFLICT (id, handler) DO NOTHING"
+    #: Makes an INSERT count the attempt in the existing row.
+    on_conflict_count: str = "ON CONFLICT (id, handler) DO UPDATE SET attempts = {table}.attempts + 1"
 
 
 DIALECTS = {
@@ -53,52 +54,52 @@ DIALECTS = {
         Dialect(
             name="postgresql",
             now="clock_timestamp()",
-            later="clock_timestamp() + %s * interval '1 second'",
-            before="now() + %s * interval '1 second'",
-            scan="SET LOCAL enable_seqscan TO ON",
-            seconds=float,
-            until="extract(epoch from ({column} - clock_timestamp()))",
+            now_plus="clock_timestamp() + %s * interval '1 second'",
+            cutoff="now() + %s * interval '1 second'",
+            allow_scans="SET LOCAL enable_seqscan TO ON",
+            interval=float,
+            seconds_until="extract(epoch from ({column} - clock_timestamp()))",
             skip_locked="FOR UPDATE SKIP LOCKED",
-            # What is lost with the database is claimed or settled again: nobody has to wait for the disk.
-            # Statistics of tables that fill and empty all day are wrong most of the time: indexes are right.
+            # Asynchronous commit: a crash of the database loses a claim or a settlement, and it is made again.
+            # No sequential scans: these tables fill and empty all day, so their statistics are usually wrong.
             begin=(
                 "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit TO OFF; "
                 "SET LOCAL enable_seqscan TO OFF; "
-                f"SET LOCAL idle_in_transaction_session_timeout TO '{_IDLE}s'"
+                f"SET LOCAL idle_in_transaction_session_timeout TO '{_IDLE_TIMEOUT}s'"
             ),
-            arrays=True,
+            has_arrays=True,
             notify="SELECT pg_notify(%s, '')",
         ),
         Dialect(
             name="mysql",
             now="UTC_TIMESTAMP(6)",
-            later="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
-            before="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
-            seconds=lambda seconds: round(seconds * 1_000_000),
-            until="TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {column}) / 1000000",
+            now_plus="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
+            cutoff="UTC_TIMESTAMP(6) + INTERVAL %s MICROSECOND",
+            interval=lambda seconds: round(seconds * 1_000_000),
+            seconds_until="TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {column}) / 1000000",
             skip_locked="FOR UPDATE SKIP LOCKED",
-            # Under REPEATABLE READ a locking SELECT would lock gaps as well, and inserts would wait for it.
+            # Under REPEATABLE READ a locking SELECT also locks gaps, and inserts would wait for it.
             begin="SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
             quote="`",
-            # It would rather read a small table as a whole, and wait for each row that somebody else has inserted.
+            # Without a hint MySQL scans a small table, and waits for each row that an open transaction inserted.
             update="UPDATE {table} FORCE INDEX (PRIMARY) SET",
             delete="DELETE {table} FROM {table} FORCE INDEX (PRIMARY) WHERE",
-            # An update that changes nothing counts as none or as one row, as the driver likes; this is always two.
-            # And what a transaction has changed it sees, though its snapshot be older.
-            unless_there="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
-            or_count="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
+            # Depending on the driver, an update that changes nothing counts as 0 rows or as 1; this counts as 2.
+            # A transaction also sees rows that it changed itself, even if its snapshot is older.
+            on_conflict_ignore="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
+            on_conflict_count="ON DUPLICATE KEY UPDATE attempts = attempts + 1",
         ),
         Dialect(
             name="sqlite",
             now="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now') || '000'",
-            later="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
-            before="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
-            seconds=lambda seconds: f"{seconds:+.3f} seconds",
-            until="(julianday({column}) - julianday('now')) * 86400.0",
+            now_plus="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
+            cutoff="strftime('%%Y-%%m-%%d %%H:%%M:%%f', 'now', %s) || '000'",
+            interval=lambda seconds: f"{seconds:+.3f} seconds",
+            seconds_until="(julianday({column}) - julianday('now')) * 86400.0",
             skip_locked="",
-            # A transaction that reads first and writes then is refused where another has written in between;
-            # one that begins with a write waits for its turn.
-            begin="UPDATE {deliveries} SET attempts = attempts WHERE id = 0",
+            # SQLite refuses a write after a read if another transaction wrote in between.
+            # A transaction that starts with a write waits for its turn.
+            begin="UPDATE {table} SET attempts = attempts WHERE id = 0",
         ),
     )
 }

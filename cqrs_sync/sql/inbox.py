@@ -1,4 +1,4 @@
-"""The inbox in a table: who is first, and what was answered."""
+"""The inbox in a table: which caller is first, and what result it kept."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 from cqrs_sync.errors import InboxUnavailable, TransactionLost
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
-from cqrs_sync.sql.database import Connection, Database
-from cqrs_sync.sql.dialects import Dialect
-from cqrs_sync.sql.outbox import check_table
-from cqrs_sync.sql.statements import quoted
+from cqrs_sync.sql.database import Database, DatabaseConnection
+from cqrs_sync.sql.statements import InboxStatements, check_table
 from cqrs_sync.transactions import Transactions
 
-#: Transactions that are opened one after the other, where the database ends them in favour of others.
-_OPENED = 5
+#: How often a transaction is started again after a conflict with others, the first time included.
+_TRANSACTIONS = 5
 
 _savepoints = itertools.count()
 
@@ -25,21 +23,21 @@ class SqlInbox:
     """
     The inbox in a SQL database.
 
-    `table` is the name of its table, with the schema where there is one.
+    `table` is the name of its table, with the schema if there is one.
 
-    The row is inserted by a statement that waits where somebody else has inserted it and not committed yet, so the
-    database decides who is first. A deadlock, or a snapshot that is too old (REPEATABLE READ), is met by beginning
-    anew where the transaction was opened here; in one of the caller's it is let through.
+    The INSERT of a row waits while another open transaction has inserted the same row, so the database decides which
+    caller is first. After a deadlock, or if the snapshot is too old (REPEATABLE READ), the inbox starts its own
+    transaction again; in a transaction of the caller it lets the error through.
     """
 
     def __init__(self, database: Database, *, table: str = "cqrs_inbox") -> None:
         check_table(table)
         self._database = database
-        self._name = table
-        self._known: _Statements | None = None
+        self._table = table
+        self._statements: InboxStatements | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name})"
+        return f"{type(self).__name__}({self._table})"
 
     @property
     def transactions(self) -> Transactions:
@@ -50,118 +48,120 @@ class SqlInbox:
     def once(self, key: str, handler: str = "", /) -> Iterator[Receipt]:
         """Join the transaction of the calling thread, or open one, and tell whether this was done before."""
         check_key(key, handler)
-        row = exact(key), exact(handler)
-        if self.transactions.active():
-            connection = self._database.joined()
-            receipt = self._ask(connection, row)
-            with self._taken_back(connection, row, receipt):
+        row = _exact(key), _exact(handler)
+        connection = self._database.current_connection()
+        if connection is not None:
+            receipt = self._insert(connection, row)
+            with self._deleted_on_error(connection, receipt):
                 yield receipt
-                self._check_kept(receipt)
+                self._check_receipt_kept(receipt)
         else:
-            with ExitStack() as opened:
-                receipt = self._open(opened, row)
+            with ExitStack() as stack:
+                receipt = self._insert_in_new_transaction(stack, row)
                 yield receipt
-                self._check_kept(receipt)
+                self._check_receipt_kept(receipt)
 
     def attempt(self, key: str, /) -> int:
-        """Count an attempt before it is made."""
+        """Count an attempt before it starts."""
         check_key(key, "")
-        row = exact(key), ATTEMPTS
-        with self._begun() as connection:
-            connection.change(self._say.count, row)
-            return int(connection.execute(self._say.attempts, row)[0][0])
+        row = _exact(key), ATTEMPTS
+        with self._transaction() as connection:
+            connection.change(self._sql.count, row)
+            return int(connection.execute(self._sql.attempts, row)[0][0])
 
     def attempts_at(self, key: str, /) -> int:
-        """Return how many attempts were counted."""
+        """Return how many attempts are counted."""
         check_key(key, "")
-        with self._begun() as connection:
-            rows = connection.execute(self._say.attempts, (exact(key), ATTEMPTS))
+        with self._transaction() as connection:
+            rows = connection.execute(self._sql.attempts, (_exact(key), ATTEMPTS))
             return int(rows[0][0]) if rows else 0
 
     def take_back_attempt(self, key: str, /) -> None:
         """Count one attempt less."""
         check_key(key, "")
-        row = exact(key), ATTEMPTS
-        with self._begun() as connection:
-            if connection.change(self._say.count_less, row):
-                connection.change(self._say.delete_uncounted, row)
+        row = _exact(key), ATTEMPTS
+        with self._transaction() as connection:
+            if connection.change(self._sql.count_less, row):
+                connection.change(self._sql.delete_uncounted, row)
 
     def forget_attempts(self, key: str, /) -> None:
-        """Begin to count anew."""
+        """Reset the count."""
         check_key(key, "")
-        with self._begun() as connection:
-            connection.change(self._say.delete(1), (exact(key), ATTEMPTS))
+        with self._transaction() as connection:
+            connection.change(self._sql.delete(1), (_exact(key), ATTEMPTS))
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
-        """Forget what was first asked for more than `older_than` seconds ago."""
-        with self._begun() as connection:
-            rows = connection.execute(self._say.old, [self._database.dialect.seconds(-older_than), limit])
+        """Delete receipts that were written more than `older_than` seconds ago."""
+        with self._transaction() as connection:
+            rows = connection.execute(self._sql.old, [self._database.dialect.interval(-older_than), limit])
             if not rows:
                 return 0
-            return connection.change(self._say.delete(len(rows)), [value for row in rows for value in row])
+            return connection.change(self._sql.delete(len(rows)), [value for row in rows for value in row])
 
     def release_connection(self) -> None:
-        """Give up the connection of the calling thread."""
+        """Release the calling thread's connection."""
         self._database.release_connection()
 
     @property
-    def _say(self) -> _Statements:
-        # Made late: naming the dialect may need settings that are there only then.
-        if self._known is None:
-            self._known = _Statements(self._database.dialect, self._name)
-        return self._known
+    def _sql(self) -> InboxStatements:
+        # Made at first use: finding the dialect may need settings that are not there at import.
+        if self._statements is None:
+            self._statements = InboxStatements(self._database.dialect, self._table)
+        return self._statements
 
     @contextmanager
-    def _begun(self) -> Iterator[Connection]:
-        with self._database.begun(durable=True) as connection:
+    def _transaction(self) -> Iterator[DatabaseConnection]:
+        with self._database.transaction(durable=True) as connection:
             if not connection.is_nested:
-                connection.execute(self._say.begin)
+                connection.execute(self._sql.begin)
             yield connection
 
-    def _open(self, opened: ExitStack, row: tuple[str, str]) -> _Receipt:
-        """Open a transaction in which it is known who is first."""
-        for is_last in (*[False] * (_OPENED - 1), True):
+    def _insert_in_new_transaction(self, stack: ExitStack, row: tuple[str, str]) -> _SqlReceipt:
+        """Open the transaction for the handler and insert the row; start again after a conflict."""
+        for is_last in (*[False] * (_TRANSACTIONS - 1), True):
             try:
                 with ExitStack() as opening:
-                    receipt = self._ask(opening.enter_context(self._database.opened()), row)
-                    opened.enter_context(opening.pop_all())
+                    connection = opening.enter_context(self._database.application_transaction())
+                    receipt = self._insert(connection, row)
+                    stack.enter_context(opening.pop_all())
                     return receipt
             except InboxUnavailable as error:
-                if is_last or not self._database.conflicted(error):
+                if is_last or not self._database.is_conflict(error):
                     raise
-        raise AssertionError  # pragma: no cover -- the last one returns or raises
+        raise AssertionError  # pragma: no cover -- the last round returns or raises
 
-    def _ask(self, connection: Connection, row: tuple[str, str]) -> _Receipt:
-        """Insert the row, or wait for whoever has, and find what was kept."""
+    def _insert(self, connection: DatabaseConnection, row: tuple[str, str]) -> _SqlReceipt:
+        """Insert the row, or wait for the transaction that has inserted it and read the result it kept."""
         while True:
-            if connection.change(self._say.insert, row) == 1:
-                return _Receipt(connection, row, self._say, is_first=True)
-            found = connection.execute(self._say.result, row)
-            # None where it was purged between the two statements.
+            if connection.change(self._sql.insert, row) == 1:
+                return _SqlReceipt(connection, row, self._sql.keep, first=True)
+            found = connection.execute(self._sql.result, row)
+            # Empty if the row was purged between the two statements.
             if found:
-                kept = found[0][0]
-                return _Receipt(connection, row, self._say, result=None if kept is None else bytes(kept))
+                result = found[0][0]
+                return _SqlReceipt(
+                    connection, row, self._sql.keep, first=False, result=None if result is None else bytes(result)
+                )
 
-    def _check_kept(self, receipt: _Receipt) -> None:
-        """Refuse to call something done whose receipt was rolled back under it."""
+    def _check_receipt_kept(self, receipt: _SqlReceipt) -> None:
+        """Raise TransactionLost if the receipt was rolled back before the end of the block."""
         if not receipt.first or receipt.connection.is_open():
             return
-        # Ended by hand, and only the table tells how: with a COMMIT it is there.
-        joins = self.transactions.active()
-        with nullcontext(self._database.joined()) if joins else self._database.begun() as connection:
-            if not connection.execute(self._say.result, receipt.row):
+        # The application has ended the transaction itself. The table tells how: after a COMMIT the row is there.
+        current = self._database.current_connection()
+        with self._database.transaction() if current is None else nullcontext(current) as connection:
+            if not connection.execute(self._sql.result, receipt.row):
                 raise TransactionLost(
-                    "the transaction in which this was done was rolled back before its end, and the receipt of the "
-                    "inbox with it: raise an error to give up what was done, and leave ROLLBACK to whoever has opened "
-                    "it"
+                    "the handler's transaction was rolled back before its end, and the inbox's receipt with it. To "
+                    "undo what was done, raise an error; leave ROLLBACK to the code that opened the transaction"
                 )
 
     @contextmanager
-    def _taken_back(self, connection: Connection, row: tuple[str, str], receipt: _Receipt) -> Iterator[None]:
+    def _deleted_on_error(self, connection: DatabaseConnection, receipt: _SqlReceipt) -> Iterator[None]:
         """
-        Take the receipt back where the block fails, for a caller who goes on in the same transaction.
+        Delete the receipt if the block fails, for a caller that continues in the same transaction.
 
-        A retry in it would find the receipt of the attempt that has failed, and do nothing.
+        A retry in it would find the receipt of the failed attempt, and do nothing.
         """
         if not receipt.first:
             yield
@@ -172,69 +172,43 @@ class SqlInbox:
             yield
         except BaseException:
             with suppress(Exception):
-                # It is not there where the database has ended the transaction: the row is gone with it, or is by
-                # now somebody else's.
+                # This fails if the database has ended the transaction. The row is gone with it then, and a row with
+                # this key may belong to another transaction by now.
                 connection.execute(f"RELEASE SAVEPOINT {savepoint}")
-                connection.change(self._say.delete(1), row)
+                connection.change(self._sql.delete(1), receipt.row)
             raise
 
 
-class _Receipt:
-    """What the table says of a row, in the transaction in which it was asked."""
+class _SqlReceipt:
+    """A receipt, in the transaction that inserted or found its row."""
 
     def __init__(
         self,
-        connection: Connection,
+        connection: DatabaseConnection,
         row: tuple[str, str],
-        say: _Statements,
+        keep_statement: str,
         *,
-        is_first: bool = False,
+        first: bool,
         result: bytes | None = None,
     ) -> None:
-        self.first = is_first
+        self.first = first
         self.result = result
         self.connection = connection
         self.row = row
-        self._say = say
+        self._keep_statement = keep_statement
 
     def keep(self, result: bytes, /) -> None:
-        """Keep a result for those who come later."""
+        """Keep a result for later callers."""
         if not self.first:
-            raise ValueError("only who is first keeps a result: look at `first` before")
-        # Raises where the statement would fail for what the handler has caught.
+            raise ValueError("only the first caller keeps a result: check `first` before")
+        # Raises TransactionLost if the handler caught a database error that aborted the transaction.
         self.connection.is_open()
-        self.connection.change(self._say.keep, (result, *self.row))
+        self.connection.change(self._keep_statement, (result, *self.row))
         self.result = result
 
 
-class _Statements:
-    """What the inbox says to its database."""
-
-    def __init__(self, dialect: Dialect, name: str) -> None:
-        table = quoted(name, dialect.quote)
-        row = "id = %s AND handler = %s"
-        self._delete = f"{dialect.delete.format(table=table)} (id, handler) IN ({{}})"
-        self.begin = dialect.begin.format(deliveries=table)
-        self.insert = self._inserted(dialect, table, 0, dialect.unless_there)
-        self.count = self._inserted(dialect, table, 1, dialect.or_count.format(table=table))
-        self.count_less = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
-        self.delete_uncounted = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
-        self.result = f"SELECT result FROM {table} WHERE {row}"
-        self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
-        self.keep = f"UPDATE {table} SET result = %s WHERE {row}"
-        self.old = f"SELECT id, handler FROM {table} WHERE created_at < {dialect.before} LIMIT %s {dialect.skip_locked}"
-
-    def delete(self, rows: int) -> str:
-        """Delete so many rows."""
-        return self._delete.format(", ".join(["(%s, %s)"] * rows))
-
-    def _inserted(self, dialect: Dialect, table: str, attempts: int, or_else: str) -> str:
-        columns = "id, handler, attempts, created_at"
-        return f"INSERT INTO {table} ({columns}) VALUES (%s, %s, {attempts}, {dialect.now}) {or_else}"
-
-
-def exact(text: str) -> str:
-    """Return a text that no database takes for another: MySQL ignores spaces at the end."""
+def _exact(text: str) -> str:
+    """Replace a text that ends with a space by its digest: MySQL ignores spaces at the end."""
     if not text.endswith(" "):
         return text
     return f"blake2b {hashlib.blake2b(text.encode(), digest_size=32).hexdigest()}"

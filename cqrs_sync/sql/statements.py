@@ -1,77 +1,93 @@
-"""The statements of the store, as one dialect says them."""
+"""The SQL statements of the outbox and the inbox, in one dialect."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sized
 from typing import Any
 
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.sql.dialects import Dialect
 
 TOPIC, HANDLER = "topic", "handler"
 PENDING, TRIED, DEAD = "pending", "tried", "dead"
 
-_MESSAGE = "id, topic, type, partition_key, content_type, payload, headers"
+#: The columns of a message, in the order in which rows are read and written.
+MESSAGE_COLUMNS = ("id", "topic", "type", "partition_key", "content_type", "payload", "headers")
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
 
 
-def marks(values: Sized) -> str:
+def check_table(name: str) -> None:
+    """Raise ConfigurationError for a name that cannot stand for a table in a statement."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{name!r} cannot be the name of a table: use letters, digits and _")
+
+
+def placeholders(values: Sized) -> str:
     """Return a placeholder for each value."""
     return ", ".join(["%s"] * len(values))
 
 
-class Statements:
-    """
-    What the store says to its database. `{}` in a statement stands for a list of values: see `listed`.
+def _quoted(name: str, quote: str) -> str:
+    """Quote the name of a table and of its schema."""
+    return ".".join(f"{quote}{part}{quote}" for part in name.split("."))
 
-    A delivery is *pending* until it is claimed the first time, then *tried*; `due_at` is
-    when it may be claimed: by the end of a claim's lease, or when its next attempt is due.
-    What is delivered is deleted. `lane` is what deliveries that keep order have in common.
+
+class OutboxStatements:
+    """
+    The statements of the outbox. `{}` in a statement stands for a list of values: see `with_list`.
+
+    A delivery is *pending* until its first claim, and *tried* after it. `due_at` is when it can be claimed: when the
+    lease of its claim ends, or when its next attempt is due. A finished delivery is deleted. Deliveries with the
+    same `lane`, the hash of target and key, are made in order.
     """
 
     def __init__(self, dialect: Dialect, messages: str, deliveries: str) -> None:
         self._dialect = dialect
-        self.messages_table = quoted(messages, dialect.quote)
-        self.deliveries_table = quoted(deliveries, dialect.quote)
-        self.begin = dialect.begin.format(deliveries=self.deliveries_table)
+        self.messages_table = _quoted(messages, dialect.quote)
+        self.deliveries_table = table = _quoted(deliveries, dialect.quote)
+        self.begin = dialect.begin.format(table=table)
         #: No earlier delivery of the same lane is dead, claimed, or waits for its next attempt.
-        self._free = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
-        self._update = dialect.update.format(table=self.deliveries_table)
-        self.delete = f"{dialect.delete.format(table=self.deliveries_table)} id {{}}"
+        self._first_in_lane = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
+        self._update = dialect.update.format(table=table)
+        self.delete = f"{dialect.delete.format(table=table)} id {{}}"
         self.delete_messages = f"{dialect.delete.format(table=self.messages_table)} id {{}}"
-        self._claim()
-        self._settle()
+        self._prepare_claims()
+        self._prepare_outcomes()
 
-    def _claim(self) -> None:
-        table, later = self.deliveries_table, self._dialect.later
+    def _prepare_claims(self) -> None:
+        table, now_plus = self.deliveries_table, self._dialect.now_plus
         mine = f"d.kind IN ('{TOPIC}', '{HANDLER}') AND d.status = '{TRIED}' AND d.token = %s"
+        self.claim = (
+            f"{self._update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {now_plus} WHERE id {{}}"
+        )
         self.ahead = (
             f"SELECT id, lane FROM {table} WHERE lane {{}} AND status IN ('{PENDING}', '{TRIED}', '{DEAD}') "
             "AND id < %s AND (token IS NULL OR token <> %s)"
         )
-        self.messages = (
-            f"SELECT {', '.join('m.' + column for column in _MESSAGE.split(', '))} "
+        self.claimed_ids = f"SELECT d.id FROM {table} d WHERE {mine}"
+        self.claimed_messages = (
+            f"SELECT {', '.join(f'm.{column}' for column in MESSAGE_COLUMNS)} "
             f"FROM {table} d JOIN {self.messages_table} m ON m.id = d.message_id WHERE {mine}"
         )
-        self.held = f"SELECT d.id FROM {table} d WHERE {mine}"
-        self.claim = (
-            f"{self._update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {later} WHERE id {{}}"
-        )
         self.renew = (
-            f"UPDATE {table} SET due_at = {later} "
+            f"UPDATE {table} SET due_at = {now_plus} "
             f"WHERE kind IN ('{TOPIC}', '{HANDLER}') AND status = '{TRIED}' AND token {{}}"
         )
 
-    def _settle(self) -> None:
-        update, later = self._update, self._dialect.later
-        held = "WHERE token = %s AND id {}"
+    def _prepare_outcomes(self) -> None:
+        update = self._update
+        mine = "WHERE token = %s AND id {}"
         self.done = f"{self._dialect.delete.format(table=self.deliveries_table)} token = %s AND id {{}}"
         dead = f"{update} status = '{DEAD}', token = NULL, reason = %s, last_error = %s"
-        self.dead_and_blocks = f"{dead} {held}"
-        self.dead = f"{dead}, lane = NULL {held}"
-        again = f"due_at = {later}, token = NULL, reason = %s, last_error = %s {held}"
-        self.again = f"{update} {again}"
-        self.again_not_counted = f"{update} attempts = attempts - 1, {again}"
-        # MySQL assigns from left to right: the status is told from what the attempts were.
-        self.again_untouched = (
+        self.dead_and_blocks = f"{dead} {mine}"
+        self.dead = f"{dead}, lane = NULL {mine}"
+        again = f"due_at = {self._dialect.now_plus}, token = NULL, reason = %s, last_error = %s {mine}"
+        self.retry = f"{update} {again}"
+        self.retry_uncounted = f"{update} attempts = attempts - 1, {again}"
+        # MySQL assigns from left to right, so `status` comes before `attempts` changes.
+        self.give_back = (
             f"{update} status = CASE WHEN attempts > 1 THEN '{TRIED}' ELSE '{PENDING}' END, "
             f"attempts = attempts - 1, {again}"
         )
@@ -84,45 +100,45 @@ class Statements:
         )
 
     def replay(self) -> str:
-        """Let dead deliveries be claimed again."""
+        """Make dead deliveries claimable again."""
         return f"{self._update} status = '{PENDING}', attempts = 0, due_at = {self._dialect.now} WHERE id {{}}"
 
-    def listed(self, statement: str, values: Collection[Any]) -> tuple[str, list[Any]]:
-        """Return a statement with the values its `{}` stands for, and the parameters that they are."""
-        if self._dialect.arrays:
-            # One parameter, however many values: the driver need not look for each.
+    def with_list(self, statement: str, values: Collection[Any]) -> tuple[str, list[Any]]:
+        """Return a statement with its `{}` filled in, and the parameters for it."""
+        if self._dialect.has_arrays:
+            # One parameter for any number of values: the driver need not process each of them.
             return statement.format("= ANY(%s)"), [list(values)]
-        return statement.format(f"IN ({marks(values)})"), list(values)
+        return statement.format(f"IN ({placeholders(values)})"), list(values)
 
     def next_due(self, handlers: int) -> str:
-        """Select the seconds until something may be claimed for the broker or this many handlers, given three times."""
+        """Select the seconds until a delivery can be claimed. Pass the names of the handlers three times."""
         table, now = self.deliveries_table, self._dialect.now
-        until = self._dialect.until.format(column="d.due_at")
-        names = marks(range(handlers)) or "NULL"
+        seconds = self._dialect.seconds_until.format(column="d.due_at")
+        names = placeholders(range(handlers)) or "NULL"
         mine = f"(d.kind = '{TOPIC}' OR (d.kind = '{HANDLER}' AND d.target IN ({names})))"
 
         def one(which: str) -> str:
-            return f"SELECT 0.0 AS seconds FROM {table} d WHERE {mine} AND {which} AND {self._free} LIMIT 1"
+            return f"SELECT 0.0 AS seconds FROM {table} d WHERE {mine} AND {which} AND {self._first_in_lane} LIMIT 1"
 
         tried = f"d.status = '{TRIED}' AND d.due_at"
         return (
             f"SELECT MIN(due.seconds) FROM (SELECT * FROM ({one(f'd.status = {PENDING!r}')}) fresh "
             f"UNION ALL SELECT * FROM ({one(f'{tried} <= {now}')}) ready "
-            f"UNION ALL SELECT MIN({until}) AS seconds FROM {table} d WHERE {mine} AND {tried} > {now}) due"
+            f"UNION ALL SELECT MIN({seconds}) AS seconds FROM {table} d WHERE {mine} AND {tried} > {now}) due"
         )
 
-    def candidates(self, status: str, among: int, besides: int) -> str:
-        """Select what may be claimed, and lock it: of a kind, for this many targets, not for that many."""
-        targets = f"AND d.target IN ({marks(range(among))}) " if among else ""
-        targets += f"AND d.target NOT IN ({marks(range(besides))}) " if besides else ""
+    def candidates(self, status: str, targets: int, excluded: int) -> str:
+        """Select and lock claimable deliveries of one kind, for `targets` targets, without `excluded` ones."""
+        filters = f"AND d.target IN ({placeholders(range(targets))}) " if targets else ""
+        filters += f"AND d.target NOT IN ({placeholders(range(excluded))}) " if excluded else ""
         due = ""
         if status == TRIED:
-            # An earlier one that nobody has tried has committed late. It goes first: otherwise those that wait
-            # for it would be looked at each time, and take its place among the candidates.
+            # An earlier delivery that is still pending has committed late, and goes first. Without this condition the
+            # deliveries that wait for it would be selected each time and fill the list of candidates.
             due = f"AND d.due_at <= {self._dialect.now} AND {self._none_ahead(PENDING)} "
         return (
             f"SELECT d.id, d.message_id, d.target, d.lane, d.attempts, d.size FROM {self.deliveries_table} d "
-            f"WHERE d.kind = %s AND d.status = '{status}' {targets}{due}AND {self._free} "
+            f"WHERE d.kind = %s AND d.status = '{status}' {filters}{due}AND {self._first_in_lane} "
             f"ORDER BY d.id LIMIT %s {self._dialect.skip_locked}"
         )
 
@@ -130,8 +146,8 @@ class Statements:
         """
         Say that no earlier delivery of the same lane has this status.
 
-        One status at a time: an index finds such a delivery at once, and one of several only
-        by looking at everything that waits behind it.
+        One status at a time: an index finds such a delivery at once. For several statuses it would have to read
+        all deliveries that wait behind it.
         """
         return (
             f"NOT EXISTS (SELECT 1 FROM {self.deliveries_table} b "
@@ -141,10 +157,11 @@ class Statements:
     def insert_messages(self, rows: int) -> str:
         """Insert messages."""
         row = f"(%s, %s, %s, %s, %s, %s, %s, {self._dialect.now})"
-        return f"INSERT INTO {self.messages_table} ({_MESSAGE}, created_at) VALUES {', '.join([row] * rows)}"
+        columns = ", ".join(MESSAGE_COLUMNS)
+        return f"INSERT INTO {self.messages_table} ({columns}, created_at) VALUES {', '.join([row] * rows)}"
 
     def insert_deliveries(self, rows: int) -> str:
-        """Insert deliveries that nobody has tried."""
+        """Insert pending deliveries."""
         row = f"(%s, %s, %s, %s, %s, '{PENDING}', 0, {self._dialect.now}, '', '')"
         return (
             f"INSERT INTO {self.deliveries_table} "
@@ -153,6 +170,24 @@ class Statements:
         )
 
 
-def quoted(name: str, quote: str) -> str:
-    """Quote the name of a table, and that of its schema."""
-    return ".".join(f"{quote}{part}{quote}" for part in name.split("."))
+class InboxStatements:
+    """The statements of the inbox."""
+
+    def __init__(self, dialect: Dialect, name: str) -> None:
+        table = _quoted(name, dialect.quote)
+        row = "id = %s AND handler = %s"
+        insert = f"INSERT INTO {table} (id, handler, attempts, created_at) VALUES (%s, %s, {{}}, {dialect.now})"
+        self._delete = f"{dialect.delete.format(table=table)} (id, handler) IN ({{}})"
+        self.begin = dialect.begin.format(table=table)
+        self.insert = f"{insert.format(0)} {dialect.on_conflict_ignore}"
+        self.count = f"{insert.format(1)} {dialect.on_conflict_count.format(table=table)}"
+        self.count_less = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
+        self.delete_uncounted = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
+        self.result = f"SELECT result FROM {table} WHERE {row}"
+        self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
+        self.keep = f"UPDATE {table} SET result = %s WHERE {row}"
+        self.old = f"SELECT id, handler FROM {table} WHERE created_at < {dialect.cutoff} LIMIT %s {dialect.skip_locked}"
+
+    def delete(self, rows: int) -> str:
+        """Delete this many rows."""
+        return self._delete.format(", ".join(["(%s, %s)"] * rows))

@@ -231,8 +231,10 @@ def test_what_fails_while_it_is_written_down_commits_nothing_of_it(make, alias, 
     from django.db import DatabaseError, connections, transaction  # noqa: PLC0415 -- as above
 
     mediator = make(using=alias, atomic=())
-    say = mediator.relay.outbox._say
-    monkeypatch.setattr(say, "insert_deliveries", lambda rows: "INSERT INTO cqrs_delivery (nothing) VALUES (%s)" * rows)
+    statements = mediator.relay.outbox._sql
+    monkeypatch.setattr(
+        statements, "insert_deliveries", lambda rows: "INSERT INTO cqrs_delivery (nothing) VALUES (%s)" * rows
+    )
     with transaction.atomic(using=alias):
         with pytest.raises((DatabaseError, cqrs.OutboxNotInstalled)):
             mediator.send(Sell(1))

@@ -195,7 +195,7 @@ def test_claims_see_each_commit_whatever_the_transactions_of_the_application_see
     count = "SELECT COUNT(*) FROM cqrs_message"
     with settings_changed(alias, OPTIONS=options):
         keep(outbox, "a")
-        with outbox._begun() as connection:
+        with outbox._transaction() as connection:
             assert [1] == [int(row[0]) for row in connection.execute(count)]
             writer = threading.Thread(target=lambda: (keep(outbox, "b"), outbox.release_connection()))
             writer.start()

@@ -24,7 +24,7 @@ from cqrs_sync.integrations.sqlalchemy import (
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.sql.drivers import State
+from cqrs_sync.sql.drivers import TransactionStatus
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -229,7 +229,7 @@ def test_x1_a_driver_that_does_not_tell_is_asked(engine, monkeypatch):
     """
     Only then: it costs a round trip.
     """
-    monkeypatch.setattr(after_commit, "state_of", lambda _: State.UNKNOWN)
+    monkeypatch.setattr(after_commit, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
     lost, good = Shop(engine, caught), Shop(engine, caught_in_a_savepoint)
     with lost.mediator, pytest.raises(cqrs.TransactionLost, match=WORDS):
         lost.mediator.send(Buy())

@@ -8,8 +8,8 @@ CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}
 mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
 ```
 
-`wiring` is the front door; `transactions`, `database`, `outbox` and `inbox` are what it wires; `models`,
-`admin`, `checks` and the management commands are found by Django.
+`wiring` makes the mediator from `stores`, `transactions` and `database`. Django itself finds `models`, `admin`,
+`checks` and the management commands.
 """
 
 from __future__ import annotations

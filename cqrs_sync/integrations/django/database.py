@@ -1,4 +1,4 @@
-"""The way of the outbox and the inbox to a database, through Django."""
+"""How the outbox and the inbox reach a database through Django."""
 
 from __future__ import annotations
 
@@ -9,128 +9,171 @@ from typing import Any
 
 from django.db import Error, connections, transaction
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, OutboxUnavailable
-from cqrs_sync.integrations.django.transactions import DjangoTransactions, check_aborted, check_kept
+from cqrs_sync.errors import ConfigurationError, CqrsError
+from cqrs_sync.integrations.django.transactions import DjangoTransactions, check_not_aborted, check_not_rolled_back
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.sql.database import OUTBOX, Purpose
+from cqrs_sync.sql.database import StoreKind
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
-from cqrs_sync.sql.drivers import State, state_of
+from cqrs_sync.sql.drivers import (
+    PsycopgListener,
+    TransactionStatus,
+    can_listen,
+    is_conflict,
+    is_missing,
+    transaction_status,
+)
 
-#: A table or a column that is not there, as PostgreSQL says it, and as MySQL does.
-_MISSING = {"42P01", "42703", 1146, 1054}
-_MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
-#: A deadlock, and a row that was changed after the transaction's snapshot.
-_CONFLICTS = {"40001", "40P01", 1213, 1020}
 _NEVER_COMMITS = (
-    "autocommit is off on the database {0!r}: `atomic` commits nothing there, so nothing here would ever be true; "
-    'leave DATABASES[{0!r}]["AUTOCOMMIT"] as it is, and use `atomic` where you want transactions'
+    "autocommit is off on the database {0!r}, so `atomic` commits nothing there: "
+    'leave DATABASES[{0!r}]["AUTOCOMMIT"] at its default, and use `atomic` for transactions'
 )
 
 
 class DjangoDatabase:
     """A database of `settings.DATABASES`, by its alias."""
 
-    def __init__(self, using: str, purpose: Purpose = OUTBOX) -> None:
+    def __init__(self, using: str, store: StoreKind) -> None:
         self.using = using
-        self._purpose = purpose
+        self._store = store
         self._transactions = DjangoTransactions(using)
-        # Of the library's own threads. In a forked child those are gone and their connections would be closed,
-        # which some drivers do politely: by telling the parent's server.
-        self._in_use: dict[int, Any] = {}
+        # The driver connections of the library's own threads. A forked child does not have these threads. The
+        # references keep their connections open there: some drivers close them by telling the parent's server.
+        self._kept_connections: dict[int, Any] = {}
         reset_in_child(self)
 
     def reset_in_child(self) -> None:
-        """Leave the connection of this thread to the parent, whose it is: Django makes another one."""
+        """Leave this thread's connection to the parent process, which owns it. Django makes another one."""
         connection = connections[self.using]
         if connection.connection is not None and not connection.in_atomic_block:
-            self._in_use[0] = connection.connection
+            self._kept_connections[0] = connection.connection
             connection.connection = None
 
     @property
     def dialect(self) -> Dialect:
-        """The SQL it speaks."""
+        """The SQL that the database speaks."""
         vendor = connections[self.using].vendor
         if vendor not in DIALECTS:
             raise ConfigurationError(
-                f"the {self._purpose.name} is for PostgreSQL, MariaDB, MySQL and SQLite; "
+                f"the {self._store.name} supports PostgreSQL, MariaDB, MySQL and SQLite; "
                 f"{self.using!r} is none of them: {vendor}"
             )
         return DIALECTS[vendor]
 
     @property
     def transactions(self) -> DjangoTransactions:
-        """The transactions of the application on this database."""
+        """The application's transactions on this database."""
         return self._transactions
 
-    def joined(self) -> _Open:
-        """Return the connection on which the calling thread is inside `atomic`."""
-        check_aborted(connections[self.using])
-        return _Open(connections[self.using], is_nested=True, failed=self._failed_inside)
+    def current_connection(self) -> DjangoConnection | None:
+        """Return the connection on which the calling thread is inside `atomic`, None if it is not."""
+        if not self._transactions.active():
+            return None
+        check_not_aborted(connections[self.using])
+        return DjangoConnection(connections[self.using], is_nested=True, translate=self._roll_back_and_translate)
 
     @contextmanager
-    def begun(self, *, durable: bool = False) -> Iterator[_Open]:
+    def transaction(self, *, durable: bool = False) -> Iterator[DjangoConnection]:
         """
-        Open a transaction of the library's own, and commit it at the end of the block.
+        Open a transaction of the library's own and commit it at the end of the block.
 
-        Inside `atomic` it is a savepoint in that; what is durable is refused there, but in a TestCase of
-        Django, where nothing is ever committed.
+        Inside `atomic` it is a savepoint. A durable block raises ConfigurationError there, except in Django's
+        TestCase, which never commits anything.
         """
         connection = connections[self.using]
-        # As with ATOMIC_REQUESTS, when an operator uses the admin.
+        # The admin does this under ATOMIC_REQUESTS.
         is_nested = connection.in_atomic_block
         try:
-            if not is_nested and not connection.get_autocommit():
-                raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+            if not is_nested:
+                self._check_autocommit(connection)
             with self._atomic(durable=durable):
-                opened = _Open(connection, is_nested=is_nested)
-                self._meet(connection, opened)
+                opened = DjangoConnection(connection, is_nested=is_nested)
+                self._keep(connection, opened)
                 yield opened
         except Error as error:
-            # Django would ask at the end of a request, which never comes here.
-            if not connection.in_atomic_block and connection.connection is not None and not connection.is_usable():
-                connection.close()
-            raise translated(error, self.using, self._purpose) from error
+            # Django checks this at the end of a request, and threads of the library have no requests.
+            if not connection.in_atomic_block:
+                _close_if_broken(connection)
+            raise self._translate(error) from error
 
     @contextmanager
-    def opened(self) -> Iterator[_Open]:
+    def application_transaction(self) -> Iterator[DjangoConnection]:
         """Open `atomic` for the block, and commit it at the end."""
         connection = connections[self.using]
         try:
             with ExitStack() as stack:
                 try:
-                    if not connection.get_autocommit():
-                        raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+                    self._check_autocommit(connection)
                     stack.enter_context(transaction.atomic(using=self.using))
-                    self._meet(connection, _Open(connection, is_nested=False))
+                    self._keep(connection, DjangoConnection(connection, is_nested=False))
                 except Error as error:
-                    raise translated(error, self.using, self._purpose) from error
-                yield _Open(connection, is_nested=False, failed=self._ours)
-                check_kept(connection)
+                    raise self._translate(error) from error
+                yield DjangoConnection(connection, is_nested=False, translate=self._translate_any)
+                check_not_rolled_back(connection)
         except Exception:
-            # As in `begun`: on a thread of the library's own, nobody else asks.
-            if connection.errors_occurred and connection.connection is not None and not connection.is_usable():
-                connection.close()
+            # As in `transaction`.
+            if connection.errors_occurred:
+                _close_if_broken(connection)
             raise
 
-    def conflicted(self, error: BaseException, /) -> bool:
-        """Tell of an error of `opened` whether the transaction may be begun anew."""
-        return isinstance(error.__cause__, Error) and bool(_codes(error.__cause__) & _CONFLICTS)
+    def is_conflict(self, error: BaseException, /) -> bool:
+        """Tell whether `application_transaction` can be started again after this error."""
+        return isinstance(error.__cause__, Error) and is_conflict(error.__cause__.__cause__)
 
-    def _ours(self, error: BaseException) -> CqrsError | None:
-        """Make an error of ours: what went wrong was in statements of ours."""
-        return translated(error, self.using, self._purpose) if isinstance(error, Error) else None
+    def other_database(self) -> str | None:
+        """Name another database on which the calling thread is inside `atomic`."""
+        others = [each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block]
+        return next((f"{alias!r}, DjangoOutbox(using={alias!r})" for alias in others if alias != self.using), None)
 
-    def _failed_inside(self, error: BaseException) -> CqrsError | None:
-        """Keep the caller's transaction from committing half of what was to be kept."""
-        # MariaDB takes back a statement it waited for too long and nothing else: caught, the rest would commit.
+    def listener(self, channel: str, /) -> PsycopgListener | None:
+        """Listen on a channel with a connection of its own; None if the database or its driver cannot."""
+        if connections[self.using].vendor != "postgresql" or not can_listen(connections[self.using].Database):
+            return None
+        wrapper = connections.create_connection(self.using)
+        # Not from Django's pool: it would miss this connection, and get it back still listening.
+        options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
+        wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
+        try:
+            wrapper.ensure_connection()
+        except Error as error:
+            raise self._translate(error) from error
+        return PsycopgListener(wrapper.connection, channel)
+
+    def release_connection(self) -> None:
+        """Close the calling thread's connection, unless it is inside `atomic`."""
+        connection = connections[self.using]
+        self._kept_connections.pop(threading.get_ident(), None)
+        if not connection.in_atomic_block:
+            connection.close()
+
+    def _translate(self, error: Error) -> CqrsError:
+        """Make the store's error of a database error."""
+        line = str(error).strip().partition("\n")[0]
+        if is_missing(error.__cause__):
+            return self._store.not_installed(
+                f"the tables of the {self._store.name} in the database {self.using!r} are missing, or are older than "
+                f"this version needs ({line}): put 'cqrs_sync.integrations.django' into INSTALLED_APPS, and run "
+                f"`manage.py migrate cqrs_sync --database {self.using}`"
+            )
+        return self._store.unavailable(f"{type(error).__name__}: {line}")
+
+    def _translate_any(self, error: BaseException) -> CqrsError | None:
+        return self._translate(error) if isinstance(error, Error) else None
+
+    def _roll_back_and_translate(self, error: BaseException) -> CqrsError | None:
+        """Keep the caller's transaction from committing only a part; only a missing table is an error of ours."""
+        # After a lock wait timeout MariaDB rolls back that statement alone: if the error is caught, the rest commits.
         transaction.set_rollback(True, using=self.using)
-        return self._ours(error) if isinstance(error, Error) and is_missing(error) else None
+        return self._translate(error) if isinstance(error, Error) and is_missing(error.__cause__) else None
 
-    def _meet(self, connection: Any, opened: _Open) -> None:
-        """Remember a connection that the calling thread has made, and let errors of any language be written on it."""
-        if self._in_use.get(threading.get_ident()) is not connection.connection:
-            self._in_use[threading.get_ident()] = connection.connection
-            # Before Django 5.2 it is a narrower one by default, in which many a text cannot be said.
+    def _check_autocommit(self, connection: Any) -> None:
+        if not connection.get_autocommit():
+            raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+
+    def _keep(self, connection: Any, opened: DjangoConnection) -> None:
+        """Keep a reference to the thread's connection. Set up a new one so that it takes all characters."""
+        if self._kept_connections.get(threading.get_ident()) is not connection.connection:
+            self._kept_connections[threading.get_ident()] = connection.connection
+            # Before Django 5.2 the default is utf8mb3, which lacks some characters.
             if connection.vendor == "mysql" and connection.connection.character_set_name() != "utf8mb4":
                 opened.execute("SET NAMES utf8mb4")
 
@@ -141,60 +184,41 @@ class DjangoDatabase:
                 stack.enter_context(transaction.atomic(using=self.using, durable=durable))
             except RuntimeError as error:
                 raise ConfigurationError(
-                    f"the {self._purpose.name} does this in transactions of its own, and {self.using!r} is inside "
-                    "`atomic` here: do it outside of that, or in another thread"
+                    f"the {self._store.name} needs a transaction of its own for this, and this thread is inside "
+                    f"`atomic` on {self.using!r}: call it outside of `atomic`, or in another thread"
                 ) from error
             yield
 
-    def elsewhere(self) -> str | None:
-        """Name another database on which the calling thread is inside `atomic`."""
-        others = [each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block]
-        return next((f"{alias!r}, DjangoOutbox(using={alias!r})" for alias in others if alias != self.using), None)
 
-    def listener(self, channel: str, /) -> PsycopgListener | None:
-        """Listen for what is notified on a channel."""
-        try:
-            return listener(self.using, channel)
-        except Error as error:
-            raise translated(error, self.using, self._purpose) from error
-
-    def release_connection(self) -> None:
-        """Close the connection of the calling thread, unless it is inside `atomic`."""
-        connection = connections[self.using]
-        self._in_use.pop(threading.get_ident(), None)
-        if not connection.in_atomic_block:
-            connection.close()
-
-
-class _Open:
-    """A connection of Django with a transaction open; `failed` makes errors of ours, or returns None."""
+class DjangoConnection:
+    """A connection with an open transaction; `translate` makes an error of the library, or returns None."""
 
     def __init__(
         self,
         connection: Any,
         *,
         is_nested: bool,
-        failed: Callable[[BaseException], CqrsError | None] = lambda _: None,
+        translate: Callable[[BaseException], CqrsError | None] = lambda _: None,
     ) -> None:
         self._connection = connection
-        self._failed = failed
+        self._translate = translate
         self.is_nested = is_nested
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
-        """Execute a statement and return its rows; none where it returns no rows."""
+        """Execute a statement and return its rows, none if it returns no rows."""
         with self._executed(statement, parameters) as cursor:
             rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
             return rows
 
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
-        """Execute a statement and return how many rows it has changed."""
+        """Execute a statement and return how many rows it changed."""
         with self._executed(statement, parameters) as cursor:
             return int(cursor.rowcount)
 
     def is_open(self) -> bool:
         """Tell whether the transaction is open, as far as the driver knows. Raises TransactionLost."""
-        check_kept(self._connection)
-        return state_of(self._connection.connection) is not State.NONE
+        check_not_rolled_back(self._connection)
+        return transaction_status(self._connection.connection) is not TransactionStatus.NONE
 
     @contextmanager
     def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
@@ -204,84 +228,12 @@ class _Open:
                 cursor.execute(statement if parameters else statement.replace("%%", "%"), list(parameters) or None)
                 yield cursor
         except BaseException as error:
-            ours = self._failed(error)
-            if ours is None:
+            translated = self._translate(error)
+            if translated is None:
                 raise
-            raise ours from error
+            raise translated from error
 
 
-def translated(error: Error, using: str, purpose: Purpose = OUTBOX) -> CqrsError:
-    """Make an error of ours of what went wrong in a transaction of ours."""
-    line = str(error).strip().partition("\n")[0]
-    if is_missing(error):
-        return purpose.not_installed(
-            f"the tables of the {purpose.name} are not in the database {using!r}, or not as this version needs them "
-            f"({line}): put 'cqrs_sync.integrations.django' into INSTALLED_APPS, and run "
-            f"`manage.py migrate cqrs_sync --database {using}`"
-        )
-    return purpose.unavailable(f"{type(error).__name__}: {line}")
-
-
-def is_missing(error: Error) -> bool:
-    """Tell whether a table or a column is not there."""
-    first = next(iter(getattr(error.__cause__, "args", ())), None)
-    return bool(_codes(error) & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)
-
-
-def _codes(error: BaseException) -> set[Any]:
-    """Return what the driver says by numbers, or as SQLSTATE."""
-    cause: Any = error.__cause__
-    first = next(iter(getattr(cause, "args", ())), None)
-    return {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}
-
-
-def listener(using: str, channel: str) -> PsycopgListener | None:
-    """Listen on a channel with a connection of its own; None where the database or its driver has no such thing."""
-    if connections[using].vendor != "postgresql" or not _can_wait():
-        return None
-    wrapper = connections.create_connection(using)
-    # A connection of a pool would come back to it listening, and be missed there until then.
-    options = {name: value for name, value in wrapper.settings_dict["OPTIONS"].items() if name != "pool"}
-    wrapper.settings_dict = {**wrapper.settings_dict, "OPTIONS": options}
-    return PsycopgListener(wrapper, channel)
-
-
-def _can_wait() -> bool:
-    """Tell whether the driver waits for notifications, and for a time only."""
-    from django.db.backends.postgresql.psycopg_any import is_psycopg3  # noqa: PLC0415 -- needs its driver
-
-    if not is_psycopg3:
-        return False
-    import psycopg  # noqa: PLC0415 -- as above
-
-    major, minor = psycopg.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= (3, 2)
-
-
-class PsycopgListener:
-    """
-    Listens on a connection of Django's making, which it closes.
-
-    What is notified while it is not connected is heard by nobody: it is a hint, no more.
-    """
-
-    def __init__(self, wrapper: Any, channel: str) -> None:
-        self._wrapper = wrapper
-        try:
-            with wrapper.cursor() as cursor:
-                cursor.execute(f'LISTEN "{channel}"')
-        except BaseException:
-            wrapper.close()
-            raise
-
-    def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds. Raises OutboxUnavailable where the connection is broken: open another one."""
-        try:
-            with self._wrapper.wrap_database_errors:
-                return bool(list(self._wrapper.connection.notifies(timeout=timeout, stop_after=1)))
-        except (Error, OSError) as error:
-            raise OutboxUnavailable(f"{type(error).__name__}: {error}") from error
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._wrapper.close()
+def _close_if_broken(connection: Any) -> None:
+    if connection.connection is not None and not connection.is_usable():
+        connection.close()

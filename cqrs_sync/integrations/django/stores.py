@@ -1,10 +1,10 @@
-"""The outbox in a database of Django's."""
+"""The outbox and the inbox in a database of `settings.DATABASES`."""
 
 from __future__ import annotations
 
 from cqrs_sync.integrations.django.database import DjangoDatabase
 from cqrs_sync.sql import SqlInbox, SqlOutbox
-from cqrs_sync.sql.database import INBOX
+from cqrs_sync.sql.database import INBOX, OUTBOX
 
 
 class DjangoOutbox(SqlOutbox):
@@ -13,12 +13,12 @@ class DjangoOutbox(SqlOutbox):
 
     Its tables come with the app `cqrs_sync.integrations.django` and `manage.py migrate`.
 
-    - `using` is the alias of the database that commands write to. One transaction is on one
-      database: an event raised while another one is in `atomic` is an error that names it.
+    - `using` is the alias of the database that commands write to. A transaction is on one database: raising an event
+      while `atomic` is open on another one is an error that names it.
     - `max_bytes`: larger bodies are refused before they are written.
-    - `strict`: keeping an event outside of `atomic` is an error; otherwise it gets a transaction of its own.
-    - `relayed`: False where change data capture reads messages from the table; only handlers are delivered then.
-    - `notify`: tell relays in other processes of each commit, on PostgreSQL.
+    - `strict`: adding an event outside of `atomic` is an error. Otherwise it gets a transaction of its own.
+    - `relayed`: False if change data capture reads messages from the table; then only handlers are delivered.
+    - `notify`: notify relays in other processes of each commit, on PostgreSQL.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class DjangoOutbox(SqlOutbox):
         notify: bool = False,
     ) -> None:
         self.using = using
-        super().__init__(DjangoDatabase(using), max_bytes=max_bytes, strict=strict, relayed=relayed, notify=notify)
+        database = DjangoDatabase(using, OUTBOX)
+        super().__init__(database, max_bytes=max_bytes, strict=strict, relayed=relayed, notify=notify)
 
     def __repr__(self) -> str:
         return f"DjangoOutbox(using={self.using!r})"
@@ -42,7 +43,7 @@ class DjangoInbox(SqlInbox):
     An inbox in a database of `settings.DATABASES`: PostgreSQL, MariaDB, MySQL or SQLite.
 
     Its table comes with the app `cqrs_sync.integrations.django` and `manage.py migrate`. `using` is the alias of the
-    database that handlers write to. It joins `atomic` where the calling thread is inside one, and opens it elsewhere.
+    database that handlers write to. The inbox joins the calling thread's `atomic` block, or opens one.
     """
 
     def __init__(self, using: str = "default") -> None:

@@ -1,4 +1,4 @@
-"""Django's transactions, as the library asks for them."""
+"""Django's transactions: the transactions socket, and a middleware that opens one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 
 from cqrs_sync.middleware import CallNext
-from cqrs_sync.sql.drivers import State, aborted, ended, state_of
+from cqrs_sync.sql.drivers import TransactionStatus, aborted_error, rolled_back_error, transaction_status
 
 _SAVEPOINT = "with transaction.atomic():"
 
@@ -28,51 +28,53 @@ class DjangoTransactions:
         """
         Call `callback` once the outermost transaction has committed.
 
-        What it raises is logged, and keeps no other callback from being called. The reverse is Django's to say:
-        what somebody gave to `transaction.on_commit` without `robust=True`, and raises, ends the round.
+        If it raises, Django logs that and calls the other callbacks. A callback that the application registered with
+        `transaction.on_commit` and without `robust=True` is different: if it raises, Django skips those after it.
 
-        Raises TransactionLost where PostgreSQL has aborted the transaction already.
+        Raises TransactionLost if PostgreSQL has aborted the transaction already.
         """
-        # Where the transaction is the application's own, nobody can ask once more before it commits.
-        check_aborted(connections[self.using])
+        # In the application's own transaction this is the last chance to check before the commit.
+        check_not_aborted(connections[self.using])
         transaction.on_commit(callback, using=self.using, robust=True)
 
 
 class Atomic:
-    """A middleware: gives a handler a transaction, or a savepoint in the one that is open."""
+    """A middleware: gives a handler a transaction, or a savepoint in the open one."""
 
     def __init__(self, using: str = "default") -> None:
         self.using = using
 
     def __call__(self, message: Any, call_next: CallNext, /) -> Any:
         """
-        Commit what the handler does, or roll it back for whatever it raises.
+        Commit what the handler does, or roll it back if it raises.
 
-        Raises TransactionLost where it raises nothing, and all of it would be rolled back.
+        Raises TransactionLost if the handler raises nothing and its transaction would be rolled back all the same.
         """
         with transaction.atomic(using=self.using):
             response = call_next(message)
-            check_kept(connections[self.using])
+            check_not_rolled_back(connections[self.using])
             return response
 
     def __repr__(self) -> str:
         return f"Atomic({self.using!r})"
 
 
-def check_kept(connection: Any) -> None:
-    """Refuse to end a block, as if it committed, that Django or the database would roll back without a word."""
+def check_not_rolled_back(connection: Any) -> None:
+    """Raise TransactionLost if Django or the database would silently roll back the open `atomic` block."""
     if connection.closed_in_transaction:
-        raise ended("its connection was closed", _SAVEPOINT)
+        raise rolled_back_error("its connection was closed", _SAVEPOINT)
     if connection.needs_rollback:
-        raise ended("by `set_rollback(True)`, or by an error of the database that was caught", _SAVEPOINT)
-    check_aborted(connection)
+        raise rolled_back_error("by `set_rollback(True)`, or by a database error that was caught", _SAVEPOINT)
+    check_not_aborted(connection)
 
 
-def check_aborted(connection: Any) -> None:
-    """Refuse to go on in a transaction that PostgreSQL would not commit."""
-    # One that was closed is not to be asked; that it was is found out at the end of the block.
-    if not connection.closed_in_transaction and state_of(connection.connection) is State.ABORTED:
-        raise aborted(_SAVEPOINT)
+def check_not_aborted(connection: Any) -> None:
+    """Raise TransactionLost if PostgreSQL has aborted the transaction."""
+    # A closed connection has no status. The check at the end of the block finds it.
+    if not connection.closed_in_transaction and (
+        transaction_status(connection.connection) is TransactionStatus.ABORTED
+    ):
+        raise aborted_error(_SAVEPOINT)
 
 
 @contextmanager

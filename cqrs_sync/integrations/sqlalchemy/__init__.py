@@ -7,9 +7,8 @@ outbox = SQLAlchemyOutbox(sessions)
 inbox = SQLAlchemyInbox(sessions)
 ```
 
-`tables` are what you create, `sessions` opens a transaction per command, `transactions` and
-`commits` tell when one commits, `database` is the way of the outbox and the inbox to yours, at
-their `place`, with what it needs of a `connection`, of its `failures`, and of `listening` to others.
+`stores` has the outbox and the inbox, `tables` the tables that you create. `sessions` opens a transaction per
+command, and `after_commit` runs what waits for its commit. `database` gives the stores their connections.
 """
 
 from __future__ import annotations

@@ -1,191 +1,183 @@
-"""The way of the outbox and the inbox to a database, through SQLAlchemy."""
+"""How the outbox and the inbox reach a database through SQLAlchemy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError, UnboundExecutionError
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, NotInTransaction, OutboxUnavailable
-from cqrs_sync.integrations.sqlalchemy.after_commit import Commits, check_connection, driver_state, open_blocks, watch
+from cqrs_sync.errors import ConfigurationError, CqrsError, NotInTransaction
+from cqrs_sync.integrations.sqlalchemy.after_commit import (
+    check_not_aborted,
+    connection_status,
+    note_half_lost_transactions,
+    open_blocks,
+)
 from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.sql.database import OUTBOX, Purpose
+from cqrs_sync.sql.database import OUTBOX, StoreKind
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
-from cqrs_sync.sql.drivers import State
+from cqrs_sync.sql.drivers import PsycopgListener, TransactionStatus, can_listen, is_conflict, is_missing
+
+_PLACEHOLDER = re.compile("%([%s])")
 
 
 class SessionDatabase:
-    """A database that `engine` reaches, and on which sessions have their transactions."""
+    """A database that `engine` connects to, and on which sessions have their transactions."""
 
     def __init__(
         self,
         engine: Engine,
         sessions: SessionTransactions,
-        *,
-        names: Sequence[str],
+        table_names: Sequence[str],
         bind_arguments: Mapping[str, Any],
-        purpose: Purpose = OUTBOX,
+        store: StoreKind,
     ) -> None:
         self._engine = engine
         self._sessions = sessions
-        self._names = names
-        self._purpose = purpose
-        self._transactions = TransactionsHere(engine, sessions, bind_arguments)
-        self._dialect = _dialect_of(engine, purpose)
-        self._of_the_parent: list[object] = []
-        watch(engine)
+        self._table_names = table_names
+        self._store = store
+        self._transactions = EngineTransactions(engine, sessions, bind_arguments)
+        self._dialect = _dialect_of(engine, store)
+        self._kept_for_parent: list[object] = []
+        note_half_lost_transactions(engine)
         reset_in_child(self)
 
     @property
     def dialect(self) -> Dialect:
-        """The SQL it speaks."""
+        """The SQL that the database speaks."""
         return self._dialect
 
     @property
-    def transactions(self) -> TransactionsHere:
-        """The transactions of the application on this database."""
+    def transactions(self) -> EngineTransactions:
+        """The application's transactions on this database."""
         return self._transactions
 
-    def joined(self) -> OpenConnection:
-        """Return the connection on which the calling thread has its transaction open."""
-        session = self._sessions.open_session()
-        assert session is not None
-        # It must not commit half of what it did: see `losses`.
-        commits, blocks = self._sessions.commits(session), tuple(open_blocks(session))
-        commits.check_kept(blocks)
-        connection = session.connection(bind_arguments=self._transactions.bind_arguments)
-        check_connection(connection)
-        translate = partial(not_installed, names=self._names, purpose=self._purpose)
-        return OpenConnection(connection, translate, partial(_is_open, commits, blocks, connection))
+    def current_connection(self) -> SessionConnection | None:
+        """Return the connection on which the calling thread has a transaction open, None if it has none."""
+        session = self._transactions.open_session()
+        if session is None:
+            return None
+        # A missing table is reported as ours; everything else is the application's to handle.
+        return self._connection_of(session, self._not_installed)
 
     @contextmanager
-    def begun(self, *, durable: bool = False) -> Iterator[OpenConnection]:
-        """Open a transaction of the library's own, and commit it at the end of the block."""
-        # On a connection of its own, whatever sessions have open.
+    def transaction(self, *, durable: bool = False) -> Iterator[SessionConnection]:
+        """Open a transaction of the library's own and commit it at the end of the block."""
+        # It has a connection of its own, so it is durable whatever sessions have open.
         del durable
         try:
             with self._engine.connect() as connection, connection.begin():
-                yield OpenConnection(connection)
+                yield SessionConnection(connection)
         except SQLAlchemyError as error:
-            raise translated(error, self._names, self._purpose) from error
+            raise self._translate(error) from error
 
     @contextmanager
-    def opened(self) -> Iterator[OpenConnection]:
+    def application_transaction(self) -> Iterator[SessionConnection]:
         """Open a session with a transaction for the block, and commit it at the end."""
-        with ExitStack() as stack:
-            try:
-                session = stack.enter_context(self._sessions_of_ours().begin())
-                connection = session.connection(bind_arguments=self._transactions.bind_arguments)
-            except SQLAlchemyError as error:
-                raise translated(error, self._names, self._purpose) from error
-            if connection.engine.pool is not self._engine.pool:
-                raise NotInTransaction(
-                    f"sessions are on {connection.engine.url!r}, and the {self._purpose.name} is on "
-                    f"{self._engine.url!r}: give it the engine, or the bind_arguments, of what its handlers write"
-                )
-            commits, blocks = self._sessions.commits(session), tuple(open_blocks(session))
-            translate = partial(translated, names=self._names, purpose=self._purpose)
-            yield OpenConnection(connection, translate, partial(_is_open, commits, blocks, connection))
-
-    def conflicted(self, error: BaseException, /) -> bool:
-        """Tell of an error of `opened` whether the transaction may be begun anew."""
-        return conflicted(error.__cause__)
-
-    def _sessions_of_ours(self) -> Sessions:
         if not isinstance(self._sessions, Sessions):
             raise NotInTransaction(
-                f"the {self._purpose.name} opens no transaction in sessions that are the application's own: open one "
+                f"the {self._store.name} cannot open a transaction in the application's own sessions: open one "
                 "around this, or let a middleware do so; or make the sessions with Sessions(sessionmaker(engine))"
             )
-        return self._sessions
+        with ExitStack() as stack:
+            try:
+                session = stack.enter_context(self._sessions.begin())
+                connection = self._connection_of(session, self._translate)
+            except SQLAlchemyError as error:
+                raise self._translate(error) from error
+            engine = connection.engine
+            if engine.pool is not self._engine.pool:
+                raise NotInTransaction(
+                    f"sessions are on {engine.url!r}, and the {self._store.name} is on {self._engine.url!r}: "
+                    "give it the engine, or the bind_arguments, of what its handlers write"
+                )
+            yield connection
 
-    def elsewhere(self) -> str | None:
+    def _connection_of(
+        self, session: Session, translate: Callable[[SQLAlchemyError], CqrsError | None]
+    ) -> SessionConnection:
+        """Return the connection of a session. Raises TransactionLost if its transaction would not be committed."""
+        hooks, blocks = self._sessions.commit_hooks(session), tuple(open_blocks(session))
+        hooks.check_not_rolled_back(blocks)
+        connection = session.connection(bind_arguments=self._transactions.bind_arguments)
+        check_not_aborted(connection)
+
+        def is_open() -> bool:
+            hooks.check_not_rolled_back(blocks)
+            if not all(block.is_active for block in blocks):
+                return False
+            check_not_aborted(connection)
+            return connection_status(connection) is not TransactionStatus.NONE
+
+        return SessionConnection(connection, translate, is_open)
+
+    def is_conflict(self, error: BaseException, /) -> bool:
+        """Tell whether `application_transaction` can be started again after this error."""
+        return isinstance(error.__cause__, DBAPIError) and is_conflict(error.__cause__.orig)
+
+    def other_database(self) -> str | None:
         """Name another database on which the calling thread has a transaction open."""
         session = self._sessions.open_session()
         bind = None if session is None else self._transactions.bind_of(session)
         return None if bind is None else bind.url.render_as_string(hide_password=True)
 
     def listener(self, channel: str, /) -> PsycopgListener | None:
-        """Listen for what is notified on a channel."""
-        return listener(self._engine, channel)
+        """Listen on a channel with a connection of its own; None if the database or its driver cannot."""
+        if self._engine.dialect.name != "postgresql" or not can_listen(self._engine.dialect.dbapi):
+            return None
+        try:
+            pooled = self._engine.connect()
+            connection = pooled.connection.driver_connection
+            # The listener keeps the connection, so the pool replaces it.
+            pooled.detach()
+        except SQLAlchemyError as error:
+            raise self._translate(error) from error
+        return PsycopgListener(connection, channel)
 
     def release_connection(self) -> None:
-        """Do nothing: connections are the pool's, between two transactions."""
+        """Do nothing: between two transactions connections are in the pool."""
 
     def reset_in_child(self) -> None:
-        """Leave connections to the parent, whose they are."""
-        # Kept: what is thrown away is closed, and SQLite would roll back for the parent.
-        self._of_the_parent.append(self._engine.pool)
+        """Leave connections to the parent process, which owns them."""
+        # A reference is kept: the pool's destructor would close connections, and SQLite would roll back for the parent.
+        self._kept_for_parent.append(self._engine.pool)
         self._engine.dispose(close=False)
 
+    def _translate(self, error: SQLAlchemyError) -> CqrsError:
+        """Make the store's error of a database error."""
+        _hide_parameters(error)
+        missing = self._not_installed(error)
+        if missing is not None:
+            return missing
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        return self._store.unavailable(f"{type(cause).__name__}: {_first_line(str(cause))}")
 
-class TransactionsHere:
-    """The transactions of sessions, as far as they are on one database."""
-
-    def __init__(self, engine: Engine, sessions: SessionTransactions, bind_arguments: Mapping[str, Any]) -> None:
-        self.bind_arguments = dict(bind_arguments)
-        self._engine = engine
-        self._sessions = sessions
-
-    def active(self) -> bool:
-        """Tell whether the calling thread is inside a transaction on it."""
-        session = self._sessions.open_session()
-        if session is None:
-            return False
-        bind = self.bind_of(session)
-        # Engines that differ in their options share a pool.
-        return bind is not None and bind.pool is self._engine.pool
-
-    def on_commit(self, callback: Callable[[], object], /) -> None:
-        """Call `callback` in this thread once the outermost transaction has committed."""
-        self._sessions.on_commit(callback)
-
-    def bind_of(self, session: Session) -> Engine | None:
-        """Return the engine that a session writes to; None where it depends on what is written."""
-        try:
-            return session.get_bind(**self.bind_arguments).engine
-        except UnboundExecutionError:
+    def _not_installed(self, error: SQLAlchemyError) -> CqrsError | None:
+        """Make an error for a missing table; None for any other error."""
+        if not isinstance(error, DBAPIError) or not is_missing(error.orig):
             return None
-
-
-def _is_open(commits: Commits, blocks: Sequence[SessionTransaction], connection: Connection) -> bool:
-    """Tell whether the transaction is open in which a connection was handed out. Raises TransactionLost."""
-    commits.check_kept(blocks)
-    if not all(block.is_active for block in blocks):
-        return False
-    check_connection(connection)
-    return driver_state(connection) is not State.NONE
-
-
-def _dialect_of(engine: Engine, purpose: Purpose) -> Dialect:
-    name = engine.dialect.name.replace("mariadb", "mysql")
-    if name not in DIALECTS or engine.dialect.is_async:
-        raise ConfigurationError(
-            f"the {purpose.name} is for PostgreSQL, MariaDB, MySQL and SQLite, with drivers that wait, "
-            f"not for {engine.url!r}"
+        words = str(error.orig)
+        names = [name for name in self._table_names if name.rpartition(".")[2] in words] or self._table_names
+        function = "tables" if self._store is OUTBOX else "inbox_table"
+        return self._store.not_installed(
+            f"the table {' or '.join(names)} of the {self._store.name} is missing, or is older than this version needs "
+            f"({_first_line(words)}): put {function}(metadata) of cqrs_sync.integrations.sqlalchemy on your metadata, "
+            "and create it with metadata.create_all(engine) or a migration"
         )
-    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-        raise ConfigurationError(
-            f"{engine.url!r} commits each statement by itself: give the {purpose.name} an engine without"
-        )
-    return DIALECTS[name]
 
 
-_MARK = re.compile("%([%s])")
-
-
-class OpenConnection:
+class SessionConnection:
     """
-    A connection with a transaction open.
+    A connection with an open transaction.
 
-    `translate` makes errors of ours, or returns None; `is_open` is what tells of the session that the connection is of.
+    `translate` makes an error of the library from a database error, or returns None to let it through. `is_open`
+    tells whether the session's transaction is still open.
     """
 
     is_nested = False
@@ -193,21 +185,26 @@ class OpenConnection:
     def __init__(
         self,
         connection: Connection,
-        translate: Callable[[SQLAlchemyError], CqrsError | None] | None = None,
+        translate: Callable[[SQLAlchemyError], CqrsError | None] = lambda _: None,
         is_open: Callable[[], bool] = lambda: True,
     ) -> None:
         self._connection = connection
         self._translate = translate
         self._is_open = is_open
-        self._asks_with_marks = connection.dialect.paramstyle == "qmark"
+        self._uses_question_marks = connection.dialect.paramstyle == "qmark"
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the connection."""
+        return self._connection.engine
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
-        """Execute a statement and return its rows; none where it returns no rows."""
+        """Execute a statement and return its rows, none if it returns no rows."""
         result = self._run(statement, parameters)
         return result.fetchall() if result.returns_rows else ()
 
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
-        """Execute a statement and return how many rows it has changed."""
+        """Execute a statement and return how many rows it changed."""
         return self._run(statement, parameters).rowcount
 
     def is_open(self) -> bool:
@@ -215,113 +212,69 @@ class OpenConnection:
         return self._is_open()
 
     def _run(self, statement: str, parameters: Sequence[Any]) -> CursorResult[Any]:
-        if self._asks_with_marks:
-            statement = _MARK.sub(lambda found: "?" if found[1] == "s" else "%", statement)
+        if self._uses_question_marks:
+            statement = _PLACEHOLDER.sub(lambda found: "?" if found[1] == "s" else "%", statement)
         try:
             return self._connection.exec_driver_sql(statement, tuple(parameters) or None)
         except SQLAlchemyError as error:
-            if isinstance(error, StatementError):
-                # What is in a message is nobody's business who reads a log.
-                error.hide_parameters = True
-            translated = self._translate(error) if self._translate is not None else None
+            _hide_parameters(error)
+            translated = self._translate(error)
             if translated is None:
                 raise
             raise translated from error
 
 
-#: A table, a column, a schema that is not there, as PostgreSQL says it, and as MySQL does.
-_MISSING = {"42P01", "42703", "3F000", 1146, 1054}
-_MISSING_IN_SQLITE = ("no such table", "no such column", "has no column named")
-#: A deadlock, and a row that was changed after the transaction's snapshot.
-_CONFLICTS = {"40001", "40P01", 1213, 1020}
+class EngineTransactions:
+    """The transactions of sessions, as far as they are on one engine's database."""
 
+    def __init__(self, engine: Engine, sessions: SessionTransactions, bind_arguments: Mapping[str, Any]) -> None:
+        self.bind_arguments = dict(bind_arguments)
+        self._engine = engine
+        self._sessions = sessions
 
-def not_installed(error: SQLAlchemyError, names: Sequence[str], purpose: Purpose = OUTBOX) -> CqrsError | None:
-    """Tell of a table that is not there; None where that is not the trouble."""
-    if not isinstance(error, DBAPIError) or not _is_missing(error.orig):
-        return None
-    words = str(error.orig)
-    named = [name for name in names if name.rpartition(".")[2] in words] or names
-    function = "tables" if purpose is OUTBOX else "inbox_table"
-    return purpose.not_installed(
-        f"the table {' or '.join(named)} of the {purpose.name} is not there, or not as this version needs it "
-        f"({_line(words)}): put {function}(metadata) of cqrs_sync.integrations.sqlalchemy on your metadata, and create "
-        "it with metadata.create_all(engine) or a migration"
-    )
+    def active(self) -> bool:
+        """Tell whether the calling thread is inside a transaction on this database."""
+        return self.open_session() is not None
 
+    def on_commit(self, callback: Callable[[], object], /) -> None:
+        """Call `callback` in this thread once the outermost transaction has committed."""
+        self._sessions.on_commit(callback)
 
-def translated(error: SQLAlchemyError, names: Sequence[str], purpose: Purpose = OUTBOX) -> CqrsError:
-    """Make an error of ours of what went wrong in a transaction of ours."""
-    if isinstance(error, StatementError):
-        # What is in a message is nobody's business who reads a log.
-        error.hide_parameters = True
-    missing = not_installed(error, names, purpose)
-    if missing is not None:
-        return missing
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return purpose.unavailable(f"{type(cause).__name__}: {_line(str(cause))}")
+    def open_session(self) -> Session | None:
+        """Return the calling thread's session if it has a transaction open on this database."""
+        session = self._sessions.open_session()
+        bind = None if session is None else self.bind_of(session)
+        # Engines that differ in their options share a pool.
+        return session if bind is not None and bind.pool is self._engine.pool else None
 
-
-def conflicted(error: BaseException | None) -> bool:
-    """Tell whether the database has ended one transaction of several, which may be begun anew."""
-    return isinstance(error, DBAPIError) and bool(_codes(error.orig) & _CONFLICTS)
-
-
-def _is_missing(cause: Any) -> bool:
-    first = next(iter(getattr(cause, "args", ())), None)
-    return bool(_codes(cause) & _MISSING) or any(words in str(first) for words in _MISSING_IN_SQLITE)
-
-
-def _codes(cause: Any) -> set[Any]:
-    """Return what the driver says by numbers, or as SQLSTATE."""
-    first = next(iter(getattr(cause, "args", ())), None)
-    return {first, getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None)}
-
-
-def _line(words: str) -> str:
-    return words.strip().partition("\n")[0]
-
-
-def listener(engine: Engine, channel: str) -> PsycopgListener | None:
-    """Listen on a channel with a connection of its own; None where the database or its driver has no such thing."""
-    if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg":
-        return None
-    try:
-        pooled = engine.connect()
-        connection = pooled.connection.driver_connection
-        # It is not the pool's any more: it would be missing there for as long as somebody listens.
-        pooled.detach()
-    except SQLAlchemyError as error:
-        raise translated(error, ()) from error
-    return PsycopgListener(connection, channel)
-
-
-class PsycopgListener:
-    """
-    Listens on a connection of psycopg, which it closes.
-
-    What is notified while it is not connected is heard by nobody: it is a hint, no more.
-    """
-
-    def __init__(self, connection: Any, channel: str) -> None:
-        self._connection = connection
-        with self._translating():
-            connection.rollback()
-            connection.autocommit = True
-            connection.execute(f'LISTEN "{channel}"')
-
-    def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds. Raises OutboxUnavailable where the connection is broken: open another one."""
-        with self._translating():
-            return bool(list(self._connection.notifies(timeout=timeout, stop_after=1)))
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._connection.close()
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
+    def bind_of(self, session: Session) -> Engine | None:
+        """Return the engine that a session writes to; None if that depends on what is written."""
         try:
-            yield
-        except (self._connection.Error, OSError) as error:
-            raise OutboxUnavailable(f"{type(error).__name__}: {error}") from error
+            return session.get_bind(**self.bind_arguments).engine
+        except UnboundExecutionError:
+            return None
+
+
+def _dialect_of(engine: Engine, store: StoreKind) -> Dialect:
+    name = engine.dialect.name.replace("mariadb", "mysql")
+    if name not in DIALECTS or engine.dialect.is_async:
+        raise ConfigurationError(
+            f"the {store.name} supports PostgreSQL, MariaDB, MySQL and SQLite with synchronous drivers, "
+            f"not {engine.url!r}"
+        )
+    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        raise ConfigurationError(
+            f"the engine of {engine.url!r} has the isolation level AUTOCOMMIT, which commits each statement: "
+            f"give the {store.name} an engine without it"
+        )
+    return DIALECTS[name]
+
+
+def _hide_parameters(error: SQLAlchemyError) -> None:
+    """Keep the content of messages out of logs."""
+    if isinstance(error, StatementError):
+        error.hide_parameters = True
+
+
+def _first_line(words: str) -> str:
+    return words.strip().partition("\n")[0]

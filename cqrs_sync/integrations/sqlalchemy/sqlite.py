@@ -11,21 +11,21 @@ from cqrs_sync.errors import ConfigurationError
 
 def begin_immediate(engine: Engine) -> Engine:
     """
-    Let each transaction on a SQLite engine be the only one that writes, from its beginning, and return the engine.
+    Make each transaction on a SQLite engine the only one that writes, from its start, and return the engine.
 
-    A transaction that reads first and writes then fails at once where another one has written
-    meanwhile ("database is locked"), whatever the timeout. One that begins like this waits for
-    its turn, at most as long as `connect_args={"timeout": seconds}` says. Savepoints need it, too:
-    the driver begins no transaction for them.
+    SQLite refuses a write in a transaction that has read before ("database is locked"), if another one wrote
+    meanwhile, whatever the timeout. A transaction that starts with BEGIN IMMEDIATE waits for its turn instead, at
+    most as long as `connect_args={"timeout": seconds}` says. Savepoints need this, too: the driver starts no
+    transaction for them.
     """
     if engine.dialect.name != "sqlite":
         raise ConfigurationError(f"begin_immediate is for SQLite, not for {engine.dialect.name}")
-    event.listen(engine, "connect", _leave_transactions_alone)
+    event.listen(engine, "connect", _disable_driver_transactions)
     event.listen(engine, "begin", _begin)
     return engine
 
 
-def _leave_transactions_alone(connection: Any, _: object) -> None:
+def _disable_driver_transactions(connection: Any, _: object) -> None:
     connection.isolation_level = None
 
 

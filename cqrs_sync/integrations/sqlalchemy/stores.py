@@ -1,4 +1,4 @@
-"""The outbox in a database that SQLAlchemy reaches."""
+"""The outbox and the inbox in a database that SQLAlchemy connects to."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from sqlalchemy.orm import scoped_session
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.sqlalchemy.database import SessionDatabase
-from cqrs_sync.integrations.sqlalchemy.sessions import SessionOf, Sessions, SessionTransactions
+from cqrs_sync.integrations.sqlalchemy.sessions import CurrentSession, Sessions, SessionTransactions
 from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables
 from cqrs_sync.sql import SqlInbox, SqlOutbox
-from cqrs_sync.sql.database import INBOX
+from cqrs_sync.sql.database import INBOX, OUTBOX
 
 
 class SQLAlchemyOutbox(SqlOutbox):
     """
-    An outbox in a database that SQLAlchemy reaches: PostgreSQL, MariaDB, MySQL or SQLite.
+    An outbox in a database that SQLAlchemy connects to: PostgreSQL, MariaDB, MySQL or SQLite.
 
-    Messages are written on the connection of the session that is open in the calling thread,
-    and claimed and settled on connections of the engine's pool.
+    The outbox writes messages on the connection of the calling thread's open session. It claims and settles on
+    connections of the engine's pool.
 
-    - `where` is `Sessions`; or an engine, and `session` a function that returns the session of
-      the calling thread, for applications that have theirs already. A `scoped_session` will do,
-      and so will `Sessions` that have no engine.
-    - `tables` is what `tables(...)` returned, where the tables have names of your own.
+    - `where` is `Sessions`; or an engine, with `session`, a function that returns the calling thread's session,
+      for applications with sessions of their own. A `scoped_session` will do, and so will `Sessions` without an
+      engine.
+    - `tables` is what `tables(...)` returned, if the tables have names of your own.
     - `bind_arguments` choose among the engines of a session that has several, as
       `Session.connection` takes them: `{"mapper": Order}`.
     - `max_bytes`, `strict`, `relayed` and `notify` are those of `SqlOutbox`.
@@ -37,31 +37,41 @@ class SQLAlchemyOutbox(SqlOutbox):
         where: Sessions | Engine,
         /,
         *,
-        session: SessionOf | scoped_session[Any] | SessionTransactions | None = None,
+        session: CurrentSession | scoped_session[Any] | SessionTransactions | None = None,
         tables: OutboxTables | None = None,
         bind_arguments: Mapping[str, Any] | None = None,
-        **options: Any,
+        max_bytes: int = 1_048_576,
+        strict: bool = True,
+        relayed: bool = True,
+        notify: bool = False,
     ) -> None:
-        names = (
+        messages, deliveries = (
             ("cqrs_message", "cqrs_delivery")
             if tables is None
             else (tables.messages.fullname, tables.deliveries.fullname)
         )
-        engine, sessions = place(where, session, "an outbox", type(self).__name__)
-        database = SessionDatabase(engine, sessions, names=names, bind_arguments=bind_arguments or {})
-        super().__init__(database, messages=names[0], deliveries=names[1], **options)
+        engine, sessions = _engine_and_sessions(where, session, OUTBOX.name, type(self).__name__)
+        super().__init__(
+            SessionDatabase(engine, sessions, (messages, deliveries), bind_arguments or {}, OUTBOX),
+            messages=messages,
+            deliveries=deliveries,
+            max_bytes=max_bytes,
+            strict=strict,
+            relayed=relayed,
+            notify=notify,
+        )
 
 
 class SQLAlchemyInbox(SqlInbox):
     """
-    An inbox in a database that SQLAlchemy reaches: PostgreSQL, MariaDB, MySQL or SQLite.
+    An inbox in a database that SQLAlchemy connects to: PostgreSQL, MariaDB, MySQL or SQLite.
 
-    Its rows are written on the connection of the session that is open in the calling thread. With `Sessions` it
-    opens one where none is, and `sessions.current()` is that in the block; sessions of the application's own are
-    opened by the application.
+    The inbox writes on the connection of the calling thread's open session. With `Sessions` it opens a session if
+    there is none, and `sessions.current()` returns it in the block. With sessions of its own, the application opens
+    them.
 
     - `where`, `session` and `bind_arguments` are those of `SQLAlchemyOutbox`; give both the same.
-    - `table` is what `inbox_table(...)` returned, where it has a name of your own.
+    - `table` is what `inbox_table(...)` returned, if it has a name of your own.
     """
 
     def __init__(
@@ -69,33 +79,32 @@ class SQLAlchemyInbox(SqlInbox):
         where: Sessions | Engine,
         /,
         *,
-        session: SessionOf | scoped_session[Any] | SessionTransactions | None = None,
+        session: CurrentSession | scoped_session[Any] | SessionTransactions | None = None,
         table: Table | None = None,
         bind_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         name = "cqrs_inbox" if table is None else table.fullname
-        engine, sessions = place(where, session, "an inbox", type(self).__name__)
-        database = SessionDatabase(engine, sessions, names=(name,), bind_arguments=bind_arguments or {}, purpose=INBOX)
-        super().__init__(database, table=name)
+        engine, sessions = _engine_and_sessions(where, session, INBOX.name, type(self).__name__)
+        super().__init__(SessionDatabase(engine, sessions, (name,), bind_arguments or {}, INBOX), table=name)
 
 
-def place(
+def _engine_and_sessions(
     where: Sessions | Engine,
-    session: SessionOf | scoped_session[Any] | SessionTransactions | None,
-    what: str,
-    maker: str,
+    session: CurrentSession | scoped_session[Any] | SessionTransactions | None,
+    store: str,
+    class_name: str,
 ) -> tuple[Engine, SessionTransactions]:
-    """Return engine and sessions for `what`, which `maker` makes. Raises ConfigurationError where they are not told."""
+    """Return engine and sessions of a store. Raises ConfigurationError if the arguments do not name both."""
     if isinstance(where, Engine) and session is not None:
         return where, session if isinstance(session, SessionTransactions) else SessionTransactions(session)
     if isinstance(where, Sessions) and session is None:
         if where.engine is not None:
             return where.engine, where
         raise ConfigurationError(
-            f"these sessions have no engine of their own, so {what} cannot tell which database it is in: "
-            f"{maker}(engine, session=sessions)"
+            f"these sessions have no engine of their own, so the {store} cannot tell which database it is in: "
+            f"use {class_name}(engine, session=sessions)"
         )
     raise ConfigurationError(
-        f"{what} is made of sessions, {maker}(sessions), or of an engine and a function that returns the "
-        f"session of the calling thread, {maker}(engine, session=lambda: db.session)"
+        f"the {store} needs sessions, {class_name}(sessions), or an engine and a function that returns the "
+        f"calling thread's session, {class_name}(engine, session=lambda: db.session)"
     )

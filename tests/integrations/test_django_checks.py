@@ -98,10 +98,10 @@ def test_a_project_that_names_no_mediator_is_not_complained_about(monkeypatch):
         ({"MEDIATOR": "nowhere.at.all"}, "'nowhere.at.all', which cannot be imported: No module named 'nowhere'"),
         ({"MEDIATOR": "json.mediator"}, 'cannot be imported: Module "json" does not define a "mediator"'),
         ({"MEDIATOR": "mediator"}, "cannot be imported"),
-        ({"MEDIATOR": "string.digits"}, "this is of the type str"),
-        ({"MEDIATOR": 42}, "say where the mediator is"),
-        ({"GROUP": "x"}, "say where the mediator is"),
-        ("shop.mediator", "say where the mediator is"),
+        ({"MEDIATOR": "string.digits"}, "not of the type str"),
+        ({"MEDIATOR": 42}, "the settings do not name a mediator"),
+        ({"GROUP": "x"}, "the settings do not name a mediator"),
+        ("shop.mediator", "the settings do not name a mediator"),
     ],
 )
 def test_settings_that_name_no_mediator_are_an_error(monkeypatch, setting, words):
@@ -163,10 +163,10 @@ def test_what_raises_where_it_is_made_is_an_error_with_its_place(django_mediator
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("MEDIATR", "did you mean 'MEDIATOR'? its keys are MEDIATOR, CONSUMER, GROUP"),
-        ("CONSUMERS", "did you mean 'CONSUMER'? its keys are MEDIATOR, CONSUMER, GROUP"),
-        ("group", "did you mean 'GROUP'? its keys are MEDIATOR, CONSUMER, GROUP"),
-        (7, "its keys are MEDIATOR, CONSUMER, GROUP"),
+        ("MEDIATR", "did you mean 'MEDIATOR'? the keys are MEDIATOR, CONSUMER, GROUP"),
+        ("CONSUMERS", "did you mean 'CONSUMER'? the keys are MEDIATOR, CONSUMER, GROUP"),
+        ("group", "did you mean 'GROUP'? the keys are MEDIATOR, CONSUMER, GROUP"),
+        (7, "the keys are MEDIATOR, CONSUMER, GROUP"),
     ],
 )
 def test_a_key_that_nobody_looks_at_is_an_error(django_mediator, monkeypatch, key, hint):
@@ -204,7 +204,7 @@ def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator,
 
     assert {
         "shop": [],
-        "parcels": [("cqrs_sync.E008", "leave out GROUP: a consumer says its group itself")],
+        "parcels": [("cqrs_sync.E008", "remove GROUP: the consumer has its group already")],
     } == told
 
 

@@ -184,7 +184,7 @@ def test_rows_can_be_read_with_the_tables(each_engine):
         (lambda engine: SQLAlchemyOutbox(Sessions(lambda: Session(engine))), "session=sessions"),
         (SQLAlchemyOutbox, "db.session"),
         (lambda engine: SQLAlchemyOutbox(sessionmaker(engine)), "SQLAlchemyOutbox"),
-        (lambda engine: SQLAlchemyOutbox(autocommitting(engine), session=lambda: None), "each statement by itself"),
+        (lambda engine: SQLAlchemyOutbox(autocommitting(engine), session=lambda: None), "which commits each statement"),
     ],
 )
 def test_what_it_cannot_work_with_is_refused(engine, given, words):

@@ -1,4 +1,4 @@
-"""The admin: look at what waits, replay or discard what is dead, change nothing else."""
+"""The admin: shows the outbox and the inbox, and replays or discards dead deliveries. It changes nothing else."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from cqrs_sync.outbox import Selection
 from cqrs_sync.relay import Relay
 from cqrs_sync.sql.statements import DEAD
 
-#: Bytes of a payload that are shown.
-_SHOWN = 10_000
+#: Bytes of a payload that the admin shows.
+_SHOWN_BYTES = 10_000
 #: Deliveries that one transaction changes.
-_CHUNK = 500
-#: Groups of errors that are offered, the largest first.
-_GROUPS = 50
+_BATCH = 500
+#: Reasons that the filter offers, the most frequent first.
+_REASONS = 50
 
 
-def _wired() -> tuple[DjangoOutbox, Relay | None]:
-    """Return the outbox of the mediator that the settings name, and what delivers from it."""
+def _outbox_and_relay() -> tuple[DjangoOutbox, Relay | None]:
+    """Return the outbox and the relay of the mediator that the settings name."""
     if getattr(settings, "CQRS_SYNC", None):
         mediator = mediator_of_settings()
         outbox = outbox_of(mediator)
@@ -39,17 +39,17 @@ def _wired() -> tuple[DjangoOutbox, Relay | None]:
 
 
 class _ReadOnly(admin.ModelAdmin):
-    """Rows are written by the library, in transactions that the admin knows nothing of."""
+    """Allows no changes: the library writes the rows, in its own transactions."""
 
     show_full_result_count = False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        """Look into the database that the outbox is in."""
-        return super().get_queryset(request).using(_wired()[0].using)
+        """Query the database of the outbox."""
+        return super().get_queryset(request).using(_outbox_and_relay()[0].using)
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
-        """Let nobody find out by the address of a page what payloads he may not see have in them."""
-        # Django 4.2 gives no request.
+        """Refuse filters in the URL that would reveal the content of a payload or result."""
+        # Django 4.2 passes no request.
         arguments = (value,) if request is None else (value, request)
         return not {"payload", "result"} & set(lookup.split("__")) and bool(super().lookup_allowed(lookup, *arguments))
 
@@ -68,7 +68,7 @@ class _ReadOnly(admin.ModelAdmin):
 
 @admin.register(Message)
 class MessageAdmin(_ReadOnly):
-    """Messages; their payloads only for those who may see them."""
+    """Messages. Payloads need the permission `view_payload`."""
 
     list_display = ("id", "type", "topic", "partition_key", "created_at")
     list_filter = ("topic", "type")
@@ -76,51 +76,51 @@ class MessageAdmin(_ReadOnly):
     ordering = ("-created_at",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
-        """Leave what is large where it is, until it is shown."""
+        """Leave out the large columns, which the list does not show."""
         return super().get_queryset(request).defer("payload", "headers")
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        """Leave the payload out for those who may not see it."""
+        """Show the payload to users with the permission `view_payload`."""
         del obj
         fields = ["id", "type", "topic", "partition_key", "content_type", "headers", "created_at"]
         return [*fields, "shown_payload"] if request.user.has_perm("cqrs_sync.view_payload") else fields
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        """All of them."""
+        """Return all fields."""
         return self.get_fields(request, obj)
 
     @admin.display(description="payload")
     def shown_payload(self, message: Message) -> str:
-        """Return the payload as text; Django escapes it."""
+        """Return the start of the payload as text; Django escapes it."""
         payload = bytes(message.payload)
-        shown = payload[:_SHOWN].decode("utf-8", "backslashreplace")
-        return shown if len(payload) <= _SHOWN else f"{shown}… ({len(payload)} bytes)"
+        shown = payload[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
+        return shown if len(payload) <= _SHOWN_BYTES else f"{shown}… ({len(payload)} bytes)"
 
 
-class ErrorGroups(admin.SimpleListFilter):
-    """Dead deliveries that failed alike, with their number."""
+class DeadReasonFilter(admin.SimpleListFilter):
+    """Filters dead deliveries by reason, and shows how many have each."""
 
     title = "dead by reason"
     parameter_name = "reason"
 
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> Sequence[tuple[str, str]]:
-        """Return the largest groups."""
+        """Return the most frequent reasons."""
         dead = model_admin.get_queryset(request).filter(status=DEAD).order_by()
         groups = dead.values_list("reason").annotate(number=Count("pk")).order_by("-number", "reason")
-        return [(reason, f"{reason} ({number})") for reason, number in groups[:_GROUPS]]
+        return [(reason, f"{reason} ({number})") for reason, number in groups[:_REASONS]]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> QuerySet[Delivery]:
-        """Show one of them."""
+        """Select the dead deliveries with the chosen reason."""
         del request
         return queryset if self.value() is None else queryset.filter(status=DEAD, reason=self.value())
 
 
 @admin.register(Delivery)
 class DeliveryAdmin(_ReadOnly):
-    """Deliveries that are not made yet; the dead ones can be replayed or discarded."""
+    """Deliveries that are not done. Dead ones can be replayed or discarded."""
 
     list_display = ("id", "message_id", "target", "status", "attempts", "due_at", "reason")
-    list_filter = ("status", ErrorGroups, "kind", "target")
+    list_filter = ("status", DeadReasonFilter, "kind", "target")
     search_fields = ("=message__id",)
     ordering = ("id",)
     actions = ("replay", "discard")
@@ -128,42 +128,42 @@ class DeliveryAdmin(_ReadOnly):
     readonly_fields = fields
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        """Tell who may use the action."""
+        """Tell whether the user may use the action."""
         return bool(request.user.has_perm("cqrs_sync.replay_delivery"))
 
     def has_discard_permission(self, request: HttpRequest) -> bool:
-        """Tell who may use the action."""
+        """Tell whether the user may use the action."""
         return bool(request.user.has_perm("cqrs_sync.discard_delivery"))
 
     @admin.action(description="Replay dead deliveries", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Let what is dead be tried again, with its attempts forgotten."""
+        """Deliver dead deliveries again, with no attempts counted."""
         self._change(request, queryset, "replay", "replayed")
 
     @admin.action(description="Discard dead deliveries", permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Delete what is dead; what waits behind it goes on."""
+        """Delete dead deliveries. Those that wait behind them are delivered then."""
         self._change(request, queryset, "discard", "discarded")
 
     def _change(self, request: HttpRequest, queryset: QuerySet[Delivery], what: str, done: str) -> None:
-        outbox, relay = _wired()
+        outbox, relay = _outbox_and_relay()
         dead = list(queryset.filter(status=DEAD).order_by("pk").values_list("pk", "message_id", "target"))
         count = 0
-        for start in range(0, len(dead), _CHUNK):
-            some = dead[start : start + _CHUNK]
-            # Nothing is changed that is not written down: where that fails, this is rolled back.
+        for start in range(0, len(dead), _BATCH):
+            some = dead[start : start + _BATCH]
+            # The change and its log entries commit together.
             with transaction.atomic(using=outbox.using):
                 count += getattr(outbox, what)(Selection(numbers=tuple(number for number, *_ in some)), limit=len(some))
-                _write_down(request, some, done)
+                _log_changes(request, some, done)
                 if relay is not None:
                     transaction.on_commit(relay.wake, using=outbox.using, robust=True)
         level = messages.SUCCESS if count else messages.WARNING
-        self.message_user(request, f"{count} dead deliveries were {done}.", level)
+        self.message_user(request, f"{count} dead {'delivery was' if count == 1 else 'deliveries were'} {done}.", level)
 
 
 @admin.register(Receipt)
 class ReceiptAdmin(_ReadOnly):
-    """What was done, newest first; the list alone, since no single column names a row."""
+    """Receipts of the inbox, newest first. A list only: no single column identifies a row."""
 
     list_display = ("id", "handler", "attempts", "created_at")
     list_display_links = None
@@ -171,11 +171,11 @@ class ReceiptAdmin(_ReadOnly):
     ordering = ("-created_at",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Receipt]:
-        """Look into the database that the inbox is in, and leave answers there."""
+        """Query the database of the inbox, without the kept results."""
         return super().get_queryset(request).using(_alias_of_inbox()).defer("result")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> None:
-        """Find none."""
+        """Find no object: rows have no page of their own."""
         del request, object_id, from_field
 
 
@@ -187,7 +187,7 @@ def _alias_of_inbox() -> str:
     return str(router.db_for_write(Receipt))
 
 
-def _write_down(request: HttpRequest, deliveries: Sequence[tuple[int, str, str]], done: str) -> None:
+def _log_changes(request: HttpRequest, deliveries: Sequence[tuple[int, str, str]], done: str) -> None:
     kind = ContentType.objects.get_for_model(Delivery)
     LogEntry.objects.bulk_create(
         LogEntry(

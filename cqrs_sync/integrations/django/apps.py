@@ -1,4 +1,4 @@
-"""The app, as Django finds it."""
+"""The Django app."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class CqrsSyncConfig(AppConfig):
-    """The tables of the outbox, their admin, checks and commands."""
+    """The tables of the outbox and the inbox, their admin, checks and commands."""
 
     name = "cqrs_sync.integrations.django"
     label = "cqrs_sync"
@@ -15,4 +15,4 @@ class CqrsSyncConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks."""
-        from cqrs_sync.integrations.django import checks  # noqa: F401, PLC0415 -- they look at models
+        from cqrs_sync.integrations.django import checks  # noqa: F401, PLC0415 -- it imports models

@@ -1,4 +1,4 @@
-"""System checks: what is wired so that events would be lost, or late."""
+"""System checks: find settings with which events would be lost or late."""
 
 from __future__ import annotations
 
@@ -34,176 +34,177 @@ _LABEL = "cqrs_sync"
 
 @checks.register(_LABEL)
 def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
-    """Look at the mediator that the settings name; where they name none, nobody asks for it."""
+    """Check the mediator that the settings name, if they name one."""
     del app_configs
     if not getattr(settings, "CQRS_SYNC", None):
         return []
-    found = list(_keys())
+    found = list(_check_keys())
     try:
         consumer = consumer_of_settings()
         mediator = mediator_of_settings(consumer)
-        found += _group(consumer)
+        found += _check_group(consumer)
     except ImproperlyConfigured as error:
         return [*found, checks.Error(str(error), id="cqrs_sync.E001")]
-    return [*found, *_wiring(mediator)]
+    return [*found, *_check_wiring(mediator)]
 
 
-def _keys() -> Iterator[checks.CheckMessage]:
+def _check_keys() -> Iterator[checks.CheckMessage]:
     for key in unknown_keys():
         near = difflib.get_close_matches(str(key).upper(), KEYS, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         yield checks.Error(
-            f"CQRS_SYNC has the key {key!r}, which nobody looks at",
-            hint=f"{hint}its keys are {', '.join(KEYS)}",
+            f"CQRS_SYNC has the key {key!r}, which has no meaning",
+            hint=f"{hint}the keys are {', '.join(KEYS)}",
             id="cqrs_sync.E007",
         )
 
 
-def _group(consumer: Consumer | None) -> Iterator[checks.CheckMessage]:
+def _check_group(consumer: Consumer | None) -> Iterator[checks.CheckMessage]:
     group = group_of_settings()
     if consumer is not None and group and group != consumer.group.name:
         yield checks.Error(
-            f'CQRS_SYNC["GROUP"] is {group!r}, and the consumer in CQRS_SYNC["CONSUMER"] is one of the group '
+            f'CQRS_SYNC["GROUP"] is {group!r}, but the consumer in CQRS_SYNC["CONSUMER"] is in the group '
             f"{consumer.group.name!r}",
-            hint="leave out GROUP: a consumer says its group itself",
+            hint="remove GROUP: the consumer has its group already",
             id="cqrs_sync.E008",
         )
 
 
-def _wiring(mediator: RequestMediator) -> Sequence[checks.CheckMessage]:
-    place = _place_of(mediator)
-    if place is None:
+def _check_wiring(mediator: RequestMediator) -> Sequence[checks.CheckMessage]:
+    store = _store_of(mediator)
+    if store is None:
         return []
-    if place.using not in settings.DATABASES:
+    if store.using not in settings.DATABASES:
         return [
             checks.Error(
-                f"the {place.what} is in {place.using!r}, which is not in DATABASES",
-                hint=f"its aliases are {', '.join(settings.DATABASES)}",
+                f"the {store.name} is in {store.using!r}, which is not in DATABASES",
+                hint=f"the aliases in DATABASES are {', '.join(settings.DATABASES)}",
                 id="cqrs_sync.E002",
             )
         ]
-    return [*_database(place), *_transactions(mediator), *_threads(mediator), *_sqlite(place)]
+    return [*_check_settings(store), *_check_transactions(mediator), *_check_threads(mediator), *_check_sqlite(store)]
 
 
 @checks.register(_LABEL, checks.Tags.database)
 def check_database(app_configs: Any, databases: Sequence[str] | None = None, **_: Any) -> Sequence[checks.CheckMessage]:
-    """Ask the database of outbox and inbox; the others may be what they like."""
+    """Check the database of outbox and inbox, and no other."""
     del app_configs
     try:
-        place = _place_of(mediator_of_settings())
+        store = _store_of(mediator_of_settings())
     except ImproperlyConfigured:
-        # Another check tells.
+        # `check_mediator` reports it.
         return []
-    if place is None or place.using not in (databases or ()) or place.using not in settings.DATABASES:
+    if store is None or store.using not in (databases or ()) or store.using not in settings.DATABASES:
         return []
-    return [*_skip_locked(place), *_characters(place), *_tables(place)]
+    return [*_check_skip_locked(store), *_check_character_set(store), *_check_tables(store)]
 
 
 @attrs.frozen
-class _Place:
-    """Where outbox or inbox of a mediator are; where there are both, it is the same."""
+class _Store:
+    """The outbox of a mediator, or its inbox if it has no outbox: both are in the same database."""
 
-    what: str
+    name: str
     using: str
     model: str
 
 
-def _place_of(mediator: RequestMediator) -> _Place | None:
+def _store_of(mediator: RequestMediator) -> _Store | None:
     outbox, inbox = outbox_of(mediator), inbox_of(mediator)
     if outbox is not None:
-        return _Place("outbox", outbox.using, "delivery")
-    return None if inbox is None else _Place("inbox", inbox.using, "receipt")
+        return _Store("outbox", outbox.using, "delivery")
+    return None if inbox is None else _Store("inbox", inbox.using, "receipt")
 
 
-def _database(place: _Place) -> Iterator[checks.CheckMessage]:
-    alias = place.using
+def _check_settings(store: _Store) -> Iterator[checks.CheckMessage]:
+    alias = store.using
     if connections[alias].vendor not in DIALECTS:
         yield checks.Error(
-            f"the {place.what} is in {alias!r}, whose kind it does not know: {connections[alias].vendor}",
+            f"the {store.name} is in {alias!r}, which is not a supported database: {connections[alias].vendor}",
             hint="use PostgreSQL, MariaDB, MySQL or SQLite",
             id="cqrs_sync.E004",
         )
     if not connections[alias].settings_dict["AUTOCOMMIT"]:
         yield checks.Error(
-            f"autocommit is off on {alias!r}: nothing that the {place.what} does would ever be committed",
-            hint=f'leave DATABASES[{alias!r}]["AUTOCOMMIT"] as it is',
+            f"autocommit is off on {alias!r}: the {store.name} would commit nothing",
+            hint=f'leave DATABASES[{alias!r}]["AUTOCOMMIT"] at its default',
             id="cqrs_sync.E005",
         )
-    if not router.allow_migrate(alias, _LABEL, model_name=place.model):
+    if not router.allow_migrate(alias, _LABEL, model_name=store.model):
         yield checks.Error(
-            f"the {place.what} is in {alias!r}, and a router of DATABASE_ROUTERS keeps its tables out of there",
+            f"the {store.name} is in {alias!r}, but a router in DATABASE_ROUTERS does not allow its tables there",
             hint=f"let allow_migrate({alias!r}, 'cqrs_sync') return True or None",
             id="cqrs_sync.E006",
         )
 
 
-def _transactions(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+def _check_transactions(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
     outbox = outbox_of(mediator)
     if outbox is None:
-        # The inbox opens them itself.
+        # The inbox opens a transaction itself.
         return
     chosen = mediator.wiring.middleware.of(Command)
     has_own = any(isinstance(each, Atomic) and each.using == outbox.using for each in chosen)
     if not has_own and not settings.DATABASES[outbox.using].get("ATOMIC_REQUESTS"):
         yield checks.Warning(
-            "commands have an outbox and no transaction: raising an event in one will be an error",
+            "the mediator has an outbox, and its commands have no transaction: raising an event in one is an error",
             hint="make the mediator with cqrs_sync.integrations.django.bootstrap, or add Atomic() to its middleware",
             id="cqrs_sync.W001",
         )
 
 
-def _sqlite(place: _Place) -> Iterator[checks.CheckMessage]:
-    database = settings.DATABASES[place.using]
+def _check_sqlite(store: _Store) -> Iterator[checks.CheckMessage]:
+    database = settings.DATABASES[store.using]
     if "sqlite3" in database["ENGINE"] and database.get("OPTIONS", {}).get("transaction_mode") != "IMMEDIATE":
         yield checks.Warning(
-            f"transactions on {place.using!r} begin by reading: SQLite refuses those that another has overtaken",
-            hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait (Django 5.1, later)',
+            f"transactions on {store.using!r} do not start with BEGIN IMMEDIATE: one that reads first fails when it "
+            "writes, if another one wrote meanwhile",
+            hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait (from Django 5.1)',
             id="cqrs_sync.W002",
         )
 
 
-def _threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+def _check_threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
     threads = mediator.wiring.threads
     if isinstance(threads, ThreadPool) and threads.around is None:
         yield checks.Warning(
-            "threads of the pool keep their database connections for ever, broken ones as well",
+            "the pool's threads never close their database connections, not even broken ones",
             hint="give bootstrap a number of threads, or a ThreadPool(around=old_connections_closed)",
             id="cqrs_sync.W003",
         )
 
 
-def _skip_locked(place: _Place) -> Iterator[checks.CheckMessage]:
-    connection = connections[place.using]
+def _check_skip_locked(store: _Store) -> Iterator[checks.CheckMessage]:
+    connection = connections[store.using]
     if connection.vendor in ("mysql", "postgresql") and not connection.features.has_select_for_update_skip_locked:
         yield checks.Error(
-            f"the database {place.using!r} has no SKIP LOCKED, which the {place.what} needs",
+            f"the {store.name} needs SKIP LOCKED, which the database {store.using!r} does not have",
             hint="use MariaDB 10.6, MySQL 8 or later",
             id="cqrs_sync.E003",
         )
 
 
-def _characters(place: _Place) -> Iterator[checks.CheckMessage]:
-    connection = connections[place.using]
+def _check_character_set(store: _Store) -> Iterator[checks.CheckMessage]:
+    connection = connections[store.using]
     if connection.vendor != "mysql":
         return
     connection.ensure_connection()
     if connection.connection.character_set_name() != "utf8mb4":
         yield checks.Warning(
-            f"connections to {place.using!r} take not every character: an emoji in the key of an event is an error",
-            hint='set "OPTIONS": {"charset": "utf8mb4"}, which is what Django 5.2 does by itself',
+            f"connections to {store.using!r} do not use utf8mb4: an emoji in the key of an event is an error",
+            hint='set "OPTIONS": {"charset": "utf8mb4"}, which is the default from Django 5.2',
             id="cqrs_sync.W004",
         )
 
 
-def _tables(place: _Place) -> Iterator[checks.CheckMessage]:
-    executor = MigrationExecutor(connections[place.using])
+def _check_tables(store: _Store) -> Iterator[checks.CheckMessage]:
+    executor = MigrationExecutor(connections[store.using])
     latest = [node for node in executor.loader.graph.leaf_nodes() if node[0] == _LABEL]
     missing = [migration.name for migration, _ in executor.migration_plan(latest)]
     if missing:
-        # `migrate` asks for checks as well, before it does so: no warning.
+        # Not a warning: `migrate` runs the checks before it makes the tables.
         yield checks.Info(
-            f"tables of outbox and inbox are not in {place.using!r} yet, or not as this version needs them: "
+            f"the tables of outbox and inbox in {store.using!r} are missing, or are older than this version needs: "
             f"{', '.join(missing)} did not run there",
-            hint=f"`manage.py migrate cqrs_sync --database {place.using}` makes them",
+            hint=f"run `manage.py migrate cqrs_sync --database {store.using}`",
             id="cqrs_sync.I001",
         )

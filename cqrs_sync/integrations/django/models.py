@@ -1,4 +1,4 @@
-"""The tables of the outbox and the inbox; what writes to them is `cqrs_sync.sql`, never a model."""
+"""The tables of the outbox and the inbox. `cqrs_sync.sql` writes them; models only define and read them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from cqrs_sync.outbox import LONGEST
 
 
 class Message(models.Model):
-    """Final bytes, inserted with what they tell of, and never changed."""
+    """A message: final bytes, inserted in the business transaction and never changed."""
 
     id = ExactCharField(primary_key=True, max_length=LONGEST, editable=False)
     topic = ExactCharField(max_length=LONGEST, blank=True)
     type = ExactCharField(max_length=LONGEST)
-    partition_key = ExactCharField(max_length=LONGEST, null=True, blank=True)  # none is not an empty one
+    partition_key = ExactCharField(max_length=LONGEST, null=True, blank=True)  # NULL is not the empty string
     content_type = ExactCharField(max_length=LONGEST)
     payload = models.BinaryField()
     headers = ExactTextField()
@@ -31,13 +31,13 @@ class Message(models.Model):
 
 
 class Delivery(models.Model):
-    """What is still to be done with a message: give it to its topic, or run one durable handler with it."""
+    """A delivery that is not done: publish a message to its topic, or run one durable handler with it."""
 
     message = models.ForeignKey(
         Message,
         on_delete=models.DO_NOTHING,
         related_name="deliveries",
-        # Neither a constraint nor an index: both would be kept up with each message, and nothing asks for them.
+        # Neither a constraint nor an index: both cost work for each message, and no query uses them.
         db_constraint=False,
         db_index=False,
     )
@@ -48,7 +48,7 @@ class Delivery(models.Model):
     status = ExactCharField(max_length=7)
     attempts = models.IntegerField()
     due_at = models.DateTimeField()
-    token = ExactCharField(max_length=32, null=True)  # none is not an empty one
+    token = ExactCharField(max_length=32, null=True)  # NULL is not the empty string
     reason = ExactCharField(max_length=LONGEST, blank=True)
     last_error = ExactTextField(blank=True)
 
@@ -70,9 +70,9 @@ class Delivery(models.Model):
 
 
 class Receipt(models.Model):
-    """What was done once, by key and handler."""
+    """A receipt: this handler has handled this key."""
 
-    # The primary key is both, which models before Django 5.2 cannot say: the migration does.
+    # The primary key is id and handler. Models cannot say that before Django 5.2, so the migration does.
     id = ExactCharField(primary_key=True, max_length=LONGEST, editable=False)
     handler = ExactCharField(max_length=LONGEST, blank=True)
     attempts = models.IntegerField()

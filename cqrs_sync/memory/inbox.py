@@ -14,15 +14,15 @@ from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.memory.transactions import MemoryTransactions
 
-#: Seconds after which waiting for another transaction is given up, as databases do: it may wait for this one.
-_PATIENCE = 30.0
+#: Seconds to wait for another transaction. A database has such a limit, too: the other one may wait for this one.
+_LOCK_TIMEOUT = 30.0
 
 
 @attrs.define(eq=False)
 class _Row:
-    """What was done."""
+    """A receipt, or the attempts of a key."""
 
-    #: The thread in whose transaction it was inserted; None once that has committed.
+    #: The thread whose open transaction inserted it; None once that has committed.
     owner: int | None
     written: float
     attempts: int = 0
@@ -31,9 +31,9 @@ class _Row:
 
 class MemoryInbox:
     """
-    An inbox without a database, for tests and as the reference: gone with the process.
+    An inbox without a database, for tests and as the reference; it ends with the process.
 
-    It joins `transactions`, and opens one of theirs where none is open.
+    It joins `transactions`, and opens one of them if none is open.
     """
 
     def __init__(self, transactions: MemoryTransactions | None = None) -> None:
@@ -54,14 +54,14 @@ class MemoryInbox:
         with nullcontext() if self._transactions.active() else self._transactions.atomic():
             row, is_first = self._insert((key, handler))
             try:
-                yield _Receipt(row, first=is_first)
+                yield _MemoryReceipt(row, first=is_first)
             except BaseException:
                 if is_first:
                     self._remove((key, handler), row)
                 raise
 
     def attempt(self, key: str, /) -> int:
-        """Count an attempt before it is made."""
+        """Count an attempt before it starts."""
         check_key(key, "")
         with self._changed:
             row = self._rows.setdefault((key, ATTEMPTS), _Row(None, time.monotonic()))
@@ -69,7 +69,7 @@ class MemoryInbox:
             return row.attempts
 
     def attempts_at(self, key: str, /) -> int:
-        """Return how many attempts were counted."""
+        """Return how many attempts are counted."""
         check_key(key, "")
         with self._changed:
             row = self._rows.get((key, ATTEMPTS))
@@ -86,18 +86,18 @@ class MemoryInbox:
                     del self._rows[key, ATTEMPTS]
 
     def forget_attempts(self, key: str, /) -> None:
-        """Begin to count anew."""
+        """Reset the count."""
         check_key(key, "")
         with self._changed:
             self._rows.pop((key, ATTEMPTS), None)
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
-        """Forget what was first asked for more than `older_than` seconds ago."""
-        until = time.monotonic() - older_than
+        """Delete receipts that were written more than `older_than` seconds ago."""
+        oldest_kept = time.monotonic() - older_than
         with self._changed:
-            old = [name for name, row in self._rows.items() if row.owner is None and row.written < until][:limit]
-            for name in old:
-                del self._rows[name]
+            old = [key for key, row in self._rows.items() if row.owner is None and row.written < oldest_kept][:limit]
+            for key in old:
+                del self._rows[key]
         return len(old)
 
     def release_connection(self) -> None:
@@ -107,19 +107,22 @@ class MemoryInbox:
         """Replace the lock, which another thread of the parent may have held."""
         self._changed = threading.Condition()
 
-    def _insert(self, name: tuple[str, str]) -> tuple[_Row, bool]:
+    def _insert(self, key: tuple[str, str]) -> tuple[_Row, bool]:
         """Insert a row, or wait for the transaction that has inserted it."""
-        me = threading.get_ident()
-        until = time.monotonic() + _PATIENCE
+        thread = threading.get_ident()
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         with self._changed:
-            while (known := self._rows.get(name)) is not None:
-                if known.owner in {None, me}:
-                    return known, False
-                if not self._changed.wait(until - time.monotonic()):
-                    raise InboxUnavailable(f"the transaction that has {name[0]!r:.80} first did not end in time")
-            row = self._rows[name] = _Row(me, time.monotonic())
+            while (found := self._rows.get(key)) is not None:
+                if found.owner in {None, thread}:
+                    return found, False
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise InboxUnavailable(
+                        f"another transaction has inserted the receipt of {key[0]!r:.80} and did not end within "
+                        f"{_LOCK_TIMEOUT:g} seconds"
+                    )
+            row = self._rows[key] = _Row(thread, time.monotonic())
         self._transactions.at_commit(lambda: self._commit(row))
-        self._transactions.at_rollback(lambda: self._remove(name, row))
+        self._transactions.at_rollback(lambda: self._remove(key, row))
         return row, True
 
     def _commit(self, row: _Row) -> None:
@@ -127,15 +130,15 @@ class MemoryInbox:
             row.owner = None
             self._changed.notify_all()
 
-    def _remove(self, name: tuple[str, str], row: _Row) -> None:
+    def _remove(self, key: tuple[str, str], row: _Row) -> None:
         with self._changed:
-            if self._rows.get(name) is row:
-                del self._rows[name]
+            if self._rows.get(key) is row:
+                del self._rows[key]
                 self._changed.notify_all()
 
 
-class _Receipt:
-    """What is known of a row, in the transaction in which it was asked."""
+class _MemoryReceipt:
+    """A receipt, in the transaction that inserted or found its row."""
 
     def __init__(self, row: _Row, *, first: bool) -> None:
         self.first = first
@@ -143,11 +146,11 @@ class _Receipt:
 
     @property
     def result(self) -> bytes | None:
-        """What was kept."""
+        """The kept result."""
         return self._row.result
 
     def keep(self, result: bytes, /) -> None:
-        """Keep a result for those who come later."""
+        """Keep a result for later callers."""
         if not self.first:
-            raise ValueError("only who is first keeps a result: look at `first` before")
+            raise ValueError("only the first caller keeps a result: check `first` before")
         self._row.result = result

@@ -28,19 +28,19 @@ from cqrs_sync.outbox import (
     lane_of,
 )
 
-#: Bytes of the messages that are claimed at a time.
+#: Bytes of the messages in one claim.
 _CLAIMED_BYTES = 16 * 1024 * 1024
 
 
 @attrs.define(eq=False)
-class _Kept:
-    """A delivery, and what is known of it."""
+class _StoredDelivery:
+    """A delivery and its state."""
 
     number: int
     message: OutgoingMessage
     handler: str | None
     lane: int | None
-    #: These are moments by `time.monotonic`.
+    #: Times of `time.monotonic`.
     written: float
     due: float
     attempts: int = 0
@@ -59,16 +59,16 @@ class _Kept:
         return "topic" if self.handler is None else "handler"
 
     @property
-    def state(self) -> str:
+    def status(self) -> str:
         return "dead" if self.is_dead else "tried" if self.was_tried else "pending"
 
-    def is_for(self, handlers: Collection[str] | None, besides: Collection[str]) -> bool:
-        """Tell whether it is asked for: for the broker, or for one of these handlers."""
-        wanted = self.handler is None if handlers is None else self.handler in handlers
-        return wanted and self.target not in besides
+    def matches(self, handlers: Collection[str] | None, besides: Collection[str]) -> bool:
+        """Tell whether it is for the broker, or for one of these handlers."""
+        is_included = self.handler is None if handlers is None else self.handler in handlers
+        return is_included and self.target not in besides
 
-    def is_of(self, selection: Selection) -> bool:
-        """Tell whether it is dead and meant."""
+    def is_selected(self, selection: Selection) -> bool:
+        """Tell whether it is dead and in the selection."""
         return (
             self.is_dead
             and (selection.numbers is None or self.number in selection.numbers)
@@ -76,19 +76,19 @@ class _Kept:
             and selection.target in {None, self.target}
         )
 
-    def take(self, token: str, until: float) -> Claimed:
+    def claim(self, token: str, lease_end: float) -> Claimed:
         self.was_tried = True
         self.attempts += 1
-        self.token, self.due = token, until
+        self.token, self.due = token, lease_end
         return Claimed(self.number, self.message, self.handler, self.attempts, token)
 
 
 class MemoryOutbox:
     """
-    An outbox for tests: what it keeps lives as long as the process.
+    An outbox without a database, for tests and as the reference; it ends with the process.
 
-    It joins `transactions`: what is added in one of them is there when the outermost block
-    has committed. `strict` and `max_bytes` are as in a database.
+    It joins `transactions`: messages added in one of them are there once the outermost block has committed.
+    `strict` and `max_bytes` are those of `SqlOutbox`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MemoryOutbox:
         self._max_bytes = max_bytes
         self._strict = strict
         self._numbers = itertools.count(1)
-        self._deliveries: dict[int, _Kept] = {}
+        self._deliveries: dict[int, _StoredDelivery] = {}
         #: When each message was written.
         self._messages: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -120,13 +120,13 @@ class MemoryOutbox:
         if self._strict and not alone and not self._transactions.active():
             types = ", ".join(sorted({entry.message.type for entry in entries}))
             raise NotInTransaction(
-                f"{types} is to be kept in the outbox, and no transaction is open: "
-                "open one with transactions.atomic(), or give the outbox strict=False"
+                f"{types} cannot be kept in the outbox: no transaction is open. Open one with transactions.atomic(), "
+                "or give the outbox strict=False, which keeps it in a transaction of its own"
             )
         now = time.monotonic()
         messages = {entry.message.id: now for entry in entries}
-        # Numbers are given out here, as by the sequence of a database: who commits late has low ones.
-        deliveries = {kept.number: kept for entry in entries for kept in self._deliveries_of(entry, now)}
+        # Numbers are assigned here, as by a database's sequence: a late commit has low numbers.
+        deliveries = {each.number: each for entry in entries for each in self._deliveries_of(entry, now)}
 
         def write() -> None:
             with self._lock:
@@ -143,50 +143,50 @@ class MemoryOutbox:
         with self._lock:
             now = time.monotonic()
             found = list(itertools.islice(self._claimable(now, handlers, besides), limit))
-            return [kept.take(token, now + lease) for kept in found]
+            return [delivery.claim(token, now + lease) for delivery in found]
 
     def renew(self, tokens: Collection[str], lease: float) -> int:
-        """Keep what was claimed for `lease` more seconds."""
+        """Extend claims to `lease` seconds from now."""
         with self._lock:
-            held = [kept for kept in self._deliveries.values() if kept.token in tokens]
-            for kept in held:
-                kept.due = time.monotonic() + lease
-            return len(held)
+            claimed = [delivery for delivery in self._deliveries.values() if delivery.token in tokens]
+            for delivery in claimed:
+                delivery.due = time.monotonic() + lease
+            return len(claimed)
 
     def settle(self, outcomes: Sequence[Outcome], /) -> int:
-        """Write down what became of deliveries."""
+        """Record the outcomes of deliveries."""
         with self._lock:
             return sum(self._settle(outcome) for outcome in outcomes)
 
     def next_due(self, handlers: Collection[str], /) -> float | None:
-        """Return the seconds until something may be claimed."""
+        """Return the seconds until a delivery can be claimed."""
         with self._lock:
             now = time.monotonic()
-            for asked in (None, handlers):
-                if next(self._claimable(now, asked, ()), None) is not None:
+            for group in (None, handlers):
+                if next(self._claimable(now, group, ()), None) is not None:
                     return 0.0
-            mine = [kept for kept in self._deliveries.values() if kept.handler in {None, *handlers}]
-            return min((kept.due - now for kept in mine if not kept.is_dead and kept.due > now), default=None)
+            mine = [each for each in self._deliveries.values() if each.handler in {None, *handlers}]
+            return min((each.due - now for each in mine if not each.is_dead and each.due > now), default=None)
 
     def listener(self) -> None:
-        """There are no other processes."""
+        """Return None: no other process has this outbox."""
 
     def release_connection(self) -> None:
-        """There is no connection."""
+        """Do nothing: there is no connection."""
 
     def backlog(self) -> Backlog:
         """Count what is not delivered yet."""
         with self._lock:
-            kept, now = list(self._deliveries.values()), time.monotonic()
-        states = Counter((each.kind, each.target, each.state) for each in kept)
-        reasons = Counter(each.reason for each in kept if each.is_dead)
+            deliveries, now = list(self._deliveries.values()), time.monotonic()
+        counts = Counter((each.kind, each.target, each.status) for each in deliveries)
+        reasons = Counter(each.reason for each in deliveries if each.is_dead)
         return Backlog(
             targets=tuple(
-                TargetBacklog(kind, target, *(states[kind, target, state] for state in ("pending", "tried", "dead")))
-                for kind, target in sorted({(kind, target) for kind, target, _ in states})
+                TargetBacklog(kind, target, *(counts[kind, target, status] for status in ("pending", "tried", "dead")))
+                for kind, target in sorted({(kind, target) for kind, target, _ in counts})
             ),
             dead_by_reason=tuple(sorted(reasons.items(), key=lambda reason: (-reason[1], reason[0]))),
-            oldest=max((now - each.written for each in kept if not each.is_dead), default=None),
+            oldest=max((now - each.written for each in deliveries if not each.is_dead), default=None),
         )
 
     def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
@@ -195,87 +195,89 @@ class MemoryOutbox:
             now = time.monotonic()
             return [
                 DeadDelivery(
-                    number=kept.number,
-                    message=kept.message,
-                    handler=kept.handler,
-                    attempts=kept.attempts,
-                    reason=kept.reason,
-                    error=kept.error,
-                    age=now - kept.written,
-                    blocks=kept.lane is not None,
+                    number=each.number,
+                    message=each.message,
+                    handler=each.handler,
+                    attempts=each.attempts,
+                    reason=each.reason,
+                    error=each.error,
+                    age=now - each.written,
+                    blocks=each.lane is not None,
                 )
-                for kept in self._meant(selection, limit)
+                for each in self._selected(selection, limit)
             ]
 
     def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
-        """Let dead deliveries be claimed again, with their attempts forgotten."""
+        """Make dead deliveries claimable again, with no attempts counted."""
         with self._lock:
-            meant = self._meant(selection, limit)
-            for kept in meant:
-                kept.is_dead = kept.was_tried = False
-                kept.attempts, kept.due = 0, time.monotonic()
-            return len(meant)
+            selected = self._selected(selection, limit)
+            for delivery in selected:
+                delivery.is_dead = delivery.was_tried = False
+                delivery.attempts, delivery.due = 0, time.monotonic()
+            return len(selected)
 
     def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries."""
         with self._lock:
-            meant = self._meant(selection, limit)
-            for kept in meant:
-                del self._deliveries[kept.number]
-            return len(meant)
+            selected = self._selected(selection, limit)
+            for delivery in selected:
+                del self._deliveries[delivery.number]
+            return len(selected)
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
-        """Delete messages that were written more than `older_than` seconds ago and are delivered."""
+        """Delete delivered messages that were written more than `older_than` seconds ago."""
         with self._lock:
-            waiting = {kept.message.id for kept in self._deliveries.values()}
-            until = time.monotonic() - older_than
-            old = [each for each, written in self._messages.items() if written < until and each not in waiting]
-            for each in old[:limit]:
-                del self._messages[each]
+            waiting = {delivery.message.id for delivery in self._deliveries.values()}
+            oldest_kept = time.monotonic() - older_than
+            old = [name for name, written in self._messages.items() if written < oldest_kept and name not in waiting]
+            for name in old[:limit]:
+                del self._messages[name]
             return len(old[:limit])
 
-    def _deliveries_of(self, entry: Entry, now: float) -> Iterator[_Kept]:
+    def _deliveries_of(self, entry: Entry, now: float) -> Iterator[_StoredDelivery]:
         message = entry.message
         broker: list[str | None] = [None] if entry.publish else []
         for handler in [*broker, *entry.handlers]:
-            kept = _Kept(next(self._numbers), message, handler, lane=None, written=now, due=now)
-            kept.lane = lane_of(f"{kept.kind} {kept.target}", message.key)
-            yield kept
+            delivery = _StoredDelivery(next(self._numbers), message, handler, lane=None, written=now, due=now)
+            delivery.lane = lane_of(f"{delivery.kind} {delivery.target}", message.key)
+            yield delivery
 
-    def _claimable(self, now: float, handlers: Collection[str] | None, besides: Collection[str]) -> Iterator[_Kept]:
-        """Yield what may be claimed at once, oldest first; under the lock."""
-        #: Lanes whose next delivery is not to be claimed.
-        held: set[int | None] = set()
+    def _claimable(
+        self, now: float, handlers: Collection[str] | None, besides: Collection[str]
+    ) -> Iterator[_StoredDelivery]:
+        """Yield what one claim can take, oldest first. The caller holds the lock."""
+        #: Lanes whose next delivery must wait.
+        blocked: set[int | None] = set()
         size = 0
-        for _, kept in sorted(self._deliveries.items()):
-            if not kept.is_for(handlers, besides) or kept.lane in held - {None}:
+        for _, delivery in sorted(self._deliveries.items()):
+            if not delivery.matches(handlers, besides) or delivery.lane in blocked - {None}:
                 continue
-            if kept.is_dead or kept.due > now:
-                held.add(kept.lane)
+            if delivery.is_dead or delivery.due > now:
+                blocked.add(delivery.lane)
                 continue
-            size += len(kept.message.body)
-            if size > max(_CLAIMED_BYTES, len(kept.message.body)):
+            size += len(delivery.message.body)
+            if size > max(_CLAIMED_BYTES, len(delivery.message.body)):
                 return
             if handlers is not None:
-                held.add(kept.lane)
-            yield kept
+                blocked.add(delivery.lane)
+            yield delivery
 
     def _settle(self, outcome: Outcome) -> bool:
-        kept = self._deliveries.get(outcome.claimed.number)
-        if kept is None or kept.token != outcome.claimed.token:
+        delivery = self._deliveries.get(outcome.claimed.number)
+        if delivery is None or delivery.token != outcome.claimed.token:
             return False
         if outcome.verdict is Verdict.DONE:
-            del self._deliveries[kept.number]
+            del self._deliveries[delivery.number]
             return True
-        kept.token, kept.reason, kept.error = None, outcome.reason, outcome.error
+        delivery.token, delivery.reason, delivery.error = None, outcome.reason, outcome.error
         if outcome.verdict is Verdict.DEAD:
-            kept.is_dead = True
-            kept.lane = kept.lane if outcome.blocks else None
+            delivery.is_dead = True
+            delivery.lane = delivery.lane if outcome.blocks else None
         else:
-            kept.due = time.monotonic() + outcome.after
-            kept.attempts -= not outcome.counted
-            kept.was_tried = outcome.counted or outcome.after > 0 or kept.attempts > 0
+            delivery.due = time.monotonic() + outcome.after
+            delivery.attempts -= not outcome.counted
+            delivery.was_tried = outcome.counted or outcome.after > 0 or delivery.attempts > 0
         return True
 
-    def _meant(self, selection: Selection, limit: int) -> list[_Kept]:
-        return [kept for _, kept in sorted(self._deliveries.items()) if kept.is_of(selection)][:limit]
+    def _selected(self, selection: Selection, limit: int) -> list[_StoredDelivery]:
+        return [delivery for _, delivery in sorted(self._deliveries.items()) if delivery.is_selected(selection)][:limit]

@@ -11,7 +11,7 @@ import attrs
 
 @attrs.define
 class _Block:
-    """What a transaction, or a savepoint in one, has to do when it commits."""
+    """The callbacks of a transaction, or of a savepoint in one."""
 
     writes: list[Callable[[], object]] = attrs.field(factory=list)
     callbacks: list[Callable[[], object]] = attrs.field(factory=list)
@@ -22,9 +22,8 @@ class MemoryTransactions:
     """
     Transactions without a database, for tests: nested like Django's `atomic`.
 
-    A block inside a block is a savepoint: when it fails, what was registered in it
-    is dropped; the rest runs when the outermost block commits. Each thread has its
-    own transactions, as it has its own database connection.
+    A block inside a block is a savepoint. If it fails, its callbacks are dropped; all others run when the outermost
+    block commits. Each thread has its own transactions, as it has its own database connection.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class MemoryTransactions:
         return bool(self._blocks())
 
     def on_commit(self, callback: Callable[[], object], /) -> None:
-        """Call `callback` after the outermost block has committed, at once outside of any."""
+        """Call `callback` after the outermost block has committed; outside of a block, at once."""
         blocks = self._blocks()
         if blocks:
             blocks[-1].callbacks.append(callback)
@@ -43,7 +42,7 @@ class MemoryTransactions:
             callback()
 
     def at_commit(self, write: Callable[[], object], /) -> None:
-        """Call `write` as the outermost block commits, before all that waits for the commit; at once outside of any."""
+        """Call `write` when the outermost block commits, before its callbacks; outside of a block, at once."""
         blocks = self._blocks()
         if blocks:
             blocks[-1].writes.append(write)
@@ -51,7 +50,7 @@ class MemoryTransactions:
             write()
 
     def at_rollback(self, undo: Callable[[], object], /) -> None:
-        """Call `undo` as the block is rolled back, or one around it; never outside of any."""
+        """Call `undo` when this block or one around it is rolled back; outside of a block, never."""
         blocks = self._blocks()
         if blocks:
             blocks[-1].undo.append(undo)

@@ -12,7 +12,7 @@ from tests.contracts.effects_django import careless, create, drop, insert, texts
 pytestmark = [pytest.mark.broker, pytest.mark.usefixtures("django_emptied")]
 
 ALIASES = ["postgresql", "mariadb", "sqlite"]
-WORDS = r"was caught in this transaction.*transaction\.atomic\(\)"
+WORDS = r"has aborted this transaction.*transaction\.atomic\(\)"
 
 
 @attrs.frozen
@@ -67,7 +67,7 @@ def test_a_command_that_django_would_roll_back_fails(shop, then):
     """
     On every database: nothing is there, so nobody is told of it.
     """
-    with pytest.raises(cqrs.TransactionLost, match=r"in this transaction|given up before its end"):
+    with pytest.raises(cqrs.TransactionLost, match=r"has aborted this transaction|rolled back before its end"):
         shop.mediator.send(Buy(then))
 
     assert ([], [], []) == (texts(shop.alias), shop.after, list(shop.broker.published))

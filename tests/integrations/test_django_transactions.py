@@ -107,7 +107,7 @@ def test_nothing_is_claimed_or_settled_in_a_transaction_that_may_be_rolled_back(
         lambda: outbox.settle(done),
         lambda: outbox.renew([claimed[0].token], 60),
     ):
-        with transaction.atomic(using=alias), pytest.raises(ConfigurationError, match=rf"'{alias}' is inside `atomic`"):
+        with transaction.atomic(using=alias), pytest.raises(ConfigurationError, match=rf"inside `atomic` on '{alias}'"):
             action()
 
     assert 1 == outbox.settle(done)

@@ -142,7 +142,7 @@ def test_a_table_that_is_not_there_is_told_of(tmp_path):
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
     sessions = Sessions(sessionmaker(engine))
     inbox = SQLAlchemyInbox(sessions)
-    words = r"cqrs_inbox of the inbox is not there.*inbox_table\(metadata\)"
+    words = r"cqrs_inbox of the inbox is missing.*inbox_table\(metadata\)"
     with pytest.raises(cqrs.InboxNotInstalled, match=words), inbox.once("1"):
         pass
     with sessions.begin(), pytest.raises(cqrs.InboxNotInstalled, match=words), inbox.once("1"):

@@ -132,7 +132,7 @@ def never_raised(session):
     assert session.in_transaction()
 
 
-WORDS = r"was caught in this transaction.*session\.begin_nested\(\)"
+WORDS = r"has aborted this transaction.*session\.begin_nested\(\)"
 
 
 @pytest.fixture(params=[{}, {"outbox": SQLAlchemyOutbox}], ids=["without", "with-outbox"])
@@ -164,7 +164,7 @@ def test_x1_a_command_whose_session_was_rolled_back_fails(engine, spoil):
     """
     shop = Shop(engine, spoil)
     shop.events.bind(Bought, shop.after.append)
-    with shop.mediator, pytest.raises(cqrs.TransactionLost, match="given up before its end"):
+    with shop.mediator, pytest.raises(cqrs.TransactionLost, match="rolled back before its end"):
         shop.mediator.send(Buy())
 
     assert (["known"], [], []) == (shop.names(), shop.after, shop.published())

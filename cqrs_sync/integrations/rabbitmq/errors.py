@@ -20,11 +20,7 @@ _REFUSALS = frozenset({403, 404, 405, 406})
 #: Close codes while connecting that a retry within seconds does not change.
 _LOGIN_REFUSED = frozenset({403, 530})
 
-_MESSAGE_ERRORS = (
-    exceptions.ShortStringTooLong,
-    exceptions.UnsupportedAMQPFieldException,
-    exceptions.UnroutableError,
-)
+_MESSAGE_ERRORS = exceptions.ShortStringTooLong, exceptions.UnsupportedAMQPFieldException, exceptions.UnroutableError
 #: For a basic.nack.
 NACKED = "the broker did not accept it (nack): a queue is full or failing"
 _CODE = re.compile(r"\((\d{3})\)")

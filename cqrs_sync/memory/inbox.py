@@ -37,21 +37,17 @@ class MemoryInbox:
     """
 
     def __init__(self, transactions: MemoryTransactions | None = None) -> None:
-        self._transactions = MemoryTransactions() if transactions is None else transactions
+        #: The transactions that it joins.
+        self.transactions = MemoryTransactions() if transactions is None else transactions
         self._rows: dict[tuple[str, str], _Row] = {}
         self._changed = threading.Condition()
         reset_in_child(self)
-
-    @property
-    def transactions(self) -> MemoryTransactions:
-        """The transactions that it joins."""
-        return self._transactions
 
     @contextmanager
     def once(self, key: str, handler: str = "", /) -> Iterator[Receipt]:
         """Join the transaction of the calling thread, or open one, and tell whether this was done before."""
         check_key(key, handler)
-        with nullcontext() if self._transactions.active() else self._transactions.atomic():
+        with nullcontext() if self.transactions.active() else self.transactions.atomic():
             row, is_first = self._insert((key, handler))
             try:
                 yield _MemoryReceipt(row, first=is_first)
@@ -121,8 +117,8 @@ class MemoryInbox:
                         f"{_LOCK_TIMEOUT:g} seconds"
                     )
             row = self._rows[key] = _Row(thread, time.monotonic())
-        self._transactions.at_commit(lambda: self._commit(row))
-        self._transactions.at_rollback(lambda: self._remove(key, row))
+        self.transactions.at_commit(lambda: self._commit(row))
+        self.transactions.at_rollback(lambda: self._remove(key, row))
         return row, True
 
     def _commit(self, row: _Row) -> None:

@@ -94,7 +94,8 @@ class MemoryOutbox:
     def __init__(
         self, transactions: MemoryTransactions | None = None, *, max_bytes: int = 1_048_576, strict: bool = True
     ) -> None:
-        self._transactions = MemoryTransactions() if transactions is None else transactions
+        #: The transactions that `add` joins.
+        self.transactions = MemoryTransactions() if transactions is None else transactions
         self._max_bytes = max_bytes
         self._strict = strict
         self._numbers = itertools.count(1)
@@ -104,11 +105,6 @@ class MemoryOutbox:
         self._lock = threading.Lock()
         reset_in_child(self)
 
-    @property
-    def transactions(self) -> MemoryTransactions:
-        """The transactions that `add` joins."""
-        return self._transactions
-
     def reset_in_child(self) -> None:
         """Replace the lock, which another thread of the parent may have held."""
         self._lock = threading.Lock()
@@ -117,7 +113,7 @@ class MemoryOutbox:
         """Keep messages and their deliveries in the transaction of the calling thread."""
         for entry in entries:
             check_size(entry.message, self._max_bytes)
-        if self._strict and not alone and not self._transactions.active():
+        if self._strict and not alone and not self.transactions.active():
             types = ", ".join(sorted({entry.message.type for entry in entries}))
             raise NotInTransaction(
                 f"{types} cannot be kept in the outbox: no transaction is open. Open one with transactions.atomic(), "
@@ -133,7 +129,7 @@ class MemoryOutbox:
                 self._messages |= messages
                 self._deliveries |= deliveries
 
-        self._transactions.at_commit(write)
+        self.transactions.at_commit(write)
 
     def claim(
         self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()

@@ -9,6 +9,6 @@ several callers is first. A `Database` gives them connections and transactions. 
 from cqrs_sync.sql.database import Database, DatabaseConnection, StoreKind
 from cqrs_sync.sql.dialects import Dialect
 from cqrs_sync.sql.inbox import SqlInbox
-from cqrs_sync.sql.outbox import SqlOutbox
+from cqrs_sync.sql.outbox import OutboxOptions, SqlOutbox
 
-__all__ = ["Database", "DatabaseConnection", "Dialect", "SqlInbox", "SqlOutbox", "StoreKind"]
+__all__ = ["Database", "DatabaseConnection", "Dialect", "OutboxOptions", "SqlInbox", "SqlOutbox", "StoreKind"]

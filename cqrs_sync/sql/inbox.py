@@ -32,17 +32,14 @@ class SqlInbox:
 
     def __init__(self, database: Database, *, table: str = "cqrs_inbox") -> None:
         check_table(table)
+        #: The transactions that it joins.
+        self.transactions: Transactions = database.transactions
         self._database = database
         self._table = table
         self._statements: InboxStatements | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._table})"
-
-    @property
-    def transactions(self) -> Transactions:
-        """The transactions that it joins."""
-        return self._database.transactions
 
     @contextmanager
     def once(self, key: str, handler: str = "", /) -> Iterator[Receipt]:

@@ -6,7 +6,7 @@ import logging
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import orjson
 
@@ -63,6 +63,15 @@ class _Candidate(NamedTuple):
     size: int
 
 
+class OutboxOptions(TypedDict, total=False):
+    """The options of `SqlOutbox` that the outboxes of the integrations pass on."""
+
+    max_bytes: int
+    strict: bool
+    relayed: bool
+    notify: bool
+
+
 class SqlOutbox:
     """
     The outbox in a SQL database.
@@ -93,6 +102,8 @@ class SqlOutbox:
     ) -> None:
         check_table(messages)
         check_table(deliveries)
+        #: The transactions that `add` joins.
+        self.transactions: Transactions = database.transactions
         self._database = database
         self._tables = messages, deliveries
         self._channel = deliveries.replace(".", "_")
@@ -104,11 +115,6 @@ class SqlOutbox:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._tables)})"
-
-    @property
-    def transactions(self) -> Transactions:
-        """The transactions that `add` joins."""
-        return self._database.transactions
 
     # Writing
 

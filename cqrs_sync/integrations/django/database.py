@@ -35,7 +35,8 @@ class DjangoDatabase:
     def __init__(self, using: str, store: StoreKind) -> None:
         self.using = using
         self._store = store
-        self._transactions = DjangoTransactions(using)
+        #: The application's transactions on this database.
+        self.transactions = DjangoTransactions(using)
         # The driver connections of the library's own threads. A forked child does not have these threads. The
         # references keep their connections open there: some drivers close them by telling the parent's server.
         self._kept_connections: dict[int, Any] = {}
@@ -59,14 +60,9 @@ class DjangoDatabase:
             )
         return DIALECTS[vendor]
 
-    @property
-    def transactions(self) -> DjangoTransactions:
-        """The application's transactions on this database."""
-        return self._transactions
-
     def current_connection(self) -> DjangoConnection | None:
         """Return the connection on which the calling thread is inside `atomic`, None if it is not."""
-        if not self._transactions.active():
+        if not self.transactions.active():
             return None
         check_not_aborted(connections[self.using])
         return DjangoConnection(connections[self.using], is_nested=True, translate=self._roll_back_and_translate)

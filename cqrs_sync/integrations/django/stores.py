@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from cqrs_sync.integrations.django.database import DjangoDatabase
-from cqrs_sync.sql import SqlInbox, SqlOutbox
+from cqrs_sync.sql import OutboxOptions, SqlInbox, SqlOutbox
 from cqrs_sync.sql.database import INBOX, OUTBOX
 
 
@@ -21,18 +23,9 @@ class DjangoOutbox(SqlOutbox):
     - `notify`: notify relays in other processes of each commit, on PostgreSQL.
     """
 
-    def __init__(
-        self,
-        using: str = "default",
-        *,
-        max_bytes: int = 1_048_576,
-        strict: bool = True,
-        relayed: bool = True,
-        notify: bool = False,
-    ) -> None:
+    def __init__(self, using: str = "default", **options: Unpack[OutboxOptions]) -> None:
         self.using = using
-        database = DjangoDatabase(using, OUTBOX)
-        super().__init__(database, max_bytes=max_bytes, strict=strict, relayed=relayed, notify=notify)
+        super().__init__(DjangoDatabase(using, OUTBOX), **options)
 
     def __repr__(self) -> str:
         return f"DjangoOutbox(using={self.using!r})"

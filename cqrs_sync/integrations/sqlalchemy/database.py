@@ -42,25 +42,16 @@ class SessionDatabase:
         self._sessions = sessions
         self._table_names = table_names
         self._store = store
-        self._transactions = EngineTransactions(engine, sessions, bind_arguments)
-        self._dialect = _dialect_of(engine, store)
+        #: The application's transactions on this database.
+        self.transactions = EngineTransactions(engine, sessions, bind_arguments)
+        self.dialect = _dialect_of(engine, store)
         self._kept_for_parent: list[object] = []
         note_half_lost_transactions(engine)
         reset_in_child(self)
 
-    @property
-    def dialect(self) -> Dialect:
-        """The SQL that the database speaks."""
-        return self._dialect
-
-    @property
-    def transactions(self) -> EngineTransactions:
-        """The application's transactions on this database."""
-        return self._transactions
-
     def current_connection(self) -> SessionConnection | None:
         """Return the connection on which the calling thread has a transaction open, None if it has none."""
-        session = self._transactions.open_session()
+        session = self.transactions.open_session()
         if session is None:
             return None
         # A missing table is reported as ours; everything else is the application's to handle.
@@ -105,7 +96,7 @@ class SessionDatabase:
         """Return the connection of a session. Raises TransactionLost if its transaction would not be committed."""
         hooks, blocks = self._sessions.commit_hooks(session), tuple(open_blocks(session))
         hooks.check_not_rolled_back(blocks)
-        connection = session.connection(bind_arguments=self._transactions.bind_arguments)
+        connection = session.connection(bind_arguments=self.transactions.bind_arguments)
         check_not_aborted(connection)
 
         def is_open() -> bool:
@@ -124,7 +115,7 @@ class SessionDatabase:
     def other_database(self) -> str | None:
         """Name another database on which the calling thread has a transaction open."""
         session = self._sessions.open_session()
-        bind = None if session is None else self._transactions.bind_of(session)
+        bind = None if session is None else self.transactions.bind_of(session)
         return None if bind is None else bind.url.render_as_string(hide_password=True)
 
     def listener(self, channel: str, /) -> PsycopgListener | None:

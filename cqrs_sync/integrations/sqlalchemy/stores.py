@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy import Engine, Table
 from sqlalchemy.orm import scoped_session
@@ -12,7 +12,7 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.sqlalchemy.database import SessionDatabase
 from cqrs_sync.integrations.sqlalchemy.sessions import CurrentSession, Sessions, SessionTransactions
 from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables
-from cqrs_sync.sql import SqlInbox, SqlOutbox
+from cqrs_sync.sql import OutboxOptions, SqlInbox, SqlOutbox
 from cqrs_sync.sql.database import INBOX, OUTBOX
 
 
@@ -40,10 +40,7 @@ class SQLAlchemyOutbox(SqlOutbox):
         session: CurrentSession | scoped_session[Any] | SessionTransactions | None = None,
         tables: OutboxTables | None = None,
         bind_arguments: Mapping[str, Any] | None = None,
-        max_bytes: int = 1_048_576,
-        strict: bool = True,
-        relayed: bool = True,
-        notify: bool = False,
+        **options: Unpack[OutboxOptions],
     ) -> None:
         messages, deliveries = (
             ("cqrs_message", "cqrs_delivery")
@@ -51,15 +48,8 @@ class SQLAlchemyOutbox(SqlOutbox):
             else (tables.messages.fullname, tables.deliveries.fullname)
         )
         engine, sessions = _engine_and_sessions(where, session, OUTBOX.name, type(self).__name__)
-        super().__init__(
-            SessionDatabase(engine, sessions, (messages, deliveries), bind_arguments or {}, OUTBOX),
-            messages=messages,
-            deliveries=deliveries,
-            max_bytes=max_bytes,
-            strict=strict,
-            relayed=relayed,
-            notify=notify,
-        )
+        database = SessionDatabase(engine, sessions, (messages, deliveries), bind_arguments or {}, OUTBOX)
+        super().__init__(database, messages=messages, deliveries=deliveries, **options)
 
 
 class SQLAlchemyInbox(SqlInbox):

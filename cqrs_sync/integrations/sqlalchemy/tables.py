@@ -1,4 +1,4 @@
-"""The tables of the outbox and of the inbox, on metadata of yours."""
+"""The tables of the outbox and the inbox, on your metadata."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.dialects import mysql
 from cqrs_sync.outbox import LONGEST
 
 _MYSQL = ("mysql", "mariadb")
-#: Text is compared by its characters: MySQL would take `a` for `A` and `ä`.
+#: Text is compared character by character: by default MySQL treats `a`, `A` and `ä` as equal.
 _OPTIONS = {
     f"{name}_{option}": value
     for name in _MYSQL
@@ -37,16 +37,16 @@ def tables(
     """
     Put the tables of an outbox on `metadata`: `create_all` makes them, and Alembic sees them.
 
-    Where they have other names than these, or are in a schema, give the outbox the record that is returned.
+    If they have other names, or are in a schema, pass the returned record to the outbox.
     """
     return OutboxTables(_messages(metadata, schema, messages), _deliveries(metadata, schema, deliveries))
 
 
 def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str = "cqrs_inbox") -> sa.Table:
     """
-    Put the table of an inbox on `metadata`, as `tables` does those of an outbox.
+    Put the table of an inbox on `metadata`, as `tables` does for an outbox.
 
-    Where it has another name than this, or is in a schema, give the inbox the table that is returned.
+    If it has another name, or is in a schema, pass the returned table to the inbox.
     """
     return sa.Table(
         name,
@@ -55,7 +55,7 @@ def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str =
         sa.Column("handler", _text(), primary_key=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("result", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB())),
-        sa.Column("created_at", _moment(), nullable=False),
+        sa.Column("created_at", _timestamp(), nullable=False),
         sa.Index(f"ix_{name}_created", "created_at"),
         schema=schema,
         **_options(),
@@ -73,7 +73,7 @@ def _messages(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
         sa.Column("content_type", _text(), nullable=False),
         sa.Column("payload", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB()), nullable=False),
         sa.Column("headers", _on_mysql(sa.Text(), mysql.LONGTEXT()), nullable=False),
-        sa.Column("created_at", _moment(), nullable=False),
+        sa.Column("created_at", _timestamp(), nullable=False),
         sa.Index(f"ix_{name}_created", "created_at"),
         schema=schema,
         **_options(),
@@ -84,9 +84,9 @@ def _deliveries(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Tabl
     return sa.Table(
         name,
         metadata,
-        # SQLite counts only what it calls an INTEGER.
+        # SQLite numbers rows only if the type is INTEGER.
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
-        # No foreign key and no index: both would be kept up with each message, and nothing asks for them.
+        # No foreign key and no index: both cost work for each message, and no query uses them.
         sa.Column("message_id", _text(), nullable=False),
         sa.Column("kind", sa.String(7), nullable=False),
         sa.Column("target", _text(), nullable=False),
@@ -94,14 +94,14 @@ def _deliveries(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Tabl
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("status", sa.String(7), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("due_at", _moment(), nullable=False),
+        sa.Column("due_at", _timestamp(), nullable=False),
         sa.Column("token", sa.String(32)),
         sa.Column("reason", _text(), nullable=False),
         sa.Column("last_error", sa.Text(), nullable=False),
         sa.Index(f"ix_{name}_queue", "kind", "status", "id"),
         sa.Index(f"ix_{name}_lane", "lane", "status", "id"),
         schema=schema,
-        # Numbers are given out once: an operator who names one means no other.
+        # A number is never used again, so an operator's command cannot hit another delivery.
         sqlite_autoincrement=True,
         **_options(),
     )
@@ -111,12 +111,12 @@ def _text() -> sa.String:
     return sa.String(LONGEST)
 
 
-def _moment() -> sa.types.TypeEngine[Any]:
+def _timestamp() -> sa.types.TypeEngine[Any]:
     return _on_mysql(sa.DateTime(timezone=True), mysql.DATETIME(fsp=6))
 
 
-def _on_mysql(usual: sa.types.TypeEngine[Any], there: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    return usual.with_variant(there, *_MYSQL)
+def _on_mysql(default: sa.types.TypeEngine[Any], on_mysql: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    return default.with_variant(on_mysql, *_MYSQL)
 
 
 def _options() -> Any:

@@ -2,106 +2,92 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
+from urllib.parse import urlsplit
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
+from rich.live import Live
 
 from cqrs_sync.broker import ReceivingBroker
 from cqrs_sync.cli.app import INTERRUPTED, CannotBegin
-from cqrs_sync.demo.brokers import address_of, open_broker
-from cqrs_sync.demo.playing import Plan, Play
-from cqrs_sync.demo.screens import LivePicture, PlainLog, summary_of
-from cqrs_sync.demo.summary import add_up
+from cqrs_sync.demo.picture import picture, summary
+from cqrs_sync.demo.run import Run
 from cqrs_sync.errors import ConfigurationError, CqrsError
+from cqrs_sync.memory import MemoryBroker
 
-#: Columns of a log, which has no edge.
-_LOG_WIDTH = 100
+_URLS = "memory, amqp://user:password@host:5672/ or kafka://host:9092"
 
 
-@click.command()
-@click.option(
-    "--broker",
-    "url",
-    default="memory",
-    show_default=True,
-    metavar="URL",
-    help="memory, amqp://user:password@host:5672/ or kafka://host:9092.",
-)
-@click.option(
-    "--events", type=click.IntRange(1), default=1000, show_default=True, help="How many notification events to publish."
-)
-@click.option(
-    "--pool",
-    type=click.IntRange(0),
-    default=8,
-    show_default=True,
-    help="Threads for event handlers; 0 runs them where the command was sent.",
-)
-@click.option("--senders", type=click.IntRange(1), default=4, show_default=True, help="Threads that send commands.")
-@click.option("--topic", metavar="NAME", help="A topic that exists, for brokers that make none when they are asked.")
-@click.option("--plain", is_flag=True, help="Write a log instead of drawing a picture.")
-def demo(url: str, events: int, pool: int, senders: int, topic: str | None, *, plain: bool) -> None:
+@click.command(context_settings={"show_default": True})
+@click.option("--broker", "url", default="memory", metavar="URL", help=f"{_URLS}.")
+@click.option("--events", type=click.IntRange(1), default=1000, help="How many commands to send.")
+@click.option("--topic", metavar="NAME", help="A topic that exists, for brokers that do not create topics.")
+@click.option("--plain", is_flag=True, help="Write a log instead of a picture.")
+def demo(url: str, events: int, topic: str | None, *, plain: bool) -> None:
     """
     Play an example: users join meetings.
 
-    Commands go in, their events are handled on a thread pool, notification events
-    are confirmed by the broker and consumed again into a read model.
+    Commands are sent, event handlers run on a thread pool, and notification events go through the broker into
+    a read model.
 
-    Exit status: 0 where every number adds up, 1 where one does not, 2 where the
-    demo cannot begin.
+    Exit status: 0 if all numbers add up, 1 if one does not, 2 if the demo cannot start.
     """
-    _silence_logs()
-    plan = Plan(events=events, pool=pool, senders=senders, existing_topic=topic)
-    sys.exit(perform(plan, _opened(url), address_of(url), console=_console(plain=plain)))
-
-
-def perform(plan: Plan, broker: ReceivingBroker, address: str, *, console: Console) -> int:
-    """Play the demo and return the exit status. Raises CannotBegin where the broker cannot be reached."""
-    play = Play(plan, broker)
+    # What matters is in the summary. Logs of the brokers' clients would tear the picture.
+    logging.getLogger().addHandler(logging.NullHandler())
     try:
-        with LivePicture(console, plan, address) if console.is_terminal else PlainLog(console, plan, address) as screen:
-            outcome = play.perform(screen)
+        title = f"demo on {address_of(url)}"
+        run = Run(broker_of(url), events, topic=topic)
+    except (ValueError, ConfigurationError, ImportError) as error:
+        raise CannotBegin(f"--broker: {error}") from error
+    plain = plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
+    options = {"force_terminal": False, "color_system": None, "width": 100} if plain else {}
+    sys.exit(perform(run, title, Console(highlight=False, **options)))  # type: ignore[arg-type]
+
+
+def perform(run: Run, title: str, console: Console) -> int:
+    """Play, show it, and return the exit status. Raises CannotBegin if the broker cannot be reached."""
+    try:
+        if console.is_terminal:
+            with Live(console=console, transient=True, get_renderable=lambda: picture(run, title)):
+                run.play()
+        else:
+            run.play(console.print)
     except CqrsError as error:
-        raise CannotBegin(f"{address} cannot be used: {error}") from error
+        raise CannotBegin(f"{title}: {error}") from error
     except KeyboardInterrupt:
-        so_far = play.ledger.snapshot()
-        counts = f"{so_far.answered} commands were answered, {so_far.confirmed} events confirmed"
-        click.echo(f"Interrupted: {counts}, {so_far.consumed} consumed.", err=True)
+        click.echo(f"Interrupted: {run.progress()}.", err=True)
         return INTERRUPTED
-    checks = add_up(outcome)
-    _print(summary_of(outcome, checks, address, console.width), console)
+    checks = run.checks()
+    console.print(summary(run, checks, title))
     return 1 if any(check.wrong for check in checks) else 0
 
 
-def _print(drawn: RenderableType, console: Console) -> None:
-    """Print without the spaces that fill lines up."""
-    with console.capture() as captured:
-        console.print(drawn)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip(), file=console.file, color=True)
+def broker_of(url: str) -> ReceivingBroker:
+    """Make the broker of a URL. Raises ValueError, ConfigurationError, or ImportError where its extra is missing."""
+    if url == "memory":
+        return MemoryBroker()
+    match url.partition("://")[0]:
+        case "amqp" | "amqps":
+            from cqrs_sync.integrations.rabbitmq import RabbitMQBroker  # noqa: PLC0415 -- optional
+
+            # RabbitMQ deletes the queue of a run a minute after its end.
+            return RabbitMQBroker(url, exchange="cqrs-demo", queue_arguments={"x-expires": 60_000})
+        case "kafka" | "kafkas":
+            from cqrs_sync.integrations.kafka import KafkaBroker  # noqa: PLC0415 -- optional
+
+            # Some brokers let a new group wait for half a session.
+            return KafkaBroker.from_url(
+                url, consumer_config={"session_timeout_ms": 6000, "heartbeat_interval_ms": 2000}
+            )
+    raise ValueError(f"choose {_URLS}")
 
 
-def _opened(url: str) -> ReceivingBroker:
-    try:
-        return open_broker(url)
-    except (ValueError, ConfigurationError, ImportError) as error:
-        raise CannotBegin(f"--broker: {error}") from error
-
-
-def _console(*, plain: bool) -> Console:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without Unicode gets a question mark, not a traceback.
-        sys.stdout.reconfigure(errors="replace")
-    live = not plain and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    if live:
-        return Console(highlight=False, force_terminal=True)
-    return Console(highlight=False, force_terminal=False, color_system=None, width=_LOG_WIDTH)
-
-
-def _silence_logs() -> None:
-    """Keep clients of brokers from writing into the picture: what matters is in the summary."""
-    logging.getLogger().addHandler(logging.NullHandler())
+def address_of(url: str) -> str:
+    """Return the URL without user and password. Raises ValueError where they cannot be told apart."""
+    parts = urlsplit(url)
+    if "@" in url and "@" not in parts.netloc:
+        raise ValueError("write special characters in user and password as %XX, a slash as %2F")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else url

@@ -1,24 +1,59 @@
 """
-Joining a meeting, and what follows from it: the example of the tutorial.
+The example: users join meetings. Two services, each with maps of its own, share nothing but messages.
 
-A command goes in and is answered. It raises a *domain event*, for this application,
-and a *notification event*, for all others, which leaves through a message broker.
+The first one takes commands. A command raises a *domain event*, for handlers in this process, and a
+*notification event*, which leaves through a broker. The second service receives that and answers queries.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.demo.world import AuditTrail, MailServer, Meetings, Phones, Statistics
 
-requests = cqrs.RequestMap()
-events = cqrs.EventMap()
+#: Each 25th user has switched off the phone.
+SWITCHED_OFF = 25
+
+
+class PhoneSwitchedOff(Exception):
+    """The user gets no text message now."""
+
+
+class Participants:
+    """Who is in which meeting: what a database would know."""
+
+    def __init__(self) -> None:
+        self._users: defaultdict[str, list[str]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def add(self, user_id: str, meeting_id: str) -> int:
+        """Add a user, and return how many the meeting has now."""
+        with self._lock:
+            self._users[meeting_id].append(user_id)
+            return len(self._users[meeting_id])
+
+    def users_in(self, meeting_id: str) -> Sequence[str]:
+        """Return the users of a meeting in the order in which they came."""
+        with self._lock:
+            return tuple(self._users[meeting_id])
+
+
+class Directory(Participants):
+    """What the second service knows: its read model."""
+
+
+# The first service
+
+requests, events = cqrs.RequestMap(), cqrs.EventMap()
 
 
 @frozen
 class JoinMeeting(cqrs.Command[int]):
-    """Let a user into a meeting; the answer is how many are in it then."""
+    """Let a user into a meeting. The response is how many users it has then."""
 
     user_id: str
     meeting_id: str
@@ -34,73 +69,55 @@ class UserJoined(cqrs.DomainEvent):
 
 @frozen
 class MeetingJoined(cqrs.NotificationEvent, topic="meetings", name="meeting.joined", key="meeting_id"):
-    """The same, for other services; what happened to one meeting reaches them in order."""
+    """The same for other services. The events of one meeting arrive in order."""
 
     meeting_id: str
     user_id: str
 
 
 @requests.bind
-class JoinMeetingHandler(cqrs.RequestHandler[JoinMeeting, int]):
-    """Runs in the thread that sends the command. The events are dispatched when it has returned."""
-
-    def __init__(self, meetings: Meetings) -> None:
-        self.meetings = meetings
-
-    def handle(self, request: JoinMeeting) -> int:
-        """Let the user in, and say so."""
-        present = self.meetings.join(request.user_id, request.meeting_id)
-        self.raise_event(UserJoined(request.user_id, request.meeting_id))
-        self.raise_event(MeetingJoined(request.meeting_id, request.user_id))
-        return present
-
-
-# An event has as many handlers as one likes. They run side by side on the thread pool.
+def join_meeting(request: JoinMeeting, participants: Participants) -> int:
+    """Run in the thread that sends the command. The events are dispatched when this has returned."""
+    present = participants.add(request.user_id, request.meeting_id)
+    cqrs.raise_event(UserJoined(request.user_id, request.meeting_id))
+    cqrs.raise_event(MeetingJoined(request.meeting_id, request.user_id))
+    return present
 
 
 @events.bind
-class SendWelcomeMail(cqrs.EventHandler[UserJoined]):
-    """Takes longest, and holds up nobody but itself."""
-
-    def __init__(self, mail: MailServer) -> None:
-        self.mail = mail
-
-    def handle(self, event: UserJoined) -> None:
-        """Welcome the user."""
-        self.mail.send(event.user_id, f"Welcome to {event.meeting_id}!")
+def send_welcome_mail(event: UserJoined) -> None:
+    """Run on the thread pool, beside the other handlers of the event. A mail server takes a while."""
+    del event
+    threading.Event().wait(0.010)
 
 
 @events.bind
-class TextTheUser(cqrs.EventHandler[UserJoined]):
-    """Fails where a phone is switched off. Its siblings run all the same, and so does the notification."""
-
-    def __init__(self, phones: Phones) -> None:
-        self.phones = phones
-
-    def handle(self, event: UserJoined) -> None:
-        """Send the dial-in number."""
-        self.phones.text(event.user_id, f"Dial 5050 to talk in {event.meeting_id}.")
+def text_the_user(event: UserJoined) -> None:
+    """Fail for each 25th user. The mail and the notification event are sent all the same."""
+    threading.Event().wait(0.006)
+    if int(event.user_id.rpartition("-")[2]) % SWITCHED_OFF == 0:
+        raise PhoneSwitchedOff(f"the phone of {event.user_id} is switched off")
 
 
-@events.bind
-class UpdateStatistics(cqrs.EventHandler[UserJoined]):
-    """Counts who joins what."""
+# The second service
 
-    def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
-
-    def handle(self, event: UserJoined) -> None:
-        """Count the user in."""
-        self.statistics.count(event.meeting_id)
+directory_requests, directory_events = cqrs.RequestMap(), cqrs.EventMap()
 
 
-@events.bind
-class KeepAuditTrail(cqrs.EventHandler[UserJoined]):
-    """Writes down what happened."""
+@frozen
+class ListParticipants(cqrs.Query[Sequence[str]]):
+    """Ask who is in a meeting."""
 
-    def __init__(self, trail: AuditTrail) -> None:
-        self.trail = trail
+    meeting_id: str
 
-    def handle(self, event: UserJoined) -> None:
-        """Write one line."""
-        self.trail.write(f"{event.user_id} joined {event.meeting_id}")
+
+@directory_events.bind
+def add_to_directory(event: MeetingJoined, directory: Directory) -> None:
+    """Update the read model."""
+    directory.add(event.user_id, event.meeting_id)
+
+
+@directory_requests.bind
+def list_participants(request: ListParticipants, directory: Directory) -> Sequence[str]:
+    """Answer from the read model."""
+    return directory.users_in(request.meeting_id)

@@ -76,13 +76,7 @@ class MemoryBroker:
         return self._subscribe(group)
 
     def set_aside(
-        self,
-        messages: Sequence[IncomingMessage],
-        group: Group,
-        /,
-        *,
-        after: float | None,
-        timeout: float | None = None,
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
     ) -> None:
         """Keep messages for the group, with their notes."""
         del timeout

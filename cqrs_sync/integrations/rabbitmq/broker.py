@@ -18,7 +18,6 @@ from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, Publish
 from cqrs_sync.integrations.rabbitmq import topology
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_parameters
-from cqrs_sync.integrations.rabbitmq.errors import refusal_behind
 from cqrs_sync.integrations.rabbitmq.messages import outgoing_copy
 from cqrs_sync.integrations.rabbitmq.publisher import ConfirmingPublisher
 from cqrs_sync.integrations.rabbitmq.subscription import RabbitMQSubscription
@@ -121,13 +120,7 @@ class RabbitMQBroker:
         return self._receive_as(needed, needed.queue.name, needed.declarations, group.prefetch)
 
     def set_aside(
-        self,
-        messages: Sequence[IncomingMessage],
-        group: Group,
-        /,
-        *,
-        after: float | None,
-        timeout: float | None = None,
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
     ) -> None:
         """
         Keep messages for the group, with their notes; return when the broker has confirmed all of them.
@@ -193,10 +186,10 @@ class RabbitMQBroker:
         try:
             return self._receive(queue, declarations if self._declare else (), prefetch)
         except BrokerUnavailable as error:
-            refusal = refusal_behind(error)
-            if refusal is None:
+            mismatch = topology.mismatch(needed.queue.name, error)
+            if mismatch is None:
                 raise
-            raise topology.mismatch(needed.queue.name, refusal) from error
+            raise mismatch from error
 
     def _receive(self, queue: str, declarations: Sequence[Declaration], prefetch: int) -> RabbitMQSubscription:
         with self._lock:

@@ -15,8 +15,6 @@ from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
 #: Close codes that may be the fault of a published message, or of its exchange.
 _MESSAGE_CLOSES_CHANNEL = frozenset({311, 403, 404, 406})
 _MESSAGE_CLOSES_CONNECTION = frozenset({501, 502, 505})
-#: Close codes of a channel that answer a declaration: forbidden, missing, locked, different.
-_REFUSALS = frozenset({403, 404, 405, 406})
 #: Close codes while connecting that a retry within seconds does not change.
 _LOGIN_REFUSED = frozenset({403, 530})
 
@@ -51,14 +49,6 @@ def is_permanent(error: BaseException) -> bool:
         if isinstance(cause, exceptions.ProbableAuthenticationError | exceptions.ProbableAccessDeniedError):
             return _code_in(cause) in _LOGIN_REFUSED
     return False
-
-
-def refusal_behind(error: BaseException) -> exceptions.ChannelClosedByBroker | None:
-    """Return the broker's refusal of a declaration if that caused `error`, else None."""
-    cause = error.__cause__
-    if isinstance(cause, exceptions.ChannelClosedByBroker) and cause.reply_code in _REFUSALS:
-        return cause
-    return None
 
 
 def describe(error: BaseException) -> str:

@@ -34,7 +34,7 @@ _AT_LEAST_ONCE: Mapping[str, Any] = {"x-dead-letter-strategy": "at-least-once", 
 #: Seconds to close a connection regularly.
 _CLOSE_TIMEOUT = 1.0
 #: Close codes of a channel.
-_FORBIDDEN, _MISSING = 403, 404
+_REFUSALS = _FORBIDDEN, _MISSING, _LOCKED, _DIFFERENT = 403, 404, 405, 406
 
 OnAnswer = Callable[[Any], None]
 
@@ -328,9 +328,12 @@ def count_backlog(connection: AdminConnection, topology: GroupTopology) -> Group
     return GroupBacklog(waiting, sum(map(ready, topology.retries.values())), ready(topology.dead))
 
 
-def mismatch(queue: str, refusal: BaseException) -> ConfigurationError:
-    """Return the error for a group whose declarations the broker refuses."""
-    return ConfigurationError(f"the group of {queue} cannot be set up: {_with_way_out(refusal)}")
+def mismatch(queue: str, error: BaseException) -> ConfigurationError | None:
+    """Return the error for a group whose declaration the broker has refused; None if `error` has another cause."""
+    refusal = error.__cause__
+    if isinstance(refusal, exceptions.ChannelClosedByBroker) and refusal.reply_code in _REFUSALS:
+        return ConfigurationError(f"the group of {queue} cannot be set up: {_with_way_out(refusal)}")
+    return None
 
 
 def _piece_for(declaration: Declaration, answer: Any) -> Piece:

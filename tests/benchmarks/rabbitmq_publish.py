@@ -1,8 +1,8 @@
 """
-How near publishing comes to what RabbitMQ, the disk and the kernel allow.
+How near publishing comes to the limit of RabbitMQ, the disk and the kernel.
 
 The limit is a raw socket: frames encoded beforehand, answers counted by hand, with as
-many messages under way as ours has. Limit and candidate take turns in one process,
+many messages in flight as ours has. Limit and candidate take turns in one process,
 and a figure is the median of the rounds' ratios.
 
     python -m tests.benchmarks.rabbitmq_publish [rounds]
@@ -38,7 +38,7 @@ _THREADS = 16
 
 @attrs.frozen
 class Bar:
-    """What one contender has to reach of another's rate."""
+    """The share of the limit's rate that the candidate must reach."""
 
     name: str
     candidate: str
@@ -112,8 +112,8 @@ def _rate(count: int, action: Callable[[], object]) -> float:
 
 
 def _publish(broker: RabbitMQBroker, calls: int, messages: int) -> None:
-    # Making the messages is not ours to measure: raw frames are made beforehand as well.
-    batch = [_message() for _ in range(messages)]
+    # The messages are made beforehand, as the raw frames are.
+    batch = [sample_message() for _ in range(messages)]
     for _ in range(calls):
         broker.publish(batch)
 
@@ -126,7 +126,8 @@ def _together(action: Callable[[int], None]) -> None:
         thread.join()
 
 
-def _message() -> OutgoingMessage:
+def sample_message() -> OutgoingMessage:
+    """Return a small message: eight attributes and a body of 200 bytes."""
     identity = uuid7()
     attributes = {
         "specversion": "1.0",
@@ -155,7 +156,7 @@ def _blocking(url: str) -> Iterator[pika.adapters.blocking_connection.BlockingCh
 
 
 def _one_by_one(channel: pika.adapters.blocking_connection.BlockingChannel, exchange: str, count: int) -> None:
-    message = _message()
+    message = sample_message()
     properties = pika.BasicProperties(
         content_type=message.content_type,
         delivery_mode=2,
@@ -167,13 +168,13 @@ def _one_by_one(channel: pika.adapters.blocking_connection.BlockingChannel, exch
 
 
 class RawPublisher:
-    """An AMQP client that can do one thing: write frames made beforehand and count the answers."""
+    """An AMQP client that writes frames made beforehand and counts the answers."""
 
     _ACK = bytes((0, 60, 0, 80))
 
     def __init__(self, url: str, exchange: str) -> None:
         parameters = pika.URLParameters(url)
-        encoded = MessageEncoder(exchange, 1_000_000).encode(_message())
+        encoded = MessageEncoder(exchange, 1_000_000).encode(sample_message())
         assert isinstance(encoded, bytes)
         self._frame = encoded
         self._received = b""
@@ -194,11 +195,11 @@ class RawPublisher:
         return count / (time.perf_counter() - started)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._socket.close()
 
     def _await_answers(self) -> None:
-        # A tag says how many were sent, not how many are confirmed: single answers overtake each other.
+        # Single answers overtake each other, so the highest tag does not tell how many messages are confirmed.
         open_tags = set(range(self._answered + 1, self._tag + 1))
         while open_tags:
             _, payload = self._frame_in()
@@ -220,7 +221,7 @@ class RawPublisher:
                     return kind, payload
             piece = self._socket.recv(65536)
             if not piece:
-                raise AssertionError("the broker hung up")
+                raise AssertionError("the broker closed the connection")
             self._received += piece
 
     def _open(self, parameters: pika.connection.Parameters) -> None:
@@ -244,7 +245,7 @@ class RawPublisher:
 
 
 def main() -> None:
-    """Print what was measured against what is asked."""
+    """Print each ratio and its bar."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     print(f"{'RabbitMQ publishing':36} {'ratio':>7} {'bar':>6}")
     for name, ratio, bar in run(rounds):

@@ -1,8 +1,8 @@
 """
 How near receiving comes to a loop over pika itself.
 
-Messages are as small as they come: eight attributes and a body of 200 bytes. Contenders take turns
-in one process, each with a full queue of its own kind; a figure is the median of the rounds' ratios.
+Messages are small: eight attributes and a body of 200 bytes. Contenders take turns in one process, each
+with a full queue; a figure is the median of the rounds' ratios.
 
     python -m tests.benchmarks.rabbitmq_receive [messages] [rounds]
 """
@@ -20,14 +20,13 @@ from typing import Any
 
 import pika
 
-from cqrs_sync.broker import Group, OutgoingMessage
+from cqrs_sync.broker import Group
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.serializer import uuid7
+from tests.benchmarks.rabbitmq_publish import sample_message
 from tests.servers.rabbitmq import forget
 
 _URL = os.environ.get("CQRS_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/")
 _PREFETCH = 200
-_BODY = b'{"meeting_id": "%s", "user_id": "%s"}' % (b"m" * 80, b"u" * 80)
 
 
 def run(messages: int, rounds: int) -> dict[str, list[float]]:
@@ -45,28 +44,11 @@ def run(messages: int, rounds: int) -> dict[str, list[float]]:
         try:
             for _ in range(rounds):
                 for name, contender in contenders.items():
-                    broker.publish([_message() for _ in range(messages)])
+                    broker.publish([sample_message() for _ in range(messages)])
                     rates.setdefault(name, []).append(contender(messages))
         finally:
             forget(_URL, exchange, group)
     return rates
-
-
-def _message() -> OutgoingMessage:
-    identity = uuid7()
-    attributes = {
-        "specversion": "1.0",
-        "id": identity,
-        "source": "benchmark",
-        "type": "meeting.joined",
-        "time": "2026-11-23T12:00:00.000000Z",
-        "eventversion": "1",
-        "correlationid": identity,
-        "partitionkey": "m-1",
-    }
-    return OutgoingMessage(
-        id=identity, topic="meetings", type="meeting.joined", body=_BODY, key="m-1", attributes=attributes
-    )
 
 
 def _ours(broker: RabbitMQBroker, group: Group, count: int) -> float:
@@ -125,7 +107,7 @@ def _select(queue: str, count: int) -> float:
 
 
 def main() -> None:
-    """Print what was measured."""
+    """Print the rates and ratios."""
     messages, rounds = (int(sys.argv[n]) if len(sys.argv) > n else n_default for n, n_default in ((1, 50_000), (2, 3)))
     rates = run(messages, rounds)
     best = [max(pair) for pair in zip(rates["pika, blocking"], rates["pika, select"], strict=True)]

@@ -1,4 +1,4 @@
-"""The proxy the outage tests lean on breaks the path as it says."""
+"""The proxy of the outage tests breaks the path as documented."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.servers.proxy import TcpProxy
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """The port of a server that sends back what it gets."""
+    """The port of an echo server."""
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=_echo, args=(listener,), daemon=True)
     thread.start()
@@ -39,7 +39,7 @@ def client(proxy: TcpProxy) -> Iterator[socket.socket]:
 
 
 def test_a_cut_closes_connections_and_refuses_new_ones_until_restored(proxy: TcpProxy, client: socket.socket) -> None:
-    """After `cut` nobody gets through, after `restore` everybody does, on the same port."""
+    """After `cut` no connection gets through; after `restore` all do, on the same port."""
     assert 1 == proxy.cut()
 
     assert b"" == client.recv(100)
@@ -51,7 +51,7 @@ def test_a_cut_closes_connections_and_refuses_new_ones_until_restored(proxy: Tcp
 
 
 def test_frozen_connections_stay_open_and_are_served_after_restore(proxy: TcpProxy, client: socket.socket) -> None:
-    """What was sent into a frozen path arrives when it thaws."""
+    """Bytes sent into a frozen path arrive after `restore`."""
     proxy.freeze()
     client.sendall(b"late")
     client.settimeout(0.2)

@@ -1,4 +1,4 @@
-"""What RabbitMQBroker puts on the wire, and what it says when it cannot."""
+"""Publishing to RabbitMQ: the bytes on the wire, and the errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def queue(rabbitmq_url: str, exchange: str) -> Iterator[str]:
 
 @pytest.fixture
 def connect(exchange: str) -> Iterator[Callable[..., RabbitMQBroker]]:
-    """Make brokers that are closed when the test is over."""
+    """Make brokers that are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def made(url: object, **options: object) -> RabbitMQBroker:
@@ -107,28 +107,28 @@ class TestTheWire:
         assert sent.id == event.get_id()
 
     def test_a_body_larger_than_a_frame_arrives_whole(self, broker, queue, rabbitmq_url):
-        """It is cut into frames of the size that was negotiated."""
+        """The body is cut into frames of the negotiated size."""
         body = json.dumps("x" * 1_000_000).encode()
         broker.publish([message("meetings", body), message("meetings", b"2")])
 
         assert [body, b"2"] == [received for _, received in drained(rabbitmq_url, queue)]
 
-    def test_frames_are_as_small_as_the_broker_wants(self, connect, queue, rabbitmq_url):
-        """A limit below the default is kept."""
+    def test_frames_keep_the_negotiated_size(self, connect, queue, rabbitmq_url):
+        """A limit below the default counts."""
         body = b"x" * 20_000
         connect(f"{rabbitmq_url}?frame_max=4096").publish([message("meetings", body)])
 
         assert [body] == [received for _, received in drained(rabbitmq_url, queue)]
 
     def test_a_call_larger_than_a_batch_keeps_its_order(self, broker, queue, rabbitmq_url):
-        """However many batches a call is cut into."""
+        """The call is cut into many batches."""
         bodies = [b"%d" % n for n in range(2_345)]
         broker.publish([message("meetings", body) for body in bodies], timeout=30)
 
         assert bodies == [body for _, body in drained(rabbitmq_url, queue)]
 
     def test_a_pika_without_our_hook_costs_only_speed(self, monkeypatch, broker, queue, rabbitmq_url):
-        """Then messages go through pika's own encoder, and are the same."""
+        """The messages go through pika's own encoder, and are the same."""
         sent = [message("meetings", b"%d" % n, key="k") for n in range(3)]
         broker.publish(sent)
         monkeypatch.setattr(publisher_module, "CAN_EMIT", False)
@@ -139,7 +139,7 @@ class TestTheWire:
         assert received[:3] == received[3:]
 
     def test_tls_is_verified(self, connect, own_rabbitmq: OwnRabbitMQ):
-        """An unknown certificate is refused at once; with its authority it is trusted."""
+        """An unknown certificate fails at once; with its authority it is trusted."""
         url = own_rabbitmq.tls_url
         started = time.monotonic()
 
@@ -156,7 +156,7 @@ class TestTheWire:
 
 class TestMessagesAtFault:
     def test_an_unroutable_message_names_its_topic_and_exchange(self, broker, exchange):
-        """B1: what reaches no queue was not published, whatever the broker confirms."""
+        """B1: a message that reaches no queue is not published, though the broker confirms it."""
         error = refusal(broker, message("nobody-listens"))
 
         assert isinstance(error, MessageRejected)
@@ -165,7 +165,7 @@ class TestMessagesAtFault:
         assert str(error).endswith(f"(312 NO_ROUTE): {way_out}")
 
     def test_messages_with_the_same_id_are_told_apart(self, broker, queue, rabbitmq_url):
-        """A return names the message, not its tag: the right one of a pair fails."""
+        """A return has the id of a message, not its tag: the right one of a pair fails."""
         good = message("meetings")
         bad = attrs.evolve(good, topic="nobody-listens")
         batch = [good, bad, good, bad, bad, good]
@@ -177,13 +177,13 @@ class TestMessagesAtFault:
         assert 3 == len(drained(rabbitmq_url, queue))
 
     def test_many_unroutable_messages_are_all_named(self, broker):
-        """In more than one batch."""
+        """They take more than one batch."""
         batch = [message("nobody-listens") for _ in range(5_000)]
 
         assert {sent.id for sent in batch} == set(refusals(broker, batch, timeout=30))
 
     def test_a_missing_exchange_is_named(self, connect, queue, rabbitmq_url):
-        """With `declare=False` it has to exist; once it does, publishing works."""
+        """With `declare=False` it must exist; once it does, publishing works."""
         name = f"late-{uuid.uuid4().hex[:6]}"
         broker = connect(rabbitmq_url, exchange=name, declare=False)
 
@@ -195,7 +195,7 @@ class TestMessagesAtFault:
             broker.publish([message("meetings")])
 
     def test_an_exchange_of_another_type_is_refused(self, connect, rabbitmq_url):
-        """And the error says what RabbitMQ has against it."""
+        """The error contains RabbitMQ's reason."""
         name = f"fanout-{uuid.uuid4().hex[:6]}"
         with opened(rabbitmq_url) as channel:
             channel.exchange_declare(name, exchange_type="fanout")
@@ -205,8 +205,8 @@ class TestMessagesAtFault:
         assert isinstance(error, MessageRejected)
         assert "inequivalent arg 'type'" in str(error)
 
-    def test_an_exchange_deleted_meanwhile_is_made_again(self, broker, queue, exchange, rabbitmq_url):
-        """Its bindings are gone, so messages are unroutable, and the next ones are not harmed."""
+    def test_a_deleted_exchange_is_created_again(self, broker, queue, exchange, rabbitmq_url):
+        """Its bindings are gone, so messages are unroutable. Later messages are not affected."""
         broker.publish([message("meetings")])
         with opened(rabbitmq_url) as channel:
             channel.exchange_delete(exchange)
@@ -217,8 +217,8 @@ class TestMessagesAtFault:
             channel.queue_bind(queue, exchange, "meetings")
         broker.publish(batch)
 
-    def test_a_message_that_ends_the_channel_harms_nobody_else(self, connect, exchange, own_rabbitmq: OwnRabbitMQ):
-        """406 closes the channel for everybody: the guilty message is found, all others arrive."""
+    def test_a_message_that_closes_the_channel_harms_no_other(self, connect, exchange, own_rabbitmq: OwnRabbitMQ):
+        """406 closes the channel of all callers: the guilty messages are found, all others arrive."""
         with bound_queue(own_rabbitmq.url, exchange, "meetings") as queue:
             broker = connect(own_rabbitmq.url, publish_timeout=20)
             neighbours = [[message("meetings") for _ in range(20)] for _ in range(4)]
@@ -238,7 +238,7 @@ class TestMessagesAtFault:
         assert innocent == arrived
 
     def test_attributes_larger_than_a_frame_are_refused_without_harm(self, queue, connect, rabbitmq_url):
-        """RabbitMQ would close the connection for everybody (501)."""
+        """RabbitMQ would close the connection of all callers (501)."""
         with proxied(rabbitmq_url) as proxy:
             broker = connect(via(proxy, rabbitmq_url))
             bad = message("meetings", baggage="x" * 140 * 1024)
@@ -250,7 +250,7 @@ class TestMessagesAtFault:
             assert 1 == proxy.accepted
 
     def test_a_full_queue_may_have_room_later(self, connect, exchange, rabbitmq_url):
-        """A nack is the broker's trouble, not the message's."""
+        """A nack is not the message's fault."""
         with opened(rabbitmq_url) as channel:
             channel.exchange_declare(exchange, exchange_type="topic", durable=True)
             name = f"{exchange}.full"
@@ -269,7 +269,7 @@ class TestMessagesAtFault:
 
 class TestBrokersOutOfReach:
     def test_a_refused_connection_is_reported_at_the_deadline(self, connect):
-        """Not earlier, it may come back; not later, nobody hangs."""
+        """Not earlier, because the broker may come back; not later, because callers must not hang."""
         broker = connect(f"amqp://guest:guest@127.0.0.1:{free_port()}/")
         started = time.monotonic()
 
@@ -280,13 +280,13 @@ class TestBrokersOutOfReach:
         assert "not sent in time: connection refused (RabbitMQ at 127.0.0.1:" in str(error)
 
     def test_an_unknown_host_is_named(self, connect):
-        """A name that cannot be resolved is a broker that cannot be reached."""
+        """A broker whose name cannot be resolved is unavailable."""
         error = refusal(connect("amqp://no-such-host.invalid/"), message("meetings"), timeout=2)
 
         assert "the host name cannot be resolved (RabbitMQ at no-such-host.invalid:5672)" in str(error)
 
     def test_a_silent_network_is_reported_at_the_deadline(self, connect, queue, rabbitmq_url):
-        """Connecting counts."""
+        """The deadline includes connecting."""
         with proxied(rabbitmq_url) as proxy:
             proxy.freeze()
             broker = connect(via(proxy, rabbitmq_url))
@@ -307,8 +307,10 @@ class TestBrokersOutOfReach:
             ("amqp://guest:guest@{address}/no-such-vhost", "refuses the virtual host"),
         ],
     )
-    def test_what_no_retry_changes_is_reported_at_once(self, connect, own_rabbitmq: OwnRabbitMQ, caplog, url, words):
-        """And the password is shown nowhere: not in errors, tracebacks, logs or representations."""
+    def test_an_error_that_no_retry_changes_is_reported_at_once(
+        self, connect, own_rabbitmq: OwnRabbitMQ, caplog, url, words
+    ):
+        """Errors, tracebacks, logs and representations do not contain the password."""
         caplog.set_level(logging.DEBUG)
         broker = connect(url.format(address=f"127.0.0.1:{own_rabbitmq.port}"))
         started = time.monotonic()
@@ -334,15 +336,15 @@ class TestBrokersOutOfReach:
             "amqp://guest@host/",
         ],
     )
-    def test_a_url_that_is_none_is_refused_without_quoting_it(self, url):
-        """A parser's error may hold the password."""
+    def test_an_invalid_url_is_refused_and_not_quoted(self, url):
+        """The parser's error may contain the password."""
         with pytest.raises(ValueError, match="RabbitMQ broker") as caught:
             RabbitMQBroker(url)
 
         assert _CANARY not in "".join(traceback.format_exception(caught.value))
 
     def test_the_nearest_deadline_counts(self, connect):
-        """T6: the deadline of the request bounds publishing."""
+        """T6: the deadline of the request limits publishing."""
         broker = connect(f"amqp://guest:guest@127.0.0.1:{free_port()}/", publish_timeout=30)
         started = time.monotonic()
 
@@ -351,8 +353,8 @@ class TestBrokersOutOfReach:
 
         assert time.monotonic() - started < 5.0
 
-    def test_what_was_given_up_is_not_sent_later(self, connect, queue, rabbitmq_url):
-        """The caller has been told that it was not sent."""
+    def test_a_message_whose_caller_gave_up_is_not_sent_later(self, connect, queue, rabbitmq_url):
+        """The error said that it was not sent."""
         with proxied(rabbitmq_url) as proxy:
             broker = connect(via(proxy, rabbitmq_url))
             proxy.cut()
@@ -362,8 +364,8 @@ class TestBrokersOutOfReach:
 
         assert [b"new"] == [body for _, body in drained(rabbitmq_url, queue)]
 
-    def test_what_was_given_up_in_the_queue_is_not_sent_either(self, broker, queue, rabbitmq_url):
-        """However late the I/O thread gets to it."""
+    def test_an_abandoned_batch_in_the_queue_is_not_sent(self, broker, queue, rabbitmq_url):
+        """The connection thread drops it."""
         broker.publish([message("meetings", b"before")])
         late = PublishBatch([message("meetings", b"given up")], broker._publisher._encoder)
         late.abandoned = True
@@ -372,14 +374,14 @@ class TestBrokersOutOfReach:
 
         assert [b"before", b"after"] == [body for _, body in drained(rabbitmq_url, queue)]
 
-    def test_a_broker_without_memory_says_so(self, connect, exchange, own_rabbitmq: OwnRabbitMQ):
-        """Nothing is queued up behind the alarm; when it is over, publishing works."""
+    def test_a_broker_without_memory_is_reported(self, connect, exchange, own_rabbitmq: OwnRabbitMQ):
+        """No message is queued behind the alarm; when it is over, publishing works."""
         with bound_queue(own_rabbitmq.url, exchange, "meetings") as queue:
             broker = connect(own_rabbitmq.url)
             broker.publish([message("meetings")])
             own_rabbitmq.ctl("set_vm_memory_high_watermark", "0.00000001")
             try:
-                # The first one meets the alarm on its way, the broker tells us then.
+                # The broker reports the alarm when it gets the first message.
                 refusal(broker, message("meetings"), timeout=1)
                 blocked = refusal(broker, message("meetings", b"blocked"), timeout=0.5)
             finally:
@@ -392,8 +394,8 @@ class TestBrokersOutOfReach:
             assert b"blocked" not in bodies
             assert b"after" == bodies[-1]
 
-    def test_an_io_thread_that_fails_goes_on(self, broker):
-        """Whatever goes wrong on it, callers are served."""
+    def test_the_io_thread_survives_an_error(self, broker):
+        """It starts over with a new connection, and callers are served."""
         broker.publish([message("meetings")])
         thread = broker._publisher._channel._thread
         before = thread.connection
@@ -404,7 +406,7 @@ class TestBrokersOutOfReach:
 
 
 def test_no_vendor_error_is_unmapped():
-    """Each exception of pika becomes one of ours: the message is at fault, or the broker is out of reach."""
+    """Each exception of pika becomes MessageRejected or BrokerUnavailable."""
     classes = [kind for _, kind in inspect.getmembers(pika.exceptions, inspect.isclass) if issubclass(kind, Exception)]
     classes += [
         kind
@@ -420,7 +422,7 @@ def test_no_vendor_error_is_unmapped():
         pika.exceptions.UnsupportedAMQPFieldException,
     } == {kind for kind, ours in mapped.items() if type(ours) is MessageRejected}
     assert {MessageRejected, BrokerUnavailable} == {type(ours) for ours in mapped.values()}
-    # Words of our own, not the name of a class of pika's.
+    # A text of our own, not the name of pika's class.
     assert {} == {kind: str(ours) for kind, ours in mapped.items() if kind.__name__ in str(ours)}
 
 
@@ -436,8 +438,8 @@ def test_no_vendor_error_is_unmapped():
         (pika.exceptions.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), BrokerUnavailable),
     ],
 )
-def test_what_the_broker_closes_with_tells_who_is_at_fault(error, ours):
-    """The code decides, and the broker's words are kept."""
+def test_the_close_code_tells_whether_the_message_is_at_fault(error, ours):
+    """The broker's text is kept."""
     translated = delivery_error(error, "host:5672")
 
     assert ours is type(translated)
@@ -446,7 +448,7 @@ def test_what_the_broker_closes_with_tells_who_is_at_fault(error, ours):
 
 
 def _made(kind: type[Exception]) -> Exception:
-    """An instance, whatever its arguments."""
+    """Return an instance of an exception, with any arguments."""
     if issubclass(kind, connection_workflow.AMQPConnectorPhaseErrorBase):
         return kind(OSError("why"))
     if issubclass(kind, connection_workflow.AMQPConnectionWorkflowFailed):

@@ -1,4 +1,4 @@
-"""Groups of consumers on RabbitMQ: what their places survive, and who receives what."""
+"""Groups of consumers on RabbitMQ: order, retries, dead letters, outages and topology."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def opener(rabbitmq_url: str, exchange: str) -> Iterator[Opener]:
-    """Open a broker on the exchange, with options of its own."""
+    """Open a broker on the exchange with options."""
     with contextlib.ExitStack() as stack:
 
         def open_one(url: str = rabbitmq_url, **options: object) -> RabbitMQBroker:
@@ -57,7 +57,7 @@ def broker(opener: Opener) -> RabbitMQBroker:
 
 
 class Consumer:
-    """A thread that receives and acknowledges, until it is stopped."""
+    """A thread that receives and acks until it is stopped."""
 
     def __init__(self, deliveries: Subscription, received: list[bytes]) -> None:
         self._deliveries = deliveries
@@ -83,11 +83,11 @@ def bodies(deliveries: list[object]) -> list[bytes]:
     return [delivery.message.body for delivery in deliveries]
 
 
-# Who receives what
+# Order and sharing
 
 
-def test_order_per_key_survives_whoever_leaves(broker, opener, group, proxy, rabbitmq_url):
-    """Of three subscriptions one is closed in the middle, one loses its connection; first receipts stay in order."""
+def test_order_per_key_survives_subscriptions_that_leave(broker, opener, group, proxy, rabbitmq_url):
+    """Of three subscriptions one is closed, one loses its connection; first deliveries stay in order."""
     through = opener(via(proxy, rabbitmq_url))
     received: list[bytes] = []
     consumers = [Consumer(each.join(group), received) for each in (broker, through, through)]
@@ -109,7 +109,7 @@ def test_order_per_key_survives_whoever_leaves(broker, opener, group, proxy, rab
 
 
 def test_without_order_subscriptions_share(broker, group):
-    """Each of two gets what it may hold."""
+    """Each of two receives its prefetch."""
     free = attrs.evolve(group, ordered=False)
     with broker.join(free) as one, broker.join(free) as other:
         broker.publish([message("orders", b"%d" % n) for n in range(20)])
@@ -117,8 +117,8 @@ def test_without_order_subscriptions_share(broker, group):
         assert 20 == len({*bodies(receive(one, 10, settle=False)), *bodies(receive(other, 10, settle=False))})
 
 
-def test_a_group_of_everything_receives_nothing_that_others_set_aside(broker, opener, group, rabbitmq_url, exchange):
-    """Groups set aside on an exchange of their own."""
+def test_a_group_of_all_topics_receives_no_message_that_others_set_aside(broker, opener, group, rabbitmq_url, exchange):
+    """Groups set messages aside on another exchange."""
     everything = Group("audit", ("#",), prefetch=10)
     with (
         contextlib.ExitStack() as afterwards,
@@ -134,8 +134,8 @@ def test_a_group_of_everything_receives_nothing_that_others_set_aside(broker, op
         assert [b"published"] == bodies(receive(audit, 1))
 
 
-def test_notes_of_others_are_no_notes(broker, group, exchange, rabbitmq_url):
-    """Whoever may publish cannot make a message look as if it had been set aside, or was delivered before."""
+def test_notes_on_the_public_exchange_do_not_count(broker, group, exchange, rabbitmq_url):
+    """A publisher cannot make a message look as if it was set aside or delivered before."""
     headers = {"cqrs-topic": "refunds", "cqrs-attempts": "99", "x-delivery-count": 99, "ce-id": "1"}
     with broker.join(group) as deliveries, opened(rabbitmq_url) as channel:
         channel.basic_publish(exchange, "orders", b"1", pika.BasicProperties(headers=headers))
@@ -149,11 +149,11 @@ def test_notes_of_others_are_no_notes(broker, group, exchange, rabbitmq_url):
     assert 0 == delivery.redeliveries
 
 
-# What is set aside
+# Messages that are set aside
 
 
-def test_what_has_waited_was_not_delivered_before(broker, group):
-    """It waits as long as it has to, whatever waits longer, and its first delivery counts for nothing."""
+def test_a_delayed_message_starts_without_redeliveries(broker, group):
+    """A shorter delay is over first, and earlier deliveries do not count."""
     with broker.join(group) as deliveries:
         begun = time.monotonic()
         broker.set_aside([IncomingMessage("orders", b"long")], group, after=1.0)
@@ -165,8 +165,8 @@ def test_what_has_waited_was_not_delivered_before(broker, group):
     assert (b"long", "orders", None, 0) == facts(long)
 
 
-def test_what_is_delivered_too_often_becomes_a_dead_letter(opener, group):
-    """RabbitMQ itself sees to it where no consumer gets that far; topic and key are what they were."""
+def test_a_message_that_is_delivered_too_often_becomes_a_dead_letter(opener, group):
+    """RabbitMQ moves it when no consumer does; topic and key are kept."""
     broker = opener(queue_arguments={"x-delivery-limit": 2})
     with broker.join(group) as deliveries:
         broker.publish([message("orders", b"poison", key="k")])
@@ -180,7 +180,7 @@ def test_what_is_delivered_too_often_becomes_a_dead_letter(opener, group):
 
 
 def test_hostile_messages_can_be_set_aside(broker, group, exchange, rabbitmq_url):
-    """Whatever their headers are, their bodies are kept."""
+    """Their bodies are kept, whatever their headers are."""
     hostile = [
         {"ce-type": "x" * 125_000, "ce-id": "1"},
         {f"ce-many{n}": "v" * 1000 for n in range(100)},
@@ -204,8 +204,8 @@ def test_hostile_messages_can_be_set_aside(broker, group, exchange, rabbitmq_url
     assert "1" == letters[0].attributes["id"]
 
 
-def test_what_was_received_is_never_too_large_to_be_kept(broker, opener, group):
-    """`max_bytes` is a limit of what is published."""
+def test_a_received_message_is_never_too_large_to_be_set_aside(broker, opener, group):
+    """`max_bytes` limits only `publish`."""
     small = opener(max_bytes=1000)
     with small.join(group) as deliveries:
         broker.publish([message("orders", b"x" * 300_000)])
@@ -215,8 +215,8 @@ def test_what_was_received_is_never_too_large_to_be_kept(broker, opener, group):
         assert large.body == receive(deliveries, 1)[0].message.body
 
 
-def test_a_place_that_was_deleted_is_made_again(broker, group, exchange, rabbitmq_url):
-    """People empty queues by deleting them: what is set aside next is kept all the same."""
+def test_a_deleted_retry_queue_is_created_again(broker, group, exchange, rabbitmq_url):
+    """People empty queues by deleting them. The next message that is set aside is kept."""
     with broker.join(group) as deliveries:
         with opened(rabbitmq_url) as channel:
             for place in ("dead", "retry.0.2"):
@@ -228,8 +228,8 @@ def test_a_place_that_was_deleted_is_made_again(broker, group, exchange, rabbitm
     assert 1 == broker.backlog(group).dead
 
 
-def test_a_place_that_is_not_there_is_said(opener, group, exchange):
-    """Where nothing may be declared, with the name of the queue that is missing."""
+def test_a_missing_queue_is_named(opener, group, exchange):
+    """With `declare=False` the error has the name of the missing queue."""
     opener().build(group)
     elsewhere = attrs.evolve(group, name="elsewhere")
 
@@ -237,8 +237,8 @@ def test_a_place_that_is_not_there_is_said(opener, group, exchange):
         opener(declare=False).set_aside([IncomingMessage("orders", b"1")], elsewhere, after=None)
 
 
-def test_dead_letters_may_be_looked_at_often(broker, group):
-    """They stay in their order. RabbitMQ 4 would drop them after 20 looks, but for a limit that nobody reaches."""
+def test_dead_letters_can_be_browsed_often(broker, group):
+    """They stay in order. Without the high limit RabbitMQ 4 would drop them after 20 deliveries."""
     pieces = {piece.name: piece for piece in broker.build(group)}
     broker.set_aside([IncomingMessage("orders", b"%d" % n) for n in range(3)], group, after=None)
     for _ in range(25):
@@ -249,8 +249,8 @@ def test_dead_letters_may_be_looked_at_often(broker, group):
     assert "x-delivery-limit=2147483647" in next(piece.details for name, piece in pieces.items() if "dead" in name)
 
 
-def test_a_forked_child_sets_aside(broker, group):
-    """On a connection of its own."""
+def test_a_forked_child_sets_messages_aside(broker, group):
+    """The child has a connection of its own."""
     letter = [IncomingMessage("orders", b"1")]
     with broker.join(group) as deliveries:
         broker.set_aside(letter, group, after=0)
@@ -260,11 +260,11 @@ def test_a_forked_child_sets_aside(broker, group):
         assert 3 == len(receive(deliveries, 3))
 
 
-# What a subscription survives
+# Outages
 
 
-def test_a_deleted_queue_is_made_again_as_it_was(broker, group, exchange, rabbitmq_url):
-    """With its bindings and all of its arguments."""
+def test_a_deleted_queue_is_created_again_with_its_arguments(broker, group, exchange, rabbitmq_url):
+    """Bindings and arguments are as before."""
     with broker.join(group) as deliveries:
         with opened(rabbitmq_url) as channel:
             channel.queue_delete(f"{exchange}.shop")
@@ -274,8 +274,8 @@ def test_a_deleted_queue_is_made_again_as_it_was(broker, group, exchange, rabbit
     assert {piece.state for piece in broker.topology(group)} == {"there", "unknown"}
 
 
-def test_a_delivery_held_too_long_lapses_and_the_subscription_goes_on(own_rabbitmq: OwnRabbitMQ, exchange):
-    """The broker closes the channel of whoever is slow to answer; the next one comes within a second."""
+def test_a_delivery_unsettled_for_too_long_lapses_and_the_subscription_continues(own_rabbitmq: OwnRabbitMQ, exchange):
+    """The broker closes the channel of a slow consumer. The next channel opens within a second."""
     group = Group("slow", ("orders",), prefetch=10)
     own_rabbitmq.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
     own_rabbitmq.ctl("eval", "application:set_env(rabbit, channel_tick_interval, 500).")
@@ -301,8 +301,8 @@ def test_a_delivery_held_too_long_lapses_and_the_subscription_goes_on(own_rabbit
     assert took < 5.0
 
 
-def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, monkeypatch):
-    """Nobody hangs up: only that nothing is heard tells. It is said, and receiving goes on when there is a way."""
+def test_a_silent_path_is_dropped(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """No side closes the connection: only the silence tells. An error reports it, and the subscription reconnects."""
     assert subscription._SILENCE_TIMEOUT * 1.25 < 20
     monkeypatch.setattr(subscription, "_SILENCE_TIMEOUT", 0.8)
     broker = opener(via(proxy, rabbitmq_url))
@@ -321,8 +321,8 @@ def test_a_path_that_falls_silent_is_left(opener, group, proxy, rabbitmq_url, mo
         assert again.redeliveries
 
 
-def test_a_quiet_path_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
-    """A subscription that receives nothing for long asks, and is answered; also one that could not look for long."""
+def test_an_idle_connection_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """An idle subscription asks the broker, which answers. That works even if the I/O thread was blocked for long."""
     monkeypatch.setattr(subscription, "_SILENCE_TIMEOUT", 0.4)
     broker = opener(via(proxy, rabbitmq_url))
     with broker.join(group) as deliveries:
@@ -333,7 +333,7 @@ def test_a_quiet_path_is_kept(opener, group, proxy, rabbitmq_url, monkeypatch):
 
 
 def test_connections_that_break_lose_nothing(opener, group, proxy, rabbitmq_url):
-    """Twenty times, with messages in hand; what was acknowledged and heard does not come again."""
+    """The connection breaks twenty times, with unsettled messages."""
     broker, publisher = opener(via(proxy, rabbitmq_url)), opener()
     seen: set[bytes] = set()
     with broker.join(group) as deliveries:
@@ -350,8 +350,8 @@ def test_connections_that_break_lose_nothing(opener, group, proxy, rabbitmq_url)
     assert 300 == len(seen)
 
 
-def test_connections_closed_by_the_server_are_made_again(own_rabbitmq: OwnRabbitMQ, exchange):
-    """As an operator does it."""
+def test_a_connection_closed_by_the_server_is_opened_again(own_rabbitmq: OwnRabbitMQ, exchange):
+    """Operators close connections by hand."""
     group = Group("closed", ("orders",), prefetch=10)
     with contextlib.closing(RabbitMQBroker(own_rabbitmq.url, exchange=exchange)) as broker:
         with broker.join(group) as deliveries:
@@ -366,11 +366,11 @@ def test_connections_closed_by_the_server_are_made_again(own_rabbitmq: OwnRabbit
         forget(own_rabbitmq.url, exchange, group)
 
 
-# What a group needs
+# Topology
 
 
-def test_looking_makes_nothing(broker, group):
-    """Everything is missing, and still is."""
+def test_topology_creates_nothing(broker, group):
+    """Everything is missing, before and after."""
     looked = [broker.topology(group) for _ in range(2)]
 
     assert looked[0] == looked[1]
@@ -378,8 +378,8 @@ def test_looking_makes_nothing(broker, group):
     assert {piece.kind for piece in looked[1]} == {"exchange", "queue", "binding"}
 
 
-def test_a_place_that_is_different_is_explained(broker, group, exchange, rabbitmq_url):
-    """It names what differs and the way out; joining does not wait or loop."""
+def test_a_queue_that_differs_is_explained(broker, group, exchange, rabbitmq_url):
+    """The error has the argument and the way out. `join` raises it at once."""
     broker.build(group)
     with opened(rabbitmq_url) as channel:
         channel.queue_delete(f"{exchange}.shop")
@@ -395,8 +395,8 @@ def test_a_place_that_is_different_is_explained(broker, group, exchange, rabbitm
     assert different == [piece for piece in broker.build(group) if piece.state == "different"]
 
 
-def test_who_declares_nothing_needs_it_to_be_there(opener, group, exchange):
-    """It is said that it is missing; what somebody else has made is enough."""
+def test_without_declare_everything_must_exist(opener, group, exchange):
+    """The error says what is missing. Another broker object may have created it."""
     careful = opener(declare=False)
     with pytest.raises(ConfigurationError, match=r"404 .*build it first"):
         careful.join(group)
@@ -407,8 +407,8 @@ def test_who_declares_nothing_needs_it_to_be_there(opener, group, exchange):
         assert [b"1"] == bodies(receive(deliveries, 1))
 
 
-def test_an_exchange_of_theirs_may_be_of_any_type(opener, group, exchange, rabbitmq_url):
-    """Who declares nothing does not compare it either, and builds the rest."""
+def test_without_declare_the_exchange_may_be_of_any_type(opener, group, exchange, rabbitmq_url):
+    """It is not compared, and `build` creates everything else."""
     with opened(rabbitmq_url) as channel:
         channel.exchange_declare(exchange, exchange_type="direct", durable=True)
 
@@ -417,8 +417,8 @@ def test_an_exchange_of_theirs_may_be_of_any_type(opener, group, exchange, rabbi
     assert "different" == opener().topology(group)[0].state
 
 
-def test_classic_queues_do_as_well(opener, group, exchange, rabbitmq_url):
-    """Where there are no quorum queues: arguments that only those know are left out."""
+def test_classic_queues_work(opener, group, exchange, rabbitmq_url):
+    """Arguments that only quorum queues have are left out."""
     broker = opener(queue_arguments={"x-queue-type": "classic"})
     with broker.join(group) as deliveries:
         broker.set_aside([IncomingMessage("orders", b"1")], group, after=0.2)
@@ -429,20 +429,20 @@ def test_classic_queues_do_as_well(opener, group, exchange, rabbitmq_url):
 
 @pytest.mark.parametrize("delay", [0.0001, 5_000_000])
 def test_a_delay_that_rabbitmq_cannot_wait_is_refused(broker, group, delay):
-    """Before anything is made."""
+    """Nothing is created."""
     with pytest.raises(ConfigurationError, match="waits between"):
         broker.join(attrs.evolve(group, delays=(delay,)))
 
 
 @pytest.mark.parametrize("name", ["shop.dead", "shop.retry.5", "", "x" * 250])
-def test_a_group_is_not_called_as_a_place_of_another_one(broker, group, name):
-    """Or it would receive dead letters of the other one."""
+def test_a_group_cannot_have_the_name_of_another_groups_queue(broker, group, name):
+    """It would receive the dead letters of the other group."""
     with pytest.raises(ConfigurationError, match="cannot be a group"):
         broker.join(attrs.evolve(group, name=name))
 
 
-def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_url, caplog):
-    """Nobody listens, and nobody answers."""
+def test_a_broker_that_is_away_is_reported_in_time(opener, group, proxy, rabbitmq_url, caplog):
+    """One refuses connections, the other does not answer."""
     away = opener(f"amqp://127.0.0.1:{free_port()}/", publish_timeout=1)
     silent = opener(via(proxy, rabbitmq_url), publish_timeout=1)
     proxy.freeze()
@@ -456,12 +456,12 @@ def test_a_broker_that_is_away_is_said_in_time(opener, group, proxy, rabbitmq_ur
         silent.join(group)
     assert time.monotonic() - begun < 15
     proxy.drop()
-    # Nothing has failed: it was closed before it was open.
+    # To close a connection before it is open is no failure.
     assert "Traceback" not in caplog.text
 
 
-def test_whoever_asks_a_silent_broker_can_be_interrupted(opener, group, proxy, rabbitmq_url, monkeypatch):
-    """With Ctrl-C, and nothing else comes of it."""
+def test_a_request_to_a_silent_broker_can_be_interrupted(opener, group, proxy, rabbitmq_url, monkeypatch):
+    """Ctrl-C raises KeyboardInterrupt and nothing else."""
     silent = opener(via(proxy, rabbitmq_url))
     proxy.freeze()
     run_once, turns = AdminConnection._run_once, []

@@ -1,4 +1,4 @@
-"""What RabbitMQBroker keeps alive, and what it leaves behind: threads, connections, memory, children."""
+"""The lifetime of RabbitMQBroker: threads, connections, memory, forked children, exit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def io_threads() -> list[threading.Thread]:
 
 
 def test_nothing_starts_before_the_first_use(proxy, rabbitmq_url, exchange):
-    """T5: no thread and no connection at construction; closing what was never used is fine."""
+    """T5: no thread and no connection at construction. An unused broker can be closed."""
     before = threading.active_count()
     broker = RabbitMQBroker(via(proxy, rabbitmq_url), exchange=exchange)
     broker.publish([])
@@ -63,7 +63,7 @@ def test_nothing_starts_before_the_first_use(proxy, rabbitmq_url, exchange):
 
 
 def test_a_connection_outlives_a_long_silence(broker, proxy):
-    """B2: heartbeats go on while nobody publishes: the server hangs up after two that it missed."""
+    """B2: heartbeats are answered while nothing is published: the server closes after two missed ones."""
     broker.publish([message("meetings")])
     threading.Event().wait(5.0)
     broker.publish([message("meetings")])
@@ -72,7 +72,7 @@ def test_a_connection_outlives_a_long_silence(broker, proxy):
 
 
 def test_threads_share_one_connection(broker, proxy):
-    """However many there are."""
+    """One connection and one I/O thread serve sixteen threads."""
     threads = [threading.Thread(target=broker.publish, args=([message("meetings")],)) for _ in range(16)]
     for thread in threads:
         thread.start()
@@ -84,7 +84,7 @@ def test_threads_share_one_connection(broker, proxy):
 
 
 def test_a_hundred_forked_children_publish_and_exit_clean(broker, queue, rabbitmq_url):
-    """B2: each makes its own connection; the parent's goes on, and is the same."""
+    """B2: each makes its own connection; the parent keeps its own."""
     broker.publish([message("meetings", b"parent")])
     for n in range(100):
         body = b"%d" % n
@@ -98,7 +98,7 @@ def test_a_hundred_forked_children_publish_and_exit_clean(broker, queue, rabbitm
 
 
 def test_children_forked_while_others_publish_are_not_harmed(broker, proxy):
-    """Whatever lock or half-sent frame the other threads have at that moment."""
+    """The other threads may hold a lock or have sent half a frame at that moment."""
     stop = threading.Event()
     errors: list[BaseException] = []
 
@@ -124,8 +124,8 @@ def test_children_forked_while_others_publish_are_not_harmed(broker, proxy):
     assert 11 == proxy.accepted
 
 
-def test_closing_waits_for_what_is_under_way(broker, queue, rabbitmq_url):
-    """A call that runs is finished, a new one is refused, and the thread is gone."""
+def test_closing_waits_for_running_calls(broker, queue, rabbitmq_url):
+    """A running call finishes, a new one is refused, and the thread ends."""
     broker.publish([message("meetings")])
     entered = threading.Event()
     outcome: list[object] = []
@@ -154,7 +154,7 @@ def test_closing_waits_for_what_is_under_way(broker, queue, rabbitmq_url):
 
 @pytest.mark.parametrize("fault", ["freeze", "cut"])
 def test_closing_ends_in_time_when_the_broker_does_not_answer(broker, proxy, fault):
-    """And whoever still waits for a confirm is told."""
+    """A caller that still waits for a confirm gets an error."""
     broker.publish([message("meetings")])
     getattr(proxy, fault)()
     errors: list[PublishFailed] = []
@@ -185,7 +185,7 @@ import atexit
 import sys
 import threading
 
-# Registered first, so it runs last: it sees what all others have left behind.
+# Registered first, so it runs last: it sees the threads that all others have left.
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
@@ -197,8 +197,8 @@ broker.publish([message("meetings")])
 """
 
 
-def test_a_process_that_closes_nothing_leaves_politely(proxy, exchange, queue, rabbitmq_url):
-    """T5: at exit connections are closed, within a time limit, without a word on stderr."""
+def test_a_process_that_closes_nothing_exits_clean(proxy, exchange, queue, rabbitmq_url):
+    """T5: connections are closed at exit, within a time limit, and nothing is written to stderr."""
     url = via(proxy, rabbitmq_url)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", _SCRIPT, url, exchange],
@@ -215,8 +215,8 @@ def test_a_process_that_closes_nothing_leaves_politely(proxy, exchange, queue, r
     assert 1 == len(drained(rabbitmq_url, queue))
 
 
-def test_a_process_that_cannot_reach_its_broker_leaves_in_time(exchange):
-    """T5: nobody has to kill it."""
+def test_a_process_that_cannot_reach_its_broker_exits_in_time(exchange):
+    """T5: it needs no kill."""
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, f"amqp://127.0.0.1:{free_port()}/?socket_timeout=1", exchange],
@@ -232,7 +232,7 @@ def test_a_process_that_cannot_reach_its_broker_leaves_in_time(exchange):
 
 
 def test_a_large_call_needs_little_memory(broker):
-    """T4: messages are encoded as they leave, not all at once."""
+    """T4: messages are encoded batch by batch, not all at once."""
     messages = [message("meetings", b"x" * 2_000) for _ in range(10_000)]
     broker.publish(messages[:100])
     gc.collect()
@@ -243,12 +243,12 @@ def test_a_large_call_needs_little_memory(broker):
     finally:
         tracemalloc.stop()
 
-    # All of them encoded would be 22 MB.
+    # All messages encoded take 22 MB.
     assert peak < 8_000_000
 
 
-def test_an_outage_does_not_pile_up_what_was_given_up(broker, proxy):
-    """T4: what nobody waits for any more is forgotten while the broker is away."""
+def test_an_outage_does_not_pile_up_abandoned_messages(broker, proxy):
+    """T4: messages whose callers gave up are dropped while the broker is away."""
     broker.publish([message("meetings")])
     proxy.cut()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""What happens to publishing while RabbitMQ, its connections or the way to it fail."""
+"""Publishing while RabbitMQ, its connections or the network fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SLACK = 4.0
 
 @attrs.define
 class Ledger:
-    """Every publish with its outcome: checked when everything is over."""
+    """Every publish with its outcome, checked at the end."""
 
     confirmed: set[str] = attrs.field(factory=set)
     failed: dict[str, DeliveryError] = attrs.field(factory=dict)
@@ -38,7 +38,7 @@ class Ledger:
     calm: threading.Event = attrs.field(factory=threading.Event)
 
     def publish(self, broker: RabbitMQBroker, count: int) -> None:
-        """Publish as long as there are faults, and `count` messages after the last one."""
+        """Publish while there are faults, and `count` messages after the last one."""
         left = count
         while left > 0:
             left -= self.calm.is_set()
@@ -62,7 +62,7 @@ class Ledger:
 
 @attrs.define
 class Scene:
-    """Sixteen threads publishing through a proxy to a server of our own."""
+    """Sixteen threads publish through a proxy to a server of our own."""
 
     node: OwnRabbitMQ
     proxy: TcpProxy
@@ -70,12 +70,12 @@ class Scene:
     queue: str
 
     def after(self, confirmed: int, fault: Callable[[], object]) -> None:
-        """Let the fault happen once so many messages are confirmed: there are always more."""
+        """Let the fault happen once so many messages are confirmed. More messages follow."""
         eventually(lambda: len(self.ledger.confirmed) >= confirmed, 60)
         fault()
 
     def verify(self) -> None:
-        """Check the books when every thread is done."""
+        """Compare confirmed, failed and received messages when every thread is done."""
         arrived = {properties.message_id for properties, _ in drained(self.node.url, self.queue)}
 
         assert len(self.ledger.confirmed) >= _MESSAGES
@@ -87,7 +87,7 @@ class Scene:
 
 @pytest.fixture
 def publishing(own_rabbitmq: OwnRabbitMQ, exchange: str) -> Callable[[], contextlib.AbstractContextManager[Scene]]:
-    """Start the scene; leaving the block waits for the last publish."""
+    """Start the threads; the end of the block waits for the last publish."""
 
     @contextlib.contextmanager
     def scene() -> Iterator[Scene]:
@@ -116,7 +116,7 @@ def publishing(own_rabbitmq: OwnRabbitMQ, exchange: str) -> Callable[[], context
 
 @pytest.mark.slow
 def test_a_broker_that_is_stopped_and_started_loses_nothing_that_was_confirmed(publishing) -> None:
-    """B1, B2: what is not confirmed is reported as failed, and no call is later than its deadline."""
+    """B1, B2: unconfirmed messages are reported as failed, and no call exceeds its deadline."""
     with publishing() as scene:
         scene.after(2_000, scene.node.stop)
         eventually(lambda: len(scene.ledger.failed) > 0, 20)
@@ -135,7 +135,7 @@ def test_a_broker_that_is_killed_loses_nothing_that_was_confirmed(publishing) ->
 
 @pytest.mark.slow
 def test_connections_closed_by_the_server_cost_nothing(publishing) -> None:
-    """B2: what was under way is sent again within the deadline."""
+    """B2: messages in flight are sent again within the deadline."""
     with publishing() as scene:
         for confirmed in (1_000, 3_000):
             scene.after(confirmed, scene.node.close_all_connections)
@@ -145,7 +145,7 @@ def test_connections_closed_by_the_server_cost_nothing(publishing) -> None:
 
 @pytest.mark.slow
 def test_a_path_that_is_cut_for_a_moment_costs_nothing(publishing) -> None:
-    """B2: connections are refused for a while, then everything goes on."""
+    """B2: connections are refused for a while, then publishing continues."""
     with publishing() as scene:
         for confirmed in (1_000, 2_000, 4_000):
             scene.after(confirmed, scene.proxy.cut)
@@ -156,7 +156,7 @@ def test_a_path_that_is_cut_for_a_moment_costs_nothing(publishing) -> None:
 
 @pytest.mark.slow
 def test_a_path_that_is_cut_for_longer_than_the_deadline_fails_in_time(publishing) -> None:
-    """B2: each call that could not be confirmed says so at its deadline."""
+    """B2: each unconfirmed call fails at its deadline."""
     with publishing() as scene:
         scene.after(2_000, scene.proxy.cut)
         eventually(lambda: len(scene.ledger.failed) >= _THREADS, 20)
@@ -165,8 +165,8 @@ def test_a_path_that_is_cut_for_longer_than_the_deadline_fails_in_time(publishin
     assert len(scene.ledger.failed) >= _THREADS
 
 
-def test_a_broker_that_is_slow_to_confirm_is_left_in_peace(own_rabbitmq: OwnRabbitMQ, exchange: str) -> None:
-    """B2: it answers other questions, so nothing is sent again, however long the confirm takes."""
+def test_a_broker_that_is_slow_to_confirm_keeps_its_connection(own_rabbitmq: OwnRabbitMQ, exchange: str) -> None:
+    """B2: it answers other requests, so no message is sent again, however long the confirm takes."""
     with (
         bound_queue(own_rabbitmq.url, exchange, "meetings") as queue,
         proxied(own_rabbitmq.url) as proxy,
@@ -188,8 +188,8 @@ def test_a_broker_that_is_slow_to_confirm_is_left_in_peace(own_rabbitmq: OwnRabb
 
 
 @pytest.mark.slow
-def test_a_path_that_falls_silent_fails_in_time_and_is_left(publishing) -> None:
-    """B2: nobody waits for a heartbeat to find out; when the path is back, publishing is."""
+def test_a_silent_path_fails_in_time_and_is_dropped(publishing) -> None:
+    """B2: no heartbeat is needed to notice it; when the path is back, publishing works."""
     with publishing() as scene:
         scene.after(2_000, scene.proxy.freeze)
         eventually(lambda: scene.proxy.accepted >= 2, 20)

@@ -1,4 +1,4 @@
-"""Receiving from RabbitMQ: what a subscription survives."""
+"""Receiving from RabbitMQ: subscriptions through outages, hostile messages, forks and close."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def broker(proxy: TcpProxy, rabbitmq_url: str, exchange: str) -> Iterator[RabbitMQBroker]:
-    """A broker that connects through the proxy; its exchange and its group's queue are removed afterwards."""
+    """A broker that connects through the proxy. Its exchange and its group's queue are deleted afterwards."""
     with contextlib.closing(
         RabbitMQBroker(f"{via(proxy, rabbitmq_url)}?heartbeat=1", exchange=exchange, prefetch=10)
     ) as broker:
@@ -45,14 +45,14 @@ def bodies(deliveries: list[object]) -> list[bytes]:
     return [delivery.message.body for delivery in deliveries]
 
 
-def test_a_subscription_goes_on_after_an_outage(broker, proxy):
-    """What was not settled comes again, what was is gone, and answers that come too late change nothing."""
+def test_a_subscription_continues_after_an_outage(broker, proxy):
+    """Unsettled messages are delivered again, acked ones are not, and late nacks change nothing."""
     with broker.subscribe("meetings", group="group") as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(12)])
         held = receive(subscription, 5, settle=False)
         held[0].ack()
         held[1].ack()
-        # Ten may be held: the last two come when the server has got both answers.
+        # The prefetch is ten: the last two arrive when the server has both acks.
         eventually(lambda: len(subscription._arrived) == 7)
         before = proxy.accepted
         proxy.drop()
@@ -65,8 +65,8 @@ def test_a_subscription_goes_on_after_an_outage(broker, proxy):
         assert subscription.receive(0.2) is None
 
 
-def test_a_subscription_says_that_the_broker_is_away(broker, proxy):
-    """And receives again when it is back."""
+def test_a_subscription_reports_that_the_broker_is_away(broker, proxy):
+    """It receives again when the broker is back."""
     with broker.subscribe("meetings", group="group") as subscription:
         proxy.cut()
         with pytest.raises(BrokerUnavailable, match="connection refused"):
@@ -78,7 +78,7 @@ def test_a_subscription_says_that_the_broker_is_away(broker, proxy):
 
 
 def test_a_slow_handler_does_not_cost_the_connection(broker, proxy):
-    """Heartbeats are answered while it works: the server hangs up after two that it missed."""
+    """Heartbeats are answered while the handler runs: the server closes after two missed ones."""
     with broker.subscribe("meetings", group="group") as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(2)])
         slow = receive(subscription, 1, settle=False)[0]
@@ -89,8 +89,8 @@ def test_a_slow_handler_does_not_cost_the_connection(broker, proxy):
         assert 2 == proxy.accepted
 
 
-def test_a_deleted_queue_is_made_again(broker, exchange, rabbitmq_url):
-    """The broker cancels the consumer; nobody sits there in silence for ever."""
+def test_a_deleted_queue_is_created_again(broker, exchange, rabbitmq_url):
+    """The broker cancels the consumer, which starts again."""
     with broker.subscribe("meetings", group="group") as subscription:
         with opened(rabbitmq_url) as channel:
             channel.queue_delete(f"{exchange}.group")
@@ -100,7 +100,7 @@ def test_a_deleted_queue_is_made_again(broker, exchange, rabbitmq_url):
 
 
 def test_hostile_headers_crash_nothing(broker, exchange, rabbitmq_url):
-    """What is no text is left out; headers that pika cannot even read count as none."""
+    """Values that are no text are left out; headers that pika cannot decode count as none."""
     hostile = {
         "ce-type": "x",
         "ce-number": 7,
@@ -121,8 +121,8 @@ def test_hostile_headers_crash_nothing(broker, exchange, rabbitmq_url):
     assert (b"3", {}, None) == (third.body, third.attributes, third.content_type)
 
 
-def test_no_more_is_held_than_asked_for(broker, exchange, rabbitmq_url):
-    """`prefetch` bounds the memory, and what other subscribers of the group can still get."""
+def test_a_subscription_holds_at_most_its_prefetch(broker, exchange, rabbitmq_url):
+    """`prefetch` limits the memory, and leaves messages for the other subscriptions of the group."""
     with broker.subscribe("meetings", group="group") as one, broker.subscribe("meetings", group="group") as other:
         broker.publish([message("meetings", b"%d" % n) for n in range(40)])
         first = receive(one, 10, settle=False)
@@ -133,8 +133,8 @@ def test_no_more_is_held_than_asked_for(broker, exchange, rabbitmq_url):
         assert 20 == len({*bodies(first), *bodies(second)})
 
 
-def test_closing_gives_back_what_was_not_settled(broker):
-    """Also what nobody has taken yet."""
+def test_closing_gives_back_unsettled_messages(broker):
+    """That includes messages that were not received yet."""
     with broker.subscribe("meetings", group="group") as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(3)])
         done, kept = receive(subscription, 2, settle=False)
@@ -148,7 +148,7 @@ def test_closing_gives_back_what_was_not_settled(broker):
 
 
 def test_an_iteration_ends_when_the_subscription_is_closed(broker):
-    """So a loop in a thread can be stopped from another one."""
+    """One thread can stop the loop of another."""
     subscription = broker.subscribe("meetings", group="group")
     received: list[bytes] = []
 
@@ -168,8 +168,8 @@ def test_an_iteration_ends_when_the_subscription_is_closed(broker):
     assert not thread.is_alive()
 
 
-def test_a_subscription_stays_with_its_process(broker, exchange):
-    """A child that used it would read from the parent's connection."""
+def test_a_subscription_belongs_to_its_process(broker, exchange):
+    """A child would read from the parent's connection."""
     with broker.subscribe("meetings", group="group") as subscription:
 
         def child() -> None:
@@ -182,7 +182,7 @@ def test_a_subscription_stays_with_its_process(broker, exchange):
 
 
 def test_a_broker_that_is_away_cannot_be_subscribed_to(exchange):
-    """It is said within `publish_timeout`."""
+    """The error comes within `publish_timeout`."""
     with (
         contextlib.closing(
             RabbitMQBroker(f"amqp://127.0.0.1:{free_port()}/", exchange=exchange, publish_timeout=0.3)
@@ -192,8 +192,8 @@ def test_a_broker_that_is_away_cannot_be_subscribed_to(exchange):
         broker.subscribe("meetings", group="group")
 
 
-def test_a_queue_declared_differently_is_said(broker, exchange, rabbitmq_url):
-    """In RabbitMQ's words, at once."""
+def test_a_queue_that_differs_is_an_error(broker, exchange, rabbitmq_url):
+    """It comes at once, with RabbitMQ's text."""
     with opened(rabbitmq_url) as channel:
         channel.queue_declare(f"{exchange}.group", durable=False)
     started = time.monotonic()
@@ -232,10 +232,8 @@ def _publish_unreadable(channel, exchange: str, body: bytes) -> None:
     channel.connection.process_data_events()
 
 
-def test_a_queue_is_declared_with_the_arguments_it_is_to_have(rabbitmq_url, exchange):
-    """
-    `queue_arguments` reach the server: it refuses to take the queue for one without them.
-    """
+def test_a_queue_is_declared_with_the_arguments_of_the_broker(rabbitmq_url, exchange):
+    """`queue_arguments` reach the server: it refuses to declare the queue without them."""
     name = f"{exchange}.expiring"
     with (
         contextlib.closing(

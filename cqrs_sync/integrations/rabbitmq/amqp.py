@@ -36,7 +36,7 @@ _END = 0xCE
 _END_BYTE = b"\xce"
 #: Bytes of a frame before its payload, and around it.
 _BEFORE, _AROUND = 7, 8
-#: Cached encodings. Topics and attribute names are few, unless somebody makes them up.
+#: Cached encodings: topics and attribute names are few, unless a caller makes them up.
 _CACHE_SIZE = 4096
 
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _MESSAGE_ID = 0x8000, 0x4000, 0x2000, 0x1000, 0x0080

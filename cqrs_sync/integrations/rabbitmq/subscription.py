@@ -31,7 +31,7 @@ _SILENCE_TIMEOUT = 10.0
 #: Seconds that acks wait for more of them, unless they are at least half of the prefetch.
 _ACK_DELAY = 0.002
 
-#: A delivery that nobody has received yet: its channel, method, properties and body, as bytes or as pika's.
+#: A delivery that was not received yet: its channel, method, properties and body, as bytes or as pika's.
 Arrived = tuple[Channel, Any, Any, bytes]
 
 
@@ -200,7 +200,7 @@ class RabbitMQSubscription(Subscription):
         channel.basic_consume(self.queue, self._on_message, callback=self._on_consuming)
 
     def on_channel_lost(self, error: Exception) -> None:
-        """Drop deliveries that nobody has received: RabbitMQ delivers them again."""
+        """Drop deliveries that were not received: RabbitMQ delivers them again."""
         del error
         with self._changed:
             self._channel = None

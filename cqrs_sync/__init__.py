@@ -63,7 +63,7 @@ from cqrs_sync.middleware import (
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, Phase, RequestMap
 from cqrs_sync.relay import Relay
-from cqrs_sync.retry import Retries, RetryPolicy, WhenDead
+from cqrs_sync.retry import OnDeadLetter, RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
@@ -116,6 +116,7 @@ __all__ = [
     "NoTransactions",
     "NotInTransaction",
     "NotificationEvent",
+    "OnDeadLetter",
     "Outbox",
     "OutboxNotInstalled",
     "OutboxUnavailable",
@@ -132,8 +133,8 @@ __all__ = [
     "RequestMap",
     "RequestMediator",
     "Response",
-    "Retries",
     "RetryMiddleware",
+    "RetryPolicies",
     "RetryPolicy",
     "Retryable",
     "SameThread",
@@ -145,7 +146,6 @@ __all__ = [
     "Transactions",
     "UnknownMessageType",
     "ValidationMiddleware",
-    "WhenDead",
     "annotate",
     "bootstrap",
     "carried",

@@ -19,7 +19,7 @@ from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.relay import Relay
-from cqrs_sync.retry import Retries, RetryPolicy
+from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.pool import Executor, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
@@ -34,7 +34,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     broker: MessageBroker | None = None,
     outbox: Outbox | None = None,
     inbox: Inbox | None = None,
-    retries: Retries | RetryPolicy | None = None,
+    retry: RetryPolicy | RetryPolicies | None = None,
     fast_path: bool = True,
     threads: Executor | int | None = None,
     transactions: Transactions | None = None,
@@ -52,7 +52,8 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
       they were raised, and delivers them after its commit; it brings its `transactions` along.
     - `inbox` remembers in the handler's own transaction what was done: received messages and requests that are
       sent with a key have their effect once. It is in the same database as the outbox.
-    - `retries` is when what the outbox keeps is tried again where it fails, and when it is given up.
+    - `retry` says when and how often a failed delivery of the outbox is attempted again: a `RetryPolicy` for all, or
+      `RetryPolicies` by topic and durable handler.
     - `fast_path`: what was committed is delivered by this process, at once. Otherwise only relays do.
     - `threads` is where event handlers run: a `ThreadPool` of a size fit for this
       machine, one of the size given, or `SameThread()`.
@@ -87,7 +88,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
         failures=_able("failures", "settle", failures) or Collect(),
-        retries=_checked(Retries(retries) if isinstance(retries, RetryPolicy) else retries, Retries, "retries"),
+        retry=_checked(RetryPolicies(retry) if isinstance(retry, RetryPolicy) else retry, RetryPolicies, "retry"),
         fast_path=fast_path,
         max_depth=_above_zero("max_depth", max_depth),
         wake_relay=wake_relay,

@@ -149,7 +149,7 @@ class RequestMediator:
         # The relay needs the threads and the broker, and handlers on the threads may publish.
         deadline = time.monotonic() + timeout
         if self.relay is not None:
-            self.relay.stop(timeout / 2, drain=True)
+            self.relay.close(timeout / 2, drain=True)
             timeout = max(0.1, deadline - time.monotonic())
         self.wiring.threads.close(timeout)
         if self.wiring.broker is not None:

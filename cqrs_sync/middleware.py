@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+from cqrs_sync import context
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import Event, Request
+from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -130,20 +134,53 @@ class ValidationMiddleware:
 
 class RetryMiddleware:
     """
-    Calls a handler again when it fails; events of failed attempts are dropped.
+    Calls a handler again after it has failed. Events of failed attempts are dropped.
 
-    `retrying` decides when, how often and after what pause: any object called with a
-    function and its arguments, such as `stamina.RetryingCaller(attempts=3).on(OSError)`
-    or `tenacity.Retrying(...)`. Put it outside of the middleware that opens the
-    transaction, so that each attempt has its own.
+    `retry` is a `RetryPolicy`, and `on` the errors that allow another attempt: `RetryMiddleware(RetryPolicy(attempts=3,
+    first=0.1), on=OSError)`. After the last attempt, or when the deadline is nearer than the next one, it raises the
+    last error. `Fatal` is raised at once.
+
+    `retry` may also be any object that is called with a function and its arguments, such as
+    `stamina.RetryingCaller(attempts=3).on(OSError)` or `tenacity.Retrying(...)`. Add it before the middleware that
+    opens the transaction, so that each attempt has its own.
     """
 
-    def __init__(self, retrying: Callable[..., Any]) -> None:
-        self._retrying = retrying
+    def __init__(
+        self,
+        retry: RetryPolicy | Callable[..., Any],
+        *,
+        on: type[BaseException] | tuple[type[BaseException], ...] | None = None,
+    ) -> None:
+        self._call: Callable[..., Any]
+        if isinstance(retry, RetryPolicy):
+            self._call = partial(_with_retries, retry, Exception if on is None else on)
+        elif not callable(retry) or isinstance(retry, type):
+            raise ConfigurationError(f"retry must be a RetryPolicy or an object that is called, not {retry!r}")
+        elif on is not None:
+            raise ConfigurationError(f"`on` belongs to a RetryPolicy: {retry!r} chooses its errors itself")
+        else:
+            self._call = retry
 
     def __call__(self, message: Any, call_next: CallNext, /) -> Any:
         """Call, and call again."""
-        return self._retrying(call_next, message)
+        return self._call(call_next, message)
+
+
+def _with_retries(
+    policy: RetryPolicy, on: type[BaseException] | tuple[type[BaseException], ...], call_next: CallNext, message: Any
+) -> Any:
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            return call_next(message)
+        except on as error:
+            delay, deadline = policy.delay(attempts, error), context.deadline_at()
+            if delay is None or (deadline is not None and time.monotonic() + delay >= deadline):
+                raise
+            kind = type(error).__qualname__
+            logger.warning("%s failed, attempt %d, again in %.1f s: %s", title_of(message), attempts, delay, kind)
+        threading.Event().wait(delay)
 
 
 def title_of(message: Any) -> str:

@@ -1,45 +1,60 @@
-"""When what failed is tried again, and when it is given up."""
+"""When a failed attempt is made again: retry policies, kinds of errors, circuit breaker, backoff, few log lines."""
 
 from __future__ import annotations
 
 import enum
 import logging
+import math
 import random
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, CqrsError, Fatal, Retryable
+
+#: Errors of database drivers that may pass by themselves (PEP 249).
+_TRANSIENT = {"OperationalError", "InterfaceError"}
 
 
-class WhenDead(enum.Enum):
-    """What a delivery that was given up means for those that come after it with its key."""
+class OnDeadLetter(enum.Enum):
+    """What a dead letter of the outbox means for later deliveries with its key."""
 
-    #: They wait until somebody has replayed or discarded it: order is exact.
+    #: They wait until an operator replays or discards it. The order is exact.
     BLOCK = "block"
-    #: They go on without it, in order. Those in a batch with it may even arrive before its last attempt.
-    STEP_OVER = "step over"
+    #: They are delivered without it, in order. Those of its batch may even arrive before its last attempt.
+    SKIP = "skip"
+
+
+def _seconds(delays: Iterable[float] | None) -> tuple[float, ...] | None:
+    return None if delays is None else tuple(delays)
+
+
+def _most_attempts(policy: RetryPolicy) -> int:
+    return 10 if policy.delays is None else 1 + len(policy.delays)
 
 
 @attrs.frozen
 class RetryPolicy:
     """
-    Exponential back-off with jitter.
+    How often something is attempted, and how many seconds pass between two attempts.
 
-    Between attempts there are `first` seconds, `factor` times as many after each
-    further one, `ceiling` at most; each pause is with_jitter at random by up to a half,
-    so that what failed together does not come back together. After `attempts` it is
-    dead. An attempt counts from the moment it begins: one that ended its process as well.
-    A broker that cannot be reached costs none.
+    The delays grow: `first` seconds, `factor` times as many after each further failure, at most `ceiling`.
+    `RetryPolicy(delays=(0.1, 1.0, 10.0))` names them instead; the number of attempts is then one more. Jitter makes
+    each delay shorter by up to a half, so that retries spread. An attempt counts from its start, so a crash counts.
+
+    The outbox, the consumer and `RetryMiddleware` use the same policy. After the last attempt a delivery or message
+    is a dead letter, and the middleware raises the last error. Only the outbox reads `on_dead_letter`.
     """
 
-    attempts: int = attrs.field(default=10)
+    delays: tuple[float, ...] | None = attrs.field(default=None, kw_only=True, converter=_seconds)
+    attempts: int = attrs.field(default=attrs.Factory(_most_attempts, takes_self=True))
     first: float = 1.0
     factor: float = 2.0
     ceiling: float = 300.0
-    when_dead: WhenDead = WhenDead.BLOCK
+    on_dead_letter: OnDeadLetter = OnDeadLetter.BLOCK
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
@@ -49,26 +64,49 @@ class RetryPolicy:
                 "a retry policy needs first > 0, factor >= 1 and ceiling >= first, "
                 f"not {self.first!r}, {self.factor!r} and {self.ceiling!r}"
             )
-        if not isinstance(self.when_dead, WhenDead):
+        if not isinstance(self.on_dead_letter, OnDeadLetter):
             raise ConfigurationError(
-                f"when_dead must be one of {', '.join(map(str, WhenDead))}, not {self.when_dead!r}"
+                f"on_dead_letter must be one of {', '.join(map(str, OnDeadLetter))}, not {self.on_dead_letter!r}"
+            )
+        if self.delays is not None:
+            self._check(self.delays)
+
+    def _check(self, delays: tuple[float, ...]) -> None:
+        if not all(isinstance(delay, (int, float)) and 0 < delay < math.inf for delay in delays):
+            raise ConfigurationError(f"delays must be numbers of seconds above 0, not {delays!r}")
+        if self.attempts != 1 + len(delays) or (self.first, self.factor, self.ceiling) != (1.0, 2.0, 300.0):
+            raise ConfigurationError(
+                "a retry policy has either delays, or attempts, first, factor and ceiling: leave out one of them"
             )
 
-    def pause(self, attempts: int) -> float | None:
-        """Return the seconds until the next attempt, None where there is none."""
+    def base_delay(self, attempts: int) -> float | None:
+        """Return the seconds to wait after so many failed attempts, without jitter; None if there is no other one."""
         if attempts >= self.attempts:
             return None
-        return exponential_delay(attempts, self.first, self.ceiling, self.factor)
+        if self.delays is not None:
+            return self.delays[attempts - 1]
+        return _exponential(attempts, self.first, self.ceiling, self.factor)
+
+    def delay(self, attempts: int, error: BaseException | None = None) -> float | None:
+        """
+        Return the seconds to wait after so many failed attempts; None if there is no other one.
+
+        There is none after `Fatal` either. `Retryable(after=...)` makes the delay as long as it asks for.
+        """
+        seconds = self.base_delay(attempts)
+        if seconds is None or (error is not None and is_permanent(error)):
+            return None
+        return max(with_jitter(seconds), 0.0 if error is None else requested_delay(error))
 
     @property
     def blocks(self) -> bool:
-        """Whether what is dead holds up what comes after it with its key."""
-        return self.when_dead is WhenDead.BLOCK
+        """Whether a dead letter holds up later deliveries with its key."""
+        return self.on_dead_letter is OnDeadLetter.BLOCK
 
 
 @attrs.frozen
-class Retries:
-    """The retry policy of each topic and each durable handler: `targets` by topic or stable name, else `default`."""
+class RetryPolicies:
+    """One retry policy for each topic and durable handler: `targets`, by topic or stable name, otherwise `default`."""
 
     default: RetryPolicy = attrs.field(factory=RetryPolicy)
     targets: Mapping[str, RetryPolicy] = attrs.field(factory=dict)
@@ -78,76 +116,152 @@ class Retries:
         return self.targets.get(target, self.default)
 
 
+def is_permanent(error: BaseException) -> bool:
+    """Tell whether another attempt is of no use: `Fatal`, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_permanent, error.exceptions))
+    return isinstance(error, Fatal)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether an error may pass without a change to the message: something is away, too slow, or wired wrongly."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_transient, error.exceptions))
+    if isinstance(error, CqrsError):
+        # The next deploy repairs an application that is wired wrongly: the message is not at fault.
+        return isinstance(error, (Retryable, ConfigurationError)) or error.retryable
+    return isinstance(error, OSError) or any(base.__name__ in _TRANSIENT for base in type(error).__mro__)
+
+
+def requested_delay(error: BaseException) -> float:
+    """Return how many seconds an error asks to wait: `Retryable(after=...)`, the longest of a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return max(map(requested_delay, error.exceptions))
+    return (error.after or 0.0) if isinstance(error, Retryable) else 0.0
+
+
 def exponential_delay(failures: int, first: float, ceiling: float, factor: float = 2.0) -> float:
-    """Return the pause after so many failures: `first` seconds, `factor` times as many after each further one."""
-    # Beyond this the ceiling has been reached long since, and floats overflow.
-    exponent = min(failures - 1, 64)
-    return with_jitter(min(ceiling, first * factor**exponent))
+    """Return the delay after so many failures, with jitter: `first` seconds, `factor` times as many after each one."""
+    return with_jitter(_exponential(failures, first, ceiling, factor))
 
 
-def with_jitter(pause: float) -> float:
-    """Return a pause that is shorter by up to a half: what failed together is not to come back together."""
-    return pause * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+def _exponential(failures: int, first: float, ceiling: float, factor: float) -> float:
+    try:
+        return min(ceiling, first * float(factor) ** (failures - 1))
+    except OverflowError:
+        return ceiling
 
 
-#: Seconds for which what was said is not said again.
+def with_jitter(delay: float) -> float:
+    """Return a delay that is shorter by up to a half, so that retries spread."""
+    return delay * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
+
+
+class CircuitBreaker:
+    """
+    Stops attempts after `threshold` failures in a row, until one attempt succeeds.
+
+    While it is open it allows one attempt after each delay: `first` seconds, twice as many after each further
+    failure, at most `ceiling`, with jitter. Safe from any thread.
+    """
+
+    def __init__(self, first: float, ceiling: float, *, threshold: int = 1) -> None:
+        self._first, self._ceiling = first, ceiling
+        self._threshold = threshold
+        self._lock = threading.Lock()
+        self._blocked_until = 0.0
+        #: Failures since the last success.
+        self.failures = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether only one attempt at a time is allowed."""
+        return self.failures >= self._threshold
+
+    def delay(self) -> float:
+        """Return the seconds until an attempt is allowed, 0 if it is allowed now."""
+        return max(0.0, self._blocked_until - time.monotonic())
+
+    def record_failure(self) -> bool:
+        """Count a failure; returns whether it opened the circuit."""
+        with self._lock:
+            self.failures += 1
+            if self.is_open:
+                delay = exponential_delay(self.failures - self._threshold + 1, self._first, self._ceiling)
+                self._blocked_until = time.monotonic() + delay
+            return self.failures == self._threshold
+
+    def record_success(self) -> bool:
+        """Forget all failures; returns whether that closed the circuit."""
+        if not self.failures:
+            return False
+        with self._lock:
+            was_open, self.failures, self._blocked_until = self.is_open, 0, 0.0
+        return was_open
+
+    def postpone(self, seconds: float) -> None:
+        """Allow no attempt for so many seconds. That counts no failure."""
+        self._blocked_until = time.monotonic() + seconds
+
+
+#: Seconds in which the same line is not logged twice.
 _QUIET = 30.0
 
 
 class LogThrottle:
-    """Tells when something that happens again and again is to be said: at once, and half a minute after that."""
+    """Tells when to log something that happens again and again: at once, and then every half a minute."""
 
     def __init__(self) -> None:
-        self._said: float | None = None
-        self._unsaid = 0
+        self._logged_at: float | None = None
+        self._suppressed = 0
 
     def due(self) -> int | None:
         """
-        Return how often it was not said since it was; None where it is not to be said yet.
+        Return how many lines were suppressed since the last one; None if this one is to be suppressed as well.
 
-        Threads that ask at the same moment may both be told to.
+        Two threads that ask at the same moment may both be told to log.
         """
         now = time.monotonic()
-        if self._said is not None and now - self._said < _QUIET:
-            self._unsaid += 1
+        if self._logged_at is not None and now - self._logged_at < _QUIET:
+            self._suppressed += 1
             return None
-        unsaid, self._unsaid, self._said = self._unsaid, 0, now
-        return unsaid
+        suppressed, self._suppressed, self._logged_at = self._suppressed, 0, now
+        return suppressed
 
 
 class Backoff:
     """
-    Something that fails, until it succeeds again.
+    Delays between the attempts at something that fails, with few log lines.
 
-    Between attempts there are `first` seconds, twice as many after each further failure, `ceiling` at most; each
-    pause is with_jitter at random, by up to a half.
+    The first delay is `first` seconds; each further failure doubles it up to `ceiling`. Jitter makes each shorter by
+    up to a half.
     """
 
     def __init__(self, logger: logging.Logger, first: float, ceiling: float) -> None:
         self._logger = logger
         self._first, self._ceiling = first, ceiling
-        self._seldom = LogThrottle()
-        #: How often it has failed since it last succeeded.
+        self._throttle = LogThrottle()
+        #: Failures since the last success.
         self.failures = 0
 
-    def failed(self, level: int, words: str, *arguments: object, exc_info: Any = None) -> float:
-        """Note a failure, and say so unless that was said a moment ago; returns the seconds until the next attempt."""
+    def record_failure(self, level: int, message: str, *arguments: object, exc_info: Any = None) -> float:
+        """Count a failure, and log it if the last line is half a minute old; returns the seconds to wait."""
         self.failures += 1
-        unsaid = self._seldom.due()
-        if unsaid is not None:
-            text = f"{words}{suppressed_suffix(unsaid)}"
+        suppressed = self._throttle.due()
+        if suppressed is not None:
+            text = f"{message}{suppressed_suffix(suppressed)}"
             self._logger.log(level, text, *arguments, exc_info=exc_info, stacklevel=2)
         return exponential_delay(self.failures, self._first, self._ceiling)
 
-    def is_over(self) -> bool:
-        """Note that it succeeds; True where it failed before. The next failure is said at once."""
+    def record_success(self) -> bool:
+        """Forget all failures; returns whether there were any. The next failure is logged at once."""
         if not self.failures:
             return False
         self.failures = 0
-        self._seldom = LogThrottle()
+        self._throttle = LogThrottle()
         return True
 
 
-def suppressed_suffix(unsaid: int) -> str:
-    """Return what to add to a line that was held back so often."""
-    return f" (and {unsaid} more like it)" if unsaid else ""
+def suppressed_suffix(suppressed: int) -> str:
+    """Return what to add to a log line after so many were suppressed."""
+    return f" (and {suppressed} more like it)" if suppressed else ""

@@ -15,7 +15,7 @@ from cqrs_sync.messages import Event
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.retry import Retries
+from cqrs_sync.retry import RetryPolicies
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Executor
 from cqrs_sync.transactions import Transactions
@@ -42,8 +42,8 @@ class Wiring:
     transactions: Transactions
     middleware: MiddlewareChain
     failures: FailurePolicy
-    #: How the relay retries what the outbox keeps.
-    retries: Retries
+    #: When and how often the relay attempts a failed delivery again.
+    retry: RetryPolicies
     #: Whether this process delivers what it has committed to the outbox, without waiting for a relay.
     fast_path: bool
     max_depth: int

@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from cqrs_sync.broker import Group, GroupBroker
-from cqrs_sync.cli.options import Pauses
-from cqrs_sync.consumer import Consumer, Tiers, broker_of, group_of
+from cqrs_sync.cli.options import Duration, Durations
+from cqrs_sync.consumer import Consumer, broker_of, group_of
 from cqrs_sync.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -29,6 +29,7 @@ from cqrs_sync.errors import (
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
+from cqrs_sync.retry import RetryPolicy
 
 #: Where the application is, if no option says.
 APP_VARIABLE = "CQRS_SYNC_APP"
@@ -186,10 +187,17 @@ _OPTIONS = (
         "--topic", "topics", multiple=True, metavar="NAME", help="Receive from this one; otherwise all that are bound."
     ),
     click.option(
-        "--delayed",
-        type=Pauses(),
+        "--retry-delays",
+        type=Durations(),
         metavar="DURATIONS",
-        help="Later pauses between attempts, which the broker keeps: 10s,1m,10m unless told otherwise.",
+        help="Delays between the attempts at a message. Default: 0.1,1,10s,1m,10m.",
+    ),
+    click.option(
+        "--inline-limit",
+        type=Duration(),
+        metavar="DURATION",
+        help="Up to this long the consumer keeps a message and its key waits; longer delays pass in the broker. "
+        "Default: 5s.",
     ),
     click.option("--ordered/--unordered", default=None, help="Keep the order of keys; it does where events have keys."),
 )
@@ -249,24 +257,32 @@ def _check_that_nobody_names_another(context: click.Context, own: str) -> None:
         )
 
 
+def retry_options(retry_delays: tuple[float, ...] | None, inline_limit: float | None) -> dict[str, Any]:
+    """Return the arguments of a Consumer that these options name."""
+    options: dict[str, Any] = {} if retry_delays is None else {"retry": RetryPolicy(delays=retry_delays)}
+    return options if inline_limit is None else {**options, "inline_limit": inline_limit}
+
+
 @contextmanager
 def reaching_group(
     context: click.Context,
     group: str | None,
     topics: tuple[str, ...],
-    delayed: tuple[float, ...] | None,
+    retry_delays: tuple[float, ...] | None,
+    inline_limit: float | None,
     ordered: bool | None,
 ) -> Iterator[tuple[GroupBroker, Group]]:
     """Give the broker and the group to a block; what keeps it from being reached is said in one line."""
     found = application_of(context)
     try:
         if isinstance(found, Consumer):
-            check_that_nothing_contradicts(context, found, {"group", "topics", "delayed", "ordered"})
+            check_that_nothing_contradicts(
+                context, found, {"group", "topics", "retry_delays", "inline_limit", "ordered"}
+            )
             yield found.broker, found.group
             return
-        tiers = Tiers() if delayed is None else Tiers(delayed=delayed)
-        name = name_of_group(context, group)
-        yield broker_of(found), group_of(found, name, topics=topics, ordered=ordered, delays=tiers.delays)
+        name, retry = name_of_group(context, group), retry_options(retry_delays, inline_limit)
+        yield broker_of(found), group_of(found, name, topics=topics, ordered=ordered, **retry)
     except ConfigurationError as error:
         raise CannotBegin(str(error)) from error
     except KeyboardInterrupt as error:

@@ -10,10 +10,17 @@ import click
 from rich.text import Text
 
 from cqrs_sync.broker import PREFETCH
-from cqrs_sync.cli.app import CannotBegin, application_of, check_that_nothing_contradicts, group_options, name_of_group
-from cqrs_sync.cli.options import Duration, Pauses, Size
+from cqrs_sync.cli.app import (
+    CannotBegin,
+    application_of,
+    check_that_nothing_contradicts,
+    group_options,
+    name_of_group,
+    retry_options,
+)
+from cqrs_sync.cli.options import Duration, Size
 from cqrs_sync.cli.output import View, duration, screen_for, set_up_logs
-from cqrs_sync.consumer import Consumer, Tiers, Unknown
+from cqrs_sync.consumer import Consumer, OnUnknownType
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.consumer import ConsumeOptions, ConsumerProcess, Consuming
 
@@ -21,8 +28,8 @@ _DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
 _NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
 #: What a Consumer of the application says itself.
 _OF_CONSUMER = {
-    *("group", "topics", "delayed", "ordered", "concurrency", "prefetch"),
-    *("inline", "unknown", "crashes", "outage_after"),
+    *("group", "topics", "retry_delays", "inline_limit", "ordered", "concurrency", "prefetch"),
+    *("on_unknown", "crashes", "outage_after"),
 }
 
 
@@ -33,15 +40,9 @@ _OF_CONSUMER = {
 )
 @click.option("--prefetch", help="Messages in hand at a time, at most: 200 unless told otherwise.", **_NUMBER)
 @click.option(
-    "--inline",
-    type=Pauses(),
-    metavar="DURATIONS",
-    help="First pauses between attempts, in which the key waits: 0.1,1 unless told otherwise.",
-)
-@click.option(
-    "--unknown",
+    "--on-unknown",
     type=click.Choice(["park", "ack", "dead-letter"]),
-    help="What becomes of messages of types that are not bound here: park unless told otherwise.",
+    help="What happens to messages of types that are not bound here. Default: park.",
 )
 @click.option(
     "--crashes",
@@ -105,11 +106,11 @@ def _consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
         check_that_nothing_contradicts(context, found, _OF_CONSUMER)
         return found
     chosen = {name: value for name, value in options.items() if value is not None}
-    tiers = Tiers(**{name: chosen.pop(name) for name in ("inline", "delayed") if name in chosen})
-    if "unknown" in chosen:
-        chosen["unknown"] = Unknown(chosen["unknown"].replace("-", " "))
+    if "on_unknown" in chosen:
+        chosen["on_unknown"] = OnUnknownType(chosen["on_unknown"].replace("-", " "))
     group = name_of_group(context, chosen.pop("group", None))
-    return Consumer(found, group, tiers=tiers, **chosen)
+    retry = retry_options(chosen.pop("retry_delays", None), chosen.pop("inline_limit", None))
+    return Consumer(found, group, **retry, **chosen)
 
 
 def _line(progress: Consuming) -> Text:

@@ -42,8 +42,8 @@ class Rate(click.FloatRange):
         return rate
 
 
-class Pauses(click.ParamType):  # type: ignore[type-arg]  # as above
-    """Durations with commas between them; nothing is none."""
+class Durations(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Durations, separated by commas. Empty text is an empty list."""
 
     name = "durations"
 

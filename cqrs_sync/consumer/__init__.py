@@ -1,14 +1,21 @@
 """
-The consumer: what other services publish is received, and handled by the mediator's event handlers.
+The consumer receives what other services publish, and runs the mediator's event handlers with it.
 
-`receiver` is the thread that talks to the broker, `queue` keep the order of keys, `processor` handles
-one message and decides what becomes of it, by the rules in `tiers`; `outage` spares messages
-that fail for no fault of theirs, `detector` tells for how long nothing moves.
+`receiver` is the thread that talks to the broker, `inflight` keeps the order of keys, `scheduler` decides how many
+threads work, `processor` handles one message and decides what follows a failure, `stall` detects that nothing moves.
 """
 
 from cqrs_sync.consumer.consumer import Consumer, Health, broker_of, group_of
 from cqrs_sync.consumer.inflight import InFlightMessage
+from cqrs_sync.consumer.processor import OnUnknownType
 from cqrs_sync.consumer.stall import StallDetector
-from cqrs_sync.consumer.tiers import Tiers, Unknown
 
-__all__ = ["Consumer", "Health", "InFlightMessage", "StallDetector", "Tiers", "Unknown", "broker_of", "group_of"]
+__all__ = [
+    "Consumer",
+    "Health",
+    "InFlightMessage",
+    "OnUnknownType",
+    "StallDetector",
+    "broker_of",
+    "group_of",
+]

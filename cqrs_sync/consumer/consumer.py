@@ -1,4 +1,4 @@
-"""The consumer: what a group receives is handled by the mediator's event handlers."""
+"""The consumer: receives a group's messages and runs the mediator's event handlers with them."""
 
 from __future__ import annotations
 
@@ -10,31 +10,37 @@ from typing import Self
 import attrs
 
 from cqrs_sync.broker import PREFETCH, Group, GroupBroker, Subscription
-from cqrs_sync.consumer.inflight import InFlightMessage
-from cqrs_sync.consumer.outage import Outage
-from cqrs_sync.consumer.processor import Counts, MessageProcessor, Rules
+from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
+from cqrs_sync.consumer.processor import (
+    DEFAULT_RETRY,
+    INLINE_LIMIT,
+    HandlerCircuit,
+    MessageProcessor,
+    OnUnknownType,
+    ProcessingPolicy,
+)
 from cqrs_sync.consumer.receiver import Receiver
 from cqrs_sync.consumer.scheduler import Scheduler
 from cqrs_sync.consumer.stall import StallDetector
-from cqrs_sync.consumer.tiers import Tiers, Unknown
 from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import publication_of
+from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
 
 @attrs.frozen
 class Health:
-    """Whether a consumer is well."""
+    """The health of a consumer."""
 
-    #: It makes progress, or has nothing to do; where not, its process should be replaced.
+    #: It makes progress or has nothing to do. If not, replace its process.
     is_alive: bool
-    #: It receives, or stands by for others of its group.
+    #: It receives, or stands by for another consumer of its group.
     is_ready: bool
-    #: What is wrong, empty where nothing is.
+    #: What is wrong; empty if nothing is.
     trouble: str = ""
-    #: The thread that receives hangs.
+    #: Whether the thread that receives hangs.
     is_receiver_hung: bool = False
 
 
@@ -42,22 +48,24 @@ class Consumer:
     """
     Receives what is published to a group's topics, and handles it with the mediator's event handlers.
 
-    Of each key one message at a time is handled, in order; others side by side, as many as `concurrency`. A message
-    is settled when its handlers have committed. One that fails is tried again as `tiers` say, then
-    it is a dead letter of the group. With an inbox in the mediator each handler has its effect once.
+    It handles one message of each key at a time, in order, and up to `concurrency` messages at once. It acks a
+    message after its handlers commit. A failed message is retried as `retry` says and then becomes a dead letter of
+    the group. If the mediator has an inbox, each handler has its effect once.
 
-    - `group` names who receives: all consumers of a service.
-    - `topics` are those of the events that are bound, unless others are named.
-    - `concurrency` is the number of threads of the mediator's pool, or fewer; `start` warns of more.
-    - `ordered`: whether the group keeps the order of keys, whatever the number of its consumers;
-      it does where an event that is bound has a key.
-    - `prefetch`: messages in hand at a time, at most.
-    - `unknown`: what becomes of messages of types that are not bound here.
-    - `crashes`: a message that was begun so often by processes that died is a dead letter.
+    - `group`: the name that all consumers of a service share.
+    - `topics`: by default those of the events that are bound.
+    - `concurrency`: by default the number of threads of the mediator's pool. `start` warns if it is larger.
+    - `ordered`: whether the group keeps the order of keys with any number of consumers. By default it does if an
+      event that is bound has a key.
+    - `prefetch`: how many messages are in flight at most.
+    - `retry`: when and how often a failed message is attempted again.
+    - `inline_limit`: delays of up to so many seconds pass in the consumer, where the key waits and keeps its order.
+      For longer delays the broker keeps the message, and later messages of its key overtake it.
+    - `on_unknown`: what happens to messages of types that are not bound here.
+    - `crashes`: a message becomes a dead letter after it has killed so many processes.
     - `outage_after`: after so many failures in a row one message at a time is tried until one succeeds.
 
-    `start` starts its threads, `stop` ends them, and a `with` block does both; whoever made it stops it, before
-    the mediator is closed.
+    `start` starts its threads, `close` ends them, and a `with` block does both. Close it before the mediator.
     """
 
     def __init__(
@@ -69,132 +77,142 @@ class Consumer:
         concurrency: int | None = None,
         ordered: bool | None = None,
         prefetch: int = PREFETCH,
-        tiers: Tiers | None = None,
-        unknown: Unknown = Unknown.PARK,
+        retry: RetryPolicy = DEFAULT_RETRY,
+        inline_limit: float = INLINE_LIMIT,
+        on_unknown: OnUnknownType = OnUnknownType.PARK,
         crashes: int = 5,
         outage_after: int = 10,
     ) -> None:
-        check_above_zero(
+        _check_above_zero(
             prefetch=prefetch,
             crashes=crashes,
             outage_after=outage_after,
             concurrency=1 if concurrency is None else concurrency,
         )
-        #: Whose handlers are run; whoever made it closes it.
+        #: The mediator whose handlers run. The consumer does not close it.
         self.mediator = mediator
         self.broker = broker_of(mediator)
-        rules = Rules(tiers or Tiers(), unknown, crashes)
-        #: Who receives, and where it sets things aside.
+        policy = ProcessingPolicy(retry, inline_limit, on_unknown, crashes)
+        #: The group it is a member of, with the delays for which the broker keeps messages.
         self.group = group_of(
-            mediator, group, topics=topics, ordered=ordered, prefetch=prefetch, delays=rules.tiers.delays
+            mediator,
+            group,
+            topics=topics,
+            ordered=ordered,
+            prefetch=prefetch,
+            retry=retry,
+            inline_limit=inline_limit,
         )
-        self.counts = Counts()
-        self._events = mediator.events
-        self._receiver = Receiver(self._join, prefetch)
-        self._queue = self._receiver.queue
-        self._outage = Outage(outage_after)
-        processor = MessageProcessor(self, mediator.events, self._queue, rules, self._outage)
-        threads = mediator.wiring.threads
-        self._scheduler = Scheduler(self._queue, processor.process, threads, concurrency, self._outage)
-        self._receiver.serve = self._scheduler.serve_what_waits
+        self._inbox = mediator.wiring.inbox
+        self._queue = KeyedQueue(prefetch)
+        self._circuit = HandlerCircuit(outage_after)
+        processor = MessageProcessor(
+            mediator.events.receive, self._inbox, self.broker, self.group, self._queue, policy, self._circuit
+        )
+        #: How many messages had which end.
+        self.counts = processor.counts
+        self._scheduler = Scheduler(self._queue, processor, mediator.wiring.threads, concurrency)
+        self._receiver = Receiver(self._join, self._queue, self._scheduler.schedule)
         self._concurrency = concurrency
         self._finishing, self._receiving = StallDetector(), StallDetector()
 
     @property
     def received(self) -> int:
-        """How many messages came in."""
+        """How many messages it has received."""
         return self._receiver.received
 
     @property
     def in_flight_count(self) -> int:
-        """How many messages came in and are neither handled nor set aside."""
+        """How many messages it has received and not settled."""
         return len(self._queue)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the broker answers, as far as is known; a group may still have to let it in, see `health`."""
+        """Whether the broker answers, as far as is known. The group may still have to let it in, see `health`."""
         return self._receiver.is_connected
 
     @property
-    def trouble(self) -> ConfigurationError | None:
-        """Why it cannot go on, where no waiting mends that."""
-        return self._receiver.hopeless
+    def fatal_error(self) -> ConfigurationError | None:
+        """The error that ended it, which no retry can mend."""
+        return self._receiver.fatal_error
 
     def running(self) -> Sequence[InFlightMessage]:
         """Return the messages whose handlers run now."""
         return self._queue.running()
 
     def rejoin(self) -> None:
-        """Receive through a new subscription, soon: what is in hand stays there, and comes once more at most."""
+        """Make a new subscription soon. Messages in flight stay in flight; some may be delivered once more."""
         self._receiver.rejoin()
 
     def start(self) -> None:
-        """Begin to receive, in a thread of its own; a broker that cannot be reached is waited for."""
-        if self._events.is_closed:
+        """Start to receive, in a thread of its own. It waits for a broker that cannot be reached."""
+        if self.mediator.events.is_closed:
             raise Closed("the mediator of this consumer is closed")
-        room = self._scheduler.room
-        if self._concurrency is not None and self._concurrency > room:
+        limit = self._scheduler.limit
+        if self._concurrency is not None and self._concurrency > limit:
             logger.warning(
-                "concurrency is %d and the mediator has %d thread(s), so %d message(s) are handled at a time: give it "
-                "bootstrap(threads=%d), and as many connections to its database",
-                *(self._concurrency, room, room, self._concurrency),
+                "concurrency is %d but the mediator has %d thread(s), so %d message(s) are handled at a time: use "
+                "bootstrap(threads=%d), and allow as many connections to its database",
+                self._concurrency,
+                limit,
+                limit,
+                self._concurrency,
             )
         self._receiver.start()
 
-    def stop(self, timeout: float = 25.0) -> bool:
+    def close(self, timeout: float = 25.0) -> bool:
         """
-        Receive nothing more, finish and settle what runs within `timeout` seconds, and give back the rest.
+        Receive nothing more, finish and ack what runs within `timeout` seconds, and give back the rest.
 
-        False where a handler still runs: its message comes again, to somebody else.
+        Returns False if a handler still runs: the broker delivers its message again.
         """
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         self._queue.close()
-        self._receiver.end(until)
-        # Closing a subscription may take longer than a broker that is well takes.
-        ended = self._receiver.join(until + 2.0)
-        self._scheduler.close(max(0.1, until - time.monotonic()))
-        return ended and not self._queue.running()
-
-    def _join(self) -> Subscription:
-        inbox = self._events.wiring.inbox
-        if inbox is not None:
-            # A table that is not there would be the fault of whatever comes first.
-            try:
-                inbox.attempts_at("0")
-            except InboxUnavailable as error:
-                raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
-            inbox.release_connection()
-        return self.broker.join(self.group)
+        self._receiver.finish(timeout)
+        # To close a subscription may take longer than the timeout.
+        has_ended = self._receiver.join(timeout + 2.0)
+        self._scheduler.close(max(0.1, deadline - time.monotonic()))
+        return has_ended and not self._queue.running()
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.close()
 
     def health(self, stall: float = 300.0) -> Health:
         """
-        Look whether it is well: of what is in hand something is finished, or has failed, within `stall` seconds.
+        Check whether some message in flight has been finished, or has failed, within `stall` seconds.
 
-        Those seconds are told by those who look: ask every few seconds. Where nobody could, for the process was
-        stopped, or its machine slept, they begin anew.
+        The callers measure that time: call it every few seconds. If no call came for long, because the process was
+        suspended or its machine slept, the time starts anew.
         """
-        is_idle = not self._queue or self._queue.waits()
+        is_idle = not self._queue or self._queue.is_idle()
         unfinished = self._finishing.look(object() if is_idle else self._scheduler.processed, stall)
         is_ready, silent = self._receiver.has_joined, self._receiving.look(self._receiver.alive_at, stall)
-        if self._receiver.hopeless is not None:
-            return Health(is_alive=False, is_ready=False, trouble=str(self._receiver.hopeless))
+        if self._receiver.fatal_error is not None:
+            return Health(is_alive=False, is_ready=False, trouble=str(self._receiver.fatal_error))
         if silent > stall:
             words = f"the receiver hangs for {silent:.0f} s"
             return Health(is_alive=False, is_ready=False, trouble=words, is_receiver_hung=True)
         if unfinished > stall:
-            words = f"of {len(self._queue)} messages in hand none was finished for {unfinished:.0f} s"
+            words = f"none of {len(self._queue)} messages in flight was finished for {unfinished:.0f} s"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
-        return Health(is_alive=True, is_ready=is_ready, trouble=self._outage.trouble if is_ready else self._absence())
+        trouble = self._circuit.trouble if is_ready else self._why_not_ready()
+        return Health(is_alive=True, is_ready=is_ready, trouble=trouble)
 
-    def _absence(self) -> str:
-        """Tell why nothing is received."""
+    def _join(self) -> Subscription:
+        if self._inbox is not None:
+            # Without this, the first message would be blamed for a table that is missing.
+            try:
+                self._inbox.attempts_at("0")
+            except InboxUnavailable as error:
+                raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
+            self._inbox.release_connection()
+        return self.broker.join(self.group)
+
+    def _why_not_ready(self) -> str:
         if self.is_connected:
             return "the group has not let it in yet"
         return f"nothing is received: {self._receiver.why}" if self._receiver.why else "not connected to the broker"
@@ -207,11 +225,12 @@ def group_of(
     topics: Sequence[str] = (),
     ordered: bool | None = None,
     prefetch: int = PREFETCH,
-    delays: Sequence[float] = (),
+    retry: RetryPolicy = DEFAULT_RETRY,
+    inline_limit: float = INLINE_LIMIT,
 ) -> Group:
-    """Return the group that a consumer of this mediator is one of. Raises ConfigurationError where nothing is bound."""
+    """Return the group of a consumer of this mediator. Raises ConfigurationError if no event is bound."""
     if not name or not name.isprintable() or name != name.strip():
-        raise ConfigurationError(f"a group has a name, such as that of the service, not {name!r}")
+        raise ConfigurationError(f"a group needs a name, such as that of the service, not {name!r}")
     if isinstance(topics, str):
         topics = (topics,)
     publications = [publication_of(event) for event in mediator.wiring.event_map.types.values()]
@@ -219,25 +238,25 @@ def group_of(
     if not found:
         raise ConfigurationError(
             "no notification event is bound to a handler, so there is nothing to consume: bind one in the event map "
-            "that bootstrap is given, and import the module that does so"
+            "that you give bootstrap, and import the module that does so"
         )
     if not all(found):
-        raise ConfigurationError("a topic has a name, not ''")
+        raise ConfigurationError("a topic needs a name, not ''")
     keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
-    return Group(name, found, tuple(delays), keyed if ordered is None else ordered, prefetch)
+    delays = ProcessingPolicy(retry, inline_limit).broker_delays
+    return Group(name, found, delays, keyed if ordered is None else ordered, prefetch)
 
 
 def broker_of(mediator: RequestMediator) -> GroupBroker:
-    """Return the broker of a mediator. Raises ConfigurationError where it is none to consume from."""
+    """Return the broker of a mediator. Raises ConfigurationError if it cannot consume."""
     broker = mediator.wiring.broker
     if not isinstance(broker, GroupBroker):
-        what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which receives nothing"
-        raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one to consume from")
+        what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which cannot consume"
+        raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one that can")
     return broker
 
 
-def check_above_zero(**numbers: int) -> None:
-    """Raise ConfigurationError for what is no whole number above 0."""
+def _check_above_zero(**numbers: int) -> None:
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")

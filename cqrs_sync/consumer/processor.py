@@ -1,229 +1,355 @@
-"""Handle one received message, and decide what becomes of it where that fails."""
+"""Handle one received message, and decide what follows if that fails: retry, defer, park or dead letter."""
 
 from __future__ import annotations
 
-import hashlib
+import enum
 import logging
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
 
 import attrs
 
-from cqrs_sync.broker import Delivery, Group, GroupBroker
-from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
-from cqrs_sync.consumer.outage import Outage, may_pass
-from cqrs_sync.consumer.tiers import PARKED, Tiers, Unknown
+from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
+from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue, number_in
 from cqrs_sync.errors import (
     LONGEST_ERROR,
+    ConfigurationError,
     CqrsError,
     EventsFailed,
-    Fatal,
     MalformedMessage,
-    Retryable,
     UnknownMessageType,
     describe_error,
     fingerprint,
     printable,
 )
-from cqrs_sync.mediator import EventMediator
-from cqrs_sync.serializer import is_key
+from cqrs_sync.inbox import Inbox
+from cqrs_sync.retry import CircuitBreaker, RetryPolicy, is_permanent, is_transient, requested_delay, with_jitter
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until setting aside is tried again.
+#: The retry policy of a consumer, and the longest of its delays that a message spends in the consumer.
+DEFAULT_RETRY, INLINE_LIMIT = RetryPolicy(delays=(0.1, 1.0, 10.0, 60.0, 600.0)), 5.0
+#: Seconds that a message may wait in the consumer at most: its key waits for it, and so does a deploy.
+_LONGEST_INLINE = 60.0
+#: Seconds for which a message of an unknown type is parked in all.
+PARKED = 86_400
+#: Seconds between two probes while the circuit is open, at first and at most.
+_FIRST, _CEILING = 0.25, 5.0
+#: Seconds until the next attempt to defer a message or to make it a dead letter.
 _AGAIN = 1.0
-#: Without an inbox brokers count what others had in hand when a process died as well: so many are allowed, and from
-#: so many on nothing runs beside it.
-_WITHOUT_INBOX = 20, 2, "it was delivered {} times, and nobody has finished it"
-_MOST_ATTEMPTS = 1_000_000
-#: Why a message is given up that an inbox has counted.
-_WORN_OUT = "it was begun {} times, and no process lived to finish it"
-#: What is told of an unknown type.
-_POLICIES = {
-    Unknown.PARK: "such messages are parked",
-    Unknown.ACK: "such messages are dropped",
-    Unknown.DEAD_LETTER: "such messages are dead letters",
+#: Without an inbox the broker counts deliveries, and a crash counts for all messages the process had: allow so many,
+#: and run a message alone from so many on.
+_WITHOUT_INBOX = 20, 2, "it was delivered {} times and never settled"
+#: Why a message that the inbox has counted is a dead letter.
+_EXHAUSTED = "it was begun {} times, and each time its process died"
+#: Unknown types that are logged at most: any sender can make up names.
+_MOST_LOGGED = 1000
+
+
+class OnUnknownType(enum.Enum):
+    """What happens to a message whose type is not bound here."""
+
+    #: The broker keeps it for the longest delay, again and again for a day: a newer build may know it.
+    PARK = "park"
+    #: The consumer drops it: it is for others.
+    ACK = "ack"
+    #: It becomes a dead letter.
+    DEAD_LETTER = "dead letter"
+
+
+#: What the log says of a message of an unknown type.
+_CONSEQUENCES = {
+    OnUnknownType.PARK: "such messages are parked for a day",
+    OnUnknownType.ACK: "such messages are dropped",
+    OnUnknownType.DEAD_LETTER: "such messages become dead letters",
 }
-#: Unknown types that are told of, at most: anybody may make up names.
-_MOST_SAID = 1000
 
 
 @attrs.define
 class Counts:
-    """What became of messages, for those who watch."""
+    """How many messages had which end."""
 
-    #: Handled, and acked.
+    #: Handled and acked.
     handled: int = 0
-    #: Set aside to be tried again.
+    #: Deferred or parked.
     delayed: int = 0
     #: Dead letters.
     dead: int = 0
-    #: Dropped: of unknown types, where the policy is to ack them.
+    #: Dropped, because their type is unknown and the policy says so.
     dropped: int = 0
 
     @property
     def settled(self) -> int:
-        """All that is out of hand."""
+        """All messages that are no longer in flight."""
         return self.handled + self.delayed + self.dead + self.dropped
 
 
 @attrs.frozen
-class Rules:
-    """What becomes of messages that cannot be handled."""
+class ProcessingPolicy:
+    """
+    What happens to a message that cannot be handled.
 
-    tiers: Tiers
-    unknown: Unknown
-    #: A message that was begun so often by processes that died is a dead letter.
-    crashes: int
+    Delays of `retry` up to `inline_limit` seconds pass in the consumer, where the key of the message waits. For
+    longer delays the broker keeps the message, and later messages of its key overtake it.
+    """
+
+    retry: RetryPolicy = DEFAULT_RETRY
+    inline_limit: float = INLINE_LIMIT
+    on_unknown: OnUnknownType = OnUnknownType.PARK
+    #: A message is a dead letter after it has killed so many processes.
+    crashes: int = 5
+    #: The delays for which the broker keeps messages, shortest first.
+    broker_delays: tuple[float, ...] = attrs.field(init=False)
+
+    @broker_delays.default
+    def _broker_delays(self) -> tuple[float, ...]:
+        self._check()
+        base = (self.retry.base_delay(attempts) for attempts in range(1, self.retry.attempts))
+        return tuple(sorted({delay for delay in base if delay is not None and delay > self.inline_limit}))
+
+    def _check(self) -> None:
+        if not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"retry must be a RetryPolicy, not {self.retry!r}")
+        if isinstance(self.inline_limit, bool) or not isinstance(self.inline_limit, (int, float)):
+            raise ConfigurationError(f"inline_limit must be a number of seconds, not {self.inline_limit!r}")
+        if not 0 <= self.inline_limit <= _LONGEST_INLINE:
+            raise ConfigurationError(
+                f"inline_limit must be between 0 and {_LONGEST_INLINE:g} s, not {self.inline_limit:g}: "
+                "the broker keeps a message for longer delays"
+            )
+        if not isinstance(self.on_unknown, OnUnknownType):
+            raise ConfigurationError(f"on_unknown must be an OnUnknownType, not {self.on_unknown!r}")
+
+    def delay(self, attempts: int, error: BaseException) -> tuple[float, bool] | None:
+        """
+        Return the seconds until the next attempt, and whether the message stays in the consumer for so long.
+
+        None if there is no other attempt. `Retryable(after=...)` makes the delay longer.
+        """
+        base, requested, deferred = self.retry.base_delay(attempts), requested_delay(error), self.broker_delays
+        if base is None:
+            return None
+        if base <= self.inline_limit:
+            seconds = max(requested, with_jitter(base))
+            if seconds <= _LONGEST_INLINE or not deferred:
+                return min(seconds, _LONGEST_INLINE), True
+        # The broker knows only these delays: take the first that is long enough.
+        return next((each for each in deferred if each >= max(requested, base)), deferred[-1]), False
 
 
-class Site(Protocol):
-    """What processor needs to know of its consumer."""
+class HandlerCircuit:
+    """
+    The circuit breaker of all handlers of a consumer. Failures in a row open it, whatever the messages are.
 
-    broker: GroupBroker
-    group: Group
-    counts: Counts
+    While it is open one message at a time is tried, each time another one. The first success closes it, so those come
+    first that are likely to succeed: messages of types that have not failed do not wait for a broken handler.
+    """
+
+    def __init__(self, threshold: int) -> None:
+        self._breaker = CircuitBreaker(_FIRST, _CEILING, threshold=threshold)
+        self._lock = threading.Lock()
+        # Types of the messages that have failed since the last success.
+        self._types: set[str] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether one message at a time is tried."""
+        return self._breaker.is_open
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong; empty if nothing is."""
+        failures = self._breaker.failures
+        return f"{failures} attempts in a row have failed: one message at a time is tried" if self.is_open else ""
+
+    def delay(self) -> float:
+        """Return the seconds until the next message may be tried."""
+        return self._breaker.delay()
+
+    def rank(self, item: InFlightMessage) -> tuple[bool, bool]:
+        """Rank a message: the lower, the likelier it succeeds."""
+        return item.type in self._types, item.attempts > 0
+
+    def record_success(self) -> bool:
+        """Note that a message was handled; returns whether that closed the circuit."""
+        if not self._breaker.failures:
+            return False
+        with self._lock:
+            self._types.clear()
+            was_open = self._breaker.record_success()
+        if was_open:
+            logger.warning("handlers succeed again: messages are handled at full speed")
+        return was_open
+
+    def record_failure(self, item: InFlightMessage, error: BaseException) -> None:
+        """Note that a message failed."""
+        with self._lock:
+            self._types.add(item.type)
+            opens = self._breaker.record_failure()
+        if opens:
+            logger.error(
+                "%d attempts in a row have failed, something that all handlers need may be down: one message at a time "
+                "is tried until one succeeds, and errors that may pass cost no attempt; the last one: %s",
+                self._breaker.failures,
+                printable(describe_error(error))[:LONGEST_ERROR],
+            )
 
 
 class MessageProcessor:
     """
-    Handles messages in hand.
+    Handles messages in flight, one per call of `process`; any number of threads call it.
 
-    Attempts are counted in the notes of a message when it is set aside. One that was in hand when a process died
-    is counted in the inbox before it is begun again.
+    A deferred message carries its attempts in its notes. The inbox counts attempts that may have killed a process,
+    before they begin.
     """
 
-    def __init__(self, site: Site, events: EventMediator, queue: KeyedQueue, rules: Rules, outage: Outage) -> None:
-        self._site = site
-        self._receive = events.receive
-        self._inbox = events.wiring.inbox
+    def __init__(
+        self,
+        receive: Callable[[IncomingMessage], object],
+        inbox: Inbox | None,
+        broker: GroupBroker,
+        group: Group,
+        queue: KeyedQueue,
+        policy: ProcessingPolicy,
+        circuit: HandlerCircuit,
+    ) -> None:
+        self._receive = receive
+        self._inbox = inbox
+        self._broker = broker
+        self._group = group
         self._queue = queue
-        self._rules = rules
-        self._outage = outage
-        self._said_unknown: set[str] = set()
-        # The first time is not counted where the broker is sure that it is the first.
-        most = max(1, rules.crashes - 1)
-        #: A message that was begun so often and not finished is given up, and is begun with nothing beside it; and why.
-        self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1), _WORN_OUT)
+        self._policy = policy
+        #: Opens while handlers fail one after the other.
+        self.circuit = circuit
+        #: How many messages had which end.
+        self.counts = Counts()
+        self._logged_types: set[str] = set()
+        # The inbox does not count a first attempt that the broker says is the first one.
+        most = max(1, policy.crashes - 1)
+        # After so many attempts a message is a dead letter, from so many on it runs alone; and the reason.
+        self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1), _EXHAUSTED)
 
     def process(self, item: InFlightMessage) -> float | None:
-        """Handle a message; returns None where it is to be settled, else the seconds after which to try again."""
-        pause = None if item.aside is not None else self._try(item)
-        return pause if item.aside is None else self._set_aside(item)
+        """Handle a message; returns the seconds until its next attempt, None if it is done."""
+        delay = None if item.keep_as is not None else self._try(item)
+        return delay if item.keep_as is None else self._hand_over(item)
 
     def _try(self, item: InFlightMessage) -> float | None:
-        """Handle it; where that fails, decide where it goes, or return the seconds to wait."""
+        """Handle it. After a failure decide where it goes, or return the seconds to wait."""
         try:
-            if item.delivery.redeliveries and not item.begun_before and not self._begin_counted(item):
+            if item.delivery.redeliveries and not item.begun_attempts and not self._count_attempt(item):
                 return 0.0
             self._receive(item.delivery.message)
         except UnknownMessageType as error:
-            self._survived(item)
-            self._unknown(item, error)
+            self._uncount_attempt(item)
+            self._on_unknown(item, error)
         except MalformedMessage as error:
-            self._survived(item)
-            self._give_up(item, error)
-        except BaseException as error:  # noqa: BLE001 -- what is no Exception is a failure of this message as well
-            self._survived(item)
-            return self._failed(item, error)
+            self._uncount_attempt(item)
+            self._bury(item, error)
+        except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the message as well
+            self._uncount_attempt(item)
+            return self._on_failure(item, error)
         else:
-            self._succeeded(item)
+            self._on_success(item)
         return None
 
-    def _succeeded(self, item: InFlightMessage) -> None:
+    def _on_success(self, item: InFlightMessage) -> None:
         item.is_done = True
-        self._site.counts.handled += 1
-        if self._outage.note_success():
-            self._queue.hurry()
-        # One is no harm, and a row that is purged is cheaper than one that is deleted.
-        if self._inbox is not None and item.begun_before > 1:
-            self._uncount(item, self._inbox.forget_attempts)
+        self.counts.handled += 1
+        if self.circuit.record_success():
+            self._queue.resume()
+        # A count of one does no harm, and to purge its row later is cheaper than to delete it now.
+        if self._inbox is not None and item.begun_attempts > 1:
+            self._change_count(item, self._inbox.forget_attempts)
 
-    def _begin_counted(self, item: InFlightMessage) -> bool:
-        """
-        Count it as begun, as it is: what waits for its turn is not to be counted for it. False where it is not begun.
-        """
+    def _count_attempt(self, item: InFlightMessage) -> bool:
+        """Count a redelivered message as begun; False if it does not begin now. Waiting for its turn counts nothing."""
         inbox, identity = self._inbox, item.identity
         before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
-        most, alone_from, why = self._limits
+        most, alone_from, reason = self._limits
         if before >= most:
             item.attempts = max(item.attempts, before)
-            self._give_up(item, why.format(before))
+            self._bury(item, reason.format(before))
             return False
-        if before >= alone_from and not item.is_alone:
-            # What ends its process is not to take others along, which would be counted for it.
-            item.is_alone = True
+        if before >= alone_from and not item.runs_alone:
+            # If it kills the process, the crash must not count for other messages.
+            item.runs_alone = True
             return False
-        item.begun_before = before + 1 if inbox is None else inbox.attempt(identity)
+        item.begun_attempts = before + 1 if inbox is None else inbox.attempt(identity)
         return True
 
-    def _survived(self, item: InFlightMessage) -> None:
-        """Take back that it was begun: it failed, and its process lives. It is counted anew if it is tried again."""
-        if self._inbox is not None and item.begun_before:
-            self._uncount(item, self._inbox.take_back_attempt)
-        item.begun_before = 0
+    def _uncount_attempt(self, item: InFlightMessage) -> None:
+        """Take back the count of an attempt that failed without killing the process."""
+        if self._inbox is not None and item.begun_attempts:
+            self._change_count(item, self._inbox.take_back_attempt)
+        item.begun_attempts = 0
 
-    def _uncount(self, item: InFlightMessage, how: Callable[[str], object]) -> None:
+    def _change_count(self, item: InFlightMessage, change: Callable[[str], object]) -> None:
         try:
-            how(item.identity)
-        except Exception as error:  # noqa: BLE001 -- it is done all the same
-            logger.warning("attempts at %s cannot be forgotten: %s", item.identity, error)
+            change(item.identity)
+        except Exception as error:  # noqa: BLE001 -- the message is handled all the same
+            logger.warning("the inbox cannot update the attempts at %s: %s", item.identity, error)
 
-    def _failed(self, item: InFlightMessage, error: BaseException) -> float | None:
-        if _is_fatal(error):
-            self._give_up(item, error)
+    def _on_failure(self, item: InFlightMessage, error: BaseException) -> float | None:
+        if is_permanent(error):
+            self._bury(item, error)
             return None
-        self._outage.note_failure(item, error)
-        if self._outage.is_on:
-            self._queue.hold(self._outage.pause())
-            if may_pass(error):
-                # It goes behind all others: the next look is another one's.
+        self.circuit.record_failure(item, error)
+        if self.circuit.is_open:
+            self._queue.pause(self.circuit.delay())
+            if is_transient(error):
+                # It goes to the end of the queue: another message probes next.
                 return 0.0
         item.attempts += 1
-        pause = self._rules.tiers.pause(item.attempts, _wish(error))
-        if pause is None:
-            self._give_up(item, error)
+        next_attempt = self._policy.delay(item.attempts, error)
+        if next_attempt is None:
+            self._bury(item, error)
             return None
+        delay, is_inline = next_attempt
         logger.warning(
             "%s failed, attempt %d, again in %.1f s: %s",
-            *(_title(item), item.attempts, pause.seconds, fingerprint(describe_error(error))),
-            # What fails on and on fails in the same place, as a rule.
+            _title(item),
+            item.attempts,
+            delay,
+            fingerprint(describe_error(error)),
+            # Later attempts fail in the same place, as a rule.
             exc_info=error if item.attempts == 1 else None,
         )
-        if pause.is_inline:
-            return pause.seconds
-        self._decide(item, error, pause.seconds)
+        if is_inline:
+            return delay
+        self._keep(item, error, delay)
         return None
 
-    def _give_up(self, item: InFlightMessage, error: BaseException | str) -> None:
+    def _bury(self, item: InFlightMessage, error: BaseException | str) -> None:
+        """Make it a dead letter."""
         if self._inbox is not None and item.delivery.redeliveries:
-            # Whoever replays it begins anew.
-            self._uncount(item, self._inbox.forget_attempts)
+            # A replay begins with no attempts.
+            self._change_count(item, self._inbox.forget_attempts)
         item.attempts = max(1, item.attempts)
         item.error = error if isinstance(error, EventsFailed) else None
-        self._decide(item, error, None)
+        self._keep(item, error, None)
 
-    def _unknown(self, item: InFlightMessage, error: UnknownMessageType) -> None:
-        policy, name = self._rules.unknown, item.delivery.message.attributes.get("type", "?")[:200]
-        delays = self._site.group.delays
-        if policy is Unknown.PARK and not delays:
-            # There is no place where they could wait.
-            policy = Unknown.DEAD_LETTER
-        if name not in self._said_unknown and len(self._said_unknown) < _MOST_SAID:
-            self._said_unknown.add(name)
-            logger.warning("%s: %s (unknown=..., --unknown)", error, _POLICIES[policy])
-        rounds = _number(item.delivery.message.notes.get("parked"))
-        if policy is Unknown.ACK:
+    def _on_unknown(self, item: InFlightMessage, error: UnknownMessageType) -> None:
+        policy, name = self._policy.on_unknown, item.delivery.message.attributes.get("type", "?")[:200]
+        delays = self._group.delays
+        if policy is OnUnknownType.PARK and not delays:
+            # The group has no delay, so the broker cannot keep it for a while.
+            policy = OnUnknownType.DEAD_LETTER
+        if name not in self._logged_types and len(self._logged_types) < _MOST_LOGGED:
+            self._logged_types.add(name)
+            logger.warning("%s: %s (on_unknown=..., --on-unknown)", error, _CONSEQUENCES[policy])
+        rounds = number_in(item.delivery.message.notes.get("parked"))
+        if policy is OnUnknownType.ACK:
             item.is_done = True
-            self._site.counts.dropped += 1
-        elif policy is Unknown.DEAD_LETTER or rounds * delays[-1] >= PARKED:
-            self._give_up(item, error)
+            self.counts.dropped += 1
+        elif policy is OnUnknownType.DEAD_LETTER or rounds * delays[-1] >= PARKED:
+            self._bury(item, error)
         else:
-            self._decide(item, error, delays[-1], parked=str(rounds + 1))
+            self._keep(item, error, delays[-1], parked=str(rounds + 1))
 
-    def _decide(self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str) -> None:
-        """Note what happened, and where the message is to go."""
+    def _keep(self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str) -> None:
+        """Note on the message what happened, and for how long the broker has to keep it; None is for good."""
         message = item.delivery.message
         words = error if isinstance(error, str) else describe_error(error)
         noted = {
@@ -231,69 +357,41 @@ class MessageProcessor:
             "attempts": str(item.attempts),
             "reason": fingerprint(words),
             "error": printable(words)[:LONGEST_ERROR],
-            "group": self._site.group.name,
+            "group": self._group.name,
             "origin": message.notes.get("origin") or item.delivery.origin,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **notes,
         }
         if isinstance(error, EventsFailed):
             noted["handlers"] = ", ".join(sorted({failure.handler for failure in error.failures}))
-        item.aside = attrs.evolve(message, notes=noted), delay
+        item.keep_as = attrs.evolve(message, notes=noted), delay
 
-    def _set_aside(self, item: InFlightMessage) -> float | None:
-        assert item.aside is not None
-        message, delay = item.aside
+    def _hand_over(self, item: InFlightMessage) -> float | None:
+        """Give the message to the broker, for its delay or as a dead letter."""
+        assert item.keep_as is not None
+        message, delay = item.keep_as
         try:
-            self._site.broker.set_aside([message], self._site.group, after=delay)
+            self._broker.set_aside([message], self._group, after=delay)
         except CqrsError as error:
-            logger.warning("%s cannot be set aside, it is tried again: %s", _title(item), error)
+            what = "made a dead letter" if delay is None else "deferred"
+            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _AGAIN, error)
             return _AGAIN
         item.is_done = True
         if delay is None:
             logger.error(
                 "%s from %s is a dead letter after %s attempt(s): %s",
-                *(_title(item), item.delivery.origin, message.notes["attempts"], message.notes["reason"]),
+                _title(item),
+                item.delivery.origin,
+                message.notes["attempts"],
+                message.notes["reason"],
                 exc_info=item.error,
             )
-            self._site.counts.dead += 1
+            self.counts.dead += 1
         else:
-            self._site.counts.delayed += 1
+            self.counts.delayed += 1
         return None
-
-
-def in_flight(delivery: Delivery) -> InFlightMessage:
-    """Take a delivery in hand; nothing in its message is to be trusted."""
-    message = delivery.message
-    attributes = message.attributes
-    identity = f"{attributes.get('source', '')} {attributes.get('id', '')}"
-    if identity == " " or not is_key(identity):
-        # Its attributes are in its body, or it has none that could name it.
-        named = f"{identity} {message.topic} {message.key}".encode(errors="surrogatepass")
-        identity = f"blake2b {hashlib.blake2b(named + message.body, digest_size=32).hexdigest()}"
-    key = None if message.key is None else (message.topic, message.key)
-    return InFlightMessage(delivery, key, identity, _number(message.notes.get("attempts")))
-
-
-def _is_fatal(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_is_fatal, error.exceptions))
-    return isinstance(error, Fatal)
-
-
-def _number(text: str | None) -> int:
-    """Read a number that anybody may have written."""
-    if text is None or not (text.isascii() and text.isdigit()):
-        return 0
-    return min(int(text[:7]), _MOST_ATTEMPTS)
 
 
 def _title(item: InFlightMessage) -> str:
     attributes = item.delivery.message.attributes
     return f"{attributes.get('type', 'a message of no type')[:100]!r} {attributes.get('id', '')[:100]!r}"
-
-
-def _wish(error: BaseException) -> float:
-    """Return the seconds that an error asks to be given."""
-    if isinstance(error, BaseExceptionGroup):
-        return max(map(_wish, error.exceptions))
-    return (error.after or 0.0) if isinstance(error, Retryable) else 0.0

@@ -1,4 +1,4 @@
-"""The threads that handle what is in hand: as many as it takes, and no more."""
+"""Decide how many threads handle messages: as many as wait for something, and no more."""
 
 from __future__ import annotations
 
@@ -8,163 +8,157 @@ import time
 from collections.abc import Callable
 
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
-from cqrs_sync.consumer.outage import Outage
+from cqrs_sync.consumer.processor import MessageProcessor
 from cqrs_sync.retry import Backoff
 from cqrs_sync.threads.executor import Call, Executor
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
 
-#: The share of a core this process uses from which on more threads would only wait for the interpreter; and
-#: seconds of computing per message from which on that is no matter: much of it may be outside of the interpreter.
+#: Above this share of a core another thread would only wait for the interpreter lock, unless a message takes this many
+#: seconds of computing: much of that may run outside of the interpreter.
 _BUSY, _HEAVY = 0.85, 0.002
-#: Seconds over which that is looked at.
-_LOOK = 0.02
-#: Seconds after which a message that could be taken waits too long.
+#: Seconds over which the load is measured.
+_SAMPLE = 0.02
+#: Seconds a message may wait for a thread before another thread is started.
 _WAITS_TOO_LONG = 0.005
-#: A thread serves so many messages, or for so many seconds, until what is around calls is entered anew.
-_SERVED, _SERVED_FOR = 200, 1.0
-#: Seconds for which no thread is called in where the last one could not serve, at first and at most.
+#: A thread handles this many messages, or for this many seconds, before it enters the pool's `around` anew.
+_BATCH, _BATCH_SECONDS = 200, 1.0
+#: Seconds until a thread is started again after one could not handle messages, at first and at most.
 _FIRST, _CEILING = 0.1, 5.0
 
 
 class Scheduler:
     """
-    Serves queue on an executor.
+    Runs the processor on an executor, for the messages of a queue.
 
-    While handlers wait for something each thread calls another one, up to `concurrency`. Where the interpreter is busy
-    with quick ones, threads leave until one is left: more would only wait for each other. During an
-    outage there is one.
+    While handlers wait for something, each thread starts another one, up to `concurrency`. If quick handlers keep the
+    interpreter busy, threads end until one is left: more would only wait for each other. While the circuit is
+    open there is one.
     """
 
     def __init__(
-        self,
-        queue: KeyedQueue,
-        process: Callable[[InFlightMessage], float | None],
-        threads: Executor,
-        concurrency: int | None,
-        outage: Outage,
+        self, queue: KeyedQueue, processor: MessageProcessor, threads: Executor, concurrency: int | None
     ) -> None:
-        """Let `process` handle messages: it returns None where one is done, else the seconds to wait."""
         self._queue = queue
-        self._process = process
-        # The thread that receives is not to be kept.
+        self._processor = processor
+        # `SameThread` would run handlers in the thread that receives.
         self._own = ThreadPool(1, name="cqrs-consumer") if isinstance(threads, SameThread) else None
         self._threads = self._own or threads
-        most = int(getattr(self._threads, "max_workers", 1))
-        self._most = most if concurrency is None else min(most, concurrency)
-        self._outage = outage
+        pool_size = int(getattr(self._threads, "max_workers", 1))
+        self._most = pool_size if concurrency is None else min(pool_size, concurrency)
+        self._circuit = processor.circuit
         self._lock = threading.Lock()
-        self._serving = 0
-        self._trouble = Backoff(logger, _FIRST, _CEILING)
-        #: No thread is called in before.
-        self._rests_until = 0.0
+        self._active = 0
+        self._backoff = Backoff(logger, _FIRST, _CEILING)
+        # No thread is started before.
+        self._not_before = 0.0
         self._load = _Load()
-        #: Messages that were processed to, whatever became of them.
+        #: How many attempts there were, whatever came of them.
         self.processed = 0
 
     @property
-    def room(self) -> int:
+    def limit(self) -> int:
         """How many messages may be handled at a time now."""
-        return 1 if self._outage.is_on else self._most
+        return 1 if self._circuit.is_open else self._most
 
-    def serve_what_waits(self) -> None:
-        """Let threads serve: one where none does, more where what could be taken waits for too long."""
-        if not self._queue.may_take(self.room):
+    def schedule(self) -> None:
+        """Start threads: one if none is active, more if a message has waited too long for one."""
+        if not self._queue.has_work(self.limit):
             return
-        if self._serving == 0:
-            self._call_in(1)
-        elif time.monotonic() - self._queue.taken_at > _WAITS_TOO_LONG:
-            self._call_in(self._queue.ready)
+        if self._active == 0:
+            self._spawn(1)
+        elif time.monotonic() - self._queue.last_get > _WAITS_TOO_LONG:
+            self._spawn(self._queue.ready)
 
     def close(self, timeout: float) -> None:
-        """Let go of threads of its own."""
+        """Close the pool, if the scheduler made its own."""
         if self._own is not None:
             self._own.close(timeout)
 
-    def _call_in(self, wanted: int) -> None:
-        if time.monotonic() < self._rests_until:
-            # Whoever receives comes by again.
+    def _spawn(self, count: int) -> None:
+        if time.monotonic() < self._not_before:
+            # The receiver calls `schedule` again.
             return
         with self._lock:
-            wanted = min(wanted, self._most - self._serving)
-            self._serving += max(0, wanted)
-        for _ in range(wanted):
-            serving = _Serving(self._serve, self._served)
-            # Not waited for.
-            if self._threads.run(serving, timeout=0, may_help=False):
-                serving.finished_late()
+            count = min(count, self._most - self._active)
+            self._active += max(0, count)
+        for _ in range(count):
+            task = _Task(self._work, self._on_end)
+            # This does not wait for it.
+            if self._threads.run(task, timeout=0, may_help=False):
+                task.finished_late()
 
-    def _serve(self) -> None:
-        """Handle messages until there are none, for a while at most; on the pool."""
-        queue, load, until = self._queue, self._load, time.monotonic() + _SERVED_FOR
+    def _work(self) -> None:
+        """Handle messages until none is left, for a while at most; in a pool thread."""
+        queue, load, until = self._queue, self._load, time.monotonic() + _BATCH_SECONDS
         thread = threading.get_ident()
-        for _ in range(_SERVED):
-            item = queue.take(self.room, self._outage.doubts if self._outage.is_on else None)
+        for _ in range(_BATCH):
+            item = queue.get(self.limit, self._circuit.rank if self._circuit.is_open else None)
             if item is None:
                 break
-            if queue.ready and self._serving < self._most and not load.is_high:
-                self._call_in(1)
+            if queue.ready and self._active < self._most and not load.is_high:
+                self._spawn(1)
             item.thread = thread
-            self._process_one(item)
+            self._process(item)
             self.processed += 1
-            if load.look() > until or (load.is_high and self._serving > 1):
+            if load.sample() > until or (load.is_high and self._active > 1):
                 break
 
-    def _process_one(self, item: InFlightMessage) -> None:
+    def _process(self, item: InFlightMessage) -> None:
         try:
-            pause = self._process(item)
+            delay = self._processor.process(item)
         except BaseException:
-            logger.exception("a message could not be processed to, it is tried again")
-            pause = 1.0
-        if pause is None:
+            logger.exception("a message could not be processed, trying again in 1 s")
+            delay = 1.0
+        if delay is None:
             self._queue.done(item)
         else:
-            self._queue.again(item, pause)
+            self._queue.retry(item, delay)
 
-    def _served(self, error: BaseException | None) -> None:
-        """Note that a thread has served, or why it could not."""
+    def _on_end(self, error: BaseException | None) -> None:
+        """Note that a thread has ended its work, or why it could not begin."""
         with self._lock:
-            self._serving -= 1
+            self._active -= 1
         if error is not None:
-            words = "a thread could not serve, what is around its calls cannot be entered; it is tried again: %s"
-            self._rests_until = time.monotonic() + self._trouble.failed(logging.WARNING, words, error)
-        elif self._trouble.is_over():
-            self._rests_until = 0.0
-            logger.warning("threads serve again")
-        if self._serving == 0 and self._queue.may_take(self.room):
-            self._call_in(1)
+            words = "a pool thread cannot handle messages, trying again: the pool's `around` failed: %s"
+            self._not_before = time.monotonic() + self._backoff.record_failure(logging.WARNING, words, error)
+        elif self._backoff.record_success():
+            self._not_before = 0.0
+            logger.warning("pool threads handle messages again")
+        if self._active == 0 and self._queue.has_work(self.limit):
+            self._spawn(1)
 
 
 class _Load:
-    """How busy the interpreter is, as of the last look."""
+    """How busy the interpreter was in the last sample."""
 
     def __init__(self) -> None:
         self.is_high = False
-        self._looked_at = time.monotonic()
+        self._sampled_at = time.monotonic()
         self._used = time.process_time()
         self._count = 0
 
-    def look(self) -> float:
-        """Count a message, and return the present moment, by `time.monotonic`."""
+    def sample(self) -> float:
+        """Count a message; returns the present moment by `time.monotonic`."""
         now = time.monotonic()
         self._count += 1
-        took = now - self._looked_at
-        if took > _LOOK:
-            # Threads may do this at once: a wrong figure is put right by the next look.
-            self._looked_at, used = now, time.process_time()
+        took = now - self._sampled_at
+        if took > _SAMPLE:
+            # Several threads may do this at once: the next sample corrects a wrong figure.
+            self._sampled_at, used = now, time.process_time()
             computed, self._used = used - self._used, used
             count, self._count = max(1, self._count), 0
             self.is_high = computed > took * _BUSY and computed / count < _HEAVY
         return now
 
 
-class _Serving:
-    """One call for an executor: a thread serves for a while."""
+class _Task:
+    """One call for an executor: a thread handles messages for a while."""
 
-    def __init__(self, serve: Callable[[], object], served: Callable[[BaseException | None], object]) -> None:
-        self._call: Call | None = (serve,)
-        self._served = served
+    def __init__(self, work: Callable[[], object], on_end: Callable[[BaseException | None], object]) -> None:
+        self._call: Call | None = (work,)
+        self._on_end = on_end
         self._error: BaseException | None = None
 
     def next_call(self) -> Call | None:
@@ -172,10 +166,8 @@ class _Serving:
         return call
 
     def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note that what is around calls could not be entered."""
         del call
         self._error = error
 
     def finished_late(self) -> None:
-        """It has served, or could not."""
-        self._served(self._error)
+        self._on_end(self._error)

@@ -1,14 +1,13 @@
 """
-The relay: what the outbox keeps is given to the broker, and durable handlers are run.
+The relay delivers what the outbox keeps: messages to the broker, and events to durable handlers.
 
-The same relay is the fast path of the process that wrote it, woken by each commit, and
-a process of its own that looks for what others have left. There may be any number of
-either; none is special, and none waits for another.
+The fast path is the relay of the process that committed: each commit wakes it. A relay process runs the same code and
+polls for what other processes have left. Any number of either may run; none leads, and none waits for another.
 
-`publisher` and `runner` deliver, each in a `thread` of its own; `outages` tells when not
-to try; `scout` looks for work that nobody has told of.
+`publisher` and `durable` deliver, `poller` finds work that no commit has announced, `settlement` keeps the claims.
 """
 
 from cqrs_sync.relay.relay import Relay
+from cqrs_sync.relay.settlement import InFlightDelivery
 
-__all__ = ["Relay"]
+__all__ = ["InFlightDelivery", "Relay"]

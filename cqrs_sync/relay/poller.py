@@ -1,88 +1,79 @@
-"""Look for work that nobody has told of."""
+"""Find work that no commit of this process has announced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from cqrs_sync.outbox import Listener, Outbox
+from cqrs_sync.outbox import Listener
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.settlement import Claims
 
-#: Seconds a scout listens before it sees whether it is to end.
+#: Seconds a listener waits before it checks whether to end.
 _LISTENING = 1.0
 
 
 class Poller:
     """
-    Asks the outbox whether something is due, often while there is work, seldom when there is none.
+    Asks the outbox whether something is due, and wakes the workers if it is.
 
-    The pause doubles from `shortest` to `longest` seconds with each look at which nothing was
-    delivered since the last one.
+    The delay between two polls doubles from `shortest` to `longest` seconds while nothing is delivered.
     """
 
     def __init__(
-        self,
-        outbox: Outbox,
-        event_map: EventMap,
-        wake: Callable[[], object],
-        claims: Claims,
-        *,
-        shortest: float,
-        longest: float,
+        self, claims: Claims, event_map: EventMap, wake: Callable[[], object], *, shortest: float, longest: float
     ) -> None:
-        self._outbox = outbox
+        self._claims = claims
         self._event_map = event_map
         self._wake = wake
-        self._claims = claims
         self._shortest = shortest
         self._longest = longest
-        self._pause = shortest
-        self._seen = 0
-        self._ending = False
+        self._delay = shortest
+        self._delivered = 0
+        self._is_ending = False
 
-    def deliver(self) -> float | None:
-        """Look once."""
-        if self._ending:
+    def step(self) -> float | None:
+        """Poll once."""
+        if self._is_ending:
             return None
-        busy, self._seen = self._claims.delivered != self._seen, self._claims.delivered
-        self._pause = self._shortest if busy else min(self._longest, self._pause * 2)
-        due = self._outbox.next_due(self._event_map.durable_names)
+        is_busy, self._delivered = self._claims.delivered != self._delivered, self._claims.delivered
+        self._delay = self._shortest if is_busy else min(self._longest, self._delay * 2)
+        due = self._claims.outbox.next_due(self._event_map.durable_names)
         if due is None:
-            return self._pause
+            return self._delay
         if due <= 0:
             self._wake()
-            return self._pause
-        return min(self._pause, due)
+            return self._delay
+        return min(self._delay, due)
 
     def finish(self, *, drain: bool) -> None:
-        """Look no more."""
+        """Poll no more."""
         del drain
-        self._ending = True
+        self._is_ending = True
 
     def release_connection(self) -> None:
-        """Give up the database connection of this thread."""
-        self._outbox.release_connection()
+        """Release the database connection of the calling thread."""
+        self._claims.outbox.release_connection()
 
 
 class NotificationListener:
-    """Listens for commits in other processes: a hint that comes sooner than the scout would look."""
+    """Listens for commits of other processes, and wakes the workers sooner than the poller would."""
 
-    def __init__(self, outbox: Outbox, wake: Callable[[], object]) -> None:
-        self._outbox = outbox
+    def __init__(self, claims: Claims, wake: Callable[[], object]) -> None:
+        self._claims = claims
         self._wake = wake
         self._listener: Listener | None = None
-        self._ending = False
+        self._is_ending = False
 
-    def deliver(self) -> float | None:
+    def step(self) -> float | None:
         """Listen for a while."""
-        if self._ending:
+        if self._is_ending:
             self._close()
             return None
         if self._listener is None:
-            self._listener = self._outbox.listener()
+            self._listener = self._claims.outbox.listener()
             if self._listener is None:
                 return None
-            # What was committed before this was heard by nobody.
+            # Earlier commits have notified no listener.
             self._wake()
         try:
             if self._listener.wait(_LISTENING):
@@ -95,7 +86,7 @@ class NotificationListener:
     def finish(self, *, drain: bool) -> None:
         """Listen no more."""
         del drain
-        self._ending = True
+        self._is_ending = True
 
     def release_connection(self) -> None:
         """Close the connection."""

@@ -1,4 +1,4 @@
-"""The threads that deliver what the outbox keeps."""
+"""The relay: threads that deliver what the outbox keeps."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which the fast path looks for what nobody has told it of, such as what a dead process has left.
+#: Seconds after which the fast path looks for work that no commit has announced, such as that of a dead process.
 _SWEEP = 20.0
-#: Seconds that leaving the interpreter may take longer.
+#: Seconds that the relay may take at the exit of the interpreter.
 _AT_EXIT = 3.0
+#: Seconds between attempts to reach a database, at first and at most.
+_FIRST, _CEILING = 0.2, 5.0
+#: A thread that sleeps for longer than these seconds releases its database connection.
+_NAP = 10.0
 
 
 class Relay:
     """
     Delivers what an outbox keeps: to the broker, and to durable handlers on the mediator's pool.
 
-    As the *fast path* it starts by itself with the first commit it is told of, in the process
-    that made it, and delivers within milliseconds. `start` makes it a relay that looks for
-    work of all processes.
+    As the *fast path* it starts with the first commit of its process and delivers within milliseconds. `start` makes
+    it look for work of all processes.
 
-    Threads are started by the first commit or by `start`, anew in a forked child. The
-    mediator closes it; at exit it is closed within seconds.
+    The first commit or `start` starts its threads, anew in a forked child. The mediator closes it. At exit it
+    closes itself within seconds.
     """
 
     def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
@@ -45,11 +48,11 @@ class Relay:
         self._wiring = wiring
         self._dispatcher = dispatcher
         self._lease, self._batch = 30.0, 500
-        self._closed = False
+        self._is_closed = False
         self.reset_in_child()
 
     def reset_in_child(self) -> None:
-        """Start over: the parent's threads are not in the child."""
+        """Start over: a forked child has none of the parent's threads."""
         self._claims = Claims(self.outbox)
         self._threads: Sequence[RelayThread] = ()
         self._starting = threading.Lock()
@@ -59,77 +62,66 @@ class Relay:
         """How many deliveries this process has made."""
         return self._claims.delivered
 
+    @property
+    def running(self) -> int:
+        """How many deliveries to durable handlers this relay has claimed and not settled."""
+        return self._claims.running
+
     def wake(self) -> None:
-        """Look for work now; starts the fast path. Never raises: what is not delivered now is by somebody, later."""
-        if not self._threads and self._wiring.fast_path and not self._closed:
+        """Look for work now; starts the fast path. It never raises: a relay delivers later what waits."""
+        if not self._threads and self._wiring.fast_path and not self._is_closed:
             try:
-                self._start([*self._tasks(publishers=1)], _SWEEP)
+                self._start(self._workers(publishers=1, longest=_SWEEP))
             except Exception:
-                logger.exception("the fast path cannot be started; what was committed waits for a relay")
+                logger.exception("the fast path cannot start; a relay delivers what was committed")
         self._wake_all()
 
     def start(
         self, *, publishers: int = 2, poll: tuple[float, float] = (0.05, 4.0), lease: float = 30.0, batch: int = 500
     ) -> None:
         """
-        Look for work of all processes until `stop`.
+        Look for work of all processes until `close`.
 
-        `publishers` publish side by side: while one waits for the broker, another one talks to
-        the database. Without a hint the outbox is asked after `poll` seconds, the first while
-        there is work and up to the second while there is none. Claims last `lease` seconds:
-        what a process that died had claimed is delivered by others after that. They take
-        `batch` messages at most. Raises ConfigurationError for numbers that cannot be.
+        `publishers` publish side by side: while one waits for the broker, another one talks to the database. Without
+        a notification the relay polls the outbox after `poll` seconds: the first while there is work, growing to the
+        second while there is none. A claim lasts `lease` seconds; after that other processes deliver what a dead
+        process had claimed. It takes `batch` messages at most. Raises ConfigurationError for numbers out of range.
         """
         self._lease, self._batch = _checked(lease, batch)
         self._claims.outbox = self.outbox
-        poller = Poller(
-            self.outbox, self._wiring.event_map, self._wake_all, self._claims, shortest=poll[0], longest=poll[1]
-        )
-        tasks = [
-            *self._tasks(publishers),
-            ("poller", poller),
-            ("listener", NotificationListener(self.outbox, self._wake_all)),
+        longest = max(60.0, poll[1])
+        poller = Poller(self._claims, self._wiring.event_map, self._wake_all, shortest=poll[0], longest=poll[1])
+        listener = NotificationListener(self._claims, self._wake_all)
+        threads = [
+            *self._workers(publishers, longest),
+            RelayThread("poller", poller, longest),
+            RelayThread("listener", listener, longest),
         ]
-        self.stop(0)
-        self._closed = False
-        self._start(tasks, max(60.0, poll[1]))
+        self.close(0)
+        self._is_closed = False
+        self._start(threads)
 
-    def stop(self, timeout: float = 5.0, *, drain: bool = False) -> bool:
+    def close(self, timeout: float = 5.0, *, drain: bool = False) -> bool:
         """
-        Deliver what is under way, with `drain` also what waits, and end the threads within `timeout` seconds.
+        Finish what is in flight, with `drain` also what is due, and end the threads within `timeout` seconds.
 
-        What is not delivered then stays in the outbox. False where a handler still runs; it goes on.
+        The rest stays in the outbox. Returns False if a handler still runs. `start` begins anew.
         """
-        self._closed = True
+        self._is_closed = True
         return self._end(timeout, drain=drain)
 
     def quiesce(self, timeout: float = 5.0) -> bool:
         """
-        Deliver what waits and end the threads within `timeout` seconds, until the next commit; False as for `stop`.
+        Deliver what is due and end the threads within `timeout` seconds; the next commit starts them again.
 
-        For a process that has used its mediator and is about to fork: no child then inherits a
-        connection that is in the middle of something, which SQLite takes for a lock held for ever.
+        For a process that is about to fork: no child then inherits a connection in the middle of something, which
+        SQLite takes for a lock that is never released. Returns False if a handler still runs.
         """
         return self._end(timeout, drain=True)
 
-    def _end(self, timeout: float, *, drain: bool) -> bool:
-        with self._starting:
-            threads, self._threads = self._threads, ()
-        until = time.monotonic() + timeout
-        for thread in threads:
-            thread.stop(until, drain=drain)
-        # A thread that is ending does nothing that takes long, unless its database does.
-        ended = [thread.join(until + 0.5) for thread in threads]
-        return all(ended) and self.running == 0
-
     def next_due(self) -> float | None:
-        """Return the seconds until something may be delivered here, None where nothing waits."""
+        """Return the seconds until something may be delivered here; None if nothing waits."""
         return self.outbox.next_due(self._wiring.event_map.durable_names)
-
-    @property
-    def running(self) -> int:
-        """How many durable handlers run that this relay has started, as of its last look."""
-        return self._claims.running
 
     def in_flight(self) -> Sequence[InFlightDelivery]:
         """Return what this relay has claimed and not settled, as long as the leases last."""
@@ -137,7 +129,7 @@ class Relay:
 
     def is_drained(self) -> bool:
         """
-        Ask the outbox whether anything may be delivered now; True where nothing is in flight either.
+        Ask the outbox whether anything may be delivered now; True if not, and nothing is in flight either.
 
         A message that did not reach the broker counts as in flight until shortly after it is due again.
         """
@@ -146,120 +138,99 @@ class Relay:
         return before is not None and due != 0 and before == self._claims.idle_mark()
 
     def close_at_exit(self) -> None:
-        """Deliver what waits, within a time that a leaving process can spare."""
-        self.stop(_AT_EXIT, drain=True)
+        """Deliver what is due in the time that an exiting process can spare."""
+        self.close(_AT_EXIT, drain=True)
 
-    def _tasks(self, publishers: int) -> Sequence[tuple[str, RelayTask]]:
-        tasks: list[tuple[str, RelayTask]] = []
-        if self._wiring.broker is not None:
-            for number in range(publishers):
-                publisher = OutboxPublisher(
-                    self.outbox,
-                    self._wiring.emitter,
-                    self._wiring.retries,
-                    lease=self._lease,
-                    batch=self._batch,
-                    claims=self._claims,
-                )
-                tasks.append((f"publisher-{number + 1}", publisher))
-        worker = DurableHandlerWorker(
-            self.outbox,
-            self._dispatcher,
-            self._wiring.event_map,
-            serializer=self._wiring.serializer,
-            retries=self._wiring.retries,
-            lease=self._lease,
-            claims=self._claims,
-        )
-        # Also where nothing durable is bound yet: it asks the outbox for nothing then.
-        return [*tasks, ("durable", worker)]
+    def _workers(self, publishers: int, longest: float) -> list[RelayThread]:
+        """Make the threads that deliver; none is started."""
+        wiring, claims = self._wiring, self._claims
+        threads = []
+        if wiring.broker is not None:
+            for number in range(1, publishers + 1):
+                publisher = OutboxPublisher(claims, wiring.emitter, wiring.retry, lease=self._lease, batch=self._batch)
+                threads.append(RelayThread(f"publisher-{number}", publisher, longest))
+        # Also if no durable handler is bound yet: it then asks the outbox for nothing.
+        woken = threading.Event()
+        worker = DurableHandlerWorker(claims, wiring, self._dispatcher, woken.set, lease=self._lease)
+        return [*threads, RelayThread("durable", worker, longest, woken)]
 
-    def _start(self, tasks: Sequence[tuple[str, RelayTask]], longest: float) -> None:
+    def _start(self, threads: Sequence[RelayThread]) -> None:
         with self._starting:
-            if self._threads or self._closed:
+            if self._threads or self._is_closed:
                 return
-            threads = [RelayThread(f"cqrs-relay-{name}", task, longest) for name, task in tasks]
-            for thread, (_, task) in zip(threads, tasks, strict=True):
-                if isinstance(task, DurableHandlerWorker):
-                    task.wake = thread.wake
+            for thread in threads:
                 thread.start()
             self._threads = threads
         reset_in_child(self)
-        # It needs the threads and the broker for that.
+        # Before the pool and the broker: it needs both to deliver.
         close_at_exit(self, first=True)
+
+    def _end(self, timeout: float, *, drain: bool) -> bool:
+        with self._starting:
+            threads, self._threads = self._threads, ()
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.finish(timeout, drain=drain)
+        # A thread that ends needs no time, unless its database hangs.
+        ended = [thread.join(deadline + 0.5 - time.monotonic()) for thread in threads]
+        return all(ended) and self.running == 0
 
     def _wake_all(self) -> None:
         for thread in self._threads:
             thread.wake()
 
 
-def _checked(lease: float, batch: int) -> tuple[float, int]:
-    if not 1 <= lease <= threading.TIMEOUT_MAX:
-        raise ConfigurationError(f"a lease is a number of seconds, 1 at least, not {lease!r}")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ConfigurationError(f"batch must be a whole number above 0, not {batch!r}")
-    return lease, batch
-
-
-logger = logging.getLogger(__name__)
-
-#: Seconds between attempts to reach a database, at first and at most.
-_FIRST, _CEILING = 0.2, 5.0
-#: Who sleeps for longer than these seconds gives up his database connection.
-_NAP = 10.0
-
-
 class RelayTask(Protocol):
-    """Delivers, one step at a time; `deliver` is called by one thread."""
+    """What a thread of the relay does, one step at a time."""
 
-    def deliver(self) -> float | None:
+    def step(self) -> float | None:
         """
-        Deliver what there is.
+        Do what there is to do; called by one thread.
 
-        Returns the seconds after which to call it again: 0 where there may be more, None where
-        it has nothing to do until it is woken.
+        Returns the seconds until the next step: 0 if there may be more to do, None if there is nothing to do until
+        `wake`.
         """
 
     def finish(self, *, drain: bool) -> None:
-        """Claim only what can be delivered at once, or, without `drain`, nothing more; called by any thread."""
+        """Claim only what can be delivered at once, without `drain` nothing more; called by any thread."""
 
     def release_connection(self) -> None:
-        """Give up the database connection of this thread, until it needs one again."""
+        """Release the database connection of the calling thread."""
 
 
 class RelayThread:
     """
-    Calls a task in a thread of its own, and whatever goes wrong there, calls it again.
+    Makes the steps of a task in a thread of its own. After an error it makes the next step all the same.
 
-    `longest` is the number of seconds it sleeps at most: it looks then without being woken.
+    It sleeps for `longest` seconds at most between two steps. Setting `woken` ends the sleep.
     """
 
-    def __init__(self, name: str, task: RelayTask, longest: float) -> None:
+    def __init__(self, name: str, task: RelayTask, longest: float, woken: threading.Event | None = None) -> None:
         self._task = task
         self._longest = longest
-        self._woken = threading.Event()
-        self._until: float | None = None
-        self._trouble = Backoff(logger, _FIRST, _CEILING)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._woken = woken or threading.Event()
+        self._deadline: float | None = None
+        self._backoff = Backoff(logger, _FIRST, _CEILING)
+        self._thread = threading.Thread(target=self._run, name=f"cqrs-relay-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start the thread. Raises RuntimeError where the system gives none."""
+        """Start the thread. Raises RuntimeError if the system has no thread left."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Let it look for work now."""
+        """Make the next step now."""
         self._woken.set()
 
-    def stop(self, until: float, *, drain: bool) -> None:
-        """Let it end when it has nothing left to do, at the latest at a moment by `time.monotonic`."""
+    def finish(self, timeout: float, *, drain: bool) -> None:
+        """End when the task has nothing left to do, after `timeout` seconds at the latest. Does not wait."""
         self._task.finish(drain=drain)
-        self._until = until
+        self._deadline = time.monotonic() + timeout
         self._woken.set()
 
-    def join(self, until: float) -> bool:
-        """Wait for its end until a moment by `time.monotonic`."""
+    def join(self, timeout: float) -> bool:
+        """Wait `timeout` seconds for the end of the thread; returns whether it has ended."""
         if self._thread is not threading.current_thread():
-            self._thread.join(max(0.0, until - time.monotonic()))
+            self._thread.join(max(0.0, timeout))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -267,8 +238,8 @@ class RelayThread:
             self._woken.clear()
             pause = self._step()
             longest = self._longest
-            if self._until is not None:
-                longest = self._until - time.monotonic()
+            if self._deadline is not None:
+                longest = self._deadline - time.monotonic()
                 if pause is None or longest <= 0:
                     break
             if pause != 0:
@@ -277,20 +248,20 @@ class RelayThread:
 
     def _step(self) -> float | None:
         try:
-            pause = self._task.deliver()
+            pause = self._task.step()
         except OutboxUnavailable as error:
-            pause = self._failed(f"the outbox cannot be reached: {error}", None)
+            pause = self._record_failure(f"the outbox cannot be reached, trying again: {error}", None)
         except ConfigurationError as error:
-            pause = self._failed(str(error), None)
-        except BaseException as error:  # noqa: BLE001 -- a thread that ends would be noticed by nobody
-            pause = self._failed("a relay failed, and goes on", error)
+            pause = self._record_failure(str(error), None)
+        except BaseException as error:  # noqa: BLE001 -- without this thread nothing would be delivered
+            pause = self._record_failure("a step failed, trying again", error)
         else:
-            if self._trouble.is_over():
-                logger.warning("%s goes on", self._thread.name)
+            if self._backoff.record_success():
+                logger.warning("%s works again", self._thread.name)
         return pause
 
-    def _failed(self, words: str, error: BaseException | None) -> float:
-        return self._trouble.failed(logging.ERROR, "%s: %s", self._thread.name, words, exc_info=error)
+    def _record_failure(self, words: str, error: BaseException | None) -> float:
+        return self._backoff.record_failure(logging.ERROR, "%s: %s", self._thread.name, words, exc_info=error)
 
     def _sleep(self, seconds: float) -> None:
         if self._woken.wait(min(seconds, _NAP)):
@@ -298,3 +269,11 @@ class RelayThread:
         if seconds > _NAP:
             self._task.release_connection()
             self._woken.wait(seconds - _NAP)
+
+
+def _checked(lease: float, batch: int) -> tuple[float, int]:
+    if not 1 <= lease <= threading.TIMEOUT_MAX:
+        raise ConfigurationError(f"a lease must be a number of seconds, at least 1, not {lease!r}")
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ConfigurationError(f"batch must be a whole number above 0, not {batch!r}")
+    return lease, batch

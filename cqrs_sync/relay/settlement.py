@@ -1,4 +1,4 @@
-"""Write down what became of deliveries, and decide what becomes of those that failed."""
+"""Claims of a relay, and their settlement: done, again or dead."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between attempts to reach a database that was there a moment ago.
+#: Seconds between attempts to settle in a database that answered a moment ago.
 _PAUSE = 0.25
 #: Seconds after its next attempt is due for which a message that did not reach the broker counts as in flight.
 _UNREACHED = 2.0
-#: Seconds by which the database's clock may differ from this one over a pause.
-_LATER = 0.02
+#: Seconds by which the database's clock may differ from this one over a delay.
+_CLOCK_SKEW = 0.02
 
 
 @attrs.frozen
@@ -57,7 +57,7 @@ class Claims:
 
     @property
     def running(self) -> int:
-        """How many durable handlers were started and are not settled."""
+        """How many deliveries to durable handlers are claimed and not settled, whether or not their lease lasts."""
         with self._lock:
             return sum(each.claimed.handler is not None for each, _ in self._held.values())
 
@@ -82,7 +82,7 @@ class Claims:
                     self._unreached.pop(each.number, None)
         return claimed
 
-    def started(self, claimed: Claimed) -> None:
+    def note_thread(self, claimed: Claimed) -> None:
         """Note that the calling thread runs the handler of this delivery."""
         with self._lock:
             known = self._held.get(claimed.number)
@@ -138,39 +138,44 @@ class Claims:
 
 
 class Settlement:
-    """Settles deliveries; what cannot be written down while the claim holds, another claims again."""
+    """
+    Settles the deliveries of one worker and logs those that failed.
+
+    If a delivery cannot be settled while its lease lasts, another process claims it again.
+    """
 
     def __init__(self, claims: Claims) -> None:
         self._claims = claims
         self._never = threading.Event()
-        # When what is to be tried again is due, by `time.monotonic`.
+        # When retries are due, by `time.monotonic`.
         self._due: list[float] = []
 
-    def settle(self, outcomes: Sequence[Outcome], until: float) -> None:
+    def settle(self, outcomes: Sequence[Outcome], timeout: float) -> None:
         """
-        Write down what became of deliveries, trying until a moment by `time.monotonic`.
+        Settle deliveries; tries again for `timeout` seconds if the database cannot be reached.
 
-        Raises OutboxUnavailable where that failed.
+        Raises OutboxUnavailable if it still cannot be reached then.
         """
-        held = self._settle(outcomes, until)
+        settled = self._settle(outcomes, time.monotonic() + timeout)
         now = time.monotonic()
         for outcome in outcomes:
             if outcome.verdict is Verdict.AGAIN and outcome.after > 0:
                 heapq.heappush(self._due, now + outcome.after)
-        if held < len(outcomes):
+        if settled < len(outcomes):
             logger.warning(
-                "%d of %d deliveries were claimed by somebody else meanwhile and may be made twice: "
-                "this process was stopped, or took longer than the lease",
-                *(len(outcomes) - held, len(outcomes)),
+                "%d of %d deliveries may be made twice: another process has claimed them, because this one was "
+                "suspended or took longer than the lease",
+                len(outcomes) - settled,
+                len(outcomes),
             )
 
     def next_due(self) -> float | None:
-        """Return the seconds until something is due that was settled here to be tried again, None where nothing is."""
+        """Return the seconds until a retry that was settled here is due; None if there is none."""
         now = time.monotonic()
-        # What has just come due may have been asked for a moment too early.
-        while self._due and self._due[0] <= now - 2 * _LATER:
+        # A retry that has just come due may have been asked for a moment too early.
+        while self._due and self._due[0] <= now - 2 * _CLOCK_SKEW:
             heapq.heappop(self._due)
-        return max(0.0, self._due[0] - now) + _LATER if self._due else None
+        return max(0.0, self._due[0] - now) + _CLOCK_SKEW if self._due else None
 
     def _settle(self, outcomes: Sequence[Outcome], until: float) -> int:
         while True:
@@ -181,41 +186,50 @@ class Settlement:
                     raise
                 self._never.wait(_PAUSE)
 
-    def failed(self, claimed: Claimed, error: BaseException, policy: RetryPolicy) -> Outcome:
-        """Decide what becomes of a delivery that failed, and is itself at fault."""
-        outcome = Outcome.failed(claimed, error, after=policy.pause(claimed.attempts), blocks=policy.blocks)
+    def failure(self, claimed: Claimed, error: BaseException, policy: RetryPolicy) -> Outcome:
+        """Return the outcome of a delivery that is itself at fault: retry or dead letter, as the policy says."""
+        delay = policy.delay(claimed.attempts, error)
+        outcome = Outcome.failed(claimed, error, after=delay, blocks=policy.blocks)
         if outcome.verdict is Verdict.DEAD:
-            _report(outcome, error)
+            _log_dead_letter(outcome, error)
         else:
             logger.warning(
                 "%s for %s failed, attempt %d, again in %.1f s: %s",
-                *(claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.error),
-                # What fails on and on fails in the same place, as a rule.
+                claimed.message.type,
+                claimed.target,
+                claimed.attempts,
+                outcome.after,
+                outcome.error,
+                # Later attempts fail in the same place, as a rule.
                 exc_info=_trace(claimed, error) if claimed.attempts == 1 else None,
             )
         return outcome
 
     def exhausted(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
-        """Give up what was claimed too often by processes that did not live to settle it."""
-        words = f"it was attempted {claimed.attempts - 1} times, and the last process that did is gone"
+        """Return the outcome of a delivery whose last attempt ended with its process."""
+        words = f"it was attempted {claimed.attempts - 1} times, and the process of the last attempt died"
         outcome = Outcome.failed(claimed, words, after=None, blocks=policy.blocks)
-        _report(outcome)
+        _log_dead_letter(outcome)
         return outcome
 
 
-def _report(outcome: Outcome, error: BaseException | None = None) -> None:
+def _log_dead_letter(outcome: Outcome, error: BaseException | None = None) -> None:
     claimed = outcome.claimed
-    waits = claimed.message.key is not None and outcome.blocks
+    holds_up = claimed.message.key is not None and outcome.blocks
     logger.error(
-        "%s %s for %s is dead after %d attempt(s): %s%s",
-        *(claimed.message.type, claimed.message.id, claimed.target, claimed.attempts, outcome.error),
-        "; what comes after it with its key waits until it is replayed or discarded" if waits else "",
+        "%s %s for %s is a dead letter after %d attempt(s): %s%s",
+        claimed.message.type,
+        claimed.message.id,
+        claimed.target,
+        claimed.attempts,
+        outcome.error,
+        "; later deliveries with its key wait until you replay or discard it" if holds_up else "",
         exc_info=None if error is None else _trace(claimed, error),
     )
 
 
 def _trace(claimed: Claimed, error: BaseException) -> BaseException | None:
-    """Return an error whose traceback tells more than its words do: a handler's, and not a broker's."""
+    """Return the error if its traceback helps: that of a handler does, that of a broker does not."""
     return None if claimed.handler is None else error
 
 

@@ -146,7 +146,7 @@ class ConsumerProcess:
 
     def _reason(self, until: float | None) -> _Reason | None:
         options = self._options
-        if self._consumer.trouble is not None:
+        if self._consumer.fatal_error is not None:
             # Whoever receives has said why.
             return _Reason("it cannot go on", status=2)
         health = self._consumer.health(options.stall)
@@ -190,7 +190,7 @@ class ConsumerProcess:
 
     def _stop(self, until: float) -> None:
         margin = min(_MARGIN, (until - time.monotonic()) / 2)
-        self._is_finished = self._consumer.stop(max(0.0, until - margin - time.monotonic()))
+        self._is_finished = self._consumer.close(max(0.0, until - margin - time.monotonic()))
         if self._is_finished:
             self._consumer.mediator.close(max(0.1, until - margin / 2 - time.monotonic()))
 

@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from cqrs_sync.consumer.tiers import PARKED
+from cqrs_sync.consumer.processor import PARKED
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.mediator import RequestMediator

@@ -158,7 +158,7 @@ class RelayProcess:
         """Stop the relay; False where something was not finished. A signal ends the process."""
         timeout = until - time.monotonic() - min(_MARGIN, self._options.grace / 2)
         # A thread that asks a database that does not answer holds nothing, and is left.
-        done_by(lambda: self._relay.stop(timeout), until - _MARGIN / 4, signals, words=self._cut_short)
+        done_by(lambda: self._relay.close(timeout), until - _MARGIN / 4, signals, words=self._cut_short)
         return not self._held.under_way()
 
     def _count(self, until: float) -> None:

@@ -26,7 +26,7 @@ from attrs import frozen
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, GroupBroker
-from cqrs_sync.consumer import Consumer, Tiers
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure, table
 from tests.servers.kafka import Tansu
@@ -97,7 +97,7 @@ def _consumed(broker: GroupBroker, group: Group) -> float:
     events, clock = cqrs.EventMap(), Clock()
     events.bind(Happened, clock)
     mediator = cqrs.bootstrap(events=events, broker=broker, threads=16)
-    consumer = Consumer(mediator, group.name, tiers=Tiers(delayed=group.delays))
+    consumer = Consumer(mediator, group.name, retry=cqrs.RetryPolicy(delays=(0.1, 1.0, *group.delays)), inline_limit=1)
     with consumer:
         assert clock.done.wait(120), f"{consumer.counts} of {MESSAGES}"
     assert consumer.counts.handled == MESSAGES

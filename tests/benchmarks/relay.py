@@ -85,15 +85,18 @@ def _throughput(bench: Bench, kind: str, rounds: int) -> list[Figure]:
         server = stack.enter_context(broker_of("rabbitmq" if kind == "rabbitmq" else "kafka"))
         topic = getattr(server, "topic", "orders")
         broker, publish = stack.enter_context(_clients(kind, server))
-        loads = (("no keys", 0, cqrs.WhenDead.BLOCK), ("1000 keys", 1000, cqrs.WhenDead.BLOCK))
-        few = (("8 keys, exact order", 8, cqrs.WhenDead.BLOCK), ("8 keys, stepping over", 8, cqrs.WhenDead.STEP_OVER))
-        for name, keys, when_dead in (*loads, *few):
+        loads = (("no keys", 0, cqrs.OnDeadLetter.BLOCK), ("1000 keys", 1000, cqrs.OnDeadLetter.BLOCK))
+        few = (
+            ("8 keys, exact order", 8, cqrs.OnDeadLetter.BLOCK),
+            ("8 keys, stepping over", 8, cqrs.OnDeadLetter.SKIP),
+        )
+        for name, keys, on_dead_letter in (*loads, *few):
             ratios = []
             for _ in range(rounds):
                 bench.fill(topic, keys)
                 by_hand = _by_hand(bench, publish)
                 bench.fill(topic, keys)
-                ours = _relayed(bench, broker, cqrs.RetryPolicy(when_dead=when_dead))
+                ours = _relayed(bench, broker, cqrs.RetryPolicy(on_dead_letter=on_dead_letter))
                 ratios.append(by_hand / ours)
             bar = 0.8 if keys != 8 else None
             figures.append(Figure(f"relay to {kind}, {name}, of a loop", statistics.median(ratios), bar, at_most=False))
@@ -103,13 +106,13 @@ def _throughput(bench: Bench, kind: str, rounds: int) -> list[Figure]:
 
 def _relayed(bench: Bench, broker: MessageBroker, policy: cqrs.RetryPolicy) -> float:
     """Return the seconds one relay takes."""
-    relay = bench.mediator(broker, fast_path=False, retries=policy).relay
+    relay = bench.mediator(broker, fast_path=False, retry=policy).relay
     assert relay is not None
     begun = time.perf_counter()
     relay.start()
     eventually(lambda: relay.delivered >= MESSAGES, timeout=120)
     took = time.perf_counter() - begun
-    relay.stop(10)
+    relay.close(10)
     assert relay.delivered == MESSAGES
     return took
 
@@ -272,7 +275,7 @@ def _idle(bench: Bench, seconds: float = 12.0) -> list[Figure]:
     sa.event.listen(bench.engine, "before_cursor_execute", count)
     begun = time.monotonic()
     eventually(lambda: time.monotonic() > begun + seconds, timeout=seconds + 2)
-    relay.stop(5)
+    relay.close(5)
     return [Figure("an idle relay's statements", statements / seconds, 1, "1/s")]
 
 

@@ -94,12 +94,12 @@ def test_order_per_key_survives_subscriptions_that_leave(broker, opener, group, 
     for n in range(600):
         broker.publish([message("orders", b"k%d %d" % (n % 3, n), key=f"k{n % 3}")])
         if n == 200:
-            consumers[0].stop()
+            consumers[0].close()
         if n == 400:
             assert proxy.drop() == 2
     eventually(lambda: len(set(received)) == 600, 30)
     for consumer in consumers:
-        consumer.stop()
+        consumer.close()
 
     firsts = list(dict.fromkeys(received))
     for key in (b"k0", b"k1", b"k2"):

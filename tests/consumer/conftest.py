@@ -9,8 +9,12 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.consumer import Consumer, Tiers
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.retry import RetryPolicy
+
+#: Two attempts in which the key waits, and two for which the broker keeps the message.
+RETRY = RetryPolicy(delays=(0.01, 0.01, 0.1, 0.2))
 
 
 @frozen
@@ -71,7 +75,8 @@ class Workshop:
         for event_type in types or (Joined, Noticed):
             events.bind(event_type, self.handle)
         mediator = cqrs.bootstrap(events=events, broker=self.broker, threads=threads, inbox=inbox)
-        options.setdefault("tiers", Tiers(inline=(0.01, 0.01), delayed=(0.1, 0.2)))
+        if "retry" not in options:
+            options = {"retry": RETRY, "inline_limit": 0.01, **options}
         consumer = Consumer(mediator, group, **options)
         # Messages wait for a group from its first subscription on.
         self.broker.join(consumer.group).close()
@@ -101,7 +106,7 @@ class Workshop:
         for gate in self.gates:
             gate.open()
         for consumer in self.consumers:
-            consumer.stop(5)
+            consumer.close(5)
         for mediator in [*self.mediators, self.publisher]:
             mediator.close()
 

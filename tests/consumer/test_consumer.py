@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from contextlib import nullcontext
@@ -11,12 +12,13 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, IncomingMessage
-from cqrs_sync.consumer import Consumer, Tiers, Unknown, outage
+from cqrs_sync.consumer import Consumer, OnUnknownType, processor
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from cqrs_sync.memory.broker import MemorySubscription
+from cqrs_sync.retry import RetryPolicy
 from cqrs_sync.workers.purge import Purging, purging_receipts
-from tests.consumer.conftest import Joined, Noticed
+from tests.consumer.conftest import RETRY, Joined, Noticed
 from tests.waiting import eventually
 
 
@@ -135,7 +137,7 @@ def test_after_the_inline_attempts_the_broker_keeps_it(workshop):
 def test_the_log_shows_where_a_handler_failed_at_first_and_at_last(workshop, caplog):
     """What fails on and on fails in the same place: the attempts between are a line each."""
     workshop.react = lambda event: _fail()
-    consumer = workshop.consumer(tiers=Tiers(inline=(0.01, 0.01), delayed=()))
+    consumer = workshop.consumer(retry=RetryPolicy(delays=(0.01, 0.01)))
     workshop.publish(Noticed(1))
     consumer.start()
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -164,7 +166,7 @@ def test_after_the_last_attempt_it_is_a_dead_letter_that_says_why(workshop):
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
 
     (letter,) = dead_letters(workshop, consumer)
-    assert 5 == len(tries) == Tiers((0.01, 0.01), (0.1, 0.2)).attempts
+    assert 5 == len(tries) == RETRY.attempts
     assert "5" == letter.notes["attempts"]
     assert "ValueError: no meeting …" in letter.notes["reason"]
     assert "ValueError: no meeting 4711" in letter.notes["error"]
@@ -231,19 +233,21 @@ def test_bad_messages_are_dead_letters_at_once_and_others_go_on(workshop, messag
     assert "MalformedMessage" in letter.notes["reason"]
 
 
-@pytest.mark.parametrize("unknown", list(Unknown))
-def test_messages_of_unknown_types_are_parked_dropped_or_dead(workshop, unknown):
-    consumer = workshop.consumer(Noticed, unknown=unknown)
+@pytest.mark.parametrize("on_unknown", list(OnUnknownType))
+def test_messages_of_unknown_types_are_parked_dropped_or_dead(workshop, on_unknown):
+    consumer = workshop.consumer(Noticed, on_unknown=on_unknown)
     workshop.publish(*joined(1), Noticed(1))
     consumer.start()
     workshop.wait_for(1)
-    counts = {Unknown.PARK: "delayed", Unknown.ACK: "dropped", Unknown.DEAD_LETTER: "dead"}
-    eventually(lambda: getattr(consumer.counts, counts[unknown]) >= 1, timeout=10)
-    consumer.stop()
+    counts = {OnUnknownType.PARK: "delayed", OnUnknownType.ACK: "dropped", OnUnknownType.DEAD_LETTER: "dead"}
+    eventually(lambda: getattr(consumer.counts, counts[on_unknown]) >= 1, timeout=10)
+    consumer.close()
 
     backlog = workshop.broker.backlog(consumer.group)
     left = sum(backlog.waiting.values()) + backlog.delayed, backlog.dead
-    assert {Unknown.PARK: (1, 0), Unknown.ACK: (0, 0), Unknown.DEAD_LETTER: (0, 1)}[unknown] == left
+    assert {OnUnknownType.PARK: (1, 0), OnUnknownType.ACK: (0, 0), OnUnknownType.DEAD_LETTER: (0, 1)}[
+        on_unknown
+    ] == left
 
 
 def test_what_was_parked_is_handled_by_a_build_that_knows_it(workshop):
@@ -251,7 +255,7 @@ def test_what_was_parked_is_handled_by_a_build_that_knows_it(workshop):
     workshop.publish(*joined(3))
     old.start()
     eventually(lambda: old.counts.delayed >= 3, timeout=10)
-    old.stop()
+    old.close()
     workshop.consumer(Joined, Noticed).start()
 
     workshop.wait_for(3)
@@ -259,7 +263,7 @@ def test_what_was_parked_is_handled_by_a_build_that_knows_it(workshop):
 
 def test_an_unknown_type_is_not_parked_for_ever(workshop):
     """After a day it is a dead letter."""
-    consumer = workshop.consumer(Noticed, tiers=Tiers(inline=(), delayed=(50_000.0,)))
+    consumer = workshop.consumer(Noticed, retry=RetryPolicy(delays=(50000.0,)), inline_limit=0)
     message = IncomingMessage(
         "meetings", b"{}", attributes={"specversion": "1.0", "id": "1", "source": "s", "type": "x"}
     )
@@ -279,12 +283,12 @@ def test_while_nothing_succeeds_one_at_a_time_is_tried_and_no_attempts_are_spent
             raise ConnectionError("the bank does not answer")
 
     workshop.react = react
-    consumer = workshop.consumer(threads=8, outage_after=5, tiers=Tiers(inline=(), delayed=(1.0,)))
+    consumer = workshop.consumer(threads=8, outage_after=5, retry=RetryPolicy(delays=(1.0,)), inline_limit=0)
     workshop.publish(*joined(2000, meetings=500))
     consumer.start()
-    eventually(lambda: consumer._outage.is_on and not consumer.running(), timeout=20)
-    spent, looked, begun = consumer.counts.delayed, consumer._outage._looks, time.monotonic()
-    eventually(lambda: consumer._outage._looks >= looked + 4, timeout=30)
+    eventually(lambda: failures_in_a_row(consumer) and not consumer.running(), timeout=20)
+    spent, failed, begun = consumer.counts.delayed, failures_in_a_row(consumer), time.monotonic()
+    eventually(lambda: failures_in_a_row(consumer) >= failed + 4, timeout=30)
     assert spent == consumer.counts.delayed
     assert time.monotonic() - begun > 0.8
     assert consumer.health(stall=10).is_alive
@@ -294,7 +298,7 @@ def test_while_nothing_succeeds_one_at_a_time_is_tried_and_no_attempts_are_spent
     assert spent < 20
     assert 0 == consumer.counts.dead
     assert "attempts in a row have failed" in caplog.text
-    assert "the outage is over" in caplog.text
+    assert "handlers succeed again" in caplog.text
 
 
 def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
@@ -307,10 +311,10 @@ def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
             raise ConnectionError("away")
 
     workshop.react = react
-    consumer = workshop.consumer(outage_after=3, tiers=Tiers(inline=(0.01,), delayed=()))
+    consumer = workshop.consumer(outage_after=3, retry=RetryPolicy(delays=(0.01,)))
     workshop.publish(*noticed(20))
     consumer.start()
-    eventually(lambda: consumer._outage.is_on, timeout=10)
+    eventually(lambda: failures_in_a_row(consumer), timeout=10)
     is_down.clear()
 
     eventually(lambda: set(workshop.seen[""]) | {0} >= set(range(20)), timeout=20)
@@ -325,7 +329,7 @@ def test_a_handler_that_is_broken_holds_up_no_other_type(workshop):
             _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(outage_after=3, tiers=Tiers(inline=(60.0,), delayed=()))
+    consumer = workshop.consumer(outage_after=3, retry=RetryPolicy(delays=(60.0,)), inline_limit=60)
     workshop.publish(*joined(100, meetings=100), *noticed(5))
     consumer.start()
 
@@ -335,7 +339,7 @@ def test_a_handler_that_is_broken_holds_up_no_other_type(workshop):
 
 def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkeypatch):
     """A bad message, or a few of them, do not keep the next good one waiting for their turns."""
-    monkeypatch.setattr(outage, "_CEILING", 0.1)
+    monkeypatch.setattr(processor, "_CEILING", 0.1)
     tried = []
 
     def react(event):
@@ -344,7 +348,7 @@ def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkey
             _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(threads=1, outage_after=3, tiers=Tiers(inline=(0.01,) * 50, delayed=()))
+    consumer = workshop.consumer(threads=1, outage_after=3, retry=RetryPolicy(delays=(0.01,) * 50))
     workshop.publish(*noticed(8))
     consumer.start()
     eventually(lambda: len(tried) >= 10)
@@ -359,7 +363,7 @@ def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkey
 
 def test_an_outage_is_told_to_whoever_asks_how_it_is(workshop):
     workshop.react = lambda event: _fail()
-    consumer = workshop.consumer(outage_after=2, tiers=Tiers(inline=(0.01,) * 50, delayed=()))
+    consumer = workshop.consumer(outage_after=2, retry=RetryPolicy(delays=(0.01,) * 50))
     workshop.publish(Noticed(1))
     consumer.start()
 
@@ -377,7 +381,7 @@ def test_stopping_finishes_what_runs_and_gives_back_the_rest(workshop):
     workshop.publish(*noticed(50))
     consumer.start()
     gate.wait_for(4)
-    stopping = threading.Thread(target=consumer.stop)
+    stopping = threading.Thread(target=consumer.close)
     stopping.start()
     stopping.join(0.5)
     assert stopping.is_alive()
@@ -399,7 +403,7 @@ def test_a_handler_that_does_not_end_keeps_no_one_from_stopping(workshop):
     consumer.start()
     gate.wait_for()
 
-    assert not consumer.stop(0.3)
+    assert not consumer.close(0.3)
     assert [1] == [item.delivery.message.key is None for item in consumer.running()]
     gate.open()
     assert 1 == workshop.waiting(consumer)
@@ -436,7 +440,7 @@ def test_what_another_consumer_has_by_now_is_not_begun(workshop):
     workshop.wait_for(10)
     gate.open()
     eventually(lambda: first.in_flight_count == 0, timeout=10)
-    first.stop()
+    first.close()
 
     assert list(range(1, 10)) == sorted(number for number in workshop.seen[""] if number)
 
@@ -455,7 +459,7 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
     gate.open()
     workshop.wait_for(1)
     eventually(lambda: consumer.in_flight_count == 0, timeout=10)
-    consumer.stop()
+    consumer.close()
 
     assert [1] == workshop.seen[""]
     assert 0 == workshop.waiting(consumer)
@@ -471,7 +475,7 @@ def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(w
     consumer._receiver._subscription.close()
     gate.open()
     eventually(lambda: consumer.received == 2 and consumer.in_flight_count == 0, timeout=10)
-    consumer.stop()
+    consumer.close()
 
     assert [1] == workshop.seen[""]
     assert 0 == workshop.waiting(consumer)
@@ -518,9 +522,9 @@ def test_without_the_table_of_its_inbox_it_does_not_begin(workshop):
     consumer = workshop.consumer(inbox=Missing())
     workshop.publish(Noticed(1))
     consumer.start()
-    eventually(lambda: consumer.trouble, timeout=10)
+    eventually(lambda: consumer.fatal_error, timeout=10)
 
-    assert "migrate" in str(consumer.trouble)
+    assert "migrate" in str(consumer.fatal_error)
     assert not consumer.health().is_alive
     assert 0 == consumer.received
 
@@ -533,7 +537,7 @@ def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(work
         _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(inbox=inbox, crashes=5, tiers=Tiers(inline=(), delayed=()))
+    consumer = workshop.consumer(inbox=inbox, crashes=5, retry=RetryPolicy(attempts=1))
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     consumer.start()
@@ -543,9 +547,9 @@ def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(work
 
 
 @pytest.mark.parametrize(
-    ("tiers", "times"), [(Tiers(inline=(0.01,) * 5, delayed=()), 6), (Tiers(inline=(), delayed=(0.01,)), 1)]
+    ("delays", "inline_limit", "times"), [((0.01,) * 5, 1, 6), ((0.01,), 0, 1)], ids=["inline", "deferred"]
 )
-def test_what_fails_has_not_ended_its_process(workshop, tiers, times):
+def test_what_fails_has_not_ended_its_process(workshop, delays, inline_limit, times):
     """However often it fails: each attempt is counted before it is begun, and none of them is taken for a crash."""
     inbox, counted = CountingInbox(), []
 
@@ -554,7 +558,7 @@ def test_what_fails_has_not_ended_its_process(workshop, tiers, times):
         _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(inbox=inbox, crashes=2, tiers=tiers)
+    consumer = workshop.consumer(inbox=inbox, crashes=2, retry=RetryPolicy(delays=delays), inline_limit=inline_limit)
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     consumer.start()
@@ -562,7 +566,7 @@ def test_what_fails_has_not_ended_its_process(workshop, tiers, times):
 
     assert [1] * times == counted
     assert {} == inbox.attempts
-    assert "no process lived" not in dead_letters(workshop, consumer)[0].notes["error"]
+    assert "its process died" not in dead_letters(workshop, consumer)[0].notes["error"]
 
 
 def test_what_fails_before_it_ends_its_process_is_counted_all_the_same(workshop):
@@ -575,7 +579,7 @@ def test_what_fails_before_it_ends_its_process_is_counted_all_the_same(workshop)
             _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(inbox=inbox, tiers=Tiers(inline=(0.01,) * 5, delayed=()))
+    consumer = workshop.consumer(inbox=inbox, retry=RetryPolicy(delays=(0.01,) * 5))
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     inbox.attempts[f"cqrs-sync {workshop.broker.published[0].id}"] = 1
@@ -600,8 +604,8 @@ def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):
         consumer = workshop.consumer(inbox=inbox, crashes=2, outage_after=1)
         deliver_again(workshop, consumer)
         consumer.start()
-        eventually(lambda consumer=consumer: consumer._outage._looks >= 1, timeout=10)
-        consumer.stop()
+        eventually(lambda consumer=consumer: failures_in_a_row(consumer), timeout=10)
+        consumer.close()
 
     assert {} == inbox.attempts
     assert 0 == consumer.counts.dead
@@ -622,7 +626,7 @@ def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):
     assert {"": [2]} == workshop.seen
     eventually(lambda: inbox.attempts == {})
     [letter] = dead_letters(workshop, consumer)
-    assert "no process lived to finish it" in letter.notes["error"]
+    assert "each time its process died" in letter.notes["error"]
     assert "2" == letter.notes["attempts"]
 
 
@@ -662,7 +666,7 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
     inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
     consumer.start()
     gate.wait_for()
-    eventually(lambda: all(item.is_alone for item in consumer._queue._by_place.values()), timeout=10)
+    eventually(lambda: all(item.runs_alone for item in consumer._queue._by_id.values()), timeout=10)
 
     assert [2, 2, 2, 2, 2, 3] == sorted(inbox.attempts.values())
     gate.open()
@@ -672,7 +676,7 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
 def test_a_broker_that_goes_away_is_waited_for(workshop):
     """Setting aside is tried again until it is back; nothing is lost."""
     workshop.react = lambda event: _fail()
-    consumer = workshop.consumer(tiers=Tiers(inline=(), delayed=()))
+    consumer = workshop.consumer(retry=RetryPolicy(attempts=1))
     workshop.publish(Noticed(1))
     workshop.broker.fail_with = BrokerUnavailable("away")
     consumer.start()
@@ -690,7 +694,7 @@ def test_a_consumer_that_hangs_is_not_well(workshop):
     eventually(lambda: consumer.in_flight_count == 1, timeout=10)
     assert consumer.health(stall=20).is_alive
 
-    eventually(lambda: "none was finished" in consumer.health(stall=0.2).trouble, timeout=10)
+    eventually(lambda: "was finished for" in consumer.health(stall=0.2).trouble, timeout=10)
     assert not consumer.health(stall=0.2).is_alive
     gate.open()
     workshop.wait_for(1)
@@ -719,7 +723,7 @@ def test_more_at_a_time_than_there_are_threads_is_warned_of_at_the_start(worksho
     assert "" == caplog.text
     consumer.start()
 
-    words = "concurrency is 50 and the mediator has 8 thread(s), so 8 message(s) are handled at a time: give it "
+    words = "concurrency is 50 but the mediator has 8 thread(s), so 8 message(s) are handled at a time: use "
     assert lines == caplog.text.count(words + "bootstrap(threads=50)") == caplog.text.count("WARNING")
 
 
@@ -746,7 +750,7 @@ def test_a_consumer_that_its_group_has_not_let_in_is_alive_and_not_ready(worksho
 def test_a_pause_longer_than_any_patience_is_no_stall(workshop):
     """A message that waits in hand for its next attempt is in nobody's way."""
     workshop.react = lambda event: _fail()
-    consumer = workshop.consumer(tiers=Tiers(inline=(30.0,), delayed=()))
+    consumer = workshop.consumer(retry=RetryPolicy(delays=(30.0,)), inline_limit=30)
     workshop.publish(Noticed(1))
     consumer.start()
     eventually(lambda: consumer._scheduler.processed == 1)
@@ -783,7 +787,7 @@ def test_what_is_in_hand_is_tried_again_while_the_broker_is_away(workshop, monke
         _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(tiers=Tiers(inline=(0.3,) * 50, delayed=()))
+    consumer = workshop.consumer(retry=RetryPolicy(delays=(0.3,) * 50))
     workshop.publish(Noticed(1))
     consumer.start()
     eventually(lambda: tried)
@@ -821,7 +825,7 @@ def test_a_consumer_that_cannot_go_on_says_so(workshop):
     consumer = workshop.consumer()
     consumer.broker = MemoryBroker(topics=["others"])
     consumer.start()
-    eventually(lambda: consumer.trouble is not None, timeout=10)
+    eventually(lambda: consumer.fatal_error is not None, timeout=10)
 
     assert not consumer.health().is_alive
     assert "meetings" in consumer.health().trouble
@@ -834,7 +838,7 @@ def test_one_thread_is_enough(workshop):
     consumer.start()
     workshop.wait_for(20)
 
-    assert consumer.stop()
+    assert consumer.close()
 
 
 def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, caplog):
@@ -855,7 +859,7 @@ def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, capl
     assert not workshop.seen
     works.set()
     workshop.wait_for(10)
-    eventually(lambda: "threads serve again" in caplog.text, timeout=10)
+    eventually(lambda: "pool threads handle messages again" in caplog.text, timeout=10)
 
     assert 1 == caplog.text.count("no connection is left")
     assert 0 == consumer.counts.dead
@@ -866,7 +870,7 @@ def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, capl
     [
         ({"group": ""}, "group"),
         ({"group": "a\nb"}, "group"),
-        ({"topics": ("meetings", "")}, "a topic has a name"),
+        ({"topics": ("meetings", "")}, "a topic needs a name"),
         ({"prefetch": 0}, "prefetch"),
         ({"concurrency": 0}, "concurrency"),
         ({"crashes": "5"}, "crashes"),
@@ -892,10 +896,37 @@ def test_a_group_keeps_order_where_an_event_has_a_key(workshop):
     assert Group("reports", ("meetings",), (0.1, 0.2)) == workshop.consumer(Joined).group
 
 
-@pytest.mark.parametrize("pauses", [{"inline": (0,)}, {"inline": (61,)}, {"delayed": (-1,)}, {"delayed": ("x",)}])
-def test_pauses_are_seconds(pauses):
-    with pytest.raises(ConfigurationError, match=r"pause"):
-        Tiers(**pauses)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"retry": 3}, "retry must be a RetryPolicy"),
+        ({"inline_limit": "5"}, "number of seconds"),
+        ({"inline_limit": -1}, "between 0 and 60"),
+        ({"inline_limit": 61}, "between 0 and 60"),
+        ({"on_unknown": "park"}, "on_unknown must be an OnUnknownType"),
+    ],
+)
+def test_options_out_of_range_are_refused(workshop, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        workshop.consumer(**options)
+
+
+@pytest.mark.parametrize(
+    ("retry", "delays"),
+    [
+        (RetryPolicy(delays=(0.1, 5, 10, 60, 10)), (10, 60)),
+        (RetryPolicy(attempts=5, first=2), (8, 16)),
+        (RetryPolicy(attempts=1), ()),
+    ],
+)
+def test_the_broker_keeps_messages_for_delays_above_the_inline_limit(workshop, retry, delays):
+    assert delays == workshop.consumer(retry=retry).group.delays
+
+
+def failures_in_a_row(consumer):
+    """How many attempts in a row have failed, by the health of the consumer; 0 while its circuit is closed."""
+    found = re.match(r"(\d+) attempts in a row", consumer.health(stall=300).trouble)
+    return int(found[1]) if found else 0
 
 
 def _fail():
@@ -914,7 +945,7 @@ def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
     eventually(lambda: consumer._receiver._subscription not in {None, first})
     gate.open()
     workshop.wait_for(6)
-    assert consumer.stop(5)
+    assert consumer.close(5)
 
     assert list(range(6)) == sorted(gate.begun)
     assert 0 == workshop.waiting(consumer)

@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys, threading
-from cqrs_sync.consumer import Unknown
+from cqrs_sync.consumer import OnUnknownType
 from tests.consumer.conftest import Noticed, Workshop
 from tests.storms.consumer.storms import _hostile
 from tests.waiting import eventually
 
 workshop = Workshop()
-consumer = workshop.consumer(Noticed, unknown=Unknown.DEAD_LETTER)
+consumer = workshop.consumer(Noticed, on_unknown=OnUnknownType.DEAD_LETTER)
 group = consumer.group
 
 

@@ -4,8 +4,7 @@ import attrs
 import pytest
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.consumer.inflight import KeyedQueue
-from cqrs_sync.consumer.processor import in_flight
+from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 
 
 @attrs.define(eq=False)
@@ -30,11 +29,11 @@ class Delivered:
 
 @pytest.fixture
 def queue():
-    return KeyedQueue(Delivered.ack)
+    return KeyedQueue(200)
 
 
 def put(queue, *deliveries):
-    assert [] == queue.put([in_flight(delivery) for delivery in deliveries])
+    assert [] == queue.put(map(InFlightMessage.of, deliveries))
     return deliveries
 
 
@@ -46,10 +45,12 @@ def lose(*deliveries):
 def handled(queue):
     """Take and finish what there is, one after the other."""
     numbers = []
-    while item := queue.take(1):
+    while item := queue.get(1):
         numbers.append(item.delivery.number)
         item.is_done = True
         queue.done(item)
+        while queue.done_deliveries:
+            queue.done_deliveries.popleft().ack()
     return numbers
 
 
@@ -57,12 +58,12 @@ def handled(queue):
 def test_what_comes_again_comes_in_its_order(queue, taken_meanwhile):
     """Whether or not somebody has looked for the next one between the loss and the return."""
     first, *others = put(queue, *map(Delivered, range(4)))
-    running = queue.take(1)
+    running = queue.get(1)
     lose(first, *others)
     running.is_done = True
     queue.done(running)
     put(queue, Delivered(99, key="other"))
-    taken = queue.take(1) if taken_meanwhile else None
+    taken = queue.get(1) if taken_meanwhile else None
     put(queue, *[Delivered(number, 1) for number in range(1, 4)], Delivered(4))
     if taken is not None:
         queue.done(taken)
@@ -85,7 +86,7 @@ def test_what_has_come_again_in_part_keeps_its_order(queue):
 def test_of_what_nobody_has_handled_nothing_is_settled(queue):
     """A message that has lapsed is let go of; the delivery that comes next is not taken for it."""
     lose(*put(queue, Delivered(1)))
-    assert queue.take(1) is None
+    assert queue.get(1) is None
     (again,) = put(queue, Delivered(1, 1))
 
     assert not again.acked
@@ -107,10 +108,10 @@ def test_what_is_still_ours_goes_on_behind_what_is_not(queue):
 def test_a_copy_waits_for_its_turn_under_its_own_name(queue):
     """Whatever is counted for it is counted under the name that an inbox takes."""
     put(queue, Delivered(1), Delivered(1))
-    first = queue.take(2)
-    assert queue.take(2) is None
+    first = queue.get(2)
+    assert queue.get(2) is None
     queue.done(first)
-    second = queue.take(2)
+    second = queue.get(2)
 
     assert first.identity == second.identity
     queue.done(second)

@@ -108,5 +108,5 @@ def keep(url: str, *raised: cqrs.Event) -> None:
             for event in raised:
                 writing.events.send(event)
         # Its end delivers nothing either.
-        writing.relay.stop(0)
+        writing.relay.close(0)
     engine.dispose()

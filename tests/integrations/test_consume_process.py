@@ -21,7 +21,6 @@ import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.cli.dead_letter_scan import look
-from cqrs_sync.consumer import Tiers
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts.broker import message
 from tests.integrations.processes import environment
@@ -198,7 +197,7 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
     assert 1 == consuming.status(15)
     assert not health.exists()
     assert re.search(
-        r"it is stuck: of 2 messages in hand none was finished for \d+ s: ending within 3 s", consuming.log()
+        r"it is stuck: none of 2 messages in flight was finished for \d+ s: ending within 3 s", consuming.log()
     )
     assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
     assert "cqrs-receiver" not in consuming.log()
@@ -240,7 +239,7 @@ def test_a_process_that_was_frozen_has_all_its_time_again(consume):
     consuming.terminate(signal.SIGCONT)
     thawed = time.monotonic()
     assert 200 == ask(f"{url}/live")[0]
-    consuming.said(r"it is stuck: of 1 messages in hand none was finished for \d+ s")
+    consuming.said(r"it is stuck: none of 1 messages in flight was finished for \d+ s")
 
     assert stall * 0.8 < time.monotonic() - thawed < stall + 15
     assert 1 == consuming.status()
@@ -403,9 +402,9 @@ def test_the_group_may_be_in_the_environment(consume):
     [
         (APP, [], "say which group: --group NAME, or CQRS_SYNC_GROUP"),
         (APP, ["--group", " "], "a group has a name"),
-        (APP, ["--group", "post", "--inline", "2m"], "an inline pause is 60 s at most"),
-        (APP, ["--group", "post", "--inline", "0.1;1"], "is no duration"),
-        (APP, ["--group", "post", "--unknown", "burn"], "'burn' is not one of"),
+        (APP, ["--group", "post", "--inline-limit", "2m"], "inline_limit must be between 0 and 60 s"),
+        (APP, ["--group", "post", "--retry-delays", "0.1;1"], "is no duration"),
+        (APP, ["--group", "post", "--on-unknown", "burn"], "'burn' is not one of"),
         (APP, ["--group", "post", "--max-memory", "much"], "is no size"),
         (APP, ["--group", "post", "--max-memory", "1M"], "MiB before it receives anything, and is to end at 1 MiB"),
         (APP, ["--group", "post", "--stall", "0"], "--stall takes a duration above 0"),
@@ -451,7 +450,7 @@ def test_more_at_a_time_than_there_are_threads_is_told_of(consume, concurrency, 
     consuming = consume("--concurrency", concurrency, "--for", "0.3s")
 
     assert 0 == consuming.status()
-    words = "concurrency is 50 and the mediator has 4 thread(s), so 4 message(s) are handled at a time: give it "
+    words = "concurrency is 50 but the mediator has 4 thread(s), so 4 message(s) are handled at a time: use "
     assert lines == consuming.log().count(words + "bootstrap(threads=50)")
     assert lines == consuming.log().count(" WARNING ")
 
@@ -486,7 +485,7 @@ def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
 @pytest.fixture
 def post(rabbitmq_url, exchange):
     """A group on RabbitMQ, the environment of its consumers, and what publishes to it."""
-    group = Group("post", ("letters",), delays=Tiers().delays)
+    group = Group("post", ("letters",), delays=(10.0, 60.0, 600.0))
     broker = RabbitMQBroker(rabbitmq_url, exchange=exchange)
     broker.build(group)
     yield broker, group, {"LETTERS_BROKER": rabbitmq_url, "LETTERS_EXCHANGE": exchange}

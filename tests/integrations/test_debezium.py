@@ -98,7 +98,7 @@ def test_delivering_changes_no_message(mediator, engine):
         versions = connection.execute(sa.text("SELECT xmin::text FROM cqrs_message ORDER BY id")).all()
     mediator.relay.start(poll=(0.01, 0.02))
     eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
-    mediator.relay.stop(5)
+    mediator.relay.close(5)
 
     assert before == rows_of(engine, "cqrs_message")
     with engine.connect() as connection:

@@ -9,7 +9,7 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.consumer import Consumer, Tiers
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
 from cqrs_sync.testing.contracts.broker import message
@@ -414,14 +414,14 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     events.bind(Joined, lambda event: None)
     mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
     django_mediator(mediator)
-    made = Consumer(mediator, "shop", tiers=Tiers(delayed=(7.0,)))
+    made = Consumer(mediator, "shop", retry=cqrs.RetryPolicy(delays=(0.1, 1.0, 7.0)))
     named = f"{__name__}.consumer_of_test"
     monkeypatch.setitem(globals(), "consumer_of_test", lambda: made)
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "CONSUMER": named})
 
     assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
     assert 0 == manage("cqrs_topology", "apply")[0]
-    assert 2 == manage("cqrs_lag", "--delayed", "9s")[0]
+    assert 2 == manage("cqrs_lag", "--retry-delays", "9s")[0]
     code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
     assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]

@@ -438,7 +438,19 @@ def test_the_options_of_a_group_reach_the_broker(office, run, monkeypatch):
     """
     seen = []
     monkeypatch.setattr(office.broker, "topology", lambda group: seen.append(group) or [])
-    run("topology", "plan", "--topic", "a", "--topic", "b", "--delayed", "5s,1m", "--unordered")
+    run(
+        "topology",
+        "plan",
+        "--topic",
+        "a",
+        "--topic",
+        "b",
+        "--retry-delays",
+        "0.1,5s,1m",
+        "--inline-limit",
+        "1s",
+        "--unordered",
+    )
     run("topology", "plan")
 
     assert [(("a", "b"), (5.0, 60.0), False), (("meetings",), (10.0, 60.0, 600.0), True)] == [

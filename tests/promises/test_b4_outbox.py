@@ -147,7 +147,7 @@ def test_a_message_that_is_refused_holds_back_those_of_its_key_and_no_others():
         number = int(message.body.rpartition(b":")[2].rstrip(b"}"))
         return cqrs.MessageRejected("no queue") if number in refused else None
 
-    shop = Shop(broker=PickyBroker(refuse), retries=cqrs.RetryPolicy(attempts=1), fast_path=False)
+    shop = Shop(broker=PickyBroker(refuse), retry=cqrs.RetryPolicy(attempts=1), fast_path=False)
     with closing(shop):
         shop.sell(*(Sold("ada", number) for number in range(4)), *(Sold("bob", number) for number in range(10, 14)))
         shop.relay.start(poll=(0.01, 0.02))
@@ -165,8 +165,8 @@ def test_a_policy_may_let_others_of_the_key_pass():
     They are published in one go, and what is refused is stepped over.
     """
     broker = PickyBroker(lambda message: cqrs.MessageRejected("no") if b":1}" in message.body else None)
-    policy = cqrs.RetryPolicy(attempts=2, first=0.01, when_dead=cqrs.WhenDead.STEP_OVER)
-    shop = Shop(broker=broker, retries=policy, fast_path=False)
+    policy = cqrs.RetryPolicy(attempts=2, first=0.01, on_dead_letter=cqrs.OnDeadLetter.SKIP)
+    shop = Shop(broker=broker, retry=policy, fast_path=False)
     with closing(shop):
         shop.sell(*(Sold("ada", number) for number in range(4)))
         shop.relay.start(poll=(0.01, 0.02))

@@ -24,7 +24,7 @@ def test_a_poisoned_message_is_dead_in_the_end_and_its_neighbours_are_delivered(
     With its reason and its attempts; the log has an error.
     """
     broker = PickyBroker(lambda message: cqrs.MessageRejected("too 'large' by 3") if number_of(message) == 5 else None)
-    shop = Shop(broker, retries=QUICK)
+    shop = Shop(broker, retry=QUICK)
     with closing(shop):
         shop.sell(*(Counted(number) for number in range(10)))
         eventually(lambda: shop.outbox.backlog().dead == 1)
@@ -35,7 +35,7 @@ def test_a_poisoned_message_is_dead_in_the_end_and_its_neighbours_are_delivered(
         assert "MessageRejected: too … by …" == dead.reason
         assert ["counts"] == [target.target for target in shop.outbox.backlog().targets]
     (told,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "is dead after 3 attempt(s): MessageRejected: too 'large' by 3" in told.message
+    assert "is a dead letter after 3 attempt(s): MessageRejected: too 'large' by 3" in told.message
     assert not told.exc_info
 
 
@@ -44,7 +44,7 @@ def test_a_batch_of_poison_holds_up_nothing():
     There are more of them than a relay claims at a time.
     """
     broker = PickyBroker(lambda message: cqrs.MessageRejected("no") if number_of(message) < 0 else None)
-    shop = Shop(broker, retries=QUICK, fast_path=False)
+    shop = Shop(broker, retry=QUICK, fast_path=False)
     with closing(shop):
         shop.sell(*(Counted(-1 - number) for number in range(25)), *(Counted(number) for number in range(10)))
         shop.relay.start(poll=(0.01, 0.02), batch=5)
@@ -63,7 +63,7 @@ def test_what_was_refused_for_a_while_is_delivered():
         refusals.append(message.id)
         return cqrs.MessageRejected("no queue") if len(refusals) <= 2 else None
 
-    shop = Shop(PickyBroker(refuse_twice), retries=QUICK)
+    shop = Shop(PickyBroker(refuse_twice), retry=QUICK)
     with closing(shop):
         shop.sell(Counted(1))
         eventually(lambda: shop.published() == [1])
@@ -75,7 +75,7 @@ def test_an_outage_costs_no_attempt():
     """
     away = [True]
     broker = PickyBroker(lambda _: cqrs.BrokerUnavailable("gone") if away[0] else None)
-    shop = Shop(broker, retries=cqrs.RetryPolicy(attempts=1))
+    shop = Shop(broker, retry=cqrs.RetryPolicy(attempts=1))
     with closing(shop):
         for number in range(50):
             shop.sell(Counted(number))
@@ -106,7 +106,7 @@ def test_a_topic_that_cannot_be_reached_holds_up_no_other():
     Nor is it charged.
     """
     broker = PickyBroker(lambda message: cqrs.BrokerUnavailable("not allowed") if message.topic == "sales" else None)
-    shop = Shop(broker, retries=cqrs.RetryPolicy(attempts=1), fast_path=False)
+    shop = Shop(broker, retry=cqrs.RetryPolicy(attempts=1), fast_path=False)
     with closing(shop):
         shop.sell(*(Sold(str(number), number) for number in range(100)))
         shop.sell(*(Counted(number) for number in range(10)))
@@ -131,7 +131,7 @@ def test_a_middleware_that_fails_for_one_message_fails_for_no_other():
 
     outbox, broker = MemoryOutbox(strict=False), PickyBroker(lambda _: None)
     chain = cqrs.MiddlewareChain().add(choke, cqrs.OutgoingMessage)
-    options = {"broker": broker, "outbox": outbox, "middleware": chain, "retries": QUICK, "fast_path": False}
+    options = {"broker": broker, "outbox": outbox, "middleware": chain, "retry": QUICK, "fast_path": False}
     with cqrs.bootstrap(**options) as mediator:
         for number in range(6):
             mediator.events.send(Counted(number))
@@ -158,7 +158,7 @@ def test_a_broker_that_is_set_up_wrongly_costs_no_message_an_attempt(error):
                 raise error
             super().publish(messages, timeout=timeout)
 
-    shop = Shop(WrongBroker(lambda _: None), retries=cqrs.RetryPolicy(attempts=1))
+    shop = Shop(WrongBroker(lambda _: None), retry=cqrs.RetryPolicy(attempts=1))
     with closing(shop):
         shop.sell(Counted(1), Counted(2))
         eventually(lambda: shop.waiting() == 0)
@@ -170,7 +170,7 @@ def test_an_attempt_counts_from_its_beginning():
     """
     What was claimed that often by processes that died is dead when its last lease is over.
     """
-    shop = Shop(retries=QUICK, fast_path=False)
+    shop = Shop(retry=QUICK, fast_path=False)
     with closing(shop):
         shop.sell(Counted(1))
         for attempt in range(1, 4):
@@ -187,8 +187,8 @@ def test_each_topic_has_its_own_policy():
     """
     The other one is tried on.
     """
-    retries = cqrs.Retries(default=cqrs.RetryPolicy(first=30), targets={"counts": cqrs.RetryPolicy(attempts=1)})
-    shop = Shop(PickyBroker(lambda _: cqrs.MessageRejected("no")), retries=retries)
+    retries = cqrs.RetryPolicies(default=cqrs.RetryPolicy(first=30), targets={"counts": cqrs.RetryPolicy(attempts=1)})
+    shop = Shop(PickyBroker(lambda _: cqrs.MessageRejected("no")), retry=retries)
     with closing(shop):
         shop.sell(Counted(1), Sold("ada", 2))
         eventually(lambda: shop.outbox.backlog().dead == 1)
@@ -202,5 +202,5 @@ def test_retries_that_are_none_are_refused(wrong):
     """
     When the mediator is made.
     """
-    with pytest.raises(cqrs.ConfigurationError, match="retries"):
-        cqrs.bootstrap(outbox=MemoryOutbox(), retries=wrong)
+    with pytest.raises(cqrs.ConfigurationError, match="retry must be"):
+        cqrs.bootstrap(outbox=MemoryOutbox(), retry=wrong)

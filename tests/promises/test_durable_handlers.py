@@ -80,7 +80,7 @@ def test_only_the_handler_that_failed_runs_again(events, ran):
         if len(ran.of("second")) < 3:
             raise ConnectionError("not yet")
 
-    shop = Shop(events=events, retries=QUICK)
+    shop = Shop(events=events, retry=QUICK)
     with closing(shop):
         shop.sell(Packed("ada", 7))
         eventually(lambda: shop.waiting() == 0)
@@ -100,7 +100,7 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
             raise ConnectionError("no mail server at 10.0.0.7")
         ran.note("mail", event.number)
 
-    shop = Shop(events=events, retries=QUICK)
+    shop = Shop(events=events, retry=QUICK)
     with closing(shop):
         shop.sell(Shipped(1))
         eventually(lambda: shop.outbox.backlog().dead == 1)
@@ -121,7 +121,7 @@ def test_the_log_tells_where_a_handler_failed(events, ran, caplog):
     def mail(event: Shipped) -> None:
         raise KeyError("address of " + str(event.number))
 
-    shop = Shop(events=events, retries=QUICK)
+    shop = Shop(events=events, retry=QUICK)
     with closing(shop):
         shop.sell(Shipped(1))
         eventually(lambda: shop.outbox.backlog().dead == 1)
@@ -146,7 +146,7 @@ def test_an_error_that_cannot_be_shown_is_a_failure_as_any(events, ran):
             raise Mute
         ran.note("mail", event.number)
 
-    shop = Shop(events=events, retries=QUICK, threads=2)
+    shop = Shop(events=events, retry=QUICK, threads=2)
     with closing(shop):
         shop.sell(*(Shipped(number) for number in range(5)))
         eventually(lambda: (shop.outbox.backlog().dead, shop.waiting()) == (2, 0))
@@ -160,7 +160,7 @@ def test_a_handler_whose_processes_died_too_often_is_parked(events, ran):
     It is not run again, to end one more.
     """
     noting(events, ran, Shipped, "deadly")
-    shop = Shop(events=events, retries=QUICK, fast_path=False)
+    shop = Shop(events=events, retry=QUICK, fast_path=False)
     with closing(shop):
         shop.sell(Shipped(1))
         for _ in range(3):
@@ -187,7 +187,7 @@ def test_last_attempts_are_made_one_at_a_time(events, ran):
 
     for name in ("first", "second", "third"):
         events.bind(Shipped, lambda event, name=name: run(name, event), phase=DURABLE, name=name)
-    shop = Shop(events=events, retries=QUICK, fast_path=False)
+    shop = Shop(events=events, retry=QUICK, fast_path=False)
     with closing(shop):
         shop.sell(Shipped(1))
         for _ in range(2):
@@ -357,7 +357,7 @@ def test_a_follow_up_that_fails_runs_no_durable_handler_again(events, ran, caplo
     def plain(event: Plain) -> None:
         raise ValueError("not my day")
 
-    shop = Shop(events=events, retries=QUICK)
+    shop = Shop(events=events, retry=QUICK)
     with closing(shop):
         shop.sell(Packed("ada", 7))
         eventually(lambda: shop.waiting() == 0)
@@ -496,7 +496,7 @@ def test_what_waits_for_a_thread_is_given_back_when_a_relay_stops(events, ran):
             shop.sell(Shipped(number))
         shop.relay.start(poll=(0.01, 0.02))
         assert begun.wait(10)
-        stopping = threading.Thread(target=shop.relay.stop, args=(20,))
+        stopping = threading.Thread(target=shop.relay.close, args=(20,))
         stopping.start()
         go_on.set()
         stopping.join(20)
@@ -521,7 +521,7 @@ def test_a_relay_that_leaves_a_handler_running_says_so(events, ran):
         shop.sell(Shipped(1))
         shop.relay.start(poll=(0.01, 0.02))
         assert begun.wait(10)
-        assert not shop.relay.stop(0.1)
+        assert not shop.relay.close(0.1)
         go_on.set()
 
 
@@ -546,9 +546,9 @@ def test_what_a_full_pool_has_not_begun_is_given_back_when_a_relay_stops(events,
         shop.sell(Shipped(1))
         shop.relay.start(poll=(0.01, 0.02))
         eventually(lambda: shop.outbox.next_due(["label"]) not in (None, 0.0))
-        stopping = threading.Thread(target=shop.relay.stop, args=(20,))
+        stopping = threading.Thread(target=shop.relay.close, args=(20,))
         stopping.start()
-        eventually(lambda: not shop.relay._loops)
+        eventually(lambda: not shop.relay._threads)
         go_on.set()
         stopping.join(20)
         sender.join(20)

@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import cqrs_sync as cqrs
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.consumer.outage import may_pass
 from cqrs_sync.integrations.sqlalchemy import (
     Sessions,
     SessionTransactions,
@@ -24,6 +23,7 @@ from cqrs_sync.integrations.sqlalchemy import (
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.retry import is_transient
 from cqrs_sync.sql.drivers import TransactionStatus
 from tests.waiting import eventually
 
@@ -80,7 +80,7 @@ class Shop:
             middleware=cqrs.MiddlewareChain().add(self.sessions.atomic, *around),
             transactions=None if "outbox" in parts else self.sessions,
             threads=1,
-            retries=QUICK,
+            retry=QUICK,
             **{name: make(self.sessions) for name, make in parts.items()},
         )
 
@@ -254,7 +254,7 @@ def test_x1_a_handler_of_a_message_that_would_not_commit_fails(engine):
                 shop.mediator.events.receive(ARRIVED)
             (error,) = failed.value.exceptions
             assert isinstance(error, cqrs.TransactionLost)
-            assert not may_pass(failed.value)
+            assert not is_transient(failed.value)
         shop.spoil = caught_in_a_savepoint
         for _ in range(2):
             shop.mediator.events.receive(ARRIVED)

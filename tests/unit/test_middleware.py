@@ -283,6 +283,64 @@ def test_a_retry_that_gives_up_raises_what_the_last_attempt_raised(wire, request
     assert (3, []) == (len(attempts), list(broker.published))
 
 
+def test_a_retry_policy_says_how_often_a_handler_is_called(wire, requests):
+    attempts, broker = [], MemoryBroker()
+    requests.bind(Positive, failing(2, attempts))
+    retry = cqrs.RetryMiddleware(cqrs.RetryPolicy(delays=(0.01, 0.01)), on=LookupError)
+
+    assert 3 == wire(retry, broker=broker).send(Positive(1))
+    assert [b'{"words":"attempt 3"}'] == [message.body for message in broker.published]
+
+
+@pytest.mark.parametrize(
+    ("retry", "on", "count"),
+    [
+        (cqrs.RetryPolicy(delays=(0.01,)), None, 2),
+        (cqrs.RetryPolicy(delays=(0.01,)), (OSError, KeyError), 1),
+        (cqrs.RetryPolicy(attempts=1), LookupError, 1),
+    ],
+)
+def test_a_retry_policy_ends_with_the_last_error(wire, requests, retry, on, count):
+    attempts = []
+    requests.bind(Positive, failing(9, attempts))
+    with pytest.raises(LookupError):
+        wire(cqrs.RetryMiddleware(retry, on=on), broker=MemoryBroker()).send(Positive(1))
+
+    assert count == len(attempts)
+
+
+def test_a_fatal_error_is_not_retried(wire, requests):
+    attempts = []
+
+    def handle(request: Positive) -> int:
+        attempts.append(request)
+        raise cqrs.Fatal("cancelled")
+
+    requests.bind(Positive, handle)
+    with pytest.raises(cqrs.Fatal):
+        wire(cqrs.RetryMiddleware(cqrs.RetryPolicy(first=0.01))).send(Positive(1))
+
+    assert 1 == len(attempts)
+
+
+def test_no_retry_is_waited_for_beyond_the_deadline(wire, requests):
+    attempts = []
+    requests.bind(Positive, failing(9, attempts))
+    begun = time.monotonic()
+    with pytest.raises(LookupError):
+        wire(cqrs.RetryMiddleware(cqrs.RetryPolicy(first=60)), broker=MemoryBroker()).send(Positive(1), timeout=5)
+
+    assert time.monotonic() - begun < 5
+    assert 1 == len(attempts)
+
+
+def test_what_is_no_retry_is_refused():
+    with pytest.raises(cqrs.ConfigurationError, match="retry must be"):
+        cqrs.RetryMiddleware(3)
+    with pytest.raises(cqrs.ConfigurationError, match="`on` belongs to a RetryPolicy"):
+        cqrs.RetryMiddleware(up_to(3), on=OSError)
+
+
 def test_a_retry_is_not_made_for_other_errors(wire, requests):
     """
     The caller's policy decides.

@@ -13,17 +13,17 @@ from cqrs_sync.relay.relay import RelayThread
 from tests.waiting import eventually
 
 
-class RelayTask:
+class ScriptedTask:
     """Does what a list says, one step after the other: returns, or raises."""
 
     def __init__(self, *steps):
         self.steps = list(steps)
         self.done = 0
         self.finished = None
-        self.let_go_of = 0
+        self.released = 0
         self.threads = set()
 
-    def deliver(self):
+    def step(self):
         self.threads.add(threading.current_thread().name)
         step = self.steps[self.done] if self.done < len(self.steps) else None
         self.done += 1
@@ -35,7 +35,7 @@ class RelayTask:
         self.finished = drain
 
     def release_connection(self):
-        self.let_go_of += 1
+        self.released += 1
 
 
 @pytest.fixture
@@ -43,33 +43,33 @@ def run():
     threads = []
 
     def start(task, longest=60.0):
-        thread = RelayThread("cqrs-test", task, longest)
+        thread = RelayThread("test", task, longest)
         threads.append(thread)
         thread.start()
         return thread
 
     yield start
     for thread in threads:
-        thread.stop(0, drain=False)
-        assert thread.join(time.monotonic() + 5)
+        thread.finish(0, drain=False)
+        assert thread.join(5)
 
 
-def test_a_loop_goes_on_while_there_is_work(run):
+def test_a_thread_makes_steps_while_there_is_work(run):
     """
     In one thread, and sleeps then.
     """
-    task = RelayTask(0, 0, 0, None)
+    task = ScriptedTask(0, 0, 0, None)
     run(task)
 
     eventually(lambda: task.done == 4)
-    assert {"cqrs-test"} == task.threads
+    assert {"cqrs-relay-test"} == task.threads
 
 
-def test_a_loop_that_sleeps_can_be_woken(run):
+def test_a_thread_that_sleeps_can_be_woken(run):
     """
-    At once, and as often as one likes.
+    At once, any number of times.
     """
-    task = RelayTask()
+    task = ScriptedTask()
     thread = run(task)
     for count in range(1, 20):
         eventually(lambda count=count: task.done == count)
@@ -78,15 +78,15 @@ def test_a_loop_that_sleeps_can_be_woken(run):
 
 def test_a_wake_during_work_is_not_lost(run):
     """
-    Who is woken while he works looks again.
+    A thread that is woken during a step makes another one.
     """
     begun, go_on = threading.Event(), threading.Event()
 
-    class Slow(RelayTask):
-        def deliver(self):
+    class Slow(ScriptedTask):
+        def step(self):
             begun.set()
             assert go_on.wait(10)
-            return super().deliver()
+            return super().step()
 
     task = Slow()
     thread = run(task)
@@ -97,11 +97,11 @@ def test_a_wake_during_work_is_not_lost(run):
     eventually(lambda: task.done == 2)
 
 
-def test_a_loop_looks_by_itself_after_its_longest_sleep(run):
+def test_a_thread_makes_a_step_after_its_longest_sleep(run):
     """
-    Also where nobody wakes it.
+    Without being woken.
     """
-    task = RelayTask()
+    task = ScriptedTask()
     run(task, longest=0.01)
 
     eventually(lambda: task.done > 5)
@@ -117,43 +117,43 @@ def test_a_loop_looks_by_itself_after_its_longest_sleep(run):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_loop_survives_whatever_goes_wrong(run, caplog, error):
+def test_a_thread_survives_every_error(run, caplog, error):
     """
-    It says so once, tries again, and says that it goes on.
+    It says so once, tries again, and says that it works again.
     """
-    task = RelayTask(error, error, 0)
+    task = ScriptedTask(error, error, 0)
     run(task)
 
     eventually(lambda: task.done >= 4)
     lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.relay"]
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
-    assert "goes on" in lines[1]
+    assert "works again" in lines[1]
 
 
-def test_a_loop_that_ends_does_what_is_left(run):
+def test_a_thread_that_ends_does_what_is_left(run):
     """
-    And gives up its connection.
+    And releases its connection.
     """
-    task = RelayTask(None, 0, 0, None)
+    task = ScriptedTask(None, 0, 0, None)
     thread = run(task)
     eventually(lambda: task.done == 1)
-    thread.stop(time.monotonic() + 10, drain=True)
+    thread.finish(10, drain=True)
 
-    assert thread.join(time.monotonic() + 5)
+    assert thread.join(5)
     assert (4, True) == (task.done, task.finished)
-    assert task.let_go_of
+    assert task.released
 
 
-def test_a_loop_ends_in_time(run, caplog):
+def test_a_thread_ends_in_time(run, caplog):
     """
     Whatever its task still has to do.
     """
     caplog.set_level(logging.CRITICAL)
-    task = RelayTask(*[0.01] * 100_000)
+    task = ScriptedTask(*[0.01] * 100_000)
     thread = run(task)
     begun = time.monotonic()
-    thread.stop(begun + 0.2, drain=True)
+    thread.finish(0.2, drain=True)
 
-    assert thread.join(begun + 20)
+    assert thread.join(20)
     assert 0.2 <= time.monotonic() - begun < 10

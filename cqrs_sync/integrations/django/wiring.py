@@ -25,7 +25,7 @@ from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.retry import Retries, RetryPolicy
+from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.pool import Executor, ThreadPool
 
@@ -45,7 +45,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     atomic: type | tuple[type, ...] = Command,
     container: Container | punq.Container | None = None,
     broker: MessageBroker | None = None,
-    retries: Retries | RetryPolicy | None = None,
+    retry: RetryPolicy | RetryPolicies | None = None,
     fast_path: bool = True,
     threads: Executor | int | None = None,
     middleware: MiddlewareChain | Iterable[Middleware] = (),
@@ -84,7 +84,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         broker=broker,
         outbox=chosen_outbox,
         inbox=chosen_inbox,
-        retries=retries,
+        retry=retry,
         fast_path=fast_path,
         threads=threads,
         transactions=DjangoTransactions(using) if chosen_outbox is None else None,

@@ -178,7 +178,7 @@ class _Limited:
 def hostile(database: str, broker: str, directory: Path, *, count: int) -> Figures:
     """Bytes that are no messages come among good ones; each is set aside with its reason, and good ones go on."""
     with somewhere(database, broker, directory) as site:
-        worker = site.start("--unknown", "dead-letter")
+        worker = site.start("--on-unknown", "dead-letter")
         site.publish(50)
         site.wait_for(50)
         for batch in _cut(_hostile(count)):

@@ -20,7 +20,6 @@ import attrs
 import sqlalchemy as sa
 
 from cqrs_sync.broker import Group, GroupBroker, OutgoingMessage
-from cqrs_sync.consumer import Tiers
 from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 from tests.storms.consumer.shop import EFFECTS, METADATA, TOPIC, broker_at
@@ -81,7 +80,7 @@ class Site:
         METADATA.create_all(self.engine)
         #: One that no proxy is in the way of.
         self.broker: GroupBroker = broker_at(broker_url, self.exchange)
-        self.group = Group(GROUP, (TOPIC,), delays=Tiers(delayed=tuple(delays)).delays)
+        self.group = Group(GROUP, (TOPIC,), delays=tuple(sorted(set(delays))))
         self.sent: list[OutgoingMessage] = []
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: dict[subprocess.Popen[bytes], Path] = {}
@@ -105,7 +104,8 @@ class Site:
             worker = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "cqrs_sync", "consume", "--app", "tests.storms.consumer.shop:application"),
-                    *("--group", GROUP, "--delayed", ",".join(f"{delay:g}s" for delay in self.group.delays)),
+                    *("--group", GROUP, "--inline-limit", "0.5s", "--retry-delays"),
+                    ",".join(f"{delay:g}s" for delay in (0.1, 0.5, *self.group.delays)),
                     *("--grace", str(GRACE), *options),
                 ],
                 env={**self.environment, **environment},

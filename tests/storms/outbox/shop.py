@@ -155,7 +155,7 @@ def relay(lease: float, publishers: int) -> None:
     # In steps: a signal that another thread gets wakes nobody, and is seen at the next one.
     while not stop.wait(0.2):
         pass
-    shop.mediator.relay.stop(10)
+    shop.mediator.relay.close(10)
     shop.close()
 
 

@@ -7,27 +7,27 @@ import logging
 import pytest
 
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.relay.publisher import Outages
+from cqrs_sync.relay.publisher import Reachability
 
 ERROR = BrokerUnavailable("connection refused")
 
 
 @pytest.fixture
 def outages():
-    return Outages()
+    return Reachability()
 
 
 def test_while_a_broker_is_away_it_is_tried_seldom(outages):
     """
     Pauses grow to seconds, and one message finds out.
     """
-    assert not outages.probing
+    assert not outages.is_probing
     pauses = []
     for _ in range(12):
-        outages.note([], ["orders"], ERROR)
-        pauses.append(outages.pause())
+        outages.record([], ["orders"], ERROR)
+        pauses.append(outages.delay())
 
-    assert outages.probing
+    assert outages.is_probing
     assert 0 < pauses[0] < 0.3
     assert 1.4 < pauses[-1] <= 3
 
@@ -37,30 +37,30 @@ def test_a_broker_that_is_back_is_used_at_once(outages):
     For all its topics.
     """
     for topic in ("orders", "mails"):
-        outages.note([], [topic], ERROR)
-    outages.note(["orders"], [], None)
+        outages.record([], [topic], ERROR)
+    outages.record(["orders"], [], None)
 
-    assert (False, 0.0, []) == (outages.probing, outages.pause(), outages.unreachable_topics())
+    assert (False, 0.0, []) == (outages.is_probing, outages.delay(), outages.unreachable_topics())
 
 
 def test_another_topic_is_tried_first_the_next_time(outages):
     """
     It may have been the topic alone; where there is no other, it is tried a little later.
     """
-    outages.note([], ["orders"], ERROR)
+    outages.record([], ["orders"], ERROR)
 
     assert ["orders"] == outages.unreachable_topics()
-    assert outages.pause() < outages.next_topic() < 2 * 0.25
+    assert outages.delay() < outages.next_topic_delay() < 2 * 0.25
 
 
 def test_a_topic_that_cannot_be_reached_holds_up_no_other(outages):
     """
     It is left alone for a while, and the broker is not taken to be away.
     """
-    outages.note(["orders"], ["mails"], ERROR)
+    outages.record(["orders"], ["mails"], ERROR)
 
-    assert (False, 0.0, ["mails"]) == (outages.probing, outages.pause(), outages.unreachable_topics())
-    assert 0 < outages.next_topic() <= 1
+    assert (False, 0.0, ["mails"]) == (outages.is_probing, outages.delay(), outages.unreachable_topics())
+    assert 0 < outages.next_topic_delay() <= 1
 
 
 def test_an_outage_is_told_once_and_its_end_as_well(outages, caplog):
@@ -69,8 +69,8 @@ def test_an_outage_is_told_once_and_its_end_as_well(outages, caplog):
     """
     caplog.set_level(logging.INFO)
     for _ in range(100):
-        outages.note([], ["orders"], ERROR)
-    outages.note(["orders"], [], None)
+        outages.record([], ["orders"], ERROR)
+    outages.record(["orders"], [], None)
 
     assert 2 == len(caplog.records)
     assert "connection refused" in caplog.records[0].getMessage()

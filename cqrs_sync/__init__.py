@@ -8,7 +8,8 @@ nothing lost.
 
 from cqrs_sync.bootstrap import bootstrap
 from cqrs_sync.broker import IncomingMessage, MessageBroker, OutgoingMessage
-from cqrs_sync.container import Container, PunqContainer
+from cqrs_sync.container import Container
+from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.context import annotate, carried, raise_event, time_left
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter

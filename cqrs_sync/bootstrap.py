@@ -8,7 +8,8 @@ from typing import Any
 import punq
 
 from cqrs_sync.broker import MessageBroker
-from cqrs_sync.container import Container, PunqContainer
+from cqrs_sync.container import Container
+from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError

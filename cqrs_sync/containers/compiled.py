@@ -1,26 +1,28 @@
 """
-What punq does for a service, found out once and compiled into straight-line Python.
+Plans: what punq does for a service, recorded once and then repeated without punq.
 
-punq inspects every constructor again at each resolve, which is nearly all of its
-time. None of its algorithm is written a second time here: a `Recorder` is a punq
-container that runs it and notes each call of a constructor instead of making it.
-A plan is those calls, after one look at whether the registrations are still those
-it was made from.
+**What it replaces.** `punq.Container.resolve` and `instantiate`, which inspect every constructor again at each
+call. None of punq's algorithm is written a second time here: a `PlanRecorder` is a punq container that runs it and
+notes each call of a constructor instead of making it. A plan is those calls, after one look at whether the
+registrations are still those it was made from.
 
-All this leans on private parts of punq. Where they are not as known, `understood`
-says so, and everything is left to punq itself.
+**What it gains.** A command whose handler has no, one, and five services to build takes 1.2, 2 and 3.2 µs, and 21, 46
+and 102 µs with punq alone (measured through `mediator.send`). A consumer on RabbitMQ handles 3.7 times as many
+messages if their handler has three dependencies.
+
+**When to throw it away.** As soon as punq keeps what it finds out, or where handlers are so slow that the figures
+do not matter: `PunqContainer` leaves everything to punq itself if `is_supported` says no, so nothing else depends
+on this module. It uses private parts of punq; `is_supported` checks each of them.
 """
 
 from __future__ import annotations
 
 import inspect
-import keyword
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
-from types import CodeType
-from typing import Any, Final, ForwardRef, get_type_hints
+from functools import cache, partial
+from typing import Any, Final, ForwardRef, TypeAlias, get_type_hints
 from weakref import WeakValueDictionary
 
 import punq
@@ -28,21 +30,14 @@ import punq
 _SCOPES: Final = "_Registry__registrations"
 _RESOLVING: Final = ("resolve", "resolve_all", "instantiate", "_resolve_impl", "_build_impl", "_should_auto_register")
 
-_PLAN: Final = """\
-def plan():
-    if watched != seen:
-        return again()
-    try:
-{steps}
-        return {result}
-    except Exception as error:
-        failed(error)
-        raise
-"""
+#: Builds a service.
+Plan: TypeAlias = Callable[[], Any]
+#: A call of a plan: the builder, its arguments, and those of them that are results of earlier calls, by position.
+_Step: TypeAlias = tuple[Callable[..., Any], dict[str, Any], Sequence[tuple[str, int]]]
 
 
-def understood(container: punq.Container) -> bool:
-    """Tell whether this container resolves as this module knows it: the version, and each part that is used here."""
+def is_supported(container: punq.Container) -> bool:
+    """Tell whether this container resolves as this module expects: its version, and each private part used here."""
     try:
         return (
             punq.__version__.startswith("0.9.")
@@ -59,50 +54,72 @@ def understood(container: punq.Container) -> bool:
         return False
 
 
-def compiled(
-    recorder: Recorder, service: Any, again: Callable[[], Any], failed: Callable[[Exception], object]
-) -> Callable[[], Any] | None:
+def make_plan(
+    recorder: PlanRecorder, service: Any, again: Callable[[], Any], failed: Callable[[Exception], object]
+) -> Plan | None:
     """
-    Compile what punq does for a service that it has built before.
+    Record what punq does for a service that it has built before.
 
-    The plan calls `again` where a registration has changed, and `failed` with what a
-    constructor raised. None where there can be no plan.
+    The plan returns `again()` if a registration has changed, and calls `failed` with what a constructor raises.
+    Returns None if there can be no plan.
     """
     try:
-        result = recorder.value(recorder.request(service))
-    except Exception:  # noqa: BLE001 -- what stops the recorder stops punq as well, which says so itself
+        result = recorder.request(service)
+    except Exception:  # noqa: BLE001 -- punq fails in the same way, and says why
         return None
-    if not recorder.settled:
+    if not recorder.is_settled or (type(result) is _Made and result.position != len(recorder.steps) - 1):
         return None
-    registrations = recorder.registrations
-    namespace = {"watched": registrations.watched, "seen": registrations.seen, "again": again, "failed": failed}
-    namespace |= recorder.names
-    steps = "\n".join(f"        {step}" for step in recorder.steps)
-    exec(_code(_PLAN.format(steps=steps, result=result)), namespace)  # noqa: S102 -- its names are generated
-    plan: Callable[[], Any] = namespace["plan"]
+    # Otherwise the result is an instance, or a singleton that has been built.
+    build = _build_in_turn(recorder.steps) if type(result) is _Made else lambda: result
+    watched, seen = recorder.registrations.watched, recorder.registrations.seen
+
+    def plan() -> Any:
+        if watched != seen:
+            return again()
+        try:
+            return build()
+        except Exception as error:
+            failed(error)
+            raise
+
     return plan
 
 
-@lru_cache(maxsize=1024)
-def _code(source: str) -> CodeType:
-    """Compile once what many services have in common: the shape of their dependencies."""
-    return compile(source, "<container plan>", "exec")
+def _build_in_turn(steps: Sequence[_Step]) -> Callable[[], Any]:
+    if len(steps) == 1:
+        # Most handlers: their dependencies are instances or singletons.
+        build, arguments, _ = steps[0]
+        return partial(build, **arguments) if arguments else build
+
+    def build_all() -> Any:
+        made: list[Any] = []
+        for build, arguments, needs in steps:
+            if needs:
+                passed = arguments.copy()
+                for name, position in needs:
+                    passed[name] = made[position]
+                made.append(build(**passed))
+            else:
+                made.append(build(**arguments))
+        return made[-1]
+
+    return build_all
 
 
 class Locks:
-    """A lock for each singleton under construction, and one for reading registrations."""
+    """A lock for each singleton that is being built, and one for reading registrations."""
 
     def __init__(self) -> None:
         self.reset_in_child()
 
     def reset_in_child(self) -> None:
-        """Begin with new ones: the threads that held the old ones do not exist in the child."""
+        """Make new locks: the child does not have the threads that held the old ones."""
         self.reading = threading.RLock()
-        # A lock is there as long as a thread holds it or waits for it.
+        # A lock exists as long as a thread holds it or waits for it.
         self._building: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
 
     def of(self, thing: object) -> threading.RLock:
-        """Give every thread the same lock; reentrant, because a constructor may resolve something itself."""
+        """Return the same lock to every thread. It is reentrant: a constructor may resolve something itself."""
         with self.reading:
             return self._building.setdefault(id(thing), threading.RLock())
 
@@ -112,8 +129,8 @@ locks: Final = Locks()
 
 
 @cache
-def _instance_code() -> CodeType | None:
-    """Return the code of what punq wraps around an instance; a container registers itself as one."""
+def _instance_code() -> Any:
+    """Return the code of the function that punq wraps around an instance. A container registers itself as one."""
     context = punq.Container().registrations.build_context(punq.Container)
     return getattr(context.target(punq.Container).impls[-1].builder, "__code__", None)
 
@@ -123,7 +140,7 @@ def _is_instance(registration: Any) -> bool:
 
 
 class _Registrations:
-    """punq's registry, read by one thread at a time, remembering what was read."""
+    """punq's registry. One thread reads it at a time, and it notes what was read."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
@@ -133,7 +150,7 @@ class _Registrations:
         self.seen: list[list[Any]] = []
 
     def build_context(self, key: Any, existing: Any = None) -> Any:
-        """Do what punq does, without its way of keeping instances."""
+        """Do what punq does, but leave instances out of its singletons."""
         if existing is not None and key in existing.targets:
             return existing
         # Reading adds empty lists to a dictionary that punq iterates over for forward references.
@@ -141,8 +158,8 @@ class _Registrations:
             self._watch(key)
             context = self._registry.build_context(key, existing)
         target = context.target(key)
-        # punq finds a singleton by the id of its registration. The registrations of a child container that
-        # is gone leave their ids to others: one request would be served with the instances of another.
+        # punq finds a singleton by the id of its registration. The ids of a child container's registrations are
+        # used again once it is gone: one request would get the instances of another.
         target.impls = [
             registration._replace(scope=punq.Scope.transient) if _is_instance(registration) else registration
             for registration in target.impls
@@ -167,7 +184,7 @@ class _Registrations:
             scope = scope.parent
 
     def _get_needs_for_ctor(self, service: type[Any]) -> dict[str, Any]:
-        # punq prefers a registered class of the same name, from whichever module, to the one in sight.
+        # punq prefers a registered class of the same name, from any module, to the class that is in scope.
         try:
             return get_type_hints(service.__init__)
         except NameError:
@@ -177,19 +194,19 @@ class _Registrations:
             raise punq.InvalidForwardReferenceError(str(error)) from error
 
 
-class View(punq.Container):
-    """The registrations and singletons of a container, resolved by punq's code with a difference."""
+class _Resolver(punq.Container):
+    """Resolves with punq's code from the registrations and singletons of another container."""
 
     registrations: Any
 
     def __init__(self, container: punq.Container) -> None:
-        # Not punq's constructor: that registers what it makes as the Container.
+        # Not punq's constructor: it would register this object as the Container.
         self.registrations = _Registrations(container.registrations)
         self._singletons = container._singletons
         self._auto_register = False
 
     def request(self, service: Any) -> Any:
-        """Resolve what is registered, instantiate a class that is not."""
+        """Resolve what is registered; instantiate a class that is not."""
         if isinstance(service, type) and not self.registrations.build_context(service).target(service).impls:
             return self.instantiate(service)
         return self.resolve(service)
@@ -200,40 +217,51 @@ class View(punq.Container):
         return instance
 
 
-class _Made(str):
-    """What a step of the plan makes: the name it has there."""
+class Builder(_Resolver):
+    """Builds with punq's code; builds a singleton once, for any number of threads and of `list[T]` it is in."""
 
-    __slots__ = ()
+    def _build_impl(self, registration: Any, resolution_args: dict[str, Any], context: Any) -> Any:
+        if registration.scope is not punq.Scope.singleton:
+            return super()._build_impl(registration, resolution_args, context)
+        with locks.of(registration):
+            if id(registration) in self._singletons:
+                return self._reuse(registration, self._singletons[id(registration)], context)
+            built = super()._build_impl(registration, resolution_args, context)
+            # Keeps the registration alive: another one could get its id, by which punq knows the singleton.
+            self._singletons[~id(registration)] = registration
+            return built
 
 
-class Recorder(View):
-    """Runs punq's algorithm and notes what it would call; builds nothing."""
+class _Made:
+    """Stands for the result of a step while a plan is recorded."""
+
+    __slots__ = ("position",)
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+
+class PlanRecorder(_Resolver):
+    """Runs punq's code and notes the calls it would make; builds nothing."""
 
     def __init__(self, container: punq.Container) -> None:
         super().__init__(container)
-        self.steps: list[str] = []
-        self.names: dict[str, Any] = {}
-        #: Whether a plan may be made: one would build each time what singletons are not built yet.
-        self.settled = True
-        #: The services under construction; where one is missing, the way to it.
+        self.steps: list[_Step] = []
+        #: False if a plan would build a singleton again at each call, as it is not built yet.
+        self.is_settled = True
+        #: The services under construction. If one is missing, the path to it.
         self.path: list[Any] = []
 
-    def value(self, result: Any) -> str:
-        """Name a value in the plan: what a step makes, or what was there before."""
-        if type(result) is _Made:
-            return result
-        name = f"given_{len(self.names)}"
-        self.names[name] = result
-        return name
-
     def instantiate(self, service_key: type[Any], **kwargs: Any) -> Any:
-        """Note how a class would be built that nobody registered."""
+        """Note how punq builds a class that is not registered."""
         self.path.append(service_key)
         return super().instantiate(service_key, **kwargs)
 
     def resolve_all(self, service: type[Any], **kwargs: Any) -> Any:
-        """Note how the list would be made."""
-        return self._step(f"[{', '.join(map(self.value, super().resolve_all(service, **kwargs)))}]")
+        """Note how punq makes the list."""
+        return self._add(
+            _as_list, {str(number): each for number, each in enumerate(super().resolve_all(service, **kwargs))}
+        )
 
     def _resolve_impl(self, service_key: Any, *rest: Any, **named_rest: Any) -> Any:
         self.path.append(service_key)
@@ -247,12 +275,12 @@ class Recorder(View):
         if registration.scope is punq.Scope.singleton:
             if id(registration) in self._singletons:
                 return self._reuse(registration, self._singletons[id(registration)], context)
-            self.settled = False
-        noted = registration._replace(builder=self._noting(registration), scope=punq.Scope.transient)
-        return super()._build_impl(noted, resolution_args, context)
+            self.is_settled = False
+        stand_in = registration._replace(builder=self._stand_in(registration), scope=punq.Scope.transient)
+        return super()._build_impl(stand_in, resolution_args, context)
 
-    def _noting(self, registration: Any) -> Callable[..., _Made]:
-        """Make a stand-in for the builder: punq reads the same signature from it, but calling it adds a step."""
+    def _stand_in(self, registration: Any) -> Callable[..., _Made]:
+        """Make a builder in which punq reads the same signature. To call it adds a step."""
 
         def builder(**arguments: Any) -> _Made:
             return self.call(registration, arguments)
@@ -264,15 +292,13 @@ class Recorder(View):
 
     def call(self, registration: Any, arguments: dict[str, Any]) -> _Made:
         """Add the step that calls the builder of a registration."""
-        return self._step(f"{self.value(registration.builder)}({self._passed(arguments)})")
+        return self._add(registration.builder, arguments)
 
-    def _passed(self, arguments: dict[str, Any]) -> str:
-        # A registration may name arguments with any string; only what cannot be code is written as code.
-        if all(name.isascii() and name.isidentifier() and not keyword.iskeyword(name) for name in arguments):
-            return ", ".join(f"{name}={self.value(value)}" for name, value in arguments.items())
-        return f"**{{{', '.join(f'{self.value(name)}: {self.value(value)}' for name, value in arguments.items())}}}"
+    def _add(self, build: Callable[..., Any], arguments: dict[str, Any]) -> _Made:
+        needs = [(name, value.position) for name, value in arguments.items() if type(value) is _Made]
+        self.steps.append((build, arguments, needs))
+        return _Made(len(self.steps) - 1)
 
-    def _step(self, expression: str) -> _Made:
-        made = _Made(f"made_{len(self.steps)}")
-        self.steps.append(f"{made} = {expression}")
-        return made
+
+def _as_list(**items: Any) -> list[Any]:
+    return [*items.values()]

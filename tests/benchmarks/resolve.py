@@ -13,7 +13,7 @@ from functools import partial
 
 import punq
 
-from cqrs_sync.container import PunqContainer
+from cqrs_sync.containers.punq import PunqContainer
 from tests.benchmarks.figures import rounds_of, seconds
 
 

@@ -5,7 +5,7 @@ import threading
 import punq
 import pytest
 
-from cqrs_sync.container import PunqContainer
+from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.testing.contracts.container import (
     BrokenHandler,
     Clock,

@@ -11,8 +11,8 @@ import punq
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cqrs_sync.container import PunqContainer
 from cqrs_sync.containers import compiled
+from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.errors import HandlerNotBuilt
 
 SERVICES = 5
@@ -211,7 +211,8 @@ class Worlds:
 
         if all(outcomes):
             assert (
-                compiled.compiled(compiled.Recorder(self.ours[here].punq), service, again=list, failed=list) is not None
+                compiled.make_plan(compiled.PlanRecorder(self.ours[here].punq), service, again=list, failed=list)
+                is not None
             )
 
     def both(self, here: int, service: Any, *, instantiate: bool) -> bool:

@@ -11,8 +11,8 @@ import attrs
 import punq
 import pytest
 
-from cqrs_sync.container import PunqContainer
 from cqrs_sync.containers import compiled
+from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
 from cqrs_sync.testing.contracts.container import BrokenHandler
 from cqrs_sync.testing.waiting import in_threads
@@ -535,11 +535,11 @@ def test_an_unknown_punq_is_left_to_itself(monkeypatch, change):
     Where punq is not as known inside, all works through its public interface.
     """
     container = PunqContainer().register(Database, scope=punq.Scope.singleton).register(Meetings)
-    known = compiled.understood(container.punq)
+    known = compiled.is_supported(container.punq)
     change(monkeypatch, container.punq)
     handlers = resolved(container, JoinMeetingHandler)
 
-    assert (True, False) == (known, compiled.understood(container.punq))
+    assert (True, False) == (known, compiled.is_supported(container.punq))
     assert 4 == len({id(handler) for handler in handlers})
     assert {id(container.resolve(Database))} == {id(handler.meetings.database) for handler in handlers}
     with pytest.raises(HandlerNotBuilt, match=r"Calendar cannot be built: .*Rooms"):
@@ -645,14 +645,14 @@ WRONG_WIRINGS = [
     (
         Storage,
         [],
-        "Storage cannot be built: Storage is abstract; container.register(Storage, ...) with a class that is not",
+        "Storage cannot be built: Storage is abstract; container.register(Storage, ...) with a concrete class",
     ),
     (
         NeedsClock,
         [(Clock,)],
         (
             "NeedsClock cannot be built: Clock (NeedsClock -> Clock) is abstract; "
-            "container.register(Clock, ...) with a class that is not"
+            "container.register(Clock, ...) with a concrete class"
         ),
     ),
     (
@@ -691,16 +691,16 @@ WRONG_WIRINGS = [
         Unresolvable,
         [],
         (
-            "Unresolvable cannot be built: an annotation of its constructor cannot be read, "
-            "name 'Nowhere' is not defined; import what it names where it is written"
+            "Unresolvable cannot be built: punq cannot read an annotation of its constructor: "
+            "name 'Nowhere' is not defined; import the name in that module"
         ),
     ),
     (
         Misspelt,
         [],
         (
-            "Misspelt cannot be built: an annotation of its constructor cannot be read, "
-            "module 'punq' has no attribute 'Nowhere'; import what it names where it is written"
+            "Misspelt cannot be built: punq cannot read an annotation of its constructor: "
+            "module 'punq' has no attribute 'Nowhere'; import the name in that module"
         ),
     ),
     (

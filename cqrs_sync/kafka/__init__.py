@@ -1,32 +1,57 @@
 """
-Kafka's records, whichever client carries them: the CloudEvents binding, a group's places, how far a group has come.
+What both Kafka clients share: all but their settings, their errors and their quirks.
 
-It is here and not in an integration because two of them need it and they do not know
-each other: what one client has published, the other one must be able to read.
+`client` is the port that a client library implements. Over it, `publisher` and `supervisor` publish, `subscription`,
+`partitions` and `initial_offsets` receive; `cloudevents` makes records of messages, `topology` names the topics of a
+group. It is not in an integration because two of them use it: each reads what the other one has published.
 """
 
-from cqrs_sync.kafka.broker import BaseKafkaBroker, RecordGroups, TopicAdmin
-from cqrs_sync.kafka.cloudevents import KeptMessage, due_in, incoming_message, kept_messages, key_and_headers_of
-from cqrs_sync.kafka.partitions import Client, FetchBuffer, KafkaDelivery, OffsetTracker, OwnedPartition
+from cqrs_sync.kafka.broker import BaseKafkaBroker
+from cqrs_sync.kafka.client import (
+    ConsumerClient,
+    Headers,
+    OnFailure,
+    Partition,
+    PartitionOffsets,
+    ProducerClient,
+    ProducerConnector,
+    ProducerRetired,
+    SentBatch,
+    TopicAdmin,
+    TopicNotKnown,
+    Verdict,
+)
+from cqrs_sync.kafka.cloudevents import incoming_message
+from cqrs_sync.kafka.initial_offsets import InitialOffsets
+from cqrs_sync.kafka.publisher import KafkaPublisher
+from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription
-from cqrs_sync.kafka.topology import GroupTopics, PartitionOffsets, SubscriptionPlan
+from cqrs_sync.kafka.supervisor import ProducerSupervisor
+from cqrs_sync.kafka.topology import SubscriptionPlan
 
 __all__ = [
     "BaseKafkaBroker",
     "BaseKafkaSubscription",
-    "Client",
-    "FetchBuffer",
-    "GroupTopics",
-    "KafkaDelivery",
-    "KeptMessage",
-    "OffsetTracker",
-    "OwnedPartition",
+    "ClientOptions",
+    "ConsumerClient",
+    "Headers",
+    "InitialOffsets",
+    "KafkaAddress",
+    "KafkaPublisher",
+    "OnFailure",
+    "Partition",
     "PartitionOffsets",
-    "RecordGroups",
+    "ProducerClient",
+    "ProducerConnector",
+    "ProducerRetired",
+    "ProducerSupervisor",
+    "SentBatch",
     "SubscriptionPlan",
     "TopicAdmin",
-    "due_in",
+    "TopicNotKnown",
+    "Verdict",
     "incoming_message",
-    "kept_messages",
-    "key_and_headers_of",
+    "milliseconds",
+    "refuse_reserved",
+    "unknown_option",
 ]

@@ -1,4 +1,4 @@
-"""A message as a record, and back: the CloudEvents binding for Kafka, and what a group has noted on it."""
+"""Messages as records and back: the CloudEvents binding for Kafka, and the notes of a group on deferred messages."""
 
 from __future__ import annotations
 
@@ -12,27 +12,36 @@ import attrs
 from cqrs_sync.broker import NOTE, IncomingMessage, OutgoingMessage
 from cqrs_sync.errors import MessageRejected
 
-#: Headers with an attribute start with it.
-PREFIX = "ce_"
-CONTENT_TYPE = "content-type"
+#: Headers that hold an attribute start with it.
+_ATTRIBUTE = "ce_"
+_CONTENT_TYPE = "content-type"
 _NO_NOTES: Mapping[str, str] = MappingProxyType({})
-#: What most messages have, by the names of the headers.
-_ATTRIBUTES = {
-    f"{PREFIX}{name}": name
+#: Attributes that most messages have, by the names of their headers.
+_KNOWN = {
+    f"{_ATTRIBUTE}{name}": name
     for name in (
         *("specversion", "id", "source", "type", "time", "eventversion", "partitionkey"),
         *("correlationid", "causationid", "traceparent", "tracestate"),
     )
 }
-#: The topic that a message had at first, and the moment until which it waits, in milliseconds since 1970.
-TOPIC, DUE = f"{NOTE}topic", f"{NOTE}due"
+#: The topic a message was published to, and the moment until which it waits, in milliseconds since 1970.
+_TOPIC, _DUE = f"{NOTE}topic", f"{NOTE}due"
+#: Bytes of a record besides its key, body and headers, and of a header besides its name and value: at most.
+_RECORD, _HEADER = 512, 12
+#: Bytes of a note that is cut, at least.
+_SHORTEST = 16
+
+
+@attrs.frozen
+class DeferredMessage(OutgoingMessage):
+    """A message for a retry topic or the dead letter topic of a group; its headers are complete."""
+
+    headers: list[tuple[str, bytes]] = attrs.field(factory=list, repr=False)
 
 
 def key_and_headers_of(message: OutgoingMessage) -> tuple[bytes | None, list[tuple[str, bytes]]]:
     """
     Return what a record has besides its body; for a structured CloudEvent the content type is the only header.
-
-    A KeptMessage has its headers already.
 
     Raises MessageRejected for what cannot be UTF-8.
     """
@@ -41,10 +50,10 @@ def key_and_headers_of(message: OutgoingMessage) -> tuple[bytes | None, list[tup
     try:
         if headers is None:
             headers = [(f"ce_{name}", value.encode()) for name, value in message.attributes.items()]
-            headers.append((CONTENT_TYPE, message.content_type.encode()))
+            headers.append((_CONTENT_TYPE, message.content_type.encode()))
         return (None if key is None else key.encode()), headers
     except (AttributeError, UnicodeEncodeError) as error:
-        raise MessageRejected(f"its key or an attribute is no text: {error}") from error
+        raise MessageRejected(f"its key or an attribute is not text: {error}") from error
 
 
 def incoming_message(
@@ -53,127 +62,110 @@ def incoming_message(
     key: bytes | None,
     headers: Iterable[tuple[str, bytes | None]],
     *,
-    kept: bool = False,
+    deferred: bool = False,
 ) -> IncomingMessage:
     """
-    Read a record, whoever wrote it: what is not text becomes readable, nothing raises.
+    Read a record of any origin: bytes that are not text become readable, nothing raises.
 
-    What is noted on it counts only where it was `kept` by the group itself.
+    Its notes count only if the group itself has `deferred` it.
     """
     attributes: dict[str, str] = {}
     notes = _NO_NOTES
     content_type = None
     for name, value in headers:
-        # Written out, and known names first: of all that receiving costs these lines are the most.
-        attribute = _ATTRIBUTES.get(name)
+        # Written out, and known names first: these lines cost the most of all that receiving does.
+        attribute = _KNOWN.get(name)
         if attribute is not None:
             attributes[attribute] = value.decode("utf-8", "replace") if value else ""
             continue
-        kind, short = _sorted(name)
-        if kind is PREFIX:
-            attributes[short] = text(value)
-        elif kind is CONTENT_TYPE:
-            content_type = text(value)
-        elif kept and kind is NOTE:
-            notes = {**notes, short: text(value)}
-        elif kept and kind is TOPIC:
-            topic = text(value)
-    return IncomingMessage(topic, body or b"", content_type, None if key is None else text(key), attributes, notes)
+        kind, short = _classify(name)
+        if kind is _ATTRIBUTE:
+            attributes[short] = _text(value)
+        elif kind is _CONTENT_TYPE:
+            content_type = _text(value)
+        elif deferred and kind is NOTE:
+            notes = {**notes, short: _text(value)}
+        elif deferred and kind is _TOPIC:
+            topic = _text(value)
+    return IncomingMessage(topic, body or b"", content_type, None if key is None else _text(key), attributes, notes)
 
 
-def text(value: bytes | None) -> str:
-    """Read bytes that should be text."""
-    return value.decode(errors="replace") if value else ""
-
-
-@functools.lru_cache(maxsize=1024)
-def _sorted(name: str) -> tuple[str, str]:
-    """Return what kind of header it is, and the name of what it holds."""
-    name = name.lower()
-    for whole in (CONTENT_TYPE, TOPIC, DUE):
-        if name == whole:
-            return whole, name
-    for prefix in (PREFIX, NOTE):
-        if name.startswith(prefix):
-            return prefix, name.removeprefix(prefix)
-    return "", name
-
-
-#: Bytes of a record besides its key, body and headers, and of a header besides its name and value: at most.
-_RECORD, _HEADER = 512, 12
-#: Bytes that are left of a note, at least, where it has to be cut.
-_SHORTEST = 16
-
-
-@attrs.frozen
-class KeptMessage(OutgoingMessage):
-    """A message on its way into one of a group's places; `topic` is that place."""
-
-    headers: list[tuple[str, bytes]] = attrs.field(factory=list, repr=False)
-
-
-def kept_messages(
-    messages: Sequence[IncomingMessage], place: str, *, after: float | None, limit: int
-) -> list[KeptMessage]:
-    """Make records for `place` that are no larger than `limit` bytes, as far as their headers go."""
+def deferred_messages(
+    messages: Sequence[IncomingMessage], topic: str, *, after: float | None, limit: int
+) -> list[DeferredMessage]:
+    """Return messages for `topic` that are no larger than `limit` bytes, as far as their headers can be cut."""
     due = None if not after else round((_now() + after) * 1000)
-    return [_kept(message, place, due, limit) for message in messages]
+    return [_defer(message, topic, due, limit) for message in messages]
 
 
-def due_in(headers: Iterable[tuple[str, bytes | None]], delay: float) -> float:
-    """Return for how many seconds a record has to wait; never longer than `delay`, whatever clock has written it."""
+def seconds_until_due(headers: Iterable[tuple[str, bytes | None]], delay: float) -> float:
+    """Return how long a record has to wait; never longer than `delay`, whatever the clock of its writer."""
     for name, value in headers:
-        if name.lower() == DUE:
+        if name.lower() == _DUE:
             try:
-                return min(delay, max(0.0, int(text(value)) / 1000 - _now()))
+                return min(delay, max(0.0, int(_text(value)) / 1000 - _now()))
             except ValueError:
                 return 0.0
     return 0.0
 
 
-def _kept(message: IncomingMessage, place: str, due: int | None, limit: int) -> KeptMessage:
-    headers = [(TOPIC, _bytes(message.topic))]
+@functools.lru_cache(maxsize=1024)
+def _classify(name: str) -> tuple[str, str]:
+    """Return the kind of a header, and the name of what it holds."""
+    name = name.lower()
+    for whole in (_CONTENT_TYPE, _TOPIC, _DUE):
+        if name == whole:
+            return whole, name
+    for prefix in (_ATTRIBUTE, NOTE):
+        if name.startswith(prefix):
+            return prefix, name.removeprefix(prefix)
+    return "", name
+
+
+def _defer(message: IncomingMessage, topic: str, due: int | None, limit: int) -> DeferredMessage:
+    headers = [(_TOPIC, _bytes(message.topic))]
     if message.content_type is not None:
-        headers.append((CONTENT_TYPE, _bytes(message.content_type)))
+        headers.append((_CONTENT_TYPE, _bytes(message.content_type)))
     if due is not None:
-        headers.append((DUE, b"%d" % due))
-    further = [(f"{PREFIX}{name}", _bytes(value)) for name, value in message.attributes.items()]
+        headers.append((_DUE, b"%d" % due))
+    further = [(f"{_ATTRIBUTE}{name}", _bytes(value)) for name, value in message.attributes.items()]
     further += [(f"{NOTE}{name}", _bytes(value)) for name, value in message.notes.items()]
-    # A header without a name of our own would be read as another one.
-    further = [header for header in further if header[0].lower() not in {TOPIC, DUE}]
-    taken = _RECORD + len(message.body) + len(_bytes(message.key or "")) + sum(map(_size, headers))
-    return KeptMessage(
+    # A note with the name of one of these two would be read in its place.
+    further = [header for header in further if header[0].lower() not in {_TOPIC, _DUE}]
+    used = _RECORD + len(message.body) + len(_bytes(message.key or "")) + sum(map(_size, headers))
+    return DeferredMessage(
         id=message.attributes.get("id", ""),
-        topic=place,
+        topic=topic,
         type=message.attributes.get("type", ""),
         body=message.body,
         content_type=message.content_type or "",
         key=message.key,
         attributes=message.attributes,
-        headers=headers + _fitting(further, limit - taken),
+        headers=headers + _fit(further, limit - used),
     )
 
 
-def _fitting(headers: list[tuple[str, bytes]], room: int) -> list[tuple[str, bytes]]:
+def _fit(headers: list[tuple[str, bytes]], room: int) -> list[tuple[str, bytes]]:
     """
-    Return what there is room for: the small ones whole, of large notes the beginning.
+    Return the headers there is room for: small ones whole, of large notes the beginning.
 
-    Half of an attribute would be another one, so those are left out.
+    Half an attribute would be another attribute, so large ones are left out.
     """
     if sum(map(_size, headers)) <= room:
         return headers
-    # What is to be cut comes last: by then all that is left out has made room.
+    # The largest come last: by then, those that are left out have made room.
     by_size = sorted(headers, key=_size)
-    cut: dict[str, bytes] = {}
+    fitting: dict[str, bytes] = {}
     for count, (name, value) in enumerate(by_size):
         share = room // (len(by_size) - count)
+        cut = value
         if _size((name, value)) > share:
             if not name.startswith(NOTE) or (left := share - _size((name, b""))) < _SHORTEST:
                 continue
-            value = value[:left].decode(errors="ignore").encode()  # noqa: PLW2901 -- it is the same value, shorter
-        cut[name] = value
-        room -= _size((name, value))
-    return [(name, cut[name]) for name, _ in headers if name in cut]
+            cut = value[:left].decode(errors="ignore").encode()
+        fitting[name] = cut
+        room -= _size((name, cut))
+    return [(name, fitting[name]) for name, _ in headers if name in fitting]
 
 
 def _size(header: tuple[str, bytes]) -> int:
@@ -181,8 +173,12 @@ def _size(header: tuple[str, bytes]) -> int:
 
 
 def _bytes(value: str) -> bytes:
-    # What was read with errors="replace" is always text; a caller's own may be anything.
+    # Text that was read with errors="replace" can always be encoded; text of a caller may be anything.
     return value.encode(errors="replace")
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode(errors="replace") if value else ""
 
 
 def _now() -> float:

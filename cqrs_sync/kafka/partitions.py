@@ -1,4 +1,4 @@
-"""A partition in hand: how far it is finished, and what of it has to wait here."""
+"""The partitions of one consumer: which offsets are finished, and which records wait to be delivered."""
 
 from __future__ import annotations
 
@@ -7,32 +7,37 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.kafka.cloudevents import due_in
+from cqrs_sync.kafka.client import ConsumerClient, Partition
+from cqrs_sync.kafka.cloudevents import seconds_until_due
+
+#: Fetched records that are enough while nobody receives.
+_ENOUGH = 500
+#: Seconds between two commits if none is urgent.
+_COMMIT_INTERVAL = 0.1
 
 
 class OffsetTracker:
     """
     Keeps the offset up to which everything in a partition is finished, whatever the order of finishing.
 
-    Committing less than that delivers finished messages again, committing more loses
-    unfinished ones.
+    A commit of less delivers finished messages again, a commit of more loses unfinished ones.
     """
 
     def __init__(self) -> None:
         self._open: deque[int] = deque()
         self._finished: set[int] = set()
-        #: The partition is somebody else's by now.
-        self.lapsed = False
+        #: Whether the partition belongs to another member by now.
+        self.is_revoked = False
 
-    def handed_out(self, offset: int) -> None:
-        """Take note that this offset is being worked on."""
+    def deliver(self, offset: int) -> None:
+        """Note that this offset is delivered, and not finished."""
         self._open.append(offset)
 
-    def finished(self, offset: int) -> int | None:
-        """Take note that this offset is done; return the next one to read after a restart, None where it stays."""
+    def finish(self, offset: int) -> int | None:
+        """Note that this offset is finished; return the next one to read after a restart, None if it stays the same."""
         waiting, finished = self._open, self._finished
         if not waiting or waiting[0] != offset:
             finished.add(offset)
@@ -46,98 +51,98 @@ class OffsetTracker:
 
 class OwnedPartition(OffsetTracker):
     """
-    A partition that is ours.
+    A partition that is assigned to this member.
 
-    Nothing is handed out that is `reach` offsets or more behind the place that the broker
-    keeps for the group: a partition with one message that takes for ever stops there, and
-    whoever has the partition next knows what may have been in somebody's hands.
+    Nothing is delivered that is `window` offsets or more behind the committed one: an unfinished message stops its
+    partition there, and the next member knows which messages may have been delivered before.
 
-    `place` is the client's name for it. `delay` is for how long its records wait, at
-    most; None where they do not. `kept` are those that the group itself has written.
+    `delay` is how long its records wait, at most; None if they do not. `deferred` is whether the group itself has
+    written them: then their notes count.
     """
 
-    def __init__(self, place: Any, origin: str, *, reach: int, delay: float | None = None, kept: bool = False) -> None:
+    def __init__(
+        self, topic: str, number: int, *, window: int, delay: float | None = None, deferred: bool = False
+    ) -> None:
         super().__init__()
-        self.place = place
-        self.origin = origin
+        self.key: Partition = (topic, number)
+        self.origin = f"{topic}[{number}]"
         self.delay = delay
-        self.kept = kept
-        #: Records that are not due yet, with the moment they are; and those beyond the limit.
-        self.early: deque[tuple[float, Any]] = deque()
-        self.beyond: deque[Any] = deque()
-        #: The next one to read, as far as it is finished here, until the broker has confirmed it.
+        self.deferred = deferred
+        #: Records that are not due yet, with the moment they are; and those beyond the window.
+        self.not_due: deque[tuple[float, Any]] = deque()
+        self.overflow: deque[Any] = deque()
+        #: The offset to commit, until the broker has confirmed it.
         self.uncommitted: int | None = None
-        #: Nobody has had this offset or later ones before.
-        self.untouched: int | None = None
-        #: Up to here may be handed out, and from here on it is high time to commit.
-        self.limit = self.commit_at = 0
-        self._reach = reach
+        #: This offset and later ones were never delivered before.
+        self.first_undelivered: int | None = None
+        #: Offsets below this one may be delivered; a commit from `urgent_from` on is urgent.
+        self.window_end = self.urgent_from = 0
+        self._window = window
 
     @property
-    def waits(self) -> bool:
-        """Whether some of it is held back here: nothing more should be fetched."""
-        return bool(self.early or self.beyond)
+    def is_blocked(self) -> bool:
+        """Whether some of its records are held back here, so that no more should be fetched."""
+        return bool(self.not_due or self.overflow)
 
     def begin(self, offset: int) -> None:
-        """Take note of the first offset that was read: the broker's place for the group is not behind it."""
-        self.untouched = offset + self._reach
-        self._limit_from(offset)
+        """Note the first offset that was read: the group has committed no later one."""
+        self.first_undelivered = offset + self._window
+        self._move_window(offset)
 
-    def reaches(self, offset: int) -> bool:
-        """Tell whether this offset may be handed out."""
-        if offset < self.limit:
+    def is_in_window(self, offset: int) -> bool:
+        """Tell whether this offset may be delivered."""
+        if offset < self.window_end:
             return True
         if self._open or self.uncommitted is not None:
             return False
-        # Everything is done and known to be: there is a gap in the offsets.
-        self._limit_from(offset)
+        # Everything is finished and committed: there is a gap in the offsets.
+        self._move_window(offset)
         return True
 
-    def committed(self, offset: int) -> None:
-        """Take note that the broker keeps this place."""
+    def confirm_commit(self, offset: int) -> None:
+        """Note that the broker keeps this offset."""
         if self.uncommitted == offset:
             self.uncommitted = None
-        self._limit_from(offset)
+        self._move_window(offset)
 
-    def committing(self, offset: int) -> None:
-        """Take note that the broker was asked to keep this place: once more is not urgent."""
-        self.commit_at = offset + self._reach // 4
+    def request_commit(self, offset: int) -> None:
+        """Note that the broker was asked to keep this offset: the next commit is not urgent."""
+        self.urgent_from = offset + self._window // 4
 
-    def _limit_from(self, offset: int) -> None:
-        self.limit = max(self.limit, offset + self._reach)
-        self.commit_at = max(self.commit_at, offset + self._reach // 4)
+    def _move_window(self, offset: int) -> None:
+        self.window_end = max(self.window_end, offset + self._window)
+        self.urgent_from = max(self.urgent_from, offset + self._window // 4)
 
 
 class KafkaDelivery:
-    """One record of a partition; `settle` is told once, with the delivery and whether it is done."""
+    """One record; it calls `settle` once, with itself and whether it is done."""
 
-    __slots__ = ("_settle", "holding", "message", "offset", "redeliveries")
+    __slots__ = ("_settle", "message", "offset", "partition", "redeliveries")
 
     def __init__(
         self,
         message: IncomingMessage,
-        holding: OwnedPartition,
+        partition: OwnedPartition,
         offset: int,
         redeliveries: int,
         settle: Callable[[KafkaDelivery, bool], None],
     ) -> None:
         self.message = message
-        #: The partition it came from, while that was ours.
-        self.holding = holding
+        self.partition = partition
         self.offset = offset
-        #: Kafka does not count: 1 where somebody may have had it in hand before.
+        #: Kafka does not count: 1 if the message may have been delivered before.
         self.redeliveries = redeliveries
         self._settle: Callable[[KafkaDelivery, bool], None] | None = settle
 
     @property
     def origin(self) -> str:
         """Its topic, partition and offset: `meetings[3]@1042`."""
-        return f"{self.holding.origin}@{self.offset}"
+        return f"{self.partition.origin}@{self.offset}"
 
     @property
     def lapsed(self) -> bool:
-        """Whether it was settled, or its partition is somebody else's by now."""
-        return self._settle is None or self.holding.lapsed
+        """Whether it was settled, or its partition belongs to another member by now."""
+        return self._settle is None or self.partition.is_revoked
 
     def ack(self) -> None:
         """It is done: never deliver it again."""
@@ -154,177 +159,148 @@ class KafkaDelivery:
             settle(self, False)
 
 
-#: Fetched records that are enough while nobody receives.
-_ENOUGH = 500
-#: Seconds between two commits where none is urgent.
-_COMMIT = 0.1
-
-
-class Client(Protocol):
-    """What the two clients do differently; `place` is what each calls a partition."""
-
-    def offset_of(self, record: Any, /) -> int:
-        """Return where it is in its partition."""
-
-    def headers_of(self, record: Any, /) -> Iterable[tuple[str, bytes | None]]:
-        """Return its headers as they came."""
-
-    def message_of(self, record: Any, /, *, kept: bool) -> IncomingMessage:
-        """Read it."""
-
-    def pause(self, places: Collection[Any], /) -> None:
-        """Fetch nothing of these partitions."""
-
-    def resume(self, places: Collection[Any], /) -> None:
-        """Go on with them."""
-
-    def commit(self, finished: dict[Any, int], /) -> None:
-        """Have the broker keep these places, without waiting; `FetchBuffer.committed` is told."""
-
-
 class FetchBuffer:
     """
-    The partitions of one consumer, for its one thread.
+    What one consumer has fetched and not delivered yet, for its one thread.
 
-    A record that is not due yet, or too far from the first unfinished one, waits here, and
-    its partition is paused; all others go on.
+    A record that is not due, or beyond the window of its partition, waits here while its partition is paused; all
+    other partitions go on.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.holdings: dict[Any, OwnedPartition] = {}
-        #: What is finished and not known to be committed.
-        self.finished: dict[Any, int] = {}
-        #: Whether it was told its partitions, be they none.
-        self.was_told = False
-        #: Partitions that the client fetches nothing of.
-        self.paused: set[Any] = set()
+    def __init__(self, client: ConsumerClient) -> None:
+        self.partitions: dict[Partition, OwnedPartition] = {}
+        #: Offsets that are finished, and not known to be committed.
+        self.uncommitted: dict[Partition, int] = {}
+        #: Whether the group has told the member its partitions, even if there are none.
+        self.was_assigned = False
+        self._paused: set[Partition] = set()
         self._client = client
         self._ready: deque[tuple[OwnedPartition, Any]] = deque()
-        #: What was given back: of each partition the oldest comes first.
+        #: Deliveries that came back: the oldest of each partition first.
         self._returned: list[tuple[int, int, KafkaDelivery]] = []
         self._count = itertools.count()
-        #: Those with records that wait for their time.
-        self._early: set[OwnedPartition] = set()
+        #: Partitions with records that are not due.
+        self._delayed: set[OwnedPartition] = set()
         self._commit_after = 0.0
 
-    def got(self, holdings: Iterable[OwnedPartition]) -> None:
+    def assign(self, partitions: Iterable[OwnedPartition]) -> None:
         """Begin with partitions."""
-        self.was_told = True
-        self.holdings.update((holding.place, holding) for holding in holdings)
+        self.was_assigned = True
+        self.partitions.update((partition.key, partition) for partition in partitions)
 
-    def lost(self, places: Collection[Any]) -> dict[Any, int]:
-        """Forget partitions; returns what was finished in them and is not known to be committed."""
-        for place in places:
-            if place in self.holdings:
-                holding = self.holdings.pop(place)
-                holding.lapsed = True
-                self._early.discard(holding)
-        self.paused.difference_update(places)
-        self._ready = deque(entry for entry in self._ready if not entry[0].lapsed)
-        return {place: self.finished.pop(place) for place in places if place in self.finished}
+    def revoke(self, keys: Collection[Partition]) -> dict[Partition, int]:
+        """Forget partitions; return what was finished in them and is not known to be committed."""
+        for key in keys:
+            if key in self.partitions:
+                partition = self.partitions.pop(key)
+                partition.is_revoked = True
+                self._delayed.discard(partition)
+        self._paused.difference_update(keys)
+        self._ready = deque(entry for entry in self._ready if not entry[0].is_revoked)
+        return {key: self.uncommitted.pop(key) for key in keys if key in self.uncommitted}
 
-    def take(self, place: Any, records: list[Any]) -> None:
-        """Take in what was fetched of a partition."""
-        holding = self.holdings.get(place)
-        if holding is None or not records:
-            return  # fetched before it was given away
-        if holding.untouched is None:
-            holding.begin(self._client.offset_of(records[0]))
-        if holding.delay is None:
-            self._ready.extend(zip(itertools.repeat(holding), records))
+    def add(self, key: Partition, records: list[Any]) -> None:
+        """Add what was fetched from a partition."""
+        partition = self.partitions.get(key)
+        if partition is None or not records:
+            return  # fetched before the partition was revoked
+        if partition.first_undelivered is None:
+            partition.begin(self._client.offset_of(records[0]))
+        if partition.delay is None:
+            self._ready.extend(zip(itertools.repeat(partition), records))
             return
         now = time.monotonic()
-        headers_of, delay = self._client.headers_of, holding.delay
-        holding.early.extend((now + due_in(headers_of(record), delay), record) for record in records)
-        self._early.add(holding)
+        headers_of, delay = self._client.headers_of, partition.delay
+        partition.not_due.extend((now + seconds_until_due(headers_of(record), delay), record) for record in records)
+        self._delayed.add(partition)
 
-    def hand_out(self, most: int) -> list[KafkaDelivery]:
-        """Return the next records that may be handed out, `most` of them."""
-        if self._early:
-            self._let_go()
-        came: list[KafkaDelivery] = []
-        while self._returned and len(came) < most:
+    def poll(self, limit: int) -> list[KafkaDelivery]:
+        """Return the next records that may be delivered, `limit` at most."""
+        if self._delayed:
+            self._release_due()
+        deliveries: list[KafkaDelivery] = []
+        while self._returned and len(deliveries) < limit:
             _, _, old = heapq.heappop(self._returned)
-            if not old.holding.lapsed:
-                came.append(KafkaDelivery(old.message, old.holding, old.offset, old.redeliveries + 1, self.settle))
+            if not old.partition.is_revoked:
+                again = old.redeliveries + 1
+                deliveries.append(KafkaDelivery(old.message, old.partition, old.offset, again, self.settle))
         ready, offset_of, message_of = self._ready, self._client.offset_of, self._client.message_of
-        while ready and len(came) < most:
-            holding, record = ready.popleft()
+        while ready and len(deliveries) < limit:
+            partition, record = ready.popleft()
             offset = offset_of(record)
-            if holding.beyond or not (offset < holding.limit or holding.reaches(offset)):
-                holding.beyond.append(record)
+            if partition.overflow or not (offset < partition.window_end or partition.is_in_window(offset)):
+                partition.overflow.append(record)
                 continue
-            holding.handed_out(offset)
-            certain = holding.untouched is not None and offset >= holding.untouched
-            message = message_of(record, kept=holding.kept)
-            came.append(KafkaDelivery(message, holding, offset, 0 if certain else 1, self.settle))
-        return came
+            partition.deliver(offset)
+            is_first = partition.first_undelivered is not None and offset >= partition.first_undelivered
+            message = message_of(record, deferred=partition.deferred)
+            deliveries.append(KafkaDelivery(message, partition, offset, 0 if is_first else 1, self.settle))
+        return deliveries
 
-    def idle_for(self, timeout: float) -> float:
-        """Return the seconds to the next record that waits for its time, or commit; `timeout` at most."""
-        if self.finished:
-            timeout = min(timeout, _COMMIT)
-        if not self._early:
+    def idle_timeout(self, timeout: float) -> float:
+        """Return the seconds until a record is due or a commit is, `timeout` at most."""
+        if self.uncommitted:
+            timeout = min(timeout, _COMMIT_INTERVAL)
+        if not self._delayed:
             return timeout
-        first = min(holding.early[0][0] for holding in self._early)
+        first = min(partition.not_due[0][0] for partition in self._delayed)
         return max(0.0, min(timeout, first - time.monotonic()))
 
     def settle(self, delivery: KafkaDelivery, done: bool) -> None:
-        """Settle a delivery; it does nothing where its partition has gone to another member."""
-        holding = delivery.holding
-        if holding.lapsed:
+        """Settle a delivery; this does nothing after its partition was revoked."""
+        partition = delivery.partition
+        if partition.is_revoked:
             return
         if not done:
             heapq.heappush(self._returned, (delivery.offset, next(self._count), delivery))
             return
-        watermark = holding.finished(delivery.offset)
-        if watermark is not None:
-            holding.uncommitted = self.finished[holding.place] = watermark
+        offset = partition.finish(delivery.offset)
+        if offset is not None:
+            partition.uncommitted = self.uncommitted[partition.key] = offset
             now = time.monotonic()
-            if now >= self._commit_after or watermark >= holding.commit_at:
+            if now >= self._commit_after or offset >= partition.urgent_from:
                 self._commit(now)
-                holding.committing(watermark)
+                partition.request_commit(offset)
 
-    def commit(self, now: float) -> None:
-        """Have everything committed that is finished, unless that was done a moment ago."""
-        if self.finished and now >= self._commit_after:
+    def commit_if_due(self, now: float) -> None:
+        """Commit what is finished, unless that was done a moment ago."""
+        if self.uncommitted and now >= self._commit_after:
             self._commit(now)
 
-    def committed(self, place: Any, offset: int) -> None:
-        """Take note that the broker keeps this place."""
-        if self.finished.get(place) == offset:
-            del self.finished[place]
-        holding = self.holdings.get(place)
-        if holding is not None:
-            holding.committed(offset)
-            if holding.beyond:
-                self._ready.extendleft((holding, record) for record in reversed(holding.beyond))
-                holding.beyond.clear()
+    def confirm_commit(self, key: Partition, offset: int) -> None:
+        """Note that the broker keeps this offset."""
+        if self.uncommitted.get(key) == offset:
+            del self.uncommitted[key]
+        partition = self.partitions.get(key)
+        if partition is not None:
+            partition.confirm_commit(offset)
+            if partition.overflow:
+                self._ready.extendleft((partition, record) for record in reversed(partition.overflow))
+                partition.overflow.clear()
 
-    def pause_and_resume(self, besides: Collection[Any] = ()) -> None:
-        """Have the client fetch what there is room for: nothing of partitions that wait, and of those `besides`."""
-        wanted = {place for place, holding in self.holdings.items() if holding.waits or place in besides}
+    def pause_and_resume(self, besides: Collection[Partition] = ()) -> None:
+        """Let the client fetch what there is room for: nothing from blocked partitions, and from those `besides`."""
+        to_pause = {key for key, partition in self.partitions.items() if partition.is_blocked or key in besides}
         if len(self._ready) >= _ENOUGH:
-            wanted.update(self.holdings)
-        if wanted != self.paused:
-            self._client.pause(wanted - self.paused)
-            self._client.resume(self.paused - wanted)
-            self.paused = wanted
+            to_pause.update(self.partitions)
+        if to_pause != self._paused:
+            self._client.pause(to_pause - self._paused)
+            self._client.resume(self._paused - to_pause)
+            self._paused = to_pause
 
     def close(self) -> None:
-        """Nothing of it can be settled any more."""
-        self.lost(list(self.holdings))
+        """Forget everything: nothing of it can be settled any more."""
+        self.revoke(list(self.partitions))
 
     def _commit(self, now: float) -> None:
-        self._commit_after = now + _COMMIT
-        self._client.commit(self.finished)
+        self._commit_after = now + _COMMIT_INTERVAL
+        self._client.commit(self.uncommitted)
 
-    def _let_go(self) -> None:
-        """Hand on what has waited for its time."""
+    def _release_due(self) -> None:
         now = time.monotonic()
-        for holding in list(self._early):
-            early = holding.early
-            while early and early[0][0] <= now:
-                self._ready.append((holding, early.popleft()[1]))
-            if not early:
-                self._early.discard(holding)
+        for partition in list(self._delayed):
+            not_due = partition.not_due
+            while not_due and not_due[0][0] <= now:
+                self._ready.append((partition, not_due.popleft()[1]))
+            if not not_due:
+                self._delayed.discard(partition)

@@ -1,12 +1,10 @@
-"""
-Where Kafka is, whichever client connects to it.
-
-It is here and not in an integration because two of them need it and they do not know each other.
-"""
+"""Where Kafka is, and what both clients do with options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 import attrs
@@ -19,7 +17,7 @@ _SECURITY = {"kafka": ("PLAINTEXT", "SASL_PLAINTEXT"), "kafkas": ("SSL", "SASL_S
 
 @attrs.frozen
 class KafkaAddress:
-    """Servers, and what a URL says besides, which is nothing where it was none."""
+    """Servers, and what a URL says besides."""
 
     servers: tuple[str, ...]
     security_protocol: str | None = None
@@ -33,7 +31,7 @@ class KafkaAddress:
         """
         Read `"host:port,host:port"`, a list of `"host:port"`, or `kafka://user:password@host:port?option=value`.
 
-        Raises ConfigurationError for a URL of something else, or of no host.
+        Raises ConfigurationError for another scheme, or a URL without a host.
         """
         if not isinstance(servers_or_url, str):
             return cls(tuple(servers_or_url))
@@ -54,3 +52,31 @@ class KafkaAddress:
             (unquote(user), unquote(password)) if secret else None,
             tuple(parse_qsl(query)),
         )
+
+
+@attrs.frozen
+class ClientOptions:
+    """Where the brokers are, and the complete options for both kinds of client."""
+
+    servers: tuple[str, ...]
+    # They may hold passwords.
+    producer: Mapping[str, Any] = attrs.field(repr=False)
+    consumer: Mapping[str, Any] = attrs.field(repr=False)
+
+
+def refuse_reserved(name: str, reserved: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for an option that users cannot set, with the reason."""
+    if name in reserved:
+        raise ConfigurationError(f"the option {name!r} cannot be set: {reserved[name]}")
+
+
+def unknown_option(client: str, name: str, known: Iterable[str]) -> ConfigurationError:
+    """Return the error for an option that the client does not have, with a near name."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    return ConfigurationError(f"{client} has no option {name!r}{hint}")
+
+
+def milliseconds(seconds: float) -> int:
+    """Return seconds as the clients want them."""
+    return round(seconds * 1000)

@@ -1,178 +1,165 @@
-"""The places of a group: topics in which it keeps what it has set aside."""
+"""The topics of a group: those it receives from, its retry topics, and its dead letter topic."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import attrs
 
 from cqrs_sync.broker import Group, GroupBacklog, Piece
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, CqrsError
+from cqrs_sync.kafka.client import Partition, PartitionOffsets
 from cqrs_sync.kafka.partitions import OwnedPartition
 
-_LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,200}")
+_LEGAL_GROUP = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 _LEGAL_TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")
-#: Offsets between the group's place and the last one handed out: so many times what a subscription holds.
-_REACH, _LEAST = 10, 1000
+#: Offsets between the committed one and the last one delivered: so many times the prefetch, and at least so many.
+_WINDOW_FACTOR, _LEAST_WINDOW = 10, 1000
 
 
-@attrs.frozen
-class PartitionOffsets:
-    """How far a partition goes, and how far somebody has come; None where nobody ever began."""
-
-    first: int
-    end: int
-    kept: int | None = None
-
-    @property
-    def left(self) -> int:
-        """How many there are to read for somebody who begins with the first one."""
-        return max(0, self.end - max(self.first, self.kept or 0))
+@functools.lru_cache(maxsize=1024)
+def check_topic(topic: str, error: type[CqrsError]) -> None:
+    """Raise `error` for a name that no broker accepts: clients would ask about it until the time is over."""
+    if not isinstance(topic, str) or not _LEGAL_TOPIC.fullmatch(topic):
+        raise error(f"{topic!r} cannot be a topic: use letters, digits, '.', '_' and '-', 249 at most")
 
 
 @attrs.frozen
 class SubscriptionPlan:
-    """What a consumer reads, and as whom."""
+    """What a consumer reads, and as which group."""
 
     group: str
     topics: tuple[str, ...]
-    #: Takes a partition in hand: the client's name for it, its topic, its number.
-    holding: Callable[[Any, str, int], OwnedPartition]
-    #: Topics of which a new group reads everything, instead of what comes from then on.
-    whole: frozenset[str] = frozenset()
-    #: Whether it takes all partitions without asking who else is in the group.
-    alone: bool = False
+    #: Makes the partition of a topic.
+    partition: Callable[[str, int], OwnedPartition]
+    #: Topics that a new group reads from their first record on, not from their end on.
+    from_beginning: frozenset[str] = frozenset()
+    #: Whether it takes all partitions without joining the group.
+    standalone: bool = False
 
     @classmethod
     def of(cls, topics: tuple[str, ...], group: str) -> SubscriptionPlan:
-        """Read topics as a group that has no places of its own."""
-        return cls(group, topics, lambda place, topic, number: _holding(place, topic, number, reach=_LEAST))
+        """Read topics as a group without retry topics."""
+        return cls(group, topics, lambda topic, number: OwnedPartition(topic, number, window=_LEAST_WINDOW))
 
 
 class GroupTopics:
     """
-    Names of topics.
+    Names the topics of a group.
 
-    `<group>.retry.<seconds>` for each delay, `<group>.retry.0` for what comes again at
-    once, `<group>.dead` for good. The delay of a place is constant, so its records are due
-    in the order they were written.
+    `<group>.retry.<seconds>` for each delay, `<group>.retry.0` for messages that come again at once, `<group>.dead`
+    for dead letters. All records of a retry topic have the same delay, so they are due in the order they were written.
 
-    Raises ConfigurationError for a group that no topic can be called after, and for what cannot be a topic.
+    Raises ConfigurationError for names that cannot be a group or a topic.
     """
 
     def __init__(self, group: Group) -> None:
-        if not _LEGAL.fullmatch(group.name):
+        if not _LEGAL_GROUP.fullmatch(group.name):
             raise ConfigurationError(
                 f"{group.name!r} cannot be a group: its topics are called after it,"
                 " so use letters, digits, '.', '_' and '-', 200 at most"
             )
         if not group.topics:
-            raise ConfigurationError(f"there is nothing to receive for {group.name}: name a topic")
+            raise ConfigurationError(f"the group {group.name} receives nothing: name a topic")
         for topic in group.topics:
-            if not _LEGAL_TOPIC.fullmatch(topic):
-                raise ConfigurationError(
-                    f"{topic!r} cannot be a topic: use letters, digits, '.', '_' and '-', 249 at most"
-                )
+            check_topic(topic, ConfigurationError)
         self.group = group
-        #: Topics to wait in, with the seconds.
+        #: The retry topics, with their delays in seconds.
         self.retry = {f"{group.name}.retry.{_number(delay)}": delay for delay in sorted({0.0, *group.delays})}
         self.dead = f"{group.name}.dead"
-        #: Who reads the dead letters: its place tells which are removed.
+        #: The group that reads the dead letters: its committed offset tells which are removed.
         self.reader = f"{self.dead}.reader"
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """All that a subscription of the group receives from."""
+        """The topics that a subscription of the group receives from."""
         return (*self.group.topics, *self.retry)
 
     @property
     def own(self) -> tuple[str, ...]:
-        """All that belongs to the group alone."""
+        """The topics that belong to the group alone."""
         return (*self.retry, self.dead)
 
-    def place(self, after: float | None) -> str:
-        """Return the place for what comes again after so many seconds; raises ValueError where there is none."""
-        if after is None:
+    def topic_for(self, delay: float | None) -> str:
+        """Return the retry topic of this delay, for None the dead letter topic; raises ValueError if there is none."""
+        if delay is None:
             return self.dead
-        for topic, delay in self.retry.items():
-            if delay == after:
+        for topic, seconds in self.retry.items():
+            if seconds == delay:
                 return topic
         known = ", ".join(map(_number, self.group.delays)) or "none"
-        raise ValueError(f"{self.group.name} has no delay of {_number(after)} s: {known}")
+        raise ValueError(f"{self.group.name} has no delay of {_number(delay)} s, only: {known}")
 
-    def reading(self) -> SubscriptionPlan:
-        """Read what is for the group, its places to wait in from their first record on."""
-        reach = max(_REACH * self.group.prefetch, _LEAST)
+    def plan(self) -> SubscriptionPlan:
+        """Read the topics of the group, and its retry topics from their first record on."""
+        window = max(_WINDOW_FACTOR * self.group.prefetch, _LEAST_WINDOW)
 
-        def holding(place: Any, topic: str, number: int) -> OwnedPartition:
+        def partition(topic: str, number: int) -> OwnedPartition:
             delay = self.retry.get(topic)
-            # 0 is None here: nothing has to wait.
-            return _holding(place, topic, number, reach=reach, delay=delay or None, kept=delay is not None)
+            # A delay of 0 becomes None: nothing has to wait.
+            return OwnedPartition(topic, number, window=window, delay=delay or None, deferred=delay is not None)
 
-        return SubscriptionPlan(self.group.name, self.topics, holding, whole=frozenset(self.retry))
+        return SubscriptionPlan(self.group.name, self.topics, partition, from_beginning=frozenset(self.retry))
 
-    def keeping_place(self) -> SubscriptionPlan:
-        """Read nothing, without joining: opened, it has the broker keep the place of a new group."""
-        return attrs.evolve(self.reading(), alone=True)
+    def offsets_plan(self) -> SubscriptionPlan:
+        """Read nothing and do not join: a subscription that is opened and closed commits the offsets of a new group."""
+        return attrs.evolve(self.plan(), standalone=True)
 
-    def reading_dead(self) -> SubscriptionPlan:
-        """Read the dead letters; they may all be looked at before one is removed."""
+    def dead_letter_plan(self) -> SubscriptionPlan:
+        """Read the dead letters, without a limit before the first one is removed."""
+        return SubscriptionPlan(
+            self.reader,
+            (self.dead,),
+            lambda topic, number: OwnedPartition(topic, number, window=sys.maxsize, deferred=True),
+            from_beginning=frozenset({self.dead}),
+            standalone=True,
+        )
 
-        def holding(place: Any, topic: str, number: int) -> OwnedPartition:
-            return _holding(place, topic, number, reach=sys.maxsize, kept=True)
-
-        return SubscriptionPlan(self.reader, (self.dead,), holding, whole=frozenset({self.dead}), alone=True)
-
-    def wanted(self, partitions: int) -> dict[str, int]:
-        """Return how many partitions each topic should have, -1 where the broker knows."""
-        # One: dead letters are read in their order.
+    def partition_counts(self, partitions: int) -> dict[str, int]:
+        """Return how many partitions each topic should have, -1 for the broker's default."""
+        # Dead letters have one: they are read in their order.
         return {**dict.fromkeys((*self.group.topics, *self.retry), partitions), self.dead: 1}
 
-    def pieces(self, there: Mapping[str, int], partitions: int) -> list[Piece]:
-        """Compare topics and their partitions with what the group needs."""
-        return [_piece(topic, there.get(topic), wanted) for topic, wanted in self.wanted(partitions).items()]
+    def pieces(self, existing: Mapping[str, int], partitions: int) -> list[Piece]:
+        """Compare the topics that exist, and their partitions, with what the group needs."""
+        return [_piece(topic, existing.get(topic), count) for topic, count in self.partition_counts(partitions).items()]
 
-    def missing(self, there: Mapping[str, int], partitions: int, topics: Iterable[str]) -> dict[str, int]:
-        """Return which of these topics are to be made, with their partitions; raises ConfigurationError as `join`."""
-        wanted = self.wanted(partitions)
+    def missing(self, existing: Mapping[str, int], partitions: int, topics: Iterable[str]) -> dict[str, int]:
+        """Return which of these topics to create, with their partitions; raises ConfigurationError as `join` does."""
+        counts = self.partition_counts(partitions)
         for topic in topics:
-            piece = _piece(topic, there.get(topic), wanted[topic])
+            piece = _piece(topic, existing.get(topic), counts[topic])
             if piece.state == "different":
                 raise ConfigurationError(f"the topic {topic!r} {piece.trouble}")
-        return {topic: wanted[topic] for topic in topics if topic not in there}
+        return {topic: counts[topic] for topic in topics if topic not in existing}
 
-    def backlog(
-        self, group: Mapping[tuple[str, int], PartitionOffsets], dead: Sequence[PartitionOffsets]
-    ) -> GroupBacklog:
+    def backlog(self, offsets: Mapping[Partition, PartitionOffsets], dead: Sequence[PartitionOffsets]) -> GroupBacklog:
         """Add up what waits."""
-        begun = {topic for (topic, _), offsets in group.items() if offsets.kept is not None}
+        begun = {topic for (topic, _), one in offsets.items() if one.committed is not None}
         waiting = {
-            # Where the group has never been it begins at the end; in partitions that came later, at the beginning.
-            f"{topic}[{number}]": offsets.left if topic in begun else 0
-            for (topic, number), offsets in group.items()
+            # A group that is new to a topic begins at its end; partitions that were added later are read whole.
+            f"{topic}[{number}]": one.lag if topic in begun else 0
+            for (topic, number), one in offsets.items()
             if topic not in self.retry
         }
-        delayed = sum(offsets.left for (topic, _), offsets in group.items() if topic in self.retry)
-        return GroupBacklog(waiting, delayed, sum(offsets.left for offsets in dead))
+        delayed = sum(one.lag for (topic, _), one in offsets.items() if topic in self.retry)
+        return GroupBacklog(waiting, delayed, sum(one.lag for one in dead))
 
 
-def _holding(place: Any, topic: str, number: int, **what: Any) -> OwnedPartition:
-    return OwnedPartition(place, f"{topic}[{number}]", **what)
-
-
-def _piece(topic: str, there: int | None, wanted: int) -> Piece:
-    if there is None:
-        details = f"{wanted} partition(s)" if wanted > 0 else "as many partitions as the broker makes"
+def _piece(topic: str, existing: int | None, wanted: int) -> Piece:
+    if existing is None:
+        details = f"{wanted} partition(s)" if wanted > 0 else "the broker's default number of partitions"
         return Piece("topic", topic, details)
-    details = f"{there} partition(s)"
-    if there >= wanted:
+    details = f"{existing} partition(s)"
+    if existing >= wanted:
         return Piece("topic", topic, details, "there")
     trouble = (
-        f"has {there} partition(s) and {wanted} are asked for: ask for {there}, or let what is in it be read and run"
-        f" `kafka-topics.sh --alter --topic {topic} --partitions {wanted}` (keys will be in other partitions then)"
+        f"has {existing} partition(s), {wanted} are asked for: ask for {existing}, or let the group finish what is in"
+        f" it and run `kafka-topics.sh --alter --topic {topic} --partitions {wanted}`"
+        " (keys move to other partitions then)"
     )
     return Piece("topic", topic, details, "different", trouble)
 

@@ -372,12 +372,12 @@ class KafkaOutages:
         """
         A freeze shorter than the deadline delays a call, and the same producer confirms it.
         """
-        producer = broker._together._producer
+        producer = broker._publisher.batching._producer
         own_kafka.freeze()
         thaw = threading.Timer(0.15, own_kafka.thaw)
         thaw.start()
 
-        assert (None, True) == (publish(broker)[0], broker._together._producer is producer)
+        assert (None, True) == (publish(broker)[0], broker._publisher.batching._producer is producer)
         thaw.join()
 
     def test_publishing_works_again_after_the_broker_has_forgotten_everything(self, own_kafka, broker):

@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 def owned(deliveries: Any) -> bool:
     """Whether it has any partition of the topic itself."""
-    return any(".retry." not in str(place) for place in deliveries._intake.holdings)
+    return any(".retry." not in str(place) for place in deliveries._buffer.partitions)
 
 
 def letter(topic: str, body: bytes, **what: Any) -> IncomingMessage:
@@ -120,7 +120,7 @@ class KafkaGroups:
             second = receive(deliveries, 1, timeout=5)[0]
             assert b"2" == second.message.body
             # It has been the same partition all the time.
-            assert second.holding is held.holding
+            assert second.partition is held.partition
         with broker.join(group) as deliveries:
             assert deliveries.receive(timeout=6) is None
         impatient.close()
@@ -130,7 +130,7 @@ class KafkaGroups:
         Joining takes longer than any moment in which the client is polled.
         """
         with broker.join(group) as deliveries:
-            eventually(lambda: deliveries.keep_alive() or deliveries._intake.holdings, timeout=20)
+            eventually(lambda: deliveries.keep_alive() or deliveries._buffer.partitions, timeout=20)
 
     def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(self, broker, group, topic):
         """
@@ -154,7 +154,7 @@ class KafkaGroups:
             until = time.monotonic() + 2
             while time.monotonic() < until:
                 deliveries.keep_alive()
-            assert 700 > len(deliveries._intake._ready)
+            assert 700 > len(deliveries._buffer._ready)
             rest = receive(deliveries, 1499)
 
         assert [b"%d" % n for n in range(1500)] == bodies(first + rest)
@@ -221,7 +221,7 @@ class KafkaGroups:
         workers = [Worker(wide.join(group), finished)]
         try:
             eventually(lambda: one.keep_alive() or (workers[0].has_partitions() and all(each.lapsed for each in held)))
-            eventually(lambda: one.keep_alive() or one._intake.holdings)
+            eventually(lambda: one.keep_alive() or one._buffer.partitions)
             workers.append(Worker(one, finished))
             eventually(lambda: wanted == finished)
         finally:
@@ -338,7 +338,7 @@ class Worker:
         self._thread.start()
 
     def has_partitions(self) -> bool:
-        return bool(self._subscription._intake.holdings)
+        return bool(self._subscription._buffer.partitions)
 
     def leave(self) -> None:
         self._end.set()

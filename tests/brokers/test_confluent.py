@@ -53,7 +53,7 @@ def test_both_clients_are_the_same_on_the_wire(broker, kafka_servers, kafka_topi
 
     places: dict[str, set[int]] = {}
     for delivery in received:
-        places.setdefault(delivery.message.key, set()).add(delivery.holding.place.partition)
+        places.setdefault(delivery.message.key, set()).add(delivery.partition.key[1])
     assert {one.key for one in sent} == {key for key, partitions in places.items() if len(partitions) == 1}
     assert {(one.body, *sorted(one.attributes.items())) for one in sent} == {
         (one.message.body, *sorted(one.message.attributes.items())) for one in received
@@ -93,14 +93,14 @@ def test_a_producer_that_has_lost_its_place_is_replaced_within_the_call(scripted
     A gap in the sequence, fatal for librdkafka, or a broker that fences the producer, costs no message and no order.
     """
     scripted_broker.publish([message("known", b"0", key="k")])
-    lost = scripted_broker._together._producer
+    lost = scripted_broker._publisher.batching._producer
     # As a broker does it: from now on it takes nothing more from this producer.
     scripted.judge = lambda bodies: code if scripted._producer_ids == 1 else NO_ERROR
 
     scripted_broker.publish([message("known", b"%d" % n, key="k") for n in (1, 2, 3)], timeout=5)
 
     assert [b"0", b"1", b"2", b"3"] == scripted.written
-    assert scripted_broker._together._producer is not lost
+    assert scripted_broker._publisher.batching._producer is not lost
     eventually(lambda: not lost._thread.is_alive())
 
 

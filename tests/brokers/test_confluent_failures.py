@@ -8,8 +8,8 @@ from confluent_kafka import KafkaError, KafkaException
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent.errors import (
     LOST_PRODUCER,
+    MISSING_TOPIC,
     REFUSALS,
-    STRANGE_TOPIC,
     configuration_error,
     connection_error,
     delivery_error,
@@ -49,7 +49,7 @@ def test_the_lists_name_what_exists_and_nothing_twice():
     """
     assert {getattr(KafkaError, name) for name in AT_FAULT} == REFUSALS
     assert set() == REFUSALS & LOST_PRODUCER
-    assert set() == (REFUSALS | LOST_PRODUCER) & STRANGE_TOPIC
+    assert set() == (REFUSALS | LOST_PRODUCER) & MISSING_TOPIC
 
 
 def test_a_refusal_is_found_inside_an_exception():

@@ -30,8 +30,8 @@ def broker(own_kafka):
 
 def what_it_owes_is_settled(broker):
     """Whether librdkafka has given up the message that a call left behind, with nobody looking."""
-    owed = broker._together._owed
-    return owed is None or owed[1] in owed[0].known
+    owed = broker._publisher.batching._unanswered
+    return owed is None or owed[0].is_answered(owed[1])
 
 
 def test_a_bare_producer_never_comes_back_from_a_broker_that_forgets(own_kafka):
@@ -135,7 +135,7 @@ def test_closing_waits_for_what_is_under_way(own_kafka):
     own_kafka.freeze()
     waiting = threading.Thread(target=lambda: results.append(publish(broker)[0]))
     waiting.start()
-    eventually(lambda: len(broker._together._producer._producer))
+    eventually(lambda: len(broker._publisher.batching._producer._producer))
     thaw = threading.Timer(0.2, own_kafka.thaw)
     thaw.start()
 
@@ -155,7 +155,7 @@ def test_a_broker_can_be_closed_while_nobody_answers(own_kafka, broker):
     results: list[object] = []
     waiting = threading.Thread(target=lambda: results.append(publish(broker, timeout=20)[0]))
     waiting.start()
-    producer = broker._together._producer
+    producer = broker._publisher.batching._producer
     eventually(lambda: len(producer._producer))
     started = time.monotonic()
 

@@ -37,7 +37,7 @@ def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, k
     """
     broker = ConfluentKafkaBroker(kafka_servers)
     broker.publish([message(kafka_topic)], timeout=10)
-    inherited = broker._together._producer._producer
+    inherited = broker._publisher.batching._producer._producer
     references = sys.getrefcount(inherited)
 
     def compare():

@@ -89,13 +89,13 @@ def receive_one_and_die(servers, topic, group):
 def is_member(deliveries):
     # Tansu keeps one who leaves while he joins, and waits for him to lead the group.
     assert deliveries.receive(timeout=0.1) is None
-    return deliveries._intake.holdings
+    return deliveries._buffer.partitions
 
 
 def is_committed(deliveries):
     # It is told out of `poll`; what comes with it is not settled.
     deliveries.receive(timeout=0.1)
-    return not deliveries._intake.finished
+    return not deliveries._buffer.uncommitted
 
 
 def test_what_came_from_a_lost_partition_is_not_delivered_again(group, broker, topic):
@@ -106,7 +106,7 @@ def test_what_came_from_a_lost_partition_is_not_delivered_again(group, broker, t
         publish_texts(broker, topic, b"1", b"2")
         first, second = receive(deliveries, 2, settle=False)
         second.nack()
-        deliveries._lost(None, deliveries._consumer.assignment())
+        deliveries._revoked(None, deliveries._consumer.assignment())
 
         assert deliveries.receive(timeout=0.2) is None
         first.ack()
@@ -134,7 +134,7 @@ def test_members_of_a_group_share_its_messages(group, kafka_servers, kafka_topic
         try:
             for thread in threads:
                 thread.start()
-            eventually(lambda: all(member._intake.holdings for member in received), timeout=30)
+            eventually(lambda: all(member._buffer.partitions for member in received), timeout=30)
             broker.publish([message(kafka_topic, body, key=body.decode()) for body in wanted], timeout=10)
             eventually(lambda: len(wanted) <= sum(map(len, received.values())), timeout=30)
         finally:
@@ -274,9 +274,9 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     delivery.ack()
     eventually(lambda: is_unreachable(deliveries), timeout=30)
     if partition_is_lost:
-        eventually(lambda: is_unreachable(deliveries) and not deliveries._intake.holdings, timeout=30)
+        eventually(lambda: is_unreachable(deliveries) and not deliveries._buffer.partitions, timeout=30)
     proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries) and deliveries._intake.holdings, timeout=30)
+    eventually(lambda: not is_unreachable(deliveries) and deliveries._buffer.partitions, timeout=30)
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:
@@ -294,8 +294,8 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
         kafka_servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "partition.assignment.strategy": strategy}
     )
     with broker.subscribe(topic, group=group) as deliveries:
-        deliveries._start.remember({(topic, 0): 1})
-        deliveries._start.begin = fails_once(deliveries._start.begin)
+        deliveries._initial_offsets.remember({(topic, 0): 1})
+        deliveries.committed_offsets = fails_once(deliveries.committed_offsets)
         publish_texts(broker, topic, b"finished already", b"1")
 
         assert [b"1"] == bodies(receive(deliveries, 1))
@@ -303,14 +303,14 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
     assert "joined again" in caplog.text
 
 
-def fails_once(begin):
+def fails_once(committed_offsets):
     failed = []
 
-    def asked(partitions, assign):
+    def asked(partitions, timeout):
         if not failed:
             failed.append(True)
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        begin(partitions, assign)
+        return committed_offsets(partitions, timeout)
 
     return asked
 

@@ -9,14 +9,23 @@ from confluent_kafka import Consumer, Producer
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, PRODUCER_ONLY, SHARED, Lines, Settings, _has
+from cqrs_sync.integrations.confluent.settings import (
+    CONSUMER_ONLY,
+    PRODUCER_ONLY,
+    SHARED,
+    ConfluentSettings,
+    LibrdkafkaLog,
+    _has,
+)
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- of nobody
 
 
 def settings(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, producer=(), consumer=(), **shared):
     shared = {name.replace("_", "."): value for name, value in shared.items()}
-    return Settings.of(servers_or_url, publish_timeout, shared=shared, producer=dict(producer), consumer=dict(consumer))
+    return ConfluentSettings.of(
+        servers_or_url, publish_timeout, shared=shared, producer=dict(producer), consumer=dict(consumer)
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +153,7 @@ def test_lines_that_say_the_same_are_said_once(caplog):
     Lines that differ in their numbers only are one line, what is asked for by `debug` is not touched, secrets are.
     """
     caplog.set_level(logging.DEBUG)
-    lines = Lines([PASSWORD])
+    lines = LibrdkafkaLog([PASSWORD])
     for port in range(20):
         lines.log(logging.ERROR, "%s [%s] %s", "FAIL", "rdkafka#1", f"connect to port {port} refused")
         lines.log(logging.DEBUG, "%s [%s] %s", "AUTH", "rdkafka#1", f"with {PASSWORD}")
@@ -158,7 +167,7 @@ def test_lines_held_back_are_counted(caplog, monkeypatch):
     The next line of a kind tells how many there were in between.
     """
     monkeypatch.setattr("cqrs_sync.retry._QUIET", 60.0)
-    lines = Lines([])
+    lines = LibrdkafkaLog([])
     for _ in range(3):
         lines.log(logging.ERROR, "%s", "refused")
     monkeypatch.setattr("cqrs_sync.retry._QUIET", 0.0)

@@ -10,8 +10,6 @@ import attrs
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, from_structured_event
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import IllegalStateError
-from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 
 from cqrs_sync import NotificationEvent
 from cqrs_sync.broker import OutgoingMessage
@@ -22,7 +20,6 @@ from cqrs_sync.errors import (
     MessageRejected,
 )
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.integrations.kafka.publishing import Publishing
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts.broker import message
 from tests.brokers.kafka_contract import LATE, KafkaPublishing, failures_of
@@ -175,41 +172,6 @@ def test_a_wrong_password_fails_at_once_and_is_never_shown(scripted, caplog, sec
     assert "SaslAuthenticateRequest" in caplog.text
     for shown in (caplog.text, repr(broker), repr(failures), str(failures[0][1].__cause__), repr(broker._settings)):
         assert PASSWORD not in shown
-
-
-class RetiredHalfway:
-    """A producer that takes one record and is then retired by another thread."""
-
-    def __init__(self, taken: list[bytes]) -> None:
-        self._taken = taken
-        self._retired = False
-
-    def send(self, topic, value, key, headers):
-        if self._retired:
-            raise IllegalStateError("RecordAccumulator is closed")
-        self._retired = True
-        self._taken.append(value)
-        return FutureRecordMetadata(FutureProduceResult(None), 0, 0, 0, 0, 0, 0).success(None)
-
-
-class OneAfterTheOther:
-    """A doctor with nothing but such producers."""
-
-    def __init__(self, taken: list[bytes]) -> None:
-        self.producer = lambda until: RetiredHalfway(taken)
-        self.owes = self.retire = lambda *_: None
-
-
-def test_a_batch_goes_on_through_the_next_producer():
-    """
-    When another thread's failure retires the producer in the middle of a batch, the rest follows in its order.
-    """
-    taken: list[bytes] = []
-    batch = [message("orders", b"%d" % n, key="k") for n in range(5)]
-
-    failures = Publishing(batch, time.monotonic() + 5).run(OneAfterTheOther(taken), OneAfterTheOther([]))
-
-    assert ([], [b"0", b"1", b"2", b"3", b"4"]) == (failures, taken)
 
 
 def test_a_host_that_does_not_exist_is_an_error_that_names_it():

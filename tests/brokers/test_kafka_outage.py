@@ -10,9 +10,9 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaTimeoutError
 
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.integrations.kafka.client import Network
-from cqrs_sync.integrations.kafka.producer import SharedProducer
-from cqrs_sync.testing.contracts.broker import message
+from cqrs_sync.integrations.kafka.client import KafkaConnections
+from cqrs_sync.integrations.kafka.producer import KafkaPythonProducer
+from cqrs_sync.testing.contracts import message
 from tests.brokers.kafka_contract import BACK_IN, LATE, KafkaOutages, publish, seconds_until_it_works
 from tests.waiting import eventually
 
@@ -32,8 +32,8 @@ def broker(own_kafka):
 
 def what_it_owes_is_settled(broker):
     """Whether kafka-python has given up the record that a call left behind, with nobody looking."""
-    owed = broker._together._owed
-    return owed is None or owed[0].is_done
+    owed = broker._publisher.batching._unanswered
+    return owed is None or owed[0].is_answered(owed[1])
 
 
 def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):
@@ -85,7 +85,7 @@ def test_closing_waits_for_what_is_under_way(own_kafka, broker):
     own_kafka.freeze()
     waiting = threading.Thread(target=lambda: results.append(publish(broker)[0]))
     waiting.start()
-    eventually(lambda: broker._together._producer._sender._in_flight_batches)
+    eventually(lambda: broker._publisher.batching._producer._sender._in_flight_batches)
     thaw = threading.Timer(0.2, own_kafka.thaw)
     thaw.start()
 
@@ -100,8 +100,8 @@ def test_a_producer_can_be_closed_while_nobody_answers(own_kafka):
     """
     Closing waits as long as it may, then fails what is under way; kafka-python's own `close` raises and goes on.
     """
-    producer = SharedProducer(Network({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
-    producer.await_topic("orders", 10)
+    producer = KafkaPythonProducer(KafkaConnections({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
+    assert [("orders", None)] == list(producer.find_topics(["orders"], 10))
     own_kafka.freeze()
     stuck = producer.send("orders", b"1")
     started = time.monotonic()

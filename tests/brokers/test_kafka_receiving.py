@@ -9,14 +9,11 @@ import threading
 import uuid
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.kafka import OffsetTracker
-from cqrs_sync.testing.contracts.broker import message, receive
+from cqrs_sync.testing.contracts import message, receive
 from tests.brokers.kafka_contract import KafkaReceiving, bodies, is_unreachable, publish_texts
 from tests.brokers.scripted_kafka import ScriptedKafka
 from tests.servers import free_port
@@ -84,7 +81,7 @@ def test_a_finished_message_is_kept_by_the_broker_without_closing(group, broker,
 def receive_one_and_die(servers, topic, group):
     deliveries = KafkaBroker(servers, consumer_config=QUICK_GROUPS).subscribe(topic, group=group)
     receive(deliveries, 1)
-    eventually(lambda: deliveries._commit.is_done)
+    eventually(lambda: deliveries._commit_request.is_done)
     os._exit(7)
 
 
@@ -95,8 +92,8 @@ def test_what_was_fetched_from_a_lost_partition_is_not_delivered(group, broker, 
     with broker.subscribe(topic, group=group) as deliveries:
         publish_texts(broker, topic, b"1", b"2", b"3")
         first = receive(deliveries, 1, settle=False)[0]
-        eventually(lambda: 2 == len(deliveries._intake._ready))
-        deliveries.lost(deliveries._consumer.assignment())
+        eventually(lambda: 2 == len(deliveries._buffer._ready))
+        deliveries._revoked(deliveries._consumer.assignment())
 
         assert deliveries.receive(timeout=0.2) is None
         first.ack()
@@ -247,14 +244,14 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
 
     proxy.cut()
     delivery.ack()
-    eventually(lambda: deliveries._commit.is_done)
-    assert deliveries._commit.failed()
+    eventually(lambda: deliveries._commit_request.is_done)
+    assert deliveries._commit_request.failed()
     # What kafka-python does with most lost connections, and here with every one.
     partitions = deliveries._consumer.assignment()
-    deliveries.lost(partitions)
-    deliveries.got(partitions)
+    deliveries._revoked(partitions)
+    deliveries._assigned(partitions)
     proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries) and not deliveries._start._finished, timeout=15)
+    eventually(lambda: not is_unreachable(deliveries) and not deliveries._initial_offsets._finished, timeout=15)
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:
@@ -267,7 +264,7 @@ def test_a_connection_that_kafka_python_leaves_open_is_closed_with_its_subscript
     """One that has something to send is left to a thread, which may have ended by then."""
     deliveries = broker.subscribe(topic, group=group)
     deliveries.receive(timeout=0.5)
-    transports = [connection.transport for connection in deliveries._network.client._manager._conns.values()]
+    transports = [connection.transport for connection in deliveries._connections.client._manager._conns.values()]
     sockets = [transport._sock for transport in transports]
     for transport in transports:
         transport._close = lambda error=None: None
@@ -298,24 +295,6 @@ def forget_everything():
     gc.collect()
 
 
-@given(st.permutations(range(12)), st.integers(0, 12))
-def test_the_place_kept_is_before_the_first_unfinished_message(order, count):
-    """
-    In whatever order messages are finished, nothing unfinished is skipped and nothing finished is held up.
-    """
-    progress = OffsetTracker()
-    for offset in range(100, 112):
-        progress.handed_out(offset)
-    finished: set[int] = set()
-    place = 100
-
-    for offset in order[:count]:
-        finished.add(100 + offset)
-        place = progress.finished(100 + offset) or place
-
-    assert next(offset for offset in range(100, 113) if offset not in finished) == place
-
-
 def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(group, kafka_servers, kafka_topic):
     """
     A group that is shared out anew pauses partitions while some of their messages are fetched: none is held for ever.
@@ -326,11 +305,11 @@ def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(gro
         with several.subscribe(kafka_topic, group=group) as deliveries:
             several.publish([message(kafka_topic, b"%d" % n, key="one partition") for n in range(90)], timeout=10)
             first = receive(deliveries, 10)
-            consumer, paused = deliveries._consumer, first[0].holding.place
-            consumer.pause(paused)
+            consumer, paused = deliveries._consumer, first[0].partition.key
+            consumer.pause(TopicPartition(*paused))
             # Long enough for the other partitions to answer that they have nothing.
             assert deliveries.receive(timeout=1.5) is None
-            consumer.resume(paused)
+            consumer.resume(TopicPartition(*paused))
             rest = receive(deliveries, 80, timeout=10)
     finally:
         several.close()

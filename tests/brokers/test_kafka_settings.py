@@ -6,13 +6,15 @@ import pytest
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.integrations.kafka.settings import Settings
+from cqrs_sync.integrations.kafka.settings import KafkaSettings
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- of nobody
 
 
 def settings(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, producer=(), consumer=(), **shared):
-    return Settings.of(servers_or_url, publish_timeout, shared=shared, producer=dict(producer), consumer=dict(consumer))
+    return KafkaSettings.of(
+        servers_or_url, publish_timeout, shared=shared, producer=dict(producer), consumer=dict(consumer)
+    )
 
 
 @pytest.mark.parametrize(

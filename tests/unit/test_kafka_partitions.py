@@ -1,22 +1,27 @@
-"""What is fetched from Kafka on its way to whoever receives, without a Kafka."""
+"""The buffer and the topics of a Kafka consumer, without a Kafka."""
 
 from __future__ import annotations
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.kafka import (
+    BaseKafkaBroker,
     BaseKafkaSubscription,
-    FetchBuffer,
-    GroupTopics,
     PartitionOffsets,
-    RecordGroups,
-    due_in,
+    ProducerClient,
+    ProducerConnector,
+    SentBatch,
+    TopicAdmin,
     incoming_message,
-    kept_messages,
 )
+from cqrs_sync.kafka.cloudevents import deferred_messages, seconds_until_due
+from cqrs_sync.kafka.partitions import FetchBuffer, OffsetTracker
+from cqrs_sync.kafka.topology import GroupTopics
 
 
 @attrs.frozen
@@ -38,8 +43,8 @@ class Client:
     def headers_of(self, record):
         return record.headers
 
-    def message_of(self, record, *, kept):
-        return incoming_message("t", b"%d" % record.offset, None, record.headers, kept=kept)
+    def message_of(self, record, *, deferred):
+        return incoming_message("t", b"%d" % record.offset, None, record.headers, deferred=deferred)
 
     def pause(self, places):
         self.paused |= set(places)
@@ -51,6 +56,7 @@ class Client:
         self.commits.append(dict(finished))
 
 
+A, B, LATER = ("t", 0), ("t", 1), ("g.retry.60", 0)
 GROUP = Group("g", ("t",), delays=(60.0,), prefetch=1)
 
 
@@ -60,108 +66,126 @@ def client():
 
 
 @pytest.fixture
-def intake(client):
-    intake = FetchBuffer(client)
-    holding = GroupTopics(GROUP).reading().holding
-    intake.got([holding("a", "t", 0), holding("b", "t", 1), holding("later", "g.retry.60", 0)])
-    return intake
+def buffer(client):
+    buffer = FetchBuffer(client)
+    partition = GroupTopics(GROUP).plan().partition
+    buffer.assign([partition("t", 0), partition("t", 1), partition("g.retry.60", 0)])
+    return buffer
 
 
-def drain(intake):
-    return intake.hand_out(10_000)
+def drain(buffer):
+    return buffer.poll(10_000)
 
 
-def test_nothing_is_handed_out_too_far_from_the_place_that_the_broker_keeps(intake, client):
+@given(st.permutations(range(12)), st.integers(0, 12))
+def test_the_offset_to_commit_is_that_of_the_first_unfinished_message(order, count):
+    """
+    In whatever order messages are finished, nothing unfinished is skipped and nothing finished is held up.
+    """
+    tracker = OffsetTracker()
+    for offset in range(100, 112):
+        tracker.deliver(offset)
+    finished: set[int] = set()
+    committed = 100
+
+    for offset in order[:count]:
+        finished.add(100 + offset)
+        committed = tracker.finish(100 + offset) or committed
+
+    assert next(offset for offset in range(100, 113) if offset not in finished) == committed
+
+
+def test_nothing_is_handed_out_too_far_from_the_place_that_the_broker_keeps(buffer, client):
     """
     What is finished and not confirmed does not count: somebody else would begin before it.
     """
-    intake.take("a", [Record(n) for n in range(1500)])
-    intake.take("b", [Record(7)])
-    first, *others = drain(intake)
+    buffer.add(A, [Record(n) for n in range(1500)])
+    buffer.add(B, [Record(7)])
+    first, *others = drain(buffer)
     for each in others:
         each.ack()
-    intake.pause_and_resume()
+    buffer.pause_and_resume()
 
     assert 1001 == 1 + len(others)
-    assert {"a"} == client.paused
-    assert [] == [commit for commit in client.commits if "a" in commit]
+    assert {A} == client.paused
+    assert [] == [commit for commit in client.commits if A in commit]
     first.ack()
-    assert 1000 == client.commits[-1]["a"]
-    assert [] == drain(intake)
-    intake.committed("a", 1000)
-    assert list(range(1000, 1500)) == [each.offset for each in drain(intake)]
-    intake.pause_and_resume()
+    assert 1000 == client.commits[-1][A]
+    assert [] == drain(buffer)
+    buffer.confirm_commit(A, 1000)
+    assert list(range(1000, 1500)) == [each.offset for each in drain(buffer)]
+    buffer.pause_and_resume()
     assert set() == client.paused
 
 
-def test_a_gap_in_the_offsets_stops_nobody(intake):
+def test_a_gap_in_the_offsets_stops_nobody(buffer):
     """
     Where everything is finished and confirmed, the next record may be anywhere.
     """
-    intake.take("a", [Record(0), Record(5000)])
-    (first,) = intake.hand_out(2)
+    buffer.add(A, [Record(0), Record(5000)])
+    (first,) = buffer.poll(2)
     first.ack()
-    intake.committed("a", 1)
-    intake.take("a", [Record(5001)])
+    buffer.confirm_commit(A, 1)
+    buffer.add(A, [Record(5001)])
 
-    assert [5000, 5001] == [each.offset for each in drain(intake)]
+    assert [5000, 5001] == [each.offset for each in drain(buffer)]
 
 
-def test_what_is_given_back_comes_in_its_order(intake):
+def test_what_is_given_back_comes_in_its_order(buffer):
     """
     The oldest comes first, whatever the order of giving back, and says that it was in hand.
     """
-    intake.take("a", [Record(n) for n in range(4)])
-    for each in drain(intake):
+    buffer.add(A, [Record(n) for n in range(4)])
+    for each in drain(buffer):
         each.nack()
-    again = drain(intake)
+    again = drain(buffer)
 
     assert [0, 1, 2, 3] == [each.offset for each in again]
     assert {2} == {each.redeliveries for each in again}
 
 
-def test_what_is_lost_is_not_handed_out_and_lapses(intake, client):
+def test_what_is_lost_is_not_handed_out_and_lapses(buffer, client):
     """
     Neither what waits here nor what is in hand can be settled afterwards.
     """
-    intake.take("a", [Record(n) for n in range(3)])
-    first, second, third = drain(intake)
+    buffer.add(A, [Record(n) for n in range(3)])
+    first, second, third = drain(buffer)
     third.nack()
     first.ack()
-    finished = intake.lost(["a"])
+    finished = buffer.revoke([A])
     count = len(client.commits)
     assert second.lapsed
     second.ack()
 
-    assert {"a": 1} == finished
-    assert {} == intake.finished
-    assert [] == drain(intake)
+    assert {A: 1} == finished
+    assert {} == buffer.uncommitted
+    assert [] == drain(buffer)
     assert count == len(client.commits)
 
 
-def test_records_that_are_not_due_hold_up_their_own_place_only(intake, client):
+def test_records_that_are_not_due_hold_up_their_own_place_only(buffer, client):
     """
     A place is paused while it waits, others are not.
     """
-    late = kept_messages([IncomingMessage("t", b"")], "g.retry.60", after=60, limit=10_000)[0]
-    intake.take("later", [Record(0, tuple(late.headers)), Record(1)])
-    intake.take("a", [Record(0)])
-    intake.pause_and_resume()
+    late = deferred_messages([IncomingMessage("t", b"")], "g.retry.60", after=60, limit=10_000)[0]
+    buffer.add(LATER, [Record(0, tuple(late.headers)), Record(1)])
+    buffer.add(A, [Record(0)])
+    buffer.pause_and_resume()
 
-    assert ["t[0]@0"] == [each.origin for each in drain(intake)]
-    assert {"later"} == client.paused
-    assert 59 < intake.idle_for(100) <= 60
+    assert ["t[0]@0"] == [each.origin for each in drain(buffer)]
+    assert {LATER} == client.paused
+    assert 59 < buffer.idle_timeout(100) <= 60
 
 
-def test_nothing_more_is_fetched_while_nobody_takes_what_there_is(intake, client):
+def test_nothing_more_is_fetched_while_nobody_takes_what_there_is(buffer, client):
     """
     Five hundred records are enough; all partitions go on when they are fewer.
     """
-    intake.take("a", [Record(n) for n in range(500)])
-    intake.pause_and_resume()
-    assert {"a", "b", "later"} == client.paused
-    intake.hand_out(1)
-    intake.pause_and_resume()
+    buffer.add(A, [Record(n) for n in range(500)])
+    buffer.pause_and_resume()
+    assert {A, B, LATER} == client.paused
+    buffer.poll(1)
+    buffer.pause_and_resume()
 
     assert set() == client.paused
 
@@ -174,7 +198,7 @@ def test_nobody_waits_longer_than_the_delay(written, least, most):
     """
     Whatever the clock of the writer says, and whatever it has written.
     """
-    assert least <= due_in([("cqrs-due", written)], 5) <= most
+    assert least <= seconds_until_due([("cqrs-due", written)], 5) <= most
 
 
 def test_of_what_is_too_large_the_beginning_is_kept_and_the_body_is_whole():
@@ -184,8 +208,8 @@ def test_of_what_is_too_large_the_beginning_is_kept_and_the_body_is_whole():
     letter = IncomingMessage(
         "t", b"x" * 5000, "text/plain", "k", {"id": "1", "huge": "h" * 9000}, {"reason": "why", "error": "é" * 9000}
     )
-    kept = kept_messages([letter], "g.dead", after=None, limit=8000)[0]
-    back = incoming_message("g.dead", kept.body, b"k", kept.headers, kept=True)
+    kept = deferred_messages([letter], "g.dead", after=None, limit=8000)[0]
+    back = incoming_message("g.dead", kept.body, b"k", kept.headers, deferred=True)
 
     assert letter.body == back.body
     assert {"id": "1"} == back.attributes
@@ -212,10 +236,10 @@ def test_places_are_called_after_their_group():
     places = GroupTopics(Group("billing", ("orders",), delays=(0.5, 60)))
 
     assert ("billing.retry.0", "billing.retry.0.5", "billing.retry.60", "billing.dead") == places.own
-    assert "billing.retry.0" == places.place(0)
-    assert "billing.dead" == places.place(None)
+    assert "billing.retry.0" == places.topic_for(0)
+    assert "billing.dead" == places.topic_for(None)
     # One partition: dead letters are read in their order.
-    assert {"orders": 3, "billing.retry.0": 3, "billing.dead": 1}.items() <= places.wanted(3).items()
+    assert {"orders": 3, "billing.retry.0": 3, "billing.dead": 1}.items() <= places.partition_counts(3).items()
     with pytest.raises(ConfigurationError, match="no spaces"):
         GroupTopics(Group("no spaces", ("orders",)))
 
@@ -258,11 +282,26 @@ def test_a_topic_may_be_called_what_brokers_take():
 # What another client would have to give
 
 
+_CONSUMER = {
+    *("offset_of", "headers_of", "message_of", "pause", "resume", "commit"),
+    *("find_partitions", "committed_offsets", "end_offsets", "commit_before_joining"),
+}
+_BATCH = {"send", "wait", "sent", "is_confirmed", "is_answered", "error_of"}
+_PRODUCER = {
+    *("new_batch", "find_topics", "verdict", "is_unfit_after", "delivery_error"),
+    *("finish", "abandon", "close"),
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "methods"),
     [
-        (RecordGroups, {"publish", "_admin", "_receiving", "_limit", "_patience"}),
-        (BaseKafkaSubscription, {"close", "_fetch", "_check_connection"}),
+        (BaseKafkaBroker, {"_admin", "_subscribe", "_largest_record"}),
+        (BaseKafkaSubscription, {"close", "_fetch", "_check_connection", *_CONSUMER}),
+        (ProducerClient, _PRODUCER),
+        (ProducerConnector, {"connect"}),
+        (SentBatch, _BATCH),
+        (TopicAdmin, {"partition_counts", "create_topics", "offsets"}),
     ],
 )
 def test_what_a_client_does_not_give_is_missed_when_it_is_made(kind, methods):

@@ -5,10 +5,8 @@ Kafka through confluent-kafka, that is librdkafka: install `cqrs-sync[confluent]
 broker = ConfluentKafkaBroker("127.0.0.1:9092")
 ```
 
-One module per concern: `broker` is the front door, `publishing` is one call of
-`publish`, made of `attempt`s; `doctor` keeps a healthy `producer` for it,
-`subscription` receives; `settings`, `failures` and `lines` translate options, errors
-and the log, `cqrs_sync.kafka` messages.
+`broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
+topics, `settings` and `errors` translate options, the log and errors.
 """
 
 from __future__ import annotations

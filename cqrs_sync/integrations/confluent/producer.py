@@ -1,54 +1,72 @@
-"""One producer of librdkafka, and the thread that hears what it has to say."""
+"""librdkafka's producer, and the thread that hears what it has to say."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-# Asking about topics imports it: a child forked at that moment would wait for its import lock for ever.
+# Asking about topics imports it: a child forked at that moment would wait for its import lock without end.
 import confluent_kafka.admin  # noqa: F401
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from cqrs_sync.integrations.confluent.errors import configuration_error, is_final
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
+from cqrs_sync.integrations.confluent.errors import (
+    LOST_PRODUCER,
+    MISSING_TOPIC,
+    REFUSALS,
+    code_of,
+    configuration_error,
+    connection_error,
+    delivery_error,
+    is_final,
+)
+from cqrs_sync.kafka import (
+    OnFailure,
+    ProducerClient,
+    ProducerConnector,
+    ProducerRetired,
+    SentBatch,
+    TopicNotKnown,
+    Verdict,
+)
 from cqrs_sync.lifecycle import reset_in_child
 
-#: Seconds between two looks at whether the producer is to end.
+#: Seconds between two looks at whether the producer has to end.
 _LOOK = 0.1
 #: Seconds that it may take to report everything as failed.
 _FAILING = 2.0
-#: Seconds that waiting for room in the queue may miss it.
+#: Seconds for which a thread waits at most, before it looks again whether the queue has room.
 _ROOM = 0.05
 
-#: Called with librdkafka's error, None for a confirmation, and the message.
-Report = Callable[[KafkaError | None, Any], object]
 
-
-class Retired(Exception):
-    """This producer takes nothing more; another one does."""
-
-
-class SharedProducer:
+class ConfluentProducer(ProducerClient):
     """
-    A producer for all threads.
+    A producer of librdkafka.
 
-    Reports, errors and log lines come out of librdkafka where it is polled, so a thread
-    does nothing else. It also lets go of the producer: that waits for librdkafka's own
-    threads. `lost` is called in it when the producer will never send again.
+    Reports, errors and log lines come out of librdkafka where it is polled, so a thread does nothing else. It also
+    drops the producer: that waits for librdkafka's own threads.
 
-    Raises ConfigurationError where librdkafka does not take its options.
+    librdkafka keeps what it knows of a topic for minutes, so after a topic was missing another producer sends to it.
+    Making one takes a millisecond, and connects in the background.
+
+    Raises ConfigurationError if librdkafka does not accept its options.
     """
 
-    def __init__(self, options: Mapping[str, Any], lost: Callable[[SharedProducer, KafkaError], None]) -> None:
-        self._lost = lost
-        #: What was last said about connections, forgotten with the next confirmation.
-        self.why: KafkaError | None = None
-        #: Why nothing will ever be sent from here, where that is so.
-        self.refusal: KafkaError | None = None
-        #: Whether anything was confirmed.
+    caches_missing_topics = True
+    abandoned_when_silent = True
+
+    def __init__(self, options: Mapping[str, Any], on_failure: OnFailure) -> None:
+        self._on_failure = on_failure
+        self._servers = options["bootstrap.servers"]
         self.was_heard = False
+        self.refusal = None
+        #: What librdkafka said last about connections, until the next confirmation.
+        self._trouble: KafkaError | None = None
         self._until: float | None = None
         self._purging = False
         self._was_empty = False
@@ -57,56 +75,91 @@ class SharedProducer:
         except (KafkaException, TypeError, ValueError) as error:
             raise configuration_error(error) from error
         reset_in_child(self)
-        self._thread = threading.Thread(target=self._serve, name="cqrs-confluent-poll", daemon=True)
+        self._thread = threading.Thread(target=self._poll_until_closed, name="cqrs-confluent-poll", daemon=True)
         self._thread.start()
 
-    def send(
-        self, topic: str, body: bytes, key: bytes | None, headers: list[tuple[str, bytes]], report: Report
+    def new_batch(self, timeout: float) -> SentBatch:
+        """Return an empty batch that may wait `timeout` seconds for room in the queue."""
+        return _ReportBatch(self, timeout)
+
+    def produce(
+        self, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]], report: Any
     ) -> None:
         """
-        Put a record into the queue; `report` is called once, from another thread.
+        Put a record into the queue; `report` is called once, by another thread.
 
-        Raises BufferError where there is no room, Retired, and what librdkafka says about the record.
+        Raises BufferError if the queue is full, ProducerRetired, and what librdkafka says about the record.
         """
         producer = self._producer
         if self._until is not None or producer is None:
-            raise Retired
-        producer.produce(topic, body, key, headers=headers, on_delivery=report)
+            raise ProducerRetired
+        producer.produce(message.topic, message.body, key, headers=headers, on_delivery=report)
 
-    def wait_for_room(self, until: float) -> None:
-        """Wait until something has left the queue, and not for long."""
+    def wait_for_room(self, timeout: float) -> None:
+        """Wait until something has left the queue, for a moment at most."""
         producer = self._producer
         if producer is not None:
-            self._poll(producer, max(0.0, min(_ROOM, until - time.monotonic())))
+            self._poll(producer, max(0.0, min(_ROOM, timeout)))
 
-    def error_of_topic(self, topic: str, timeout: float) -> KafkaError | None:
-        """
-        Ask the broker what is wrong with this topic, None where nothing is; it may make it.
+    def find_topics(self, topics: Collection[str], timeout: float) -> Iterator[tuple[str, DeliveryError | None]]:
+        """Ask the broker about one topic after the other; it may create them."""
+        until = time.monotonic() + timeout
+        for topic in topics:
+            try:
+                told = self._handle().list_topics(topic, timeout=max(0.0, until - time.monotonic()))
+            except (KafkaException, ProducerRetired) as reason:
+                unknown = BrokerUnavailable(f"the broker has not told about the topic {topic!r} in time")
+                unknown.__cause__ = reason
+                yield topic, unknown
+                continue
+            error = told.topics[topic].error
+            if error is None or error.code() == KafkaError.LEADER_NOT_AVAILABLE:
+                yield topic, None
+            elif error.code() in MISSING_TOPIC:
+                yield topic, MessageRejected(f"there is no topic {topic!r} on the broker: create it")
+            else:
+                yield topic, delivery_error(error)
 
-        Raises KafkaException where it does not answer in time, and Retired.
-        """
-        producer = self._producer
-        if producer is None:
-            raise Retired
-        error: KafkaError | None = producer.list_topics(topic, timeout=max(0.0, timeout)).topics[topic].error
-        return error
+    def verdict(self, error: KafkaError) -> Verdict:
+        """A whole request fails with what the broker says about one record in it."""
+        code = error.code()
+        if error.fatal() or code in LOST_PRODUCER:
+            return Verdict.LOST
+        if code in MISSING_TOPIC:
+            return Verdict.TOPIC_NOT_KNOWN
+        if code in REFUSALS and code != KafkaError.TOPIC_EXCEPTION:
+            return Verdict.REFUSED
+        return Verdict.FAILED
 
-    def heard(self) -> None:
-        """Take note that the broker has confirmed something."""
+    def is_unfit_after(self, error: KafkaError) -> bool:
+        """A producer that has let a message expire may be fenced for good."""
+        return error.code() == KafkaError._MSG_TIMED_OUT  # noqa: SLF001
+
+    def delivery_error(self, error: BaseException | KafkaError) -> DeliveryError:
+        """Return the error as ours, with what librdkafka said last about its connections."""
+        return delivery_error(error, self._trouble)
+
+    def connection_trouble(self) -> str:
+        """Return what librdkafka said last about its connections."""
+        trouble = self._trouble
+        return "" if trouble is None else trouble.str()
+
+    def confirm(self) -> None:
+        """Note that the broker has confirmed a record."""
         self.was_heard = True
-        self.why = None
+        self._trouble = None
 
     def finish(self, timeout: float) -> None:
-        """Take nothing more, and end when everything is answered, after `timeout` seconds at the latest."""
+        """Take no more records, and end once all are answered, after `timeout` seconds at most."""
         self._until = time.monotonic() + timeout
 
     def abandon(self) -> None:
-        """Take nothing more, send nothing more: what is waiting or under way fails at once."""
+        """Take no more records and send none: what waits or is in flight fails at once."""
         self._purging = True
         self._until = time.monotonic() + _FAILING
 
     def close(self, timeout: float) -> None:
-        """As `finish`, and wait for it."""
+        """Finish, and wait for it."""
         self.finish(timeout)
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
@@ -115,18 +168,28 @@ class SharedProducer:
         """
         Never touch the parent's producer again.
 
-        Its threads are not here, so destroying it would wait for them for ever, and what
-        the interpreter collects in the end is destroyed. So it is never collected.
+        Its threads are not in the child, so destroying it would wait for them without end; and what the interpreter
+        collects at its end is destroyed. So it is never collected.
         """
-        keep_for_ever(self._producer)
+        keep_forever(self._producer)
         self._until = time.monotonic()
 
-    def _serve(self) -> None:
+    def fail(self, error: KafkaError) -> None:
+        """Note that this producer will never send again."""
+        self._on_failure(self, error.str())
+
+    def _handle(self) -> Any:
+        producer = self._producer
+        if producer is None:
+            raise ProducerRetired
+        return producer
+
+    def _poll_until_closed(self) -> None:
         while not self._is_over():
             self._poll(self._producer, _LOOK)
         until = time.monotonic() + _FAILING
         while len(self._producer) and time.monotonic() < until:
-            # Whoever waits for these is told so.
+            # The callers that wait for these records are told so.
             self._producer.purge()
             self._poll(self._producer, _ROOM)
         # The last reference: librdkafka's threads end here.
@@ -146,18 +209,87 @@ class SharedProducer:
         try:
             producer.poll(timeout)
         except KafkaException as error:
-            # Nothing of ours raises in there: it is librdkafka's word that this producer is at its end.
-            self._lost(self, error.args[0])
+            # Our callbacks raise nothing: librdkafka says that this producer is at its end.
+            self.fail(error.args[0])
 
     def _heard_error(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN or self.why is None:  # noqa: SLF001
-            self.why = error
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self._trouble is None:  # noqa: SLF001
+            self._trouble = error
         if is_final(error) and not self.was_heard and self.refusal is None:
-            self.refusal = error
-            self._lost(self, error)
+            self.refusal = connection_error(KafkaException(error), self._servers)
+            self.fail(error)
 
 
-def keep_for_ever(handle: object) -> None:
+class ConfluentConnector(ProducerConnector):
+    """Makes producers of librdkafka, which connect in the background."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+
+    def connect(self, on_failure: OnFailure) -> ConfluentProducer:
+        """Make a producer."""
+        return ConfluentProducer(self._options, on_failure)
+
+
+class _ReportBatch(SentBatch):
+    """Collects delivery reports, whichever thread brings them."""
+
+    def __init__(self, producer: ConfluentProducer, timeout: float) -> None:
+        self._producer = producer
+        self._until = time.monotonic() + timeout
+        self._sent: list[int] = []
+        #: None is a confirmation.
+        self._reports: dict[int, KafkaError | None] = {}
+        self._awaited: int | None = None
+        self._complete = threading.Event()
+
+    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+        while True:
+            try:
+                self._producer.produce(message, key, headers, partial(self._report, index))
+            except BufferError as error:
+                left = self._until - time.monotonic()
+                if left <= 0:
+                    raise BrokerUnavailable("not sent: the queue was full all the time") from error
+                self._producer.wait_for_room(left)
+            except KafkaException as error:
+                code = code_of(error)
+                if code in MISSING_TOPIC:
+                    raise TopicNotKnown(message.topic) from error
+                if code in LOST_PRODUCER:
+                    self._producer.fail(error.args[0])
+                    raise ProducerRetired from error
+                raise
+            else:
+                self._sent.append(index)
+                return
+
+    def wait(self, timeout: float) -> None:
+        self._awaited = len(self._sent)
+        if len(self._reports) < len(self._sent):
+            self._complete.wait(timeout)
+
+    @property
+    def sent(self) -> Collection[int]:
+        return self._sent
+
+    def is_confirmed(self) -> bool:
+        # Once all have come, no other thread changes them.
+        return len(self._reports) == len(self._sent) and not any(error is not None for error in self._reports.values())
+
+    def is_answered(self, index: int) -> bool:
+        return index in self._reports
+
+    def error_of(self, index: int) -> KafkaError | None:
+        return self._reports[index]
+
+    def _report(self, index: int, error: KafkaError | None, _message: Any) -> None:
+        self._reports[index] = error
+        if len(self._reports) == self._awaited:
+            self._complete.set()
+
+
+def keep_forever(handle: object) -> None:
     """Count one reference to this object too many."""
     if handle is not None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))

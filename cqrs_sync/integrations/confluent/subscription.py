@@ -1,4 +1,4 @@
-"""Receiving from Kafka: one consumer, settled message by message."""
+"""Receiving with librdkafka."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ import operator
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error
-from cqrs_sync.integrations.confluent.producer import keep_for_ever
-from cqrs_sync.integrations.confluent.settings import Settings
-from cqrs_sync.integrations.confluent.start import InitialOffsets, Place
-from cqrs_sync.kafka import BaseKafkaSubscription, FetchBuffer, SubscriptionPlan, incoming_message
+from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, configuration_error, connection_error, timed_out
+from cqrs_sync.integrations.confluent.producer import keep_forever
+from cqrs_sync.integrations.confluent.settings import ConfluentSettings
+from cqrs_sync.kafka import (
+    BaseKafkaSubscription,
+    Headers,
+    InitialOffsets,
+    Partition,
+    SubscriptionPlan,
+    incoming_message,
+)
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 logger = logging.getLogger(__name__)
@@ -26,14 +32,16 @@ logger = logging.getLogger(__name__)
 _PATIENCE = 1.0
 #: Seconds for a look at whether the connection lives.
 _PROBE = 0.3
-#: Records taken at once.
+#: Records that are read at a time.
 _BATCH = 500
-#: Seconds that closing may take: the last commit, and leaving the group.
-_LEAVING = 4.0
-#: The same where the interpreter leaves.
-_AT_EXIT = 1.0
-#: Errors among the messages that no waiting mends.
-_HOPELESS = {
+#: Seconds that closing may take, for the last commit and for leaving the group; and when the interpreter leaves.
+_LEAVING, _AT_EXIT = 4.0, 1.0
+#: Seconds between two looks at topics that are missing.
+_LOOK = 0.1
+#: Seconds to ask for the committed offsets of partitions while all else waits.
+_LOOK_UP = 2.0
+#: Errors among the records that will not pass.
+_FINAL = {
     *(KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.INVALID_GROUP_ID),
     *(KafkaError._FATAL, KafkaError._AUTHENTICATION),  # noqa: SLF001
 }
@@ -41,94 +49,44 @@ _HOPELESS = {
 
 class ConfluentSubscription(BaseKafkaSubscription):
     """
-    A member of a consumer group, for one thread.
+    A consumer of librdkafka.
 
-    What is finished is committed, up to the first message that is not; librdkafka does so
-    as well before it gives a partition away, and at the end.
-    When the group's partitions are shared out anew, what is not finished goes to their
-    new owner; settling it here afterwards does nothing.
+    The offsets that are stored here are committed ten times a second, before librdkafka gives a partition away, and
+    at the end.
     """
 
-    def __init__(self, reading: SubscriptionPlan, settings: Settings, until: float) -> None:
-        self._reading = reading
-        self._servers = ",".join(settings.servers)
-        self._intake = FetchBuffer(self)
+    def __init__(self, plan: SubscriptionPlan, settings: ConfluentSettings, timeout: float) -> None:
+        super().__init__(plan, settings.servers)
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
         self._lost_at: float | None = None
-        #: Not before somebody receives: librdkafka joins in the background, and a group waits for who leaves meanwhile.
+        #: It joins when somebody receives, not before: librdkafka joins in the background, and a group waits for a
+        #: member that leaves meanwhile.
         self._has_to_join = False
-        self._closed = False
         options = {
             **settings.consumer,
-            "group.id": reading.group,
+            "group.id": plan.group,
             "error_cb": self._heard_error,
             "on_commit": self._committed,
         }
-        self._in_part = _shares_out_in_part(options)
+        self._is_incremental = _rebalances_incrementally(options)
         try:
             self._consumer: Any = Consumer(options)
         except (KafkaException, TypeError, ValueError) as error:
             raise configuration_error(error) from error
         reset_in_child(self)
         close_at_exit(self)
-        self._begin(until, makes_topics=str(options["allow.auto.create.topics"]).lower() == "true")
-
-    def close(self) -> None:
-        """Commit what is finished, and leave the rest to the group's next member."""
-        self._leave(_LEAVING)
-
-    def close_at_exit(self) -> None:
-        """Close within a second; a member that is gone without a word is missed by its group."""
-        self._leave(_AT_EXIT)
-
-    def reset_in_child(self) -> None:
-        """Never touch the parent's consumer: its threads are not here."""
-        keep_for_ever(self._consumer)
-        self._closed = True
-
-    # What the intake asks of its client: each record is a Message of librdkafka's.
-
-    offset_of = staticmethod(operator.methodcaller("offset"))
-
-    @staticmethod
-    def headers_of(record: Any) -> Iterable[tuple[str, bytes | None]]:
-        """Return the headers of a record."""
-        headers: list[tuple[str, bytes | None]] = record.headers() or []
-        return headers
-
-    @staticmethod
-    def message_of(record: Any, *, kept: bool) -> IncomingMessage:
-        """Read a record."""
-        return incoming_message(record.topic(), record.value(), record.key(), record.headers() or (), kept=kept)
-
-    def pause(self, places: Collection[Place]) -> None:
-        """Fetch nothing of these partitions."""
-        if places:
-            self._consumer.pause([TopicPartition(*place) for place in places])
-
-    def resume(self, places: Collection[Place]) -> None:
-        """Go on with them."""
-        if places:
-            self._consumer.resume([TopicPartition(*place) for place in places])
-
-    def commit(self, finished: dict[Place, int]) -> None:
-        """Commit without waiting."""
-        self._store(finished)
         try:
-            self._consumer.commit(asynchronous=True)
-        except KafkaException as error:
-            logger.debug("what is stored is committed by librdkafka itself: %s", error)
-
-    def _begin(self, until: float, *, makes_topics: bool) -> None:
-        topics = self._reading.topics
-        try:
-            self._start = InitialOffsets(
-                self._consumer, topics, until, makes_topics=makes_topics, whole=self._reading.whole
+            self._initial_offsets = InitialOffsets(
+                self,
+                plan.topics,
+                timeout,
+                creates_topics=str(options["allow.auto.create.topics"]).lower() == "true",
+                from_beginning=plan.from_beginning,
             )
-            if self._reading.alone:
-                self._hold(self._start.partitions)
-                self._consumer.assign(self._start.partitions)
+            if plan.standalone:
+                self._assign(self._initial_offsets.partitions)
+                self._consumer.assign(_vendors(self._initial_offsets.partitions))
             else:
                 self._has_to_join = True
         except BaseException as error:
@@ -137,88 +95,198 @@ class ConfluentSubscription(BaseKafkaSubscription):
                 raise connection_error(error, self._servers, self._why) from error
             raise
 
+    def close(self) -> None:
+        """Commit what is finished, and leave the rest to the next member of the group."""
+        self._leave(_LEAVING)
+
+    def close_at_exit(self) -> None:
+        """Close within a second; the group has to miss a member that leaves silently."""
+        self._leave(_AT_EXIT)
+
+    def reset_in_child(self) -> None:
+        """Never touch the parent's consumer: its threads are not in the child."""
+        keep_forever(self._consumer)
+        self._closed = True
+
+    # The port: each record is a Message of librdkafka.
+
+    offset_of = staticmethod(operator.methodcaller("offset"))
+
+    @staticmethod
+    def headers_of(record: Any) -> Headers:
+        """Return the record's headers."""
+        headers: Headers = record.headers() or []
+        return headers
+
+    @staticmethod
+    def message_of(record: Any, *, deferred: bool) -> IncomingMessage:
+        """Return the record as a message."""
+        headers = record.headers() or ()
+        return incoming_message(record.topic(), record.value(), record.key(), headers, deferred=deferred)
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """Fetch nothing from these partitions."""
+        if partitions:
+            self._consumer.pause(_vendors(partitions))
+
+    def resume(self, partitions: Collection[Partition]) -> None:
+        """Fetch from these partitions again."""
+        if partitions:
+            self._consumer.resume(_vendors(partitions))
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit without waiting."""
+        self._store(offsets)
+        try:
+            self._consumer.commit(asynchronous=True)
+        except KafkaException as error:
+            logger.debug("librdkafka commits the stored offsets itself, later: %s", error)
+
+    def find_partitions(self, topics: Collection[str], timeout: float) -> dict[str, list[int]]:
+        """Return the partitions of those topics that exist; ask the broker again if one is missing."""
+        until = time.monotonic() + timeout
+        found: dict[str, list[int]] = {}
+        for topic in topics:
+            if (left := until - time.monotonic()) <= 0:
+                raise timed_out()
+            told = self._consumer.list_topics(topic, timeout=left).topics[topic]
+            if told.error is not None and told.error.code() not in {*MISSING_TOPIC, KafkaError.LEADER_NOT_AVAILABLE}:
+                raise KafkaException(told.error)
+            if told.partitions:
+                found[topic] = sorted(told.partitions)
+        if len(found) < len(topics):
+            self._consumer.poll(_LOOK)
+        return found
+
+    def committed_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int | None]:
+        """Return the offset that the group has committed in each partition."""
+        offsets: dict[Partition, int | None] = {}
+        for one in self._consumer.committed(_vendors(partitions), timeout=timeout):
+            if one.error is not None:
+                raise KafkaException(one.error)
+            offsets[one.topic, one.partition] = one.offset if one.offset >= 0 else None
+        return offsets
+
+    def end_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int]:
+        """Return the offset of the next record in each partition."""
+        until = time.monotonic() + timeout
+        ends: dict[Partition, int] = {}
+        for partition in partitions:
+            if (left := until - time.monotonic()) <= 0:
+                raise timed_out()
+            _, ends[partition] = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=left)
+        return ends
+
+    def commit_before_joining(self, offsets: Mapping[Partition, int], timeout: float) -> Collection[Partition]:
+        """Commit offsets from outside the group; librdkafka knows no `timeout` for it."""
+        del timeout
+        try:
+            told = self._consumer.commit(offsets=_vendor_offsets(offsets), asynchronous=False)
+        except KafkaException as error:
+            if error.args[0].code() not in {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION}:
+                raise
+            return ()
+        return [(one.topic, one.partition) for one in told if one.error is None]
+
     def _join(self) -> None:
         self._has_to_join = False
         self._consumer.unsubscribe()
-        topics = list(self._reading.topics)
-        self._consumer.subscribe(topics, on_assign=self._got, on_revoke=self._lost, on_lost=self._lost)
+        topics = list(self._plan.topics)
+        self._consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
     def _leave(self, timeout: float) -> None:
         if self._closed:
             return
         self._closed = True
-        self._store(self._intake.finished)
-        self._intake.close()
-        # librdkafka has no limit for it, and waits for a broker that does not answer.
+        self._store(self._buffer.uncommitted)
+        self._buffer.close()
+        # librdkafka's `close` has no timeout, and waits for a broker that does not answer.
         leaving = threading.Thread(target=self._consumer.close, name="cqrs-confluent-leave", daemon=True)
         leaving.start()
         leaving.join(timeout)
         if leaving.is_alive():
-            logger.warning("kafka at %s does not answer: the group has to miss this member first", self._servers)
+            logger.warning(
+                "kafka at %s does not answer: the group gives the partitions of this member to others"
+                " only when its session ends",
+                self._servers,
+            )
 
-    def _got(self, consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+    def _assigned(self, consumer: Any, assigned: Sequence[TopicPartition]) -> None:
+        partitions = [(one.topic, one.partition) for one in assigned]
         try:
-            self._start.begin(partitions, consumer.incremental_assign if self._in_part else consumer.assign)
+            if self._initial_offsets.decides(partitions):
+                self._begin(partitions, consumer)
         except KafkaException as error:
-            # They are ours now, and what comes from them is not looked at: they will be ours once more.
-            logger.warning("where to begin is not known, the group is joined again: %s", error)
+            # They are assigned now, and what comes from them is not buffered: joining again assigns them once more.
+            logger.warning("joining the group again, because the broker does not tell where to begin: %s", error)
             self._has_to_join = True
             return
-        self._hold(partitions)
+        self._assign(partitions)
 
-    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
-        holding = self._reading.holding
-        self._intake.got(holding((one.topic, one.partition), one.topic, one.partition) for one in partitions)
+    def _begin(self, partitions: Sequence[Partition], consumer: Any) -> None:
+        """Begin where InitialOffsets says; librdkafka itself begins at the committed offset."""
+        begins: list[TopicPartition] = []
+        moved: dict[Partition, int] = {}
+        for partition, committed in self.committed_offsets(partitions, _LOOK_UP).items():
+            begin = self._initial_offsets.begin_of(partition, committed)
+            if begin is None:
+                begins.append(TopicPartition(*partition))
+                continue
+            begins.append(TopicPartition(*partition, begin))
+            if begin != committed:
+                moved[partition] = begin
+        (consumer.incremental_assign if self._is_incremental else consumer.assign)(begins)
+        if moved:
+            consumer.store_offsets(offsets=_vendor_offsets(moved))
+        self._initial_offsets.settle(partitions)
 
-    def _lost(self, _consumer: Any, partitions: Iterable[TopicPartition]) -> None:
-        gone = self._intake.lost([(one.topic, one.partition) for one in partitions])
-        self._store(gone)
-        self._start.remember(gone)
+    def _revoked(self, _consumer: Any, revoked: Iterable[TopicPartition]) -> None:
+        finished = self._buffer.revoke([(one.topic, one.partition) for one in revoked])
+        self._store(finished)
+        self._initial_offsets.remember(finished)
 
-    def _store(self, finished: dict[Place, int]) -> None:
-        """Have librdkafka commit these places with its next commit, at the latest when it gives them away."""
-        if not finished:
+    def _store(self, offsets: Mapping[Partition, int]) -> None:
+        """Let librdkafka commit these offsets with its next commit, at the latest when it gives the partitions away."""
+        if not offsets:
             return
         try:
-            self._consumer.store_offsets(offsets=[TopicPartition(*place, offset) for place, offset in finished.items()])
+            self._consumer.store_offsets(offsets=_vendor_offsets(offsets))
         except KafkaException as error:
-            # Lost without a word, a moment ago: `_lost` is on its way.
+            # The partition was lost a moment ago: `_revoked` is about to be called.
             logger.debug("not stored: %s", error)
 
-    def _fetch(self, timeout: float, most: int | None = None) -> None:
+    def _fetch(self, timeout: float, limit: int | None = None) -> None:
         if self._has_to_join:
             self._join()
-        self._intake.pause_and_resume()
+        self._buffer.pause_and_resume()
         try:
-            # It would wait until there are as many as may be taken.
-            records = self._consumer.consume(most or _BATCH, 0)
+            # With a timeout it would wait until there are as many records as it may return.
+            records = self._consumer.consume(limit or _BATCH, 0)
             if not records and timeout > 0:
                 record = self._consumer.poll(timeout)
                 records = [] if record is None else [record]
         except KafkaException as error:
             raise connection_error(error, self._servers) from error
-        parts: dict[Place, list[Any]] = defaultdict(list)
+        by_partition: dict[Partition, list[Any]] = defaultdict(list)
         for record in records:
-            if record.error() is None:
-                parts[record.topic(), record.partition()].append(record)
+            trouble = record.error()
+            if trouble is None:
+                by_partition[record.topic(), record.partition()].append(record)
+            elif trouble.code() in _FINAL or trouble.fatal():
+                raise connection_error(KafkaException(trouble), self._servers)
             else:
-                self._heard_instead(record.error())
-        for place, part in parts.items():
-            self._intake.take(place, part)
+                logger.info("librdkafka continues after: %s", trouble.str())
+        for partition, part in by_partition.items():
+            self._buffer.add(partition, part)
 
-    def _heard_instead(self, trouble: KafkaError) -> None:
-        if trouble.code() in _HOPELESS or trouble.fatal():
-            raise connection_error(KafkaException(trouble), self._servers)
-        logger.info("librdkafka goes on after: %s", trouble.str())
-
-    def _committed(self, error: KafkaError | None, places: Sequence[TopicPartition]) -> None:
-        # Called in our thread, out of `poll`.
+    def _committed(self, error: KafkaError | None, offsets: Sequence[TopicPartition]) -> None:
+        # librdkafka calls it in the thread that polls.
         if error is not None and error.code() != KafkaError._NO_OFFSET:  # noqa: SLF001
-            logger.warning("the offsets of %d partition(s) are not committed: %s", len(places), error.str())
+            logger.warning("the offsets of %d partition(s) could not be committed: %s", len(offsets), error.str())
             return
-        for one in places:
+        for one in offsets:
             if one.error is None and one.offset >= 0:
-                self._intake.committed((one.topic, one.partition), one.offset)
+                self._buffer.confirm_commit((one.topic, one.partition), one.offset)
 
     def _heard_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
@@ -227,17 +295,25 @@ class ConfluentSubscription(BaseKafkaSubscription):
             self._why = error
 
     def _check_connection(self, now: float) -> None:
-        """Raise BrokerUnavailable where all connections are lost, and have been for a while."""
+        """Raise BrokerUnavailable if all connections are lost, and have been for a while."""
         if self._lost_at is None or now - self._lost_at <= _PATIENCE:
             return
         try:
-            self._consumer.list_topics(self._reading.topics[0], timeout=_PROBE)
+            self._consumer.list_topics(self._plan.topics[0], timeout=_PROBE)
         except KafkaException as error:
             raise connection_error(error, self._servers, self._why) from error
         self._lost_at = self._why = None
 
 
-def _shares_out_in_part(options: dict[str, Any]) -> bool:
-    """Tell whether a group keeps what it can when it is shared out anew, and takes partitions one by one."""
+def _rebalances_incrementally(options: Mapping[str, Any]) -> bool:
+    """Tell whether members keep what they can in a rebalance, so that partitions come and go one by one."""
     strategy = str(options.get("partition.assignment.strategy", ""))
     return "cooperative" in strategy or options.get("group.protocol") == "consumer"
+
+
+def _vendors(partitions: Iterable[Partition]) -> list[TopicPartition]:
+    return [TopicPartition(*partition) for partition in partitions]
+
+
+def _vendor_offsets(offsets: Mapping[Partition, int]) -> list[TopicPartition]:
+    return [TopicPartition(*partition, offset) for partition, offset in offsets.items()]

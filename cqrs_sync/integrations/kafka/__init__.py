@@ -5,9 +5,8 @@ Kafka through kafka-python: install `cqrs-sync[kafka]`.
 broker = KafkaBroker("127.0.0.1:9092")
 ```
 
-One module per concern: `broker` is the front door, `publishing` is one call of
-`publish`, `doctor` keeps a healthy `producer` for it, `subscription` receives;
-`settings` and `failures` translate options and errors, `cqrs_sync.kafka` messages.
+`broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
+topics, `settings` and `errors` translate options and errors, `client` repairs and watches what kafka-python does.
 """
 
 from __future__ import annotations

@@ -1,18 +1,23 @@
-"""The network side of a Kafka client: ours to look at, and to close where kafka-python does not."""
+"""
+Everything that kafka-python needs: connections that can be watched and ended, forks, secrets, and two repairs.
 
-# Much of it is below the public surface of kafka-python.
+All of it is below the public surface of kafka-python, and nothing else is but `producer`.
+"""
+
 # ruff: noqa: SLF001
 
 from __future__ import annotations
 
 import contextlib
 
-# Looking up a host imports it: a child forked at that moment would wait for its import lock for ever.
+# Looking up a host imports it: a child forked at that moment would wait for its import lock without end.
+import encodings.idna  # noqa: F401
 import errno
 import logging
 import os
 import selectors
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,27 +33,30 @@ from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest
 from cqrs_sync.integrations.kafka.errors import is_final
 from cqrs_sync.lifecycle import reset_in_child
 
+#: The loggers of kafka-python that write requests and frames.
+_FRAME_LOGGERS = ("kafka.net.connection", "kafka.protocol.parser")
+_SECRETS = ("sasl_plain_password",)
 
-class Network:
+
+class KafkaConnections:
     """
-    Makes the network client of one producer or consumer and keeps hold of it.
+    The connections of one producer or consumer.
 
-    - A producer or consumer that cannot be made leaves its sockets, a consumer its
-      thread as well: `hang_up` ends them.
-    - While one is made, kafka-python tries wrong credentials again and again, and says
-      in the end that it ran out of time. Here the first such answer ends it; `why` has
-      the last reason why a connection failed.
-    - `give_up` ends the making from any thread.
+    - A producer or consumer that cannot be made leaves its sockets open, a consumer its thread as well: `close` ends
+      them.
+    - While one is made, kafka-python tries wrong credentials again and again, and says in the end that it ran out of
+      time. Here the first such answer ends it; `why` has the last reason why a connection failed.
+    - `cancel` ends the making from any thread.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        keep_secret(options)
-        #: What kafka-python gets: the same options, with us in between.
+        _hide_credentials(options)
+        #: The options for kafka-python, with our hooks.
         self.options = {
             **options,
             "kafka_client": self._make,
-            "proxy_url": options.get("proxy_url") or f"{_Direct.SCHEMES[0]}://",
-            "selector": Descriptors(options.get("selector", selectors.DefaultSelector)),
+            "proxy_url": options.get("proxy_url") or f"{_DirectSocket.SCHEMES[0]}://",
+            "selector": _ForkSafeSelectors(options.get("selector", selectors.DefaultSelector)),
         }
         self.why: BaseException | None = None
         self._kind = options.get("kafka_client", KafkaNetClient)
@@ -65,31 +73,36 @@ class Network:
         """What the broker has told about itself and its topics."""
         return self.client.cluster
 
-    def completed(self) -> None:
-        """The producer or consumer is made: from now on connections may come and go."""
+    def complete(self) -> None:
+        """Note that the producer or consumer is made: from now on connections may come and go."""
         self._complete = True
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return why connecting took too long, where that is what `error` says."""
+        """Return why connecting took too long, if that is what `error` says."""
         return self.why if self.why is not None and isinstance(error, KafkaTimeoutError) else error
 
-    def give_up(self) -> None:
-        """Wait for no answer any more."""
+    def refresh_topics(self, timeout: float) -> None:
+        """Ask the broker about its topics once more; wait for the answer, for `timeout` seconds at most."""
+        answered = threading.Event()
+        self.cluster.request_update().add_both(lambda _: answered.set())
+        answered.wait(timeout)
+
+    def cancel(self) -> None:
+        """Wait for no more answers."""
         for client in self._made:
-            # In the thread that waits; a RuntimeError says that it does no longer.
+            # In the thread that waits; a RuntimeError says that it has ended.
             with contextlib.suppress(RuntimeError):
                 client._manager.call_soon(client._manager.close)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """End all connections."""
         for client in self._made:
             client.close()
-            client._manager.hang_up()
+            client._manager.close_sockets()
 
     def _make(self, **options: Any) -> Any:
         net = NetworkSelector(**options)
-        manager = _Manager(net, **options)
-        manager.failed = self._failed
+        manager = _ConnectionManager(net, self._failed, **options)
         client = self._kind(net=net, manager=manager, **options)
         # kafka-python has this option and forgets to pass it on.
         client.cluster.config["allow_auto_create_topics"] = options.get("allow_auto_create_topics", False)
@@ -102,19 +115,18 @@ class Network:
             manager.close()
 
 
-class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
-    """Tells why a connection could not be made; kafka-python only logs it."""
+class _ConnectionManager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python has no types
+    """Calls `failed` with the reason why a connection could not be made; kafka-python only logs it."""
 
-    failed: Callable[[Any, BaseException], None]
+    def __init__(self, net: Any, failed: Callable[[Any, BaseException], None], **options: Any) -> None:
+        super().__init__(net, **options)
+        self._cqrs_failed = failed
+        self._cqrs_connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def hang_up(self) -> None:
-        """Close the sockets of those that had something to send when nobody was left to send it."""
-        for connection in list(self._seen):
-            # What is closed and still sends cannot be aborted, nor taken from a selector that is closed.
+    def close_sockets(self) -> None:
+        """Close the sockets of connections that had something to send when no thread was left to send it."""
+        for connection in list(self._cqrs_connections):
+            # A connection that is closed and still sends cannot be aborted, nor taken from a closed selector.
             sock = getattr(connection.transport, "_sock", None)
             if sock is not None:
                 sock.close()
@@ -123,15 +135,15 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]  # kafka-python ha
         known = self._conns.get(node_id)
         connection = super().get_connection(node_id, **options)
         if connection is not known:
-            self._seen.add(connection)
-            connection.init_future.add_errback(lambda error: self.failed(self, error))
+            self._cqrs_connections.add(connection)
+            connection.init_future.add_errback(lambda error: self._cqrs_failed(self, error))
         return connection
 
 
-class _Direct(KafkaNetSocket):  # type: ignore[misc]  # as above
-    """How to connect; kafka-python leaves a socket open when the other side refuses."""
+class _DirectSocket(KafkaNetSocket):  # type: ignore[misc]  # as above
+    """Connects; kafka-python itself leaves a socket open when the other side refuses."""
 
-    #: kafka-python finds us by this scheme of a "proxy".
+    #: kafka-python finds this class by the scheme of a "proxy".
     SCHEMES = ("cqrs-direct",)
 
     def connect_ex(self, sock: socket.socket, address: Any) -> int:
@@ -145,20 +157,19 @@ class _Direct(KafkaNetSocket):  # type: ignore[misc]  # as above
 _GOING_WELL = (0, errno.EALREADY, errno.EINPROGRESS, errno.EISCONN, errno.EWOULDBLOCK, 10022)
 
 
-class Descriptors:
+class _ForkSafeSelectors:
     """
-    Remembers what one Kafka client watches; given to kafka-python as its `selector`.
+    Makes the selectors of one client, and keeps a forked child away from the descriptors of its parent.
 
-    A child has a copy of each socket: while it lives, the broker does not hear of its
-    parent's death. And it shares the parent's epoll descriptor: wherever its copy of the
-    client is collected, generators in it take the parent's sockets off the watch list. So
-    it puts /dev/null in the place of each descriptor before anything else runs.
+    A child has a copy of each socket: while it lives, the broker does not notice the parent's death. And it shares the
+    parent's epoll descriptor: wherever its copy of the client is collected, generators in it take the parent's sockets
+    off the watch list. So it replaces each descriptor by /dev/null before anything else runs.
     """
 
-    def __init__(self, kind: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector) -> None:
+    def __init__(self, kind: Callable[[], selectors.BaseSelector]) -> None:
         self._kind = kind
         self._selectors: list[selectors.BaseSelector] = []
-        #: Every socket that was ever watched: one that nobody waits for is not, at the moment of a fork.
+        #: Every socket that was ever watched: at the moment of a fork, one that no call waits for is not.
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         reset_in_child(self)
 
@@ -177,21 +188,21 @@ class Descriptors:
         return selector
 
     def reset_in_child(self) -> None:
-        """Let go of everything without a word on any connection."""
+        """Replace all descriptors without a word on any connection."""
         nothing = os.open(os.devnull, os.O_RDWR)
         try:
-            for descriptor in self._open():
+            for descriptor in self._open_descriptors():
                 with contextlib.suppress(OSError):
                     os.dup2(nothing, descriptor, inheritable=False)
         finally:
             os.close(nothing)
 
-    def _open(self) -> Iterator[int]:
+    def _open_descriptors(self) -> Iterator[int]:
         yield from {watched.fileno() for watched in list(self._sockets)} - {-1}
         for selector in self._selectors:
             # A closed selector has no map.
             for key in list((selector.get_map() or {}).values()):
-                # A socket that is closed already: its number may be somebody else's by now.
+                # A socket may be closed already: its number may belong to another file by now.
                 if getattr(key.fileobj, "fileno", lambda key=key: key.fd)() == key.fd:
                     yield key.fd
             fileno = getattr(selector, "fileno", None)
@@ -200,32 +211,19 @@ class Descriptors:
                     yield fileno()
 
 
-#: The loggers that write requests and frames.
-_LOGGERS = ("kafka.net.connection", "kafka.protocol.parser")
-_SECRETS = ("sasl_plain_password",)
+class _CredentialFilter(logging.Filter):
+    """Keeps credentials out of the log: at DEBUG, kafka-python writes all that goes over the wire."""
 
-
-def keep_secret(options: Mapping[str, Any]) -> None:
-    """Censor what these options authenticate with, from now on."""
-    if not str(options.get("security_protocol", "")).startswith("SASL"):
-        return
-    _censor.secrets.update(str(options[name]).encode() for name in _SECRETS if options.get(name))
-    for name in _LOGGERS:
-        # Adding it a second time does nothing.
-        logging.getLogger(name).addFilter(_censor)
-
-
-class _Censor(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self.secrets: set[bytes] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
-            record.args = tuple(self._censored(argument) for argument in record.args)
+            record.args = tuple(self._censor(argument) for argument in record.args)
         return True
 
-    def _censored(self, argument: object) -> object:
+    def _censor(self, argument: object) -> object:
         if isinstance(argument, (SaslAuthenticateRequest, SaslBytesRequest)):
             return f"<{type(argument).__name__}>"
         if isinstance(argument, (bytes, bytearray)) and self._is_secret(argument):
@@ -233,20 +231,29 @@ class _Censor(logging.Filter):
         return argument
 
     def _is_secret(self, frame: bytes | bytearray) -> bool:
-        # A token is in no option: a frame that authenticates tells it by its third and fourth byte after the length.
+        # A token is in no option: the third and fourth byte after the length tell a frame that authenticates.
         authenticates = int.from_bytes(frame[4:6], "big") == SaslAuthenticateRequest.API_KEY
         return authenticates or any(secret in frame for secret in self.secrets)
 
 
-_censor = _Censor()
+_credential_filter = _CredentialFilter()
 
 
-def free_parked_records(consumer: Any) -> None:
+def _hide_credentials(options: Mapping[str, Any]) -> None:
+    if not str(options.get("security_protocol", "")).startswith("SASL"):
+        return
+    _credential_filter.secrets.update(str(options[name]).encode() for name in _SECRETS if options.get(name))
+    for name in _FRAME_LOGGERS:
+        # Adding it a second time does nothing.
+        logging.getLogger(name).addFilter(_credential_filter)
+
+
+def release_paused_records(consumer: Any) -> None:
     """
-    Let it give out what it had fetched of a partition that was paused and resumed; before each `poll`.
+    Let a consumer deliver what it fetched from a partition that was paused and resumed; call it before each `poll`.
 
-    It does so when no other batch is in its hands, and takes one that is used up for one
-    that is not: it would neither give these records out nor fetch the partition again.
+    kafka-python 3.0.12 delivers these records only while it holds no other batch, and takes a batch that is used up
+    for one that is not: it would neither deliver them nor fetch from the partition again.
     """
     fetcher = getattr(consumer, "_fetcher", None)
     if fetcher and getattr(fetcher, "_paused_partition_records", None) and not fetcher._next_partition_records:
@@ -255,10 +262,10 @@ def free_parked_records(consumer: Any) -> None:
 
 def keep_finished_joins(consumer: Any) -> None:
     """
-    Let it take its place in the group although nobody was in `poll` at that moment; once for a consumer.
+    Let a consumer become a member although joining succeeded between two calls of `poll`; call it once.
 
-    Where joining has succeeded between two calls, the next one would begin anew, and who
-    only ever polls in short moments would never be there.
+    kafka-python 3.0.12 begins to join anew with the next call: a consumer that is only polled for short moments would
+    never become a member.
     """
     coordinator = getattr(consumer, "_coordinator", None)
     attempt = getattr(coordinator, "_do_join_and_sync_async", None)
@@ -267,7 +274,7 @@ def keep_finished_joins(consumer: Any) -> None:
     unseen: list[Any] = []
 
     async def join() -> Any:
-        # When it is seen the state is STABLE; where the place in the group is lost meanwhile, UNJOINED.
+        # The state becomes STABLE once the result is seen, and UNJOINED if the membership is lost meanwhile.
         if unseen and coordinator.state == MemberState.REBALANCING:
             return unseen.pop()
         unseen.clear()

@@ -1,4 +1,4 @@
-"""Errors of kafka-python as ours: either the message is at fault, or the broker is."""
+"""Errors of kafka-python as ours: the message is at fault, or the broker is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from kafka import errors as kafka
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryError, MessageRejected
 
-#: What a broker answers when it has looked at a message and will never take it.
-REFUSALS = (
+#: What a broker answers that has looked at a message and will never accept it.
+_REFUSALS = (
     kafka.InvalidRecordError,
     kafka.InvalidTimestampError,
     kafka.InvalidTopicError,
@@ -19,10 +19,10 @@ REFUSALS = (
     kafka.UnsupportedForMessageFormatError,
 )
 
-#: What `KafkaProducer.send` raises about its arguments, UnicodeError being a ValueError.
+#: What `KafkaProducer.send` raises about its arguments; a UnicodeError is a ValueError.
 _WRONG_ARGUMENTS = (AssertionError, OverflowError, TypeError, ValueError)
 
-#: What no second attempt at connecting will change.
+#: What no second attempt to connect will change.
 _REFUSED_CONNECTIONS = (
     kafka.AuthorizationError,
     kafka.IllegalSaslStateError,
@@ -40,14 +40,13 @@ def delivery_error(error: BaseException) -> DeliveryError:
     """
     Return why a message was not confirmed; `error` becomes the cause.
 
-    Everything that is not a refusal of the message itself may pass: missing rights,
-    a wrong configuration or an unknown error are for an operator to mend, and the
-    message must not be given up meanwhile.
+    Only a refusal is the fault of the message. An operator can mend all else, missing rights, a wrong configuration or
+    an unknown error, and the message must not be given up meanwhile.
     """
     if isinstance(error, DeliveryError):
         return error
-    kind = MessageRejected if isinstance(error, (*REFUSALS, *_WRONG_ARGUMENTS)) else BrokerUnavailable
-    ours = kind(_words(error))
+    kind = MessageRejected if isinstance(error, (*_REFUSALS, *_WRONG_ARGUMENTS)) else BrokerUnavailable
+    ours = kind(_describe(error))
     ours.__cause__ = error
     return ours
 
@@ -56,24 +55,24 @@ def connection_error(error: BaseException, servers: str) -> BrokerUnavailable | 
     """Return why there is no producer or consumer; `error` becomes the cause."""
     ours: BrokerUnavailable | ConfigurationError
     if isinstance(error, _WRONG_OPTIONS):
-        ours = ConfigurationError(f"kafka-python does not accept its options: {_words(error)}")
+        ours = ConfigurationError(f"kafka-python does not accept its options: {_describe(error)}")
     else:
-        ours = BrokerUnavailable(f"kafka at {servers} cannot be reached: {_words(error)}")
+        ours = BrokerUnavailable(f"kafka at {servers} cannot be reached: {_describe(error)}")
     ours.__cause__ = error
     return ours
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Tell whether it is no use to try to connect again at once."""
+    """Tell whether there is no use in connecting again at once."""
     return isinstance(error, (*_REFUSED_CONNECTIONS, *_WRONG_OPTIONS))
 
 
 def is_passing(error: Any) -> bool:
-    """Tell whether kafka-python itself would have sent a record again, had there been time."""
+    """Tell whether kafka-python itself would have sent the record again, had there been time."""
     return isinstance(error, kafka.RetriableError)
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     text = str(error)
     name = type(error).__name__
     return text if name in text else f"{name}: {text}".rstrip(": ")

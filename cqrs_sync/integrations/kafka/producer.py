@@ -1,74 +1,117 @@
-"""kafka-python's producer, and the few places where we reach below its public surface."""
+"""kafka-python's producer: a `send` that never waits, topics that are not known yet, and an end in time."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kafka import KafkaProducer
+from kafka.errors import IllegalStateError, KafkaTimeoutError
 
-from cqrs_sync.integrations.kafka.client import Network
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryError, MessageRejected
+from cqrs_sync.integrations.kafka.client import KafkaConnections
+from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error, is_final, is_passing
+from cqrs_sync.kafka import (
+    OnFailure,
+    ProducerClient,
+    ProducerConnector,
+    ProducerRetired,
+    SentBatch,
+    TopicNotKnown,
+    Verdict,
+)
+from cqrs_sync.lifecycle import reset_in_child
+
+logger = logging.getLogger(__name__)
+
+#: Seconds in which a broker that does not create topics may tell about one that was created a moment ago.
+_NEW_TOPIC = 1.0
+#: Seconds between two looks at a topic while others are missing as well.
+_LOOK = 0.1
 
 
-class TopicNotKnown(Exception):
-    """The producer would have to ask the broker about this topic first."""
-
-
-class SharedProducer(KafkaProducer):  # type: ignore[misc]  # kafka-python has no types
+class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc]  # kafka-python has no types
     """
-    A KafkaProducer whose `send` never waits and that can be let go of at any time.
+    A KafkaProducer whose `send` never waits, and that ends at any time.
 
-    kafka-python's own waits up to `max_block_ms` in `send` where a topic is new, and
-    its `close` raises instead of closing while records are stuck. Making one blocks
-    until a broker has answered, `bootstrap_timeout_ms` at most.
+    kafka-python's own waits up to `max_block_ms` in `send` for a new topic, and its `close` raises instead of closing
+    while records are stuck. Making one blocks until a broker has answered, `bootstrap_timeout_ms` at most.
 
-    `lost` is called, in a thread of kafka-python, when a topic turns out to be another one
-    than before: the broker has forgotten this producer along with it, and kafka-python
-    would offer the same record again and again, under an id that nobody knows.
+    It fails when a topic turns out to be another one than before: the broker has forgotten this producer along with
+    the topic, and kafka-python would offer the same record again and again, under an id that the broker does not know.
     """
 
-    def __init__(self, network: Network, lost: Callable[[SharedProducer, str], None]) -> None:
+    def __init__(self, connections: KafkaConnections, on_failure: OnFailure) -> None:
         #: When the broker last told about its topics, by `time.monotonic`.
-        self.refreshed_at = time.monotonic()
-        self._network = network
-        self._lost = lost
+        self._refreshed_at = time.monotonic()
+        self._connections = connections
+        self._on_failure = on_failure
         self._topic_ids: dict[str, Any] = {}
         try:
-            super().__init__(**network.options)
+            super().__init__(**connections.options)
         except BaseException as error:
-            network.hang_up()
-            raise network.explain(error) from error
-        network.completed()
-        network.cluster.add_listener(self._refreshed)
-        # The doctor closes it when the interpreter leaves.
+            connections.close()
+            raise connections.explain(error) from error
+        connections.complete()
+        connections.cluster.add_listener(self._refreshed)
+        # The supervisor closes it when the interpreter leaves.
         self._unregister_cleanup()
+        reset_in_child(self)
+
+    def new_batch(self, timeout: float) -> SentBatch:
+        """Return an empty batch; its records wait for no room."""
+        del timeout
+        return _FutureBatch(self)
 
     def knows(self, topic: str) -> bool:
         """Tell whether records can be sent to this topic right now."""
         return self._metadata.partitions_for_topic(topic) is not None
 
-    def await_topic(self, topic: str, timeout: float) -> None:
-        """
-        Wait at most `timeout` seconds until the broker has told about this topic.
+    def find_topics(self, topics: Collection[str], timeout: float) -> Iterator[tuple[str, DeliveryError | None]]:
+        """Wait for all topics together: one that does not exist holds up no other."""
+        started = time.monotonic()
+        until = started + timeout
+        missing = list(topics)
+        look = 0.0
+        while missing:
+            for topic in list(missing):
+                error: DeliveryError | None = None
+                try:
+                    super()._wait_on_metadata(topic, max(0.0, min(until - time.monotonic(), look)) * 1000)
+                except KafkaTimeoutError:
+                    error = self._give_up_topic(topic, started, until)
+                    if error is None:
+                        continue
+                except Exception as vendor:  # noqa: BLE001 -- an illegal name, missing rights: it concerns this topic
+                    error = delivery_error(vendor)
+                missing.remove(topic)
+                yield topic, error
+            look = _LOOK
 
-        Raises KafkaTimeoutError, ValueError for an illegal name, and what the broker answers.
-        """
-        super()._wait_on_metadata(topic, timeout * 1000)
+    def verdict(self, error: Any) -> Verdict:
+        """kafka-python would have sent the record again; or else an idempotent producer fails all it has in flight."""
+        return Verdict.FAILED if is_passing(error) else Verdict.REFUSED
 
-    def forget_topic(self, topic: str) -> None:
-        """Ask no more about a topic that does not exist; kafka-python would for ever, ten times a second."""
-        # In the thread that reads the set; a RuntimeError says that it has ended.
-        with contextlib.suppress(RuntimeError):
-            self._network.client._manager.call_soon(self._metadata._topics.discard, topic)  # noqa: SLF001
+    def is_unfit_after(self, error: Any) -> bool:
+        """After any failure it may never send again."""
+        del error
+        return True
+
+    delivery_error = staticmethod(delivery_error)
+
+    def finish(self, timeout: float) -> None:
+        """Close in a thread."""
+        threading.Thread(target=self.close, args=(timeout,), name="cqrs-kafka-retire", daemon=True).start()
 
     def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
-        """
-        Send what is waiting, for `timeout` seconds at most, fail the rest, and end.
-
-        A second call does nothing.
-        """
+        """Send what waits, for `timeout` seconds at most, fail the rest, and end. A second call does nothing."""
         del null_logger  # kafka-python would silence its module for the rest of the process
         if getattr(self, "_closed", True):
             return
@@ -79,24 +122,127 @@ class SharedProducer(KafkaProducer):  # type: ignore[misc]  # kafka-python has n
             self._sender.force_close()
 
     def abandon(self) -> None:
-        """End without sending anything more; what is under way fails."""
+        """End without sending anything more; what is in flight fails."""
         self._closed = True
         self._sender.force_close()
 
-    def disown(self) -> None:
-        """In a forked child: this is the parent's. Its descriptors are taken care of by Descriptors."""
+    def reset_in_child(self) -> None:
+        """Keep the parent's producer: collecting it would end it. KafkaConnections sees to its descriptors."""
         self._closed = True
+        _inherited.append(self)
 
     def _wait_on_metadata(self, topic: str, max_wait_ms: float) -> None:
-        # Called by `send`, for a topic that is not known.
+        # Called by `send` for a topic that is not known.
         del max_wait_ms
         raise TopicNotKnown(topic)
 
+    def _give_up_topic(self, topic: str, started: float, until: float) -> DeliveryError | None:
+        """Return what is wrong with a topic that the broker has not told about; None while that is not certain."""
+        now = time.monotonic()
+        waited = now - started
+        if now < until and (self.config["allow_auto_create_topics"] or waited < _NEW_TOPIC):
+            return None
+        # kafka-python would ask about it without end, ten times a second. It reads the set in another thread, so it is
+        # changed there; a RuntimeError says that the thread has ended.
+        with contextlib.suppress(RuntimeError):
+            self._connections.client._manager.call_soon(self._metadata._topics.discard, topic)  # noqa: SLF001
+        if waited >= _NEW_TOPIC and self._refreshed_at > started:
+            return MessageRejected(f"there is no topic {topic!r} on the broker: create it")
+        return BrokerUnavailable(f"the broker has not told about the topic {topic!r} in time")
+
     def _refreshed(self, cluster: Any) -> None:
-        self.refreshed_at = time.monotonic()
+        self._refreshed_at = time.monotonic()
         for topic in cluster.topics():
             identity = cluster.topic_id(topic)
-            # Brokers before 2.8 tell none.
+            # Brokers before 2.8 have no ids of topics.
             if identity is not None and self._topic_ids.setdefault(topic, identity) != identity:
                 self._topic_ids[topic] = identity
-                self._lost(self, f"the topic {topic!r} was made anew")
+                if not self._closed:
+                    self._on_failure(self, f"the topic {topic!r} was created anew")
+
+
+class KafkaPythonConnector(ProducerConnector):
+    """Makes producers of kafka-python, which blocks until a broker has answered."""
+
+    blocks = True
+
+    def __init__(self, options: Mapping[str, Any], servers: str) -> None:
+        self._options = options
+        self._servers = servers
+        #: Those of the `connect` that waits.
+        self._connections: KafkaConnections | None = None
+
+    def connect(self, on_failure: OnFailure) -> KafkaPythonProducer:
+        """Make a producer; raises the reason why a connection failed."""
+        _warn_without_crc32c()
+        self._connections = connections = KafkaConnections(self._options)
+        try:
+            return KafkaPythonProducer(connections, on_failure)
+        finally:
+            self._connections = None
+
+    def cancel(self) -> None:
+        """End a `connect` that waits in another thread."""
+        connections = self._connections
+        if connections is not None:
+            connections.cancel()
+
+    def is_final(self, error: BaseException | None) -> bool:
+        """Tell whether credentials or options are wrong."""
+        return is_final(error)
+
+    def unreachable(self, error: BaseException | None) -> BrokerUnavailable | ConfigurationError:
+        """Return the last reason why a connection failed."""
+        connections = self._connections
+        reason = (connections and connections.why) or error
+        if reason is None:
+            return BrokerUnavailable(f"kafka at {self._servers} cannot be reached in time")
+        return connection_error(reason, self._servers)
+
+
+class _FutureBatch(SentBatch):
+    def __init__(self, producer: KafkaPythonProducer) -> None:
+        self._producer = producer
+        self._futures: dict[int, Any] = {}
+
+    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+        try:
+            self._futures[index] = self._producer.send(message.topic, message.body, key, headers)
+        except IllegalStateError as error:
+            raise ProducerRetired from error
+        except ValueError as error:
+            # Between two looks of kafka-python's `send`, the broker has lost a topic it had.
+            if self._producer.knows(message.topic):
+                raise
+            raise TopicNotKnown(message.topic) from error
+
+    def wait(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        for future in self._futures.values():
+            if not future.is_done:
+                # The future itself keeps what became of the record.
+                with contextlib.suppress(Exception):
+                    future.get(max(0.0, until - time.monotonic()))
+
+    @property
+    def sent(self) -> Collection[int]:
+        return self._futures
+
+    def is_confirmed(self) -> bool:
+        return all(future.is_done and future.exception is None for future in self._futures.values())
+
+    def is_answered(self, index: int) -> bool:
+        return bool(self._futures[index].is_done)
+
+    def error_of(self, index: int) -> Any:
+        return self._futures[index].exception
+
+
+#: Producers of a parent process: collecting them would run their finalizers.
+_inherited: list[KafkaPythonProducer] = []
+
+
+@functools.cache
+def _warn_without_crc32c() -> None:
+    if importlib.util.find_spec("crc32c") is None:
+        logger.warning("checksums in pure Python take half the time of publishing: pip install 'cqrs-sync[kafka]'")

@@ -1,10 +1,9 @@
-"""What a KafkaBroker is told: servers, credentials and options of kafka-python."""
+"""The settings of a KafkaBroker: servers, credentials and options of kafka-python."""
 
 from __future__ import annotations
 
-import difflib
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,22 +11,22 @@ import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka.settings import KafkaAddress
+from cqrs_sync.kafka import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
 
-_FINAL = "messages come and go as bytes"
-#: Options that cannot be passed on, and why.
-_OURS = {
-    "auto_offset_reset": "a group starts where its first subscription found the end of the topic",
+_BYTES = "messages are published and received as bytes"
+#: Options that users cannot set, and why.
+_RESERVED = {
+    "auto_offset_reset": "a new group starts at the end that a topic has at its first subscription",
     "bootstrap_servers": "servers are the first argument",
     "enable_auto_commit": "offsets are committed for finished messages only",
     "group_id": "the group is an argument of subscribe()",
-    "key_deserializer": _FINAL,
-    "key_serializer": _FINAL,
-    "transactional_id": "Kafka's transactions have no part in publishing",
-    "value_deserializer": _FINAL,
-    "value_serializer": _FINAL,
+    "key_deserializer": _BYTES,
+    "key_serializer": _BYTES,
+    "transactional_id": "publishing does not use the transactions of Kafka",
+    "value_deserializer": _BYTES,
+    "value_serializer": _BYTES,
 }
-#: Joining a group may take minutes, with nothing to send: the system looks whether the other side is there.
+#: Joining a group may take minutes with nothing to send: the system checks whether the other side is there.
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -45,13 +44,8 @@ _FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 
 
 @attrs.frozen
-class Settings:
-    """Where the brokers are, and the complete options for both kinds of client."""
-
-    servers: tuple[str, ...]
-    # They may hold passwords.
-    producer: Mapping[str, Any] = attrs.field(repr=False)
-    consumer: Mapping[str, Any] = attrs.field(repr=False)
+class KafkaSettings(ClientOptions):
+    """The options of a KafkaBroker."""
 
     @classmethod
     def of(
@@ -63,12 +57,12 @@ class Settings:
         producer: Mapping[str, Any],
         consumer: Mapping[str, Any],
     ) -> Self:
-        """Raise ConfigurationError, without any value in it, for what kafka-python would not take."""
+        """Raise ConfigurationError, without any value in it, for options that kafka-python does not accept."""
         address = KafkaAddress.of(servers_or_url)
         servers, both = address.servers, {**_options_of(address), **shared}
-        _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG})
-        _check(producer, KafkaProducer.DEFAULT_CONFIG)
-        _check(consumer, KafkaConsumer.DEFAULT_CONFIG)
+        _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG}, "kafka-python")
+        _check(producer, KafkaProducer.DEFAULT_CONFIG, "the producer of kafka-python")
+        _check(consumer, KafkaConsumer.DEFAULT_CONFIG, "the consumer of kafka-python")
         return cls(
             servers,
             producer=_producer_options(servers, publish_timeout, _merged(both, producer, KafkaProducer)),
@@ -95,14 +89,11 @@ def _typed(name: str, text: str) -> Any:
     return int(text) if is_number and text.lstrip("-").isdigit() else text
 
 
-def _check(options: Mapping[str, Any], known: Any) -> None:
+def _check(options: Mapping[str, Any], known: Collection[str], client: str) -> None:
     for name in options:
-        if name in _OURS:
-            raise ConfigurationError(f"the option {name!r} cannot be set: {_OURS[name]}")
+        refuse_reserved(name, _RESERVED)
         if name not in known:
-            near = difflib.get_close_matches(name, list(known), n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
-            raise ConfigurationError(f"kafka-python has no option {name!r} here{hint}")
+            raise unknown_option(client, name, known)
     for name in _FILES:
         if options.get(name) and not Path(options[name]).is_file():
             raise ConfigurationError(f"{name} names no file: {options[name]!r}")
@@ -114,16 +105,18 @@ def _merged(both: Mapping[str, Any], own: Mapping[str, Any], client: Any) -> dic
 
 def _producer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
     linger = given.get("linger_ms", 0)
-    # What was reported as failed must not be sent half a minute later.
-    delivery = given.get("delivery_timeout_ms", max(_ms(publish_timeout), given.get("request_timeout_ms", 0) + linger))
+    # A message that was reported as failed must not be sent half a minute later.
+    delivery = given.get(
+        "delivery_timeout_ms", max(milliseconds(publish_timeout), given.get("request_timeout_ms", 0) + linger)
+    )
     options = {
         "acks": "all",
         "bootstrap_servers": list(servers),
-        "bootstrap_timeout_ms": max(_ms(publish_timeout), 5000),
+        "bootstrap_timeout_ms": max(milliseconds(publish_timeout), 5000),
         "client_id": "cqrs-sync",
         "delivery_timeout_ms": delivery,
-        "max_block_ms": _ms(publish_timeout),
-        # They cost a tenth of a send; whoever wants them says so.
+        "max_block_ms": milliseconds(publish_timeout),
+        # They cost a tenth of a send.
         "metrics_enabled": False,
         "reconnect_backoff_max_ms": 500,
         "request_timeout_ms": delivery - linger,
@@ -137,19 +130,15 @@ def _producer_options(servers: Sequence[str], publish_timeout: float, given: dic
 def _consumer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "bootstrap_servers": list(servers),
-        "bootstrap_timeout_ms": max(_ms(publish_timeout), 5000),
+        "bootstrap_timeout_ms": max(milliseconds(publish_timeout), 5000),
         "client_id": "cqrs-sync",
         "metrics_enabled": False,
         "reconnect_backoff_max_ms": 500,
-        # A path that has died without a word is given up in time to be back within half a minute.
+        # A connection that died silently is given up in time to be back within half a minute.
         "request_timeout_ms": 10_000 + given.get("fetch_max_wait_ms", 0),
         "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *_KEEPALIVE],
         **given,
-        # Partitions that come later are read from their first message on: see InitialOffsets.
+        # Partitions that are added later are read from their first message on: see InitialOffsets.
         "auto_offset_reset": "earliest",
         "enable_auto_commit": False,
     }
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -1,4 +1,4 @@
-"""Receiving from Kafka: one consumer, settled message by message."""
+"""Receiving with kafka-python."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import contextlib
 import logging
 import operator
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from kafka import KafkaConsumer, OffsetAndMetadata
+from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
-from kafka.errors import KafkaError
+from kafka.errors import CommitFailedError, KafkaError
 
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.integrations.kafka.client import Network, free_parked_records, keep_finished_joins
+from cqrs_sync.integrations.kafka.client import KafkaConnections, keep_finished_joins, release_paused_records
 from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
-from cqrs_sync.integrations.kafka.settings import Settings
-from cqrs_sync.integrations.kafka.start import InitialOffsets, ask_about_topics
-from cqrs_sync.kafka import BaseKafkaSubscription, FetchBuffer, SubscriptionPlan, incoming_message
+from cqrs_sync.integrations.kafka.settings import KafkaSettings
+from cqrs_sync.kafka import BaseKafkaSubscription, InitialOffsets, Partition, SubscriptionPlan, incoming_message
 
 logger = logging.getLogger(__name__)
 
@@ -29,132 +28,184 @@ _BATCH = 100
 _PATIENCE = 1.0
 #: Seconds that closing may take for the last commit, and for leaving the group.
 _LAST_COMMIT, _LEAVING = 2.0, 2.0
+#: Seconds to ask for the committed offset of one partition, and to commit another one.
+_LOOK_UP = 2.0
 
 
 class KafkaSubscription(BaseKafkaSubscription):
     """
-    A member of a consumer group, for one thread.
+    A consumer of kafka-python.
 
-    Its offsets are committed up to the first message that is not finished. When the
-    group's partitions are shared out anew, what is not finished goes to their new
-    owner; settling it here afterwards does nothing.
+    kafka-python leaves its group and joins it again with every lost connection. And it keeps its own offset in a
+    partition that comes back to the member that had it: that is behind messages that were delivered and not finished,
+    and belong to no member now. So each assigned partition begins anew where InitialOffsets says, and nothing is read
+    from it before that.
     """
 
-    def __init__(self, reading: SubscriptionPlan, settings: Settings, until: float) -> None:
-        self._servers = ",".join(settings.servers)
-        self._reading = reading
-        self._intake = FetchBuffer(self)
-        #: The request under way.
-        self._commit: Any = None
+    def __init__(self, plan: SubscriptionPlan, settings: KafkaSettings, timeout: float) -> None:
+        super().__init__(plan, settings.servers)
+        until = time.monotonic() + timeout
+        self._commit_request: Any = None
         self._lost_at: float | None = None
-        self._closed = False
-        self._network = Network({**settings.consumer, "group_id": reading.group})
+        #: Assigned partitions whose first offset is not settled.
+        self._unsettled: set[Partition] = set()
+        self._connections = KafkaConnections({**settings.consumer, "group_id": plan.group})
         try:
-            self._consumer = KafkaConsumer(**self._network.options)
-            self._network.completed()
+            self._consumer = KafkaConsumer(**self._connections.options)
+            self._connections.complete()
             self._batch = min(_BATCH, self._consumer.config["max_poll_records"])
             keep_finished_joins(self._consumer)
-            self._start = InitialOffsets(
-                self._consumer, self._network.cluster, reading.topics, until, whole=reading.whole
+            self._initial_offsets = InitialOffsets(
+                self,
+                plan.topics,
+                until - time.monotonic(),
+                creates_topics=self._connections.cluster.config["allow_auto_create_topics"],
+                from_beginning=plan.from_beginning,
             )
-            self._begin(until)
+            if plan.standalone:
+                self._consumer.assign(_vendors(self._initial_offsets.partitions))
+                self._assigned(self._initial_offsets.partitions)
+            else:
+                self._consumer.subscribe(plan.topics, listener=_RebalanceListener(self._assigned, self._revoked))
+                # kafka-python causes another rebalance if it had not heard of the topics before the first one.
+                self._connections.refresh_topics(max(0.0, until - time.monotonic()))
         except BaseException as error:
-            self._network.hang_up()
-            # A ValueError or TypeError is about the name of a topic or group.
+            self._connections.close()
+            # A ValueError or TypeError is about the name of a group.
             if isinstance(error, (KafkaError, TypeError, ValueError)):
-                raise connection_error(self._network.explain(error), self._servers) from error
+                raise connection_error(self._connections.explain(error), self._servers) from error
             raise
 
     def close(self) -> None:
-        """Commit what is finished, and leave the rest to the group's next member."""
+        """Commit what is finished, and leave the rest to the next member of the group."""
         if self._closed:
             return
         self._closed = True
-        finished = dict(self._intake.finished)
-        self._intake.close()
+        finished = dict(self._buffer.uncommitted)
+        self._buffer.close()
         try:
             if finished:
-                self._consumer.commit(_offsets(finished), timeout_ms=_LAST_COMMIT * 1000)
+                self._consumer.commit(_vendor_offsets(finished), timeout_ms=_LAST_COMMIT * 1000)
         except KafkaError as error:
-            logger.warning("finished messages will be delivered again, their offsets are not committed: %s", error)
+            logger.warning("finished messages will be delivered again: their offsets could not be committed: %s", error)
         with contextlib.suppress(KafkaError):
             self._consumer.close(autocommit=False, timeout_ms=_LEAVING * 1000)
-        self._network.hang_up()
+        self._connections.close()
 
-    def lost(self, partitions: Iterable[Any]) -> None:
-        """Forget partitions that are no longer ours."""
-        gone = list(partitions)
-        self._start.forget(gone)
-        self._start.remember(self._intake.lost(gone))
-
-    def rejoin(self) -> None:
-        """Keep asking for a place in the group until there is one."""
-        self._consumer._coordinator.request_rejoin()  # noqa: SLF001 -- see where it is called
-
-    def got(self, partitions: Iterable[Any]) -> None:
-        """Begin with partitions that are ours now."""
-        partitions = list(partitions)
-        self._intake.got(self._reading.holding(one, one.topic, one.partition) for one in partitions)
-        self._start.hold_back(partitions)
-        self._intake.pause_and_resume(self._start.held)
-
-    # What the intake asks of its client: each record is one of kafka-python's.
+    # The port: each record is one of kafka-python's.
 
     offset_of = staticmethod(operator.attrgetter("offset"))
     headers_of = staticmethod(operator.attrgetter("headers"))
 
     @staticmethod
-    def message_of(record: Any, *, kept: bool) -> IncomingMessage:
-        """Read a record."""
-        return incoming_message(record.topic, record.value, record.key, record.headers, kept=kept)
+    def message_of(record: Any, *, deferred: bool) -> IncomingMessage:
+        """Return the record as a message."""
+        return incoming_message(record.topic, record.value, record.key, record.headers, deferred=deferred)
 
-    def pause(self, places: Collection[Any]) -> None:
-        """Fetch nothing of these partitions."""
-        self._consumer.pause(*places)
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """Fetch nothing from these partitions."""
+        self._consumer.pause(*_vendors(partitions))
 
-    def resume(self, places: Collection[Any]) -> None:
-        """Go on with them."""
-        self._consumer.resume(*places)
+    def resume(self, partitions: Collection[Partition]) -> None:
+        """Fetch from these partitions again."""
+        self._consumer.resume(*_vendors(partitions))
 
-    def commit(self, finished: dict[Any, int]) -> None:
-        """Commit without waiting, one request at a time: the next one holds all that has come together."""
-        if self._commit is None or self._commit.is_done:
-            self._commit = self._consumer.commit_async(_offsets(finished), callback=self._committed)
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commit without waiting, one request at a time: the next one holds all that is finished by then."""
+        if self._commit_request is None or self._commit_request.is_done:
+            self._commit_request = self._consumer.commit_async(_vendor_offsets(offsets), callback=self._committed)
 
-    def _begin(self, until: float) -> None:
-        if self._reading.alone:
-            self._consumer.assign(self._start.partitions)
-            self.got(self._start.partitions)
-        else:
-            self._consumer.subscribe(self._reading.topics, listener=_Rebalanced(self))
-            # kafka-python shares out a group once more where it had not heard of the topics when it did so first.
-            ask_about_topics(self._network.cluster, max(0.0, until - time.monotonic()))
+    def find_partitions(self, topics: Collection[str], timeout: float) -> dict[str, list[int]]:
+        """Return the partitions of those topics that exist; ask the broker again if one is missing."""
+        cluster = self._connections.cluster
+        cluster.set_topics(topics)
+        if any(cluster.partitions_for_topic(topic) is None for topic in topics):
+            self._connections.refresh_topics(timeout)
+        found = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+        return {topic: sorted(numbers) for topic, numbers in found.items() if numbers is not None}
 
-    def _fetch(self, timeout: float, most: int | None = None) -> None:
-        self._intake.pause_and_resume(self._start.held)
-        free_parked_records(self._consumer)
+    def committed_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int | None]:
+        """Return the offset that the group has committed in each partition."""
+        until = time.monotonic() + timeout
+        return {
+            partition: self._consumer.committed(
+                TopicPartition(*partition), timeout_ms=max(1.0, (until - time.monotonic()) * 1000)
+            )
+            for partition in partitions
+        }
+
+    def end_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int]:
+        """Return the offset of the next record in each partition."""
+        ends: dict[Partition, int] = self._consumer.end_offsets(_vendors(partitions), timeout_ms=timeout * 1000)
+        return ends
+
+    def commit_before_joining(self, offsets: Mapping[Partition, int], timeout: float) -> Collection[Partition]:
+        """Commit offsets from outside the group; return the partitions the broker accepted."""
+        self._consumer.assign(_vendors(offsets))
+        accepted: Collection[Partition] = list(offsets)
         try:
-            fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=most or self._batch)
+            self._consumer.commit(_vendor_offsets(offsets), timeout_ms=timeout * 1000)
+        except CommitFailedError:
+            accepted = ()
+        self._consumer.unsubscribe()
+        return accepted
+
+    def _assigned(self, partitions: Iterable[Partition]) -> None:
+        partitions = list(partitions)
+        self._assign(partitions)
+        self._unsettled.update(partitions)
+        self._buffer.pause_and_resume(self._unsettled)
+
+    def _revoked(self, partitions: Iterable[Partition]) -> None:
+        partitions = list(partitions)
+        self._unsettled.difference_update(partitions)
+        self._initial_offsets.remember(self._buffer.revoke(partitions))
+        # kafka-python forgets a rejoin for new metadata when `poll` times out during it, and then waits without end.
+        self._consumer._coordinator.request_rejoin()  # noqa: SLF001
+
+    def _settle_offsets(self) -> None:
+        """Let partitions begin where they have to."""
+        for partition in list(self._unsettled):
+            committed = self.committed_offsets([partition], _LOOK_UP)[partition]
+            if partition not in self._unsettled:
+                # It was revoked while the broker was asked.
+                continue
+            vendors = TopicPartition(*partition)
+            begin = self._initial_offsets.begin_of(partition, committed)
+            if begin is None:
+                self._consumer.seek_to_beginning(vendors)
+            else:
+                self._consumer.seek(vendors, begin)
+                if begin != committed:
+                    self._consumer.commit(_vendor_offsets({partition: begin}), timeout_ms=_LOOK_UP * 1000)
+            self._initial_offsets.settle([partition])
+            self._unsettled.discard(partition)
+
+    def _fetch(self, timeout: float, limit: int | None = None) -> None:
+        self._buffer.pause_and_resume(self._unsettled)
+        release_paused_records(self._consumer)
+        try:
+            fetched = self._consumer.poll(timeout_ms=timeout * 1000, max_records=limit or self._batch)
             for partition, records in fetched.items():
-                # From a place that is not settled yet: they are read once more from where it is.
-                if partition not in self._start.held:
-                    self._intake.take(partition, records)
-            self._start.release_connection()
+                # Records from an offset that is not settled are read once more, from the one that is.
+                if partition not in self._unsettled:
+                    self._buffer.add(partition, records)
+            self._settle_offsets()
         except KafkaError as error:
             if not is_passing(error):
                 raise connection_error(error, self._servers) from error
 
     def _committed(self, offsets: dict[Any, OffsetAndMetadata], answer: object) -> None:
-        # Called by kafka-python in our thread.
+        # kafka-python calls it in the thread that polls.
         if isinstance(answer, Exception):
-            logger.warning("the offsets of %d partition(s) are not committed: %s", len(offsets), answer)
+            logger.warning("the offsets of %d partition(s) could not be committed: %s", len(offsets), answer)
             return
-        for partition, place in offsets.items():
-            self._intake.committed(partition, place.offset)
+        for partition, committed in offsets.items():
+            self._buffer.confirm_commit(partition, committed.offset)
 
     def _check_connection(self, now: float) -> None:
-        client = self._network.client
-        nodes = [broker.node_id for broker in self._network.cluster.brokers()]
+        client = self._connections.client
+        nodes = [broker.node_id for broker in self._connections.cluster.brokers()]
         if any(client.connected(node) or client.connected(f"coordinator-{node}") for node in nodes):
             self._lost_at = None
             return
@@ -163,20 +214,25 @@ class KafkaSubscription(BaseKafkaSubscription):
             raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
 
 
-class _Rebalanced(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """Called by kafka-python while the subscription waits in `poll`."""
+class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """kafka-python calls it while the subscription waits in `poll`."""
 
-    def __init__(self, subscription: KafkaSubscription) -> None:
-        self._subscription = subscription
+    def __init__(
+        self, assigned: Callable[[Iterable[Partition]], None], revoked: Callable[[Iterable[Partition]], None]
+    ) -> None:
+        self._assigned = assigned
+        self._revoked = revoked
 
     def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        self._subscription.lost(revoked)
-        # kafka-python forgets a rejoin for new metadata when `poll` times out during it, and then waits for ever.
-        self._subscription.rejoin()
+        self._revoked(revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        self._subscription.got(assigned)
+        self._assigned(assigned)
 
 
-def _offsets(watermarks: dict[Any, int]) -> dict[Any, OffsetAndMetadata]:
-    return {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in watermarks.items()}
+def _vendors(partitions: Iterable[Partition]) -> list[Any]:
+    return [TopicPartition(*partition) for partition in partitions]
+
+
+def _vendor_offsets(offsets: Mapping[Partition, int]) -> dict[Any, OffsetAndMetadata]:
+    return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}

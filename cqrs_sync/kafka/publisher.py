@@ -1,0 +1,237 @@
+"""Publishes a batch: every message is confirmed, or it is known which was not, and why."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+import attrs
+
+from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
+from cqrs_sync.kafka.client import (
+    ProducerClient,
+    ProducerRetired,
+    SentBatch,
+    TopicNotKnown,
+    Verdict,
+)
+from cqrs_sync.kafka.cloudevents import key_and_headers_of
+from cqrs_sync.kafka.supervisor import ProducerSupervisor
+from cqrs_sync.kafka.topology import check_topic
+
+logger = logging.getLogger(__name__)
+
+#: A mask: the clock is read once in so many messages.
+_CLOCK_MASK = 63
+
+_NO_TIME = BrokerUnavailable("not sent: there was no time left")
+
+
+class KafkaPublisher:
+    """
+    Sends a batch, waits for all answers with one deadline, and keeps what failed.
+
+    Clients fail a whole request, or all that a producer has in flight, with what the broker says about one record. So
+    a record that was refused in company is only a suspect: `single`, whose producer puts each record into a request of
+    its own, sends it once more, and that answer counts. What failed because its producer did is sent by the next one.
+    Nothing is sent again after a later message of its key was confirmed.
+    """
+
+    def __init__(self, batching: ProducerSupervisor, single: ProducerSupervisor) -> None:
+        self.batching = batching
+        self.single = single
+
+    def publish(
+        self, messages: Sequence[OutgoingMessage], timeout: float
+    ) -> list[tuple[OutgoingMessage, DeliveryError]]:
+        """Return what was not confirmed within `timeout` seconds and why, in the order of the batch."""
+        return _Call(messages, timeout).run(self.batching, self.single)
+
+    def close(self, timeout: float) -> None:
+        """Close both producers within `timeout` seconds."""
+        until = time.monotonic() + timeout
+        self.batching.close(timeout)
+        self.single.close(max(0.0, until - time.monotonic()))
+
+
+class _Call:
+    """One call of `publish`; messages are known by their indexes."""
+
+    def __init__(self, messages: Sequence[OutgoingMessage], timeout: float) -> None:
+        self._messages = messages
+        self._until = time.monotonic() + timeout
+        self._failures: dict[int, DeliveryError] = {}
+        self._confirmed: list[int] = []
+        self._suspects: dict[int, DeliveryError] = {}
+
+    def run(
+        self, batching: ProducerSupervisor, single: ProducerSupervisor
+    ) -> list[tuple[OutgoingMessage, DeliveryError]]:
+        self._publish(batching, range(len(self._messages)))
+        if self._suspects:
+            suspects, self._suspects = self._suspects, {}
+            again = self._that_keep_order(suspects)
+            if again:
+                logger.warning("sending %d refused message(s) again, each alone: %s", len(again), suspects[again[0]])
+                self._publish(single, again)
+            self._failures.update(self._suspects)
+        return [(self._messages[index], self._failures[index]) for index in sorted(self._failures)]
+
+    def _publish(self, supervisor: ProducerSupervisor, indexes: Sequence[int]) -> None:
+        while indexes:
+            try:
+                producer = supervisor.producer(self._left())
+            except BrokerUnavailable as error:
+                self._fail(indexes, error)
+                return
+            except Closed as error:
+                self._fail(indexes, BrokerUnavailable(f"not confirmed: {error}"))
+                return
+            started = time.monotonic()
+            batch = producer.new_batch(self._left())
+            unsent = self._send(supervisor, producer, batch, indexes)
+            batch.wait(self._left())
+            indexes = sorted({*unsent, *self._settle(supervisor, producer, batch, started)})
+
+    def _send(
+        self, supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, indexes: Sequence[int]
+    ) -> list[int]:
+        """Send messages in this order; return those that the next producer has to send."""
+        unknown: dict[str, list[int]] = {}
+        for position, index in enumerate(indexes):
+            if not position & _CLOCK_MASK and time.monotonic() >= self._until:
+                self._fail(indexes[position:], _NO_TIME)
+                break
+            try:
+                self._send_one(batch, index, unknown)
+            except TopicNotKnown:
+                unknown.setdefault(self._messages[index].topic, []).append(index)
+            except ProducerRetired:
+                return [*indexes[position:], *itertools.chain.from_iterable(unknown.values())]
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
+                self._failures[index] = producer.delivery_error(error)
+        unsent: list[int] = []
+        for found in self._found(supervisor, producer, unknown):
+            unsent += found if producer.caches_missing_topics else self._send(supervisor, producer, batch, found)
+        return unsent
+
+    def _send_one(self, batch: SentBatch, index: int, unknown: Mapping[str, object]) -> None:
+        message = self._messages[index]
+        check_topic(message.topic, MessageRejected)
+        if not isinstance(message.body, bytes):
+            raise MessageRejected(f"its body is not bytes but {type(message.body).__name__}")
+        if unknown and message.topic in unknown:
+            # Not before those that wait for this topic already.
+            raise TopicNotKnown
+        key, headers = key_and_headers_of(message)
+        batch.send(index, message, key, headers)
+
+    def _settle(
+        self, supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, started: float
+    ) -> list[int]:
+        """Keep what failed, tell the supervisor about the producer, and return what the next producer may send."""
+        answers = _sort(producer, batch)
+        self._confirmed += answers.confirmed
+        self._failures.update(answers.failed)
+        self._suspects.update(answers.refused)
+        if answers.confirmed:
+            supervisor.confirm(producer, started)
+        if answers.lost:
+            supervisor.abandon(producer, next(iter(answers.lost.values())))
+        elif answers.unfit is not None:
+            supervisor.retire(producer, answers.unfit)
+        for index in answers.missing:
+            supervisor.miss(producer, batch, index, started)
+        unknown: dict[str, list[int]] = {}
+        for index in answers.topic_not_known:
+            unknown.setdefault(self._messages[index].topic, []).append(index)
+        again = [index for found in self._found(supervisor, producer, unknown) for index in found]
+        if producer.refusal is None:
+            return again + self._that_keep_order(answers.lost)
+        self._fail(answers.lost, producer.refusal)
+        return again
+
+    def _found(
+        self, supervisor: ProducerSupervisor, producer: ProducerClient, unknown: Mapping[str, list[int]]
+    ) -> Iterator[list[int]]:
+        """Yield the messages of each topic that exists after all; the others fail."""
+        if not unknown:
+            return
+        for topic, error in producer.find_topics(list(unknown), self._left()):
+            if error is not None:
+                self._fail(unknown[topic], error)
+                continue
+            if producer.caches_missing_topics:
+                supervisor.retire(producer, f"the topic {topic!r} was created meanwhile")
+            yield unknown[topic]
+
+    def _that_keep_order(self, errors: Mapping[int, DeliveryError]) -> list[int]:
+        """Return what may be sent again; the others would arrive after a later message of their key, or too late."""
+        last_confirmed = {
+            (self._messages[index].topic, self._messages[index].key): index for index in sorted(self._confirmed)
+        }
+        is_late = time.monotonic() >= self._until
+        again = []
+        for index, error in sorted(errors.items()):
+            message = self._messages[index]
+            if message.key is not None and last_confirmed.get((message.topic, message.key), -1) > index:
+                self._failures[index] = _undecided(error, "a later message of its key was confirmed")
+            elif is_late:
+                self._failures[index] = _undecided(error, "there was no time left")
+            else:
+                again.append(index)
+        return again
+
+    def _fail(self, indexes: Iterable[int], error: DeliveryError) -> None:
+        self._failures.update(dict.fromkeys(indexes, error))
+
+    def _left(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+
+@attrs.define
+class _Answers:
+    """What became of the records of a batch."""
+
+    confirmed: Collection[int] = ()
+    failed: dict[int, DeliveryError] = attrs.field(factory=dict)
+    refused: dict[int, DeliveryError] = attrs.field(factory=dict)
+    lost: dict[int, DeliveryError] = attrs.field(factory=dict)
+    topic_not_known: list[int] = attrs.field(factory=list)
+    #: Not answered in time; they are among the failed.
+    missing: list[int] = attrs.field(factory=list)
+    #: Why another producer has to replace this one.
+    unfit: DeliveryError | None = None
+
+
+def _sort(producer: ProducerClient, batch: SentBatch) -> _Answers:
+    if batch.is_confirmed():
+        return _Answers(batch.sent)
+    confirmed: list[int] = []
+    answers = _Answers(confirmed)
+    by_verdict = {Verdict.FAILED: answers.failed, Verdict.REFUSED: answers.refused, Verdict.LOST: answers.lost}
+    trouble = producer.connection_trouble()
+    silence = "not confirmed in time: whether it arrived is unknown" + (f" ({trouble})" if trouble else "")
+    for index in batch.sent:
+        # In this order: the answer may come between the two.
+        if not batch.is_answered(index):
+            answers.failed[index] = BrokerUnavailable(silence)
+            answers.missing.append(index)
+        elif (vendor := batch.error_of(index)) is None:
+            confirmed.append(index)
+        elif (verdict := producer.verdict(vendor)) is Verdict.TOPIC_NOT_KNOWN:
+            answers.topic_not_known.append(index)
+        else:
+            by_verdict[verdict][index] = error = producer.delivery_error(vendor)
+            if answers.unfit is None and producer.is_unfit_after(vendor):
+                answers.unfit = error
+    return answers
+
+
+def _undecided(error: DeliveryError, why: str) -> DeliveryError:
+    ours = BrokerUnavailable(f"not confirmed, and not sent again because {why}: whether it arrived is unknown: {error}")
+    ours.__cause__ = error.__cause__
+    return ours

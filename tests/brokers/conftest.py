@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from tests.brokers.kafka_clients import CONFLUENT, KAFKA_PYTHON
 from tests.brokers.scripted_kafka import ScriptedKafka
+
+
+@pytest.fixture(params=[KAFKA_PYTHON, CONFLUENT], ids=str)
+def client(request):
+    """Each of the two clients for Kafka in turn."""
+    return request.param
 
 
 @pytest.fixture

@@ -67,9 +67,7 @@ def instance(kind: type[Exception]) -> Exception:
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_every_error_is_the_message_s_or_the_broker_s(kind):
-    """
-    Each class of kafka-python has been decided on, and becomes ours with itself as the cause.
-    """
+    """Each class of kafka-python has been decided on, and becomes ours with itself as the cause."""
     vendor = instance(kind)
 
     ours = delivery_error(vendor)
@@ -81,9 +79,7 @@ def test_every_error_is_the_message_s_or_the_broker_s(kind):
 
 
 def test_the_lists_name_what_exists():
-    """
-    No name above is a slip of the pen, and none is on two lists.
-    """
+    """No name above is a slip of the pen, and none is on two lists."""
     names = {kind.__name__ for kind in ALL}
     retriable = {kind.__name__ for kind in ALL if kind.retriable}
 
@@ -94,9 +90,7 @@ def test_the_lists_name_what_exists():
 
 @pytest.mark.parametrize("kind", [AssertionError, OverflowError, TypeError, UnicodeEncodeError, ValueError])
 def test_what_send_says_about_its_arguments_is_the_message_s(kind):
-    """
-    Plain exceptions about a topic, a key or a body are the message's fault.
-    """
+    """Plain exceptions about a topic, a key or a body are the message's fault."""
     vendor = UnicodeEncodeError("utf-8", "\ud800", 0, 1, "no") if kind is UnicodeEncodeError else kind("no")
 
     assert MessageRejected is type(delivery_error(vendor))
@@ -104,17 +98,13 @@ def test_what_send_says_about_its_arguments_is_the_message_s(kind):
 
 @pytest.mark.parametrize("kind", [KeyError, AttributeError, RuntimeError, OSError, Exception])
 def test_what_nobody_expected_is_not_the_message_s(kind):
-    """
-    A message is not given up for a bug or an outage somewhere else.
-    """
+    """A message is not given up for a bug or an outage somewhere else."""
     assert BrokerUnavailable is type(delivery_error(kind("no")))
 
 
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_what_keeps_us_from_connecting_names_the_servers_or_the_configuration(kind):
-    """
-    No vendor error comes out of connecting.
-    """
+    """No vendor error comes out of connecting."""
     vendor = instance(kind)
 
     ours = connection_error(vendor, "one:1")

@@ -20,7 +20,7 @@ from cqrs_sync.broker import MessageBroker
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import CONFLUENT_QUICK_GROUPS, CONFLUENT_SINGLY, QUICK_GROUPS, SINGLY
 from tests.waiting import eventually
 

@@ -20,7 +20,8 @@ from cqrs_sync.integrations.confluent.settings import (
     LibrdkafkaLog,
     _has,
 )
-from cqrs_sync.testing.contracts import in_forked_child, message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.brokers.kafka_clients import (
     CONFLUENT,
     LATE,
@@ -267,7 +268,7 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
         """
         import os, sys
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message, receive
+        from cqrs_sync.testing.contracts.broker import message, receive
         servers, topic = sys.argv[1:]
         quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
         broker = ConfluentKafkaBroker(servers, consumer_config=quick)
@@ -296,7 +297,7 @@ def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
         """
         import logging, os, signal, sys
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-        from cqrs_sync.testing.contracts import message, receive
+        from cqrs_sync.testing.contracts.broker import message, receive
         logging.getLogger("cqrs_sync.integrations.confluent").setLevel(logging.CRITICAL)
         quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
         broker = ConfluentKafkaBroker(sys.argv[1], consumer_config=quick)

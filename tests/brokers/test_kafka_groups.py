@@ -8,12 +8,12 @@ from typing import Any
 
 import attrs
 import pytest
-from cqrs_sync.workers.letters import Choice, Sifting, id_of, look
 
 from cqrs_sync.broker import Group, IncomingMessage
+from cqrs_sync.cli.dead_letter_scan import Choice, Sifting, id_of, look
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.serializer import uuid7
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_clients import bodies, has_partitions, is_unreachable, publish_texts
 from tests.servers import free_port
 from tests.waiting import eventually

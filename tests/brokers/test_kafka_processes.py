@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cqrs_sync.errors import Closed, PublishFailed
-from cqrs_sync.testing.contracts import message
+from cqrs_sync.testing.contracts.broker import message
 from tests.brokers.kafka_clients import LATE, run
 from tests.servers import free_port
 from tests.servers.kafka import bodies_in
@@ -23,7 +23,7 @@ def test_a_process_whose_broker_is_gone_leaves_in_time(client):
         """
         import logging, sys
         from cqrs_sync.errors import PublishFailed
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         logging.getLogger(sys.argv[2]).setLevel(logging.CRITICAL)
         try:
             Broker(sys.argv[1]).publish([message("orders")], timeout=0.5)
@@ -45,7 +45,7 @@ def test_connecting_imports_nothing(client, kafka_servers, kafka_topic):
     completed, _ = run(
         """
         import json, sys
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         servers, topic, quick = sys.argv[1:]
         before = set(sys.modules)
         broker = Broker(servers, consumer_config=json.loads(quick))
@@ -72,7 +72,7 @@ def test_children_publish_and_leave(client, kafka_servers, kafka_topic):
     completed, _ = run(
         """
         import os, sys, time
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         servers, topic, children = sys.argv[1:]
         broker = Broker(servers)
         broker.publish([message(topic, b"parent")], timeout=10)
@@ -113,7 +113,7 @@ def test_children_come_and_go_while_threads_publish(client, kafka_servers, kafka
         """
         import os, sys, threading
         from cqrs_sync.errors import PublishFailed
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         servers, topic = sys.argv[1:]
         broker = Broker(servers)
         enough, failed, statuses = threading.Event(), [], []
@@ -156,7 +156,7 @@ def test_a_process_that_leaves_without_closing_has_lost_nothing(client, kafka_se
     completed, took = run(
         """
         import sys
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         servers, topic = sys.argv[1:]
         Broker(servers).publish([message(topic, b"%d" % number) for number in range(500)], timeout=10)
         """,
@@ -175,7 +175,7 @@ def test_a_broker_that_is_not_referred_to_ends_its_thread(client, kafka_servers,
     completed, _ = run(
         """
         import gc, sys, threading, time
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         servers, topic = sys.argv[1:]
         for _ in range(3):
             Broker(servers).publish([message(topic)], timeout=10)

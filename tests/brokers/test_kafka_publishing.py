@@ -11,7 +11,7 @@ import pytest
 
 from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_clients import CONFLUENT, KAFKA_PYTHON, LATE, failures_of
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR
 from tests.servers import free_port

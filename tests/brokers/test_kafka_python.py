@@ -26,7 +26,7 @@ from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.producer import KafkaPythonProducer
 from cqrs_sync.serializer import JsonSerializer
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_clients import (
     BACK_IN,
     KAFKA_PYTHON,
@@ -282,7 +282,7 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
     script = """
         import os, signal, sys
         from cqrs_sync.integrations.kafka import KafkaBroker
-        from cqrs_sync.testing.contracts import message
+        from cqrs_sync.testing.contracts.broker import message
         broker = KafkaBroker(sys.argv[1])
         broker.publish([message("orders")], timeout=10)
         child = os.fork()

@@ -13,7 +13,7 @@ from confluent_kafka import Producer
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.testing.contracts import message, receive
+from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_clients import (
     CONFLUENT,
     KAFKA_PYTHON,

@@ -1,4 +1,4 @@
-"""Fixtures for pytest, there as soon as the library is installed."""
+"""Fixtures for pytest, which finds them where the library is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    # Imported when a fixture is used: a plugin is loaded in every test run, also where nobody wants it.
+    # Imported when a fixture is used: pytest loads this module in each test run where the library is installed.
     from cqrs_sync.mediator import RequestMediator
     from cqrs_sync.memory import MemoryBroker, MemoryTransactions
     from cqrs_sync.testing.recorder import Recorder

@@ -1,4 +1,4 @@
-"""See what a mediator did: which events were dispatched, which were published."""
+"""Record which events a mediator dispatches and publishes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Recorder:
     """The events a mediator dispatched and published while it was recorded, in order."""
 
     def __init__(self) -> None:
-        #: Every event that was to be dispatched once its transaction has committed.
+        #: Each event whose handlers ran, or would have after the commit.
         self.dispatched: list[Event] = []
-        #: Every notification event that a broker would have confirmed.
+        #: Each notification event that the outbox or the broker would have got.
         self.published: list[NotificationEvent] = []
-        #: The same as the messages a broker would have got.
+        #: The same as messages.
         self.messages: list[OutgoingMessage] = []
 
     def clear(self) -> None:
@@ -49,11 +49,11 @@ class Recorder:
 
     def assert_nothing_dispatched(self) -> None:
         """Assert that no event was dispatched."""
-        assert not self.dispatched, f"nothing was to be dispatched, but: {_shown(self.dispatched)}"
+        assert not self.dispatched, f"no event was expected, but these were dispatched: {_shown(self.dispatched)}"
 
     def assert_nothing_published(self) -> None:
         """Assert that no event was published."""
-        assert not self.published, f"nothing was to be published, but: {_shown(self.published)}"
+        assert not self.published, f"no event was expected, but these were published: {_shown(self.published)}"
 
 
 @contextmanager
@@ -61,9 +61,9 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
     """
     Record what a mediator does in this block.
 
-    Event handlers run in the thread that sends, one after the other, durable ones as well;
-    notification events stay in memory instead of going to the outbox or the broker. All
-    that is put back at the end. For tests: whatever else uses this mediator meanwhile is recorded as well.
+    Event handlers, durable ones too, run in the thread that sends, one after the other. Notification events
+    stay in memory and reach neither outbox nor broker. At the end of the block the mediator is as before.
+    Only for tests: the recorder sees all threads that use the mediator meanwhile.
     """
     recorder = Recorder()
     dispatcher = mediator.events.dispatcher
@@ -85,7 +85,7 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
 
 
 class _RecordingEmitter(EventEmitter):
-    """Prepares events as the real emitter does, and keeps what that would publish."""
+    """Prepares events as the real emitter does, and keeps what it would publish."""
 
     def __init__(self, recorder: Recorder, emitter: EventEmitter) -> None:
         super().__init__(MemoryBroker())
@@ -116,8 +116,8 @@ def _assert_seen(
         matching = [event for event in seen if event == expected]
         wanted = repr(expected)
     found = len(matching) == times if times is not None else bool(matching)
-    often = "" if times is None else f" {times} time(s), not {len(matching)}"
-    assert found, f"{wanted} was to be {done}{often}; {done} were: {_shown(seen)}"
+    how = f"was not {done}" if times is None else f"was {done} {len(matching)} time(s), not {times}"
+    assert found, f"{wanted} {how}; {done} were: {_shown(seen)}"
 
 
 def _has(event: Event, fields: dict[str, Any]) -> bool:

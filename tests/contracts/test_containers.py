@@ -8,12 +8,12 @@ import pytest
 from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.testing.contracts.container import (
     BrokenHandler,
+    BuildableHandler,
     Clock,
     ContainerContract,
     ContainerFeatures,
     ForgottenHandler,
-    JoinMeetingHandler,
-    Meetings,
+    Rooms,
     Shared,
 )
 
@@ -21,7 +21,7 @@ from cqrs_sync.testing.contracts.container import (
 def with_services(container):
     container.register(Clock, scope=punq.Scope.singleton)
     container.register(Shared, scope=punq.Scope.singleton)
-    container.register(Meetings)
+    container.register(Rooms)
     return container
 
 
@@ -41,7 +41,7 @@ class TestPunqContainerWithRegisteredHandlers(ContainerContract):
     @pytest.fixture
     def container(self):
         container = with_services(PunqContainer())
-        for handler in (BrokenHandler, ForgottenHandler, JoinMeetingHandler):
+        for handler in (BrokenHandler, ForgottenHandler, BuildableHandler):
             container.register(handler)
         return container
 
@@ -68,8 +68,8 @@ class TestHandWrittenContainer(ContainerContract):
             self._lock = threading.RLock()
             self._singletons = {}
             self._factories = {
-                Meetings: lambda: Meetings(self.resolve(Clock)),
-                JoinMeetingHandler: lambda: JoinMeetingHandler(self.resolve(Meetings), self.resolve(Clock)),
+                Rooms: lambda: Rooms(self.resolve(Clock)),
+                BuildableHandler: lambda: BuildableHandler(self.resolve(Rooms), self.resolve(Clock)),
                 BrokenHandler: BrokenHandler,
             }
 

@@ -1,20 +1,8 @@
 """
-The promises of each socket as test classes: subclass one and give it the fixture it asks for.
+The promises of a broker as test classes, each with those of the one before it.
 
-```python
-class TestMyBroker(BrokerContract):
-    @pytest.fixture
-    def broker(self):
-        broker = MyBroker(...)
-        yield broker
-        broker.close()
-
-    @pytest.fixture
-    def topic(self):
-        return "a-topic-that-exists"
-```
-
-Where a backend cannot do something, it says so in `features`; it skips no test by hand.
+`BrokerContract` is for brokers that publish, `ReceivingBrokerContract` for those that deliver as well, and
+`GroupBrokerContract` for those that consumers can use. They need the fixtures `broker` and `topic`.
 """
 
 from __future__ import annotations
@@ -68,9 +56,9 @@ def message(topic: str, body: bytes = b"{}", *, key: str | None = None, **attrib
 class BrokerFeatures:
     """What a broker can do."""
 
-    #: A topic that nobody made is refused (RabbitMQ with `mandatory`; not a broker that makes topics).
+    #: The broker refuses a topic that does not exist, and does not create it.
     refuses_unknown_topics: bool = True
-    #: A message above this many bytes is refused; None where there is no limit to reach in a test.
+    #: The broker refuses a message above this many bytes; None where a test cannot reach the limit.
     max_bytes: int | None = 1_048_576
     #: A child forked after the broker was used can publish to the same place.
     reaches_the_same_place_after_fork: bool = True
@@ -82,12 +70,12 @@ class BrokerContract:
     features = BrokerFeatures()
 
     def test_publish_returns_when_every_message_is_confirmed(self, broker: MessageBroker, topic: str) -> None:
-        """A batch is confirmed as a whole, and an empty one is no work."""
+        """`publish` confirms a batch as a whole, and does nothing for an empty one."""
         broker.publish([message(topic, b'{"n": %d}' % n) for n in range(100)], timeout=10)
         broker.publish([], timeout=10)
 
     def test_a_bad_message_does_not_hold_back_its_neighbours(self, broker: MessageBroker, topic: str) -> None:
-        """Exactly the message that is at fault is named, with the reason."""
+        """`publish` confirms the other messages, and raises PublishFailed with the bad one and the reason."""
         bad = self._bad(topic)
         if bad is None:
             return
@@ -101,14 +89,14 @@ class BrokerContract:
         broker.publish([message(topic)], timeout=10)
 
     def test_an_unknown_topic_is_an_error_that_names_it(self, broker: MessageBroker) -> None:
-        """What reaches nobody was not delivered."""
+        """A message that no queue receives was not delivered."""
         if not self.features.refuses_unknown_topics:
             return
         with pytest.raises(PublishFailed, match="no-such-topic"):
             broker.publish([message("no-such-topic")], timeout=10)
 
     def test_a_message_over_the_limit_is_refused(self, broker: MessageBroker, topic: str) -> None:
-        """And the broker can be used afterwards."""
+        """The broker refuses the message, and can be used afterwards."""
         if self.features.max_bytes is None:
             return
         with pytest.raises(PublishFailed) as caught:
@@ -137,7 +125,7 @@ class BrokerContract:
         assert [] == errors
 
     def test_a_forked_child_publishes(self, broker: MessageBroker, topic: str) -> None:
-        """A child makes its own connection, and the parent keeps its own."""
+        """The child makes its own connection, and the parent keeps its own."""
         broker.publish([message(topic)], timeout=10)
 
         assert 0 == in_forked_child(lambda: broker.publish([message(topic)], timeout=5), timeout=10)
@@ -145,7 +133,7 @@ class BrokerContract:
         broker.publish([message(topic)], timeout=10)
 
     def test_a_closed_broker_refuses(self, broker: MessageBroker, topic: str) -> None:
-        """Closing twice is fine, publishing afterwards is not."""
+        """A broker may be closed twice; publishing after that raises Closed."""
         broker.publish([message(topic)], timeout=10)
         broker.close()
         broker.close()
@@ -165,7 +153,7 @@ class ReceivingBrokerContract(BrokerContract):
     """What every ReceivingBroker promises on top."""
 
     def test_what_is_published_arrives_as_it_was(self, broker: ReceivingBroker, topic: str) -> None:
-        """Body, content type, key and attributes survive the way."""
+        """Body, content type, key and attributes arrive unchanged."""
         sent = message(topic, '{"name": "Zoë"}'.encode(), key="k-1", correlationid="c-1")
         with broker.subscribe(topic, group="contract") as deliveries:
             broker.publish([sent], timeout=10)
@@ -178,7 +166,7 @@ class ReceivingBrokerContract(BrokerContract):
         assert sent.key == received.key
 
     def test_order_is_kept_per_key(self, broker: ReceivingBroker, topic: str) -> None:
-        """Messages of one key arrive in the order they were published."""
+        """Messages of one key arrive in the order in which they were published."""
         batch = [message(topic, b"%d" % n, key=f"k{n % 3}") for n in range(60)]
         with broker.subscribe(topic, group="order") as deliveries:
             broker.publish(batch, timeout=10)
@@ -188,8 +176,8 @@ class ReceivingBrokerContract(BrokerContract):
             wanted = [sent.body for sent in batch if sent.key == key]
             assert wanted == [delivery.message.body for delivery in received if delivery.message.key == key]
 
-    def test_what_is_not_done_comes_again(self, broker: ReceivingBroker, topic: str) -> None:
-        """A nack gives the message back, an ack does not."""
+    def test_a_nack_delivers_again(self, broker: ReceivingBroker, topic: str) -> None:
+        """After a nack the message is delivered again, after an ack it is not."""
         with broker.subscribe(topic, group="again") as deliveries:
             broker.publish([message(topic, b"1")], timeout=10)
             receive(deliveries, 1, settle=False)[0].nack()
@@ -198,10 +186,8 @@ class ReceivingBrokerContract(BrokerContract):
             assert b"1" == again.message.body
             assert deliveries.receive(timeout=0.2) is None
 
-    def test_many_are_received_at_once_in_their_order_and_never_more_than_wanted(
-        self, broker: ReceivingBroker, topic: str
-    ) -> None:
-        """What is there comes without waiting for more of it."""
+    def test_many_are_received_at_once_in_their_order(self, broker: ReceivingBroker, topic: str) -> None:
+        """`receive_many` returns what is there, and does not wait for more."""
         with broker.subscribe(topic, group="many") as deliveries:
             broker.publish([message(topic, b"%d" % n, key="a") for n in range(10)], timeout=10)
             received: list[Any] = []
@@ -226,7 +212,7 @@ class ReceivingBrokerContract(BrokerContract):
 
 
 def receive(deliveries: Any, count: int, *, timeout: float = 30.0, settle: bool = True) -> list[Any]:
-    """Receive `count` deliveries within `timeout` seconds, and ack them unless told otherwise."""
+    """Receive `count` deliveries within `timeout` seconds, and ack them unless `settle` is false."""
     until = time.monotonic() + timeout
     received: list[Any] = []
     while len(received) < count:
@@ -243,12 +229,12 @@ def receive(deliveries: Any, count: int, *, timeout: float = 30.0, settle: bool 
 class GroupBrokerContract(ReceivingBrokerContract):
     """What every GroupBroker promises on top."""
 
-    #: Seconds for which messages are set aside here.
+    #: Seconds for which messages are deferred here.
     delay = 1.0
 
     @pytest.fixture
     def group(self, topic: str) -> Group:
-        """A group that nobody else has; override it to remove its places afterwards."""
+        """A group that no other test has; override the fixture to remove its queues or topics afterwards."""
         return self.new_group(topic)
 
     def new_group(self, topic: str) -> Group:
@@ -258,17 +244,15 @@ class GroupBrokerContract(ReceivingBrokerContract):
     def test_messages_wait_for_a_group_from_its_first_subscription_on(
         self, broker: GroupBroker, topic: str, group: Group
     ) -> None:
-        """Also while nobody of it is there."""
+        """Messages also wait while the group has no subscription."""
         broker.join(group).close()
         broker.publish([message(topic, b"1")], timeout=10)
 
         with broker.join(group) as deliveries:
             assert b"1" == receive(deliveries, 1)[0].message.body
 
-    def test_what_is_set_aside_comes_again_when_its_time_is_over(
-        self, broker: GroupBroker, topic: str, group: Group
-    ) -> None:
-        """As it was, with its notes, and not before."""
+    def test_a_deferred_message_comes_back_after_its_delay(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """A deferred message comes back with its notes, and not before its delay is over."""
         with broker.join(group) as deliveries:
             broker.publish([message(topic, b'{"n": 1}', key="k", correlationid="c-1")], timeout=10)
             delivery = receive(deliveries, 1, settle=False)[0]
@@ -281,10 +265,10 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert time.monotonic() - begun >= self.delay * 0.9
         assert_same(noted, again.message)
 
-    def test_what_is_set_aside_for_no_time_comes_again_at_once(
+    def test_a_message_that_is_deferred_for_no_time_comes_back_at_once(
         self, broker: GroupBroker, topic: str, group: Group
     ) -> None:
-        """With the topic it had at first, however often it was set aside."""
+        """A deferred message keeps its first topic, however often it is deferred."""
         with broker.join(group) as deliveries:
             first = IncomingMessage(topic, b"1", "application/json", "k", {"id": "1"}, {"attempts": "1"})
             broker.set_aside([first], group, after=0, timeout=10)
@@ -294,7 +278,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
 
         assert_same(attrs.evolve(first, notes={"attempts": "2"}), third)
 
-    def test_what_a_group_sets_aside_is_no_others_affair(self, broker: GroupBroker, topic: str, group: Group) -> None:
+    def test_what_a_group_defers_is_its_own(self, broker: GroupBroker, topic: str, group: Group) -> None:
         """Another group of the same topic does not receive it."""
         other = attrs.evolve(group, name=f"{group.name}-other")
         with broker.join(group) as mine, broker.join(other) as others:
@@ -305,14 +289,14 @@ class GroupBrokerContract(ReceivingBrokerContract):
             assert [b"2"] == [each.message.body for each in receive(others, 1)]
 
     def test_a_group_has_only_its_own_delays(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """Anything else is a mistake of whoever calls."""
+        """Deferring by any other delay raises ValueError."""
         broker.join(group).close()
 
         with pytest.raises(ValueError, match=r"77"):
             broker.set_aside([IncomingMessage(topic, b"1")], group, after=77, timeout=10)
 
     def test_dead_letters_stay_until_they_are_removed(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """Whoever only looks leaves them there, in their order; an ack removes one."""
+        """Looking leaves dead letters there, in their order; an ack removes one."""
         letters = [IncomingMessage(topic, b"%d" % n, "text/x", None, {"id": "x"}, {"reason": "bad"}) for n in range(3)]
         broker.join(group).close()
         broker.set_aside(letters, group, after=None, timeout=10)
@@ -331,7 +315,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert 2 == self.eventual_backlog(broker, group, dead=2).dead
 
     def test_the_backlog_of_a_group_is_counted(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """What nobody has received, what is set aside for a while, and what is dead."""
+        """The backlog counts what was not received yet, what is deferred, and what is dead."""
         broker.join(group).close()
         broker.publish([message(topic) for _ in range(3)], timeout=10)
         broker.set_aside([IncomingMessage(topic, b"1")], group, after=None, timeout=10)
@@ -340,8 +324,8 @@ class GroupBrokerContract(ReceivingBrokerContract):
 
         assert (3, 0, 1) == (sum(backlog.waiting.values()), backlog.delayed, backlog.dead)
 
-    def test_what_was_in_hand_before_says_so(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """Whoever left without settling it may have died of it."""
+    def test_a_redelivered_message_says_so(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """A redelivered message says so: a subscription that did not settle it may have died of it."""
         with broker.join(group) as deliveries:
             broker.publish([message(topic, b"1")], timeout=10)
             delivery = receive(deliveries, 1, settle=False)[0]
@@ -353,10 +337,10 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert again.redeliveries >= 1
         assert again.origin
 
-    def test_resting_keeps_what_is_in_hand_and_receives_nothing(
+    def test_a_subscription_that_is_kept_alive_receives_nothing(
         self, broker: GroupBroker, topic: str, group: Group
     ) -> None:
-        """Whoever has enough to do calls `rest` now and then, and goes on later."""
+        """A subscription that is kept alive keeps its messages, and receives no more."""
         with broker.join(group) as deliveries:
             broker.publish([message(topic, b"%d" % n) for n in range(20)], timeout=10)
             held = receive(deliveries, 2, settle=False)
@@ -371,7 +355,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert {b"%d" % n for n in range(20)} == {delivery.message.body for delivery in received}
 
     def test_a_key_keeps_its_order_however_many_receive(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """What one subscription leaves unsettled, the other one receives before what comes after it."""
+        """What one subscription leaves unsettled reaches the other one before later messages of the key."""
         with broker.join(group) as one, broker.join(group) as other:
             broker.publish([message(topic, b"%d" % n, key="k") for n in range(4)], timeout=10)
             first, holder, heir = first_of(one, other)
@@ -382,13 +366,11 @@ class GroupBrokerContract(ReceivingBrokerContract):
             holder.close()
             bodies = [each.message.body for each in receive(heir, 3)]
 
-        # The ack may have come too late to be heard.
+        # The ack may have come too late.
         assert [b"1", b"2", b"3"] == [body for body in bodies if body != b"0"][:3] or [b"0", b"1", b"2"] == bodies
 
-    def test_what_is_too_large_for_a_header_is_cut_and_the_body_is_not(
-        self, broker: GroupBroker, topic: str, group: Group
-    ) -> None:
-        """A dead letter is never lost because somebody has sent huge headers, or an error is long."""
+    def test_a_header_that_is_too_large_is_cut(self, broker: GroupBroker, topic: str, group: Group) -> None:
+        """Huge headers or a long error never lose a dead letter."""
         body = b"x" * 100_000
         attributes = {"id": "1", "source": "s", "huge": "h" * 120_000, **{f"many{n}": "v" * 500 for n in range(100)}}
         huge = IncomingMessage(
@@ -405,8 +387,8 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert kept.notes["error"].startswith("ééé")
         assert topic == kept.topic
 
-    def test_what_a_group_needs_is_made_once_and_seen(self, broker: GroupBroker, group: Group) -> None:
-        """Looking makes nothing; making it twice is as good as once."""
+    def test_the_topology_of_a_group_is_created_once_and_seen(self, broker: GroupBroker, group: Group) -> None:
+        """Looking creates nothing, and creating twice is as good as once."""
         assert "missing" in {piece.state for piece in broker.topology(group)}
 
         broker.build(group)
@@ -417,7 +399,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
         assert {piece.name for piece in built} == {piece.name for piece in broker.topology(group)}
 
     def test_messages_wait_for_a_group_that_was_built(self, broker: GroupBroker, topic: str, group: Group) -> None:
-        """Before its first subscription, and those that it has are not disturbed when it is built once more."""
+        """Messages wait before the first subscription; building again does not disturb those that exist."""
         broker.build(group)
         broker.publish([message(topic, b"1")], timeout=10)
 
@@ -430,7 +412,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
     def eventual_backlog(
         self, broker: GroupBroker, group: Group, *, waiting: int | None = None, dead: int | None = None
     ) -> GroupBacklog:
-        """Return the backlog once it is what it is to be, or as it is after ten seconds: brokers count late."""
+        """Return the backlog when it is as expected, or after ten seconds: brokers count late."""
         until = time.monotonic() + 10
         while True:
             backlog = broker.backlog(group)
@@ -440,7 +422,7 @@ class GroupBrokerContract(ReceivingBrokerContract):
 
 
 def first_of(one: Subscription, other: Subscription) -> tuple[Delivery, Subscription, Subscription]:
-    """Receive from whichever of two gets something; returns the delivery, who has it, and who has not."""
+    """Receive from the first of two that gets something; return the delivery, its subscription, and the other one."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         for holder, heir in ((one, other), (other, one)):
@@ -451,7 +433,7 @@ def first_of(one: Subscription, other: Subscription) -> tuple[Delivery, Subscrip
 
 
 def assert_same(sent: IncomingMessage, received: IncomingMessage) -> None:
-    """Assert that a message came back as it was set aside."""
+    """Assert that a message came back as it was deferred."""
     assert sent.topic == received.topic
     assert sent.body == received.body
     assert sent.key == received.key

@@ -8,11 +8,11 @@ class TestMyContainer(ContainerContract):
         container = MyContainer()
         container.singleton(Clock)
         container.singleton(Shared)
-        container.transient(Meetings)
+        container.transient(Rooms)
         return container
 ```
 
-The handlers below are registered too where the container asks for it. `Unknown` never is.
+Register the handlers below as well if the container needs that, but never `Unregistered`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Clock:
         pass
 
 
-class Meetings:
+class Rooms:
     """Registered as transient."""
 
     def __init__(self, clock: Clock) -> None:
@@ -49,28 +49,28 @@ class Shared:
 
     @staticmethod
     def on_build() -> None:
-        """Take part in the construction."""
+        """Do something while the instance is built."""
 
 
-class Unknown:
+class Unregistered:
     """Registered nowhere, and cannot be built without help."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
-class JoinMeetingHandler:
+class BuildableHandler:
     """Can be built."""
 
-    def __init__(self, meetings: Meetings, clock: Clock) -> None:
-        self.meetings = meetings
+    def __init__(self, rooms: Rooms, clock: Clock) -> None:
+        self.rooms = rooms
         self.clock = clock
 
 
 class ForgottenHandler:
     """Cannot be built: what it depends on is registered nowhere."""
 
-    def __init__(self, unknown: Unknown) -> None:
+    def __init__(self, unknown: Unregistered) -> None:
         self.unknown = unknown
 
 
@@ -98,22 +98,22 @@ class ContainerContract:
 
     def test_a_handler_is_built_with_its_dependencies(self, container: Container) -> None:
         """A container passes to a constructor what its annotations ask for."""
-        handler = container.resolve(JoinMeetingHandler)
+        handler = container.resolve(BuildableHandler)
 
-        assert JoinMeetingHandler is type(handler)
-        assert (Meetings, Clock) == (type(handler.meetings), type(handler.clock))
+        assert BuildableHandler is type(handler)
+        assert (Rooms, Clock) == (type(handler.rooms), type(handler.clock))
 
     def test_every_message_gets_a_fresh_handler(self, container: Container) -> None:
         """No two calls of `resolve` share a handler, or a dependency that is transient."""
-        handlers = [container.resolve(JoinMeetingHandler) for _ in range(5)]
+        handlers = [container.resolve(BuildableHandler) for _ in range(5)]
 
         assert 5 == len({id(handler) for handler in handlers})
-        assert 5 == len({id(handler.meetings) for handler in handlers})
+        assert 5 == len({id(handler.rooms) for handler in handlers})
 
     def test_a_singleton_is_the_same_everywhere(self, container: Container) -> None:
-        """Whoever asks for a singleton, at whatever depth, gets the one instance."""
-        handlers = [container.resolve(JoinMeetingHandler) for _ in range(3)]
-        clocks = [handler.clock for handler in handlers] + [handler.meetings.clock for handler in handlers]
+        """Each dependent gets the same instance, at any depth."""
+        handlers = [container.resolve(BuildableHandler) for _ in range(3)]
+        clocks = [handler.clock for handler in handlers] + [handler.rooms.clock for handler in handlers]
 
         assert {id(container.resolve(Clock))} == {id(clock) for clock in clocks}
 
@@ -126,7 +126,7 @@ class ContainerContract:
             builds.append(None)
             if len(builds) > 1:
                 crowded.set()
-            # Time for the others to come in, were they let in.
+            # Other threads would enter during this wait.
             crowded.wait(0.2)
 
         monkeypatch.setattr(Shared, "on_build", staticmethod(build))
@@ -136,12 +136,12 @@ class ContainerContract:
         assert 1 == len({id(instance) for instance in shared})
 
     def test_threads_do_not_share_handlers(self, container: Container) -> None:
-        """Sixteen threads that resolve at the same time get handlers of their own, in good order."""
-        batches = in_threads(*[lambda: [container.resolve(JoinMeetingHandler) for _ in range(50)]] * 16)
+        """Sixteen threads that resolve at the same time get handlers of their own."""
+        batches = in_threads(*[lambda: [container.resolve(BuildableHandler) for _ in range(50)]] * 16)
         handlers = [handler for batch in batches for handler in batch]
 
         assert 800 == len({id(handler) for handler in handlers})
-        assert {id(container.resolve(Clock))} == {id(handler.meetings.clock) for handler in handlers}
+        assert {id(container.resolve(Clock))} == {id(handler.rooms.clock) for handler in handlers}
 
     def test_a_constructor_may_resolve(self, container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
         """A singleton that asks the container for something while it is built does not hang."""
@@ -159,10 +159,10 @@ class ContainerContract:
 
         if self.features.names_what_is_missing:
             assert "ForgottenHandler" in str(caught.value)
-            assert "Unknown" in str(caught.value)
+            assert "Unregistered" in str(caught.value)
 
     def test_what_a_constructor_raises_is_let_through(self, container: Container) -> None:
-        """A constructor that fails is no mistake in the wiring: its error arrives as it was raised, each time."""
+        """An error of a constructor is not an error in the wiring: it arrives as it was raised, each time."""
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError, match="no database"):
                 container.resolve(BrokenHandler)
@@ -171,7 +171,7 @@ class ContainerContract:
     def test_a_child_forked_amid_construction_builds(
         self, container: Container, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No lock that a thread of the parent held stops the child."""
+        """A lock that a thread of the parent held does not stop the child."""
         if not self.features.survives_a_fork_amid_construction:
             return
         parent, building, done = os.getpid(), threading.Event(), threading.Event()

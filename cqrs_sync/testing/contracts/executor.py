@@ -1,5 +1,5 @@
 """
-The promises of an executor as a test class: T1 to T5, as far as they are an executor's.
+The promises of an executor as a test class: T1 to T5.
 
 ```python
 class TestMyExecutor(ExecutorContract):
@@ -11,8 +11,6 @@ class TestMyExecutor(ExecutorContract):
         yield executor
         executor.close()
 ```
-
-Where an executor cannot do something, it says so in `features`; it skips no test by hand.
 """
 
 from __future__ import annotations
@@ -30,21 +28,21 @@ from cqrs_sync.testing.contracts.transactions import Order, order_maps
 from cqrs_sync.testing.waiting import BOUND, in_forked_child, in_threads
 from cqrs_sync.threads.executor import Call, Executor
 
-_value: ContextVar[str] = ContextVar("cqrs_sync.testing.value", default="nobody's")
+_value: ContextVar[str] = ContextVar("cqrs_sync.testing.value", default="unset")
 
 
 @attrs.frozen
 class ExecutorFeatures:
     """What an executor can do."""
 
-    #: It makes calls in threads of its own, not only in the caller's.
+    #: It makes calls in threads of its own as well.
     has_threads: bool = True
     #: How many calls run at a time, those of all callers together; None where nothing limits them.
     limit: int | None = None
 
 
 class Calls:
-    """Work: these calls, and those added while they are made."""
+    """These calls, and those added while they are made."""
 
     def __init__(self, *calls: Call) -> None:
         self.finished_late_calls = 0
@@ -70,7 +68,7 @@ class Calls:
             self._asking.release()
 
     def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note it."""
+        """Note the error."""
         self.failed.append((call, error))
 
     def finished_late(self) -> None:
@@ -84,10 +82,10 @@ class ExecutorContract:
 
     features = ExecutorFeatures()
 
-    # What is made
+    # Calls
 
     def test_every_call_is_made_once_before_run_returns(self, executor: Executor) -> None:
-        """However many there are."""
+        """`run` makes each of any number of calls once."""
         for count in (0, 1, 2, 3, 10, 300):
             made: list[int] = []
             work = Calls(*[(made.append, number) for number in range(count)])
@@ -99,7 +97,7 @@ class ExecutorContract:
             assert not work.was_crowded
 
     def test_calls_that_come_while_others_are_made_are_made(self, executor: Executor) -> None:
-        """As events are that handlers raise: run returns when there is nothing left."""
+        """Handlers raise events while they run: `run` returns when no call is left."""
         made: list[int] = []
         work = Calls()
 
@@ -117,7 +115,7 @@ class ExecutorContract:
         assert not work.was_crowded
 
     def test_calls_of_an_only_thread_are_made_in_their_order(self, executor: Executor) -> None:
-        """Where nothing runs beside a call, calls are made as they came."""
+        """An executor with one thread makes calls in their order."""
         if self.features.has_threads and self.features.limit != 1:
             return
         made: list[int] = []
@@ -139,7 +137,7 @@ class ExecutorContract:
     # Contexts
 
     def test_each_call_has_its_own_copy_of_the_callers_context(self, executor: Executor) -> None:
-        """What the caller has set is seen by all, what a call sets by nobody else."""
+        """A call sees what its caller has set; what the call sets, no other call sees."""
         seen: list[str] = []
 
         def make(number: int) -> None:
@@ -155,12 +153,12 @@ class ExecutorContract:
             _value.reset(token)
 
         executor.run(Calls(*[(make, number) for number in range(50)]))
-        assert ["nobody's"] * 50 == seen[50:]
+        assert ["unset"] * 50 == seen[50:]
 
     # Threads
 
     def test_a_call_may_run_calls_and_wait(self, executor: Executor) -> None:
-        """Five deep, two at each level, with and without a deadline, whatever the limit."""
+        """Calls are nested five deep, two at each level, with and without a deadline, whatever the limit."""
         lock, made = threading.Lock(), [0]
 
         def make(depth: int, timeout: float | None) -> None:
@@ -175,7 +173,7 @@ class ExecutorContract:
         assert 2 * 63 == made[0]
 
     def test_any_thread_may_run_calls(self, executor: Executor) -> None:
-        """Sixteen callers at once, those that are not to help and those with a deadline too."""
+        """Sixteen threads run calls at once, with and without helping, with and without a deadline."""
         lock, made = threading.Lock(), [0]
 
         def make() -> None:
@@ -193,7 +191,7 @@ class ExecutorContract:
         assert 16 * 10 * 15 == made[0]
 
     def test_no_more_calls_run_at_a_time_than_the_limit(self, executor: Executor) -> None:
-        """Those of all callers together."""
+        """The limit counts the calls of all callers together."""
         if self.features.limit is None:
             return
         changed, running, peak = threading.Condition(), [0], [0]
@@ -202,7 +200,7 @@ class ExecutorContract:
             with changed:
                 running[0] += 1
                 peak[0] = max(peak[0], running[0])
-                # One call more would end this wait at once.
+                # One call too many would end this wait at once.
                 changed.notify_all()
                 changed.wait_for(lambda: running[0] > limit, 0.02)
                 running[0] -= 1
@@ -213,7 +211,7 @@ class ExecutorContract:
         assert 1 <= peak[0] <= limit
 
     def test_calls_run_in_the_callers_thread_only_where_they_may(self, executor: Executor) -> None:
-        """A caller that is not to help, as with an open transaction, is left alone."""
+        """A caller that must not help, as with an open transaction, runs no call itself."""
         seen: list[threading.Thread] = []
 
         executor.run(Calls(*[(lambda: seen.append(threading.current_thread()),)] * 30), may_help=False)
@@ -227,7 +225,7 @@ class ExecutorContract:
     # Deadlines
 
     def test_a_caller_waits_until_its_deadline_and_no_longer(self, executor: Executor) -> None:
-        """What is not made by then is made later, and told to the work, once, in the caller's context."""
+        """The other calls are made later, and `finished_late` is called once, in the caller's context."""
         if not self.features.has_threads:
             return
         gate, made, seen = threading.Event(), threading.Semaphore(0), []
@@ -259,8 +257,8 @@ class ExecutorContract:
         assert 1 == work.finished_late_calls
         assert ["the caller's"] == seen
 
-    def test_a_deadline_that_is_kept_is_told_to_nobody(self, executor: Executor) -> None:
-        """True, and no later word to the work."""
+    def test_a_deadline_that_is_kept_is_not_reported(self, executor: Executor) -> None:
+        """`run` returns True, and `finished_late` is not called."""
         made: list[int] = []
         work = Calls(*[(made.append, number) for number in range(20)])
 
@@ -272,7 +270,7 @@ class ExecutorContract:
     # Closing
 
     def test_calls_after_close_are_made(self, executor: Executor) -> None:
-        """Closing lets go of threads, not of work; a second time does nothing."""
+        """`close` ends threads and not work, and may be called twice."""
         executor.run(Calls(*[(int,)] * 5), may_help=False)
         before = threading.active_count()
         executor.close()
@@ -307,7 +305,7 @@ class ExecutorContract:
 
     @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
     def test_a_forked_child_runs_calls(self, executor: Executor) -> None:
-        """With threads of its own, while the parent goes on with its own."""
+        """The child has threads of its own, and the parent keeps its own."""
 
         def run() -> None:
             made: list[int] = []

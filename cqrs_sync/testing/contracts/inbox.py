@@ -1,4 +1,19 @@
-"""What the contract of the inbox asks for, and how it looks at what comes back."""
+"""
+The promises of an inbox as a test class.
+
+```python
+class TestMyInbox(InboxContract):
+    @pytest.fixture
+    def inbox(self):
+        return MyInbox(...)              # empty, and used by no other test
+
+    @pytest.fixture
+    def atomic(self):
+        return my_database.transaction   # a context manager; inside another one it is a savepoint
+```
+
+With a database, give the fixtures `write`, `written` and `careless` of `WritingFixtures` as well.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +36,18 @@ from cqrs_sync.testing.waiting import BOUND, in_forked_child, in_threads
 class InboxFeatures:
     """What an inbox can do."""
 
-    #: Several transactions may write at a time; not in SQLite, where all wait for all.
+    #: Several transactions may write at a time. SQLite allows one.
     has_concurrent_writers: bool = True
     #: A block inside a block may fail alone.
     has_savepoints: bool = True
-    #: It opens the transaction that a handler would use.
+    #: `once` opens the transaction that a handler would use.
     opens: bool = True
-    #: What was done is known to other processes.
+    #: Other processes see its receipts.
     is_shared: bool = True
 
 
 def is_first(inbox: Inbox, atomic: Atomic, key: str, handler: str = "") -> bool:
-    """Do it in a transaction that commits, and tell whether it was the first time."""
+    """Use the key in a transaction that commits, and tell whether that was the first time."""
     with atomic(), inbox.once(key, handler) as receipt:
         return receipt.first
 
@@ -53,7 +68,7 @@ def is_first_elsewhere(inbox: Inbox, atomic: Atomic, key: str, handler: str = ""
 
 
 class Holder:
-    """Another thread that is first, and stays in its transaction until it is told how to end it."""
+    """Another thread that is first, and stays in its transaction until `end`."""
 
     def __init__(self, inbox: Inbox, atomic: Atomic, key: str, result: bytes | None = None) -> None:
         self.ended = threading.Event()
@@ -64,7 +79,7 @@ class Holder:
         assert self._has_it.wait(BOUND)
 
     def end(self, *, commits: bool) -> None:
-        """Commit, or roll back, and return when that is done."""
+        """Commit or roll back, and return when that is done."""
         self._commits = commits
         self._may_end.set()
         self._thread.join(BOUND)
@@ -78,7 +93,7 @@ class Holder:
                     receipt.keep(result)
                 self._has_it.set()
                 self._may_end.wait(BOUND)
-                # Before the end, and not after: whoever waits may see the end before this thread goes on.
+                # Before the commit: a waiting thread may see it before this one runs again.
                 self.ended.set()
                 if not self._commits:
                     raise Rollback  # noqa: TRY301 -- it ends the transaction
@@ -104,7 +119,7 @@ _THREADS, _RACES = 4, 100
 
 
 class _Other:
-    """Asks for the same in a thread of its own; tells what it was told, and whether the holder had ended by then."""
+    """Asks for the same key in a thread of its own; notes the answer, and whether the holder had ended by then."""
 
     def __init__(self, inbox: Inbox, atomic: Atomic, key: str, holder: Holder) -> None:
         self._told: list[tuple[bool, bytes | None, bool]] = []
@@ -119,7 +134,7 @@ class _Other:
 
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
-        # With SQLite it cannot even begin.
+        # With SQLite it cannot even open its transaction.
         asks.wait(0.2)
         self._thread.join(0.1)
 
@@ -134,17 +149,17 @@ class InboxContract(WritingFixtures):
 
     features = InboxFeatures()
 
-    # One caller after the other.
+    # One caller after the other
 
     @pytest.mark.parametrize("key", _KEYS.values(), ids=_KEYS)
-    def test_who_comes_second_is_told(self, inbox: Inbox, atomic: Atomic, key: str) -> None:
-        """In the same thread and in another."""
+    def test_the_second_caller_is_told(self, inbox: Inbox, atomic: Atomic, key: str) -> None:
+        """The second caller is told so, in the same thread and in another."""
         assert is_first(inbox, atomic, key)
         assert not is_first(inbox, atomic, key)
         assert not is_first_elsewhere(inbox, atomic, key)
 
     def test_each_handler_has_its_own(self, inbox: Inbox, atomic: Atomic) -> None:
-        """Of one message, the handlers that are not done are told apart from those that are."""
+        """Each handler of a message has a receipt of its own."""
         assert is_first(inbox, atomic, "1", "bill")
         assert is_first(inbox, atomic, "1", "pack")
         assert is_first(inbox, atomic, "1")
@@ -152,13 +167,13 @@ class InboxContract(WritingFixtures):
         assert is_first(inbox, atomic, "2", "bill")
 
     def test_keys_that_look_alike_are_different(self, inbox: Inbox, atomic: Atomic) -> None:
-        """In case, in accents, in spaces at the end: a message is never taken for another."""
+        """Keys that differ in case, in accents or in spaces at the end are different keys."""
         assert [True] * len(_ALIKE) == [is_first(inbox, atomic, key) for key in _ALIKE]
         assert [True] * len(_ALIKE) == [is_first(inbox, atomic, "key", handler) for handler in _ALIKE]
         assert [False] * len(_ALIKE) == [is_first(inbox, atomic, key) for key in _ALIKE]
 
     def test_it_is_asked_twice_in_one_transaction(self, inbox: Inbox, atomic: Atomic) -> None:
-        """The second time it is done."""
+        """The second time it is not first."""
         with atomic():
             with inbox.once("1") as receipt:
                 assert receipt.first
@@ -168,7 +183,7 @@ class InboxContract(WritingFixtures):
         assert not is_first(inbox, atomic, "1")
 
     def test_what_was_rolled_back_was_not_done(self, inbox: Inbox, atomic: Atomic) -> None:
-        """Whoever comes next is first."""
+        """After a rollback the next caller is first."""
         with rolled_back(atomic), inbox.once("1") as receipt:
             receipt.keep(b"never")
 
@@ -176,7 +191,7 @@ class InboxContract(WritingFixtures):
             assert (True, None) == (receipt.first, receipt.result)
 
     def test_a_rolled_back_savepoint_takes_its_receipts_along(self, inbox: Inbox, atomic: Atomic) -> None:
-        """And no others."""
+        """A rolled back savepoint removes its own receipts and no others."""
         if not self.features.has_savepoints:
             return
         with atomic():
@@ -190,7 +205,7 @@ class InboxContract(WritingFixtures):
         assert [False, True, False] == [is_first(inbox, atomic, key) for key in ("before", "never", "after")]
 
     def test_a_block_that_fails_has_done_nothing(self, inbox: Inbox, atomic: Atomic) -> None:
-        """Not even for a caller who catches that, and tries again in the same transaction."""
+        """A caller that catches the error and tries again in the same transaction is first."""
         with atomic():
             with pytest.raises(Rollback), inbox.once("1"):
                 raise Rollback
@@ -200,7 +215,7 @@ class InboxContract(WritingFixtures):
         assert not is_first(inbox, atomic, "1")
 
     def test_a_block_in_a_block_that_fails_takes_only_its_own_back(self, inbox: Inbox, atomic: Atomic) -> None:
-        """The outer one is done."""
+        """The receipt of the outer block stays."""
         with atomic(), inbox.once("outer"), pytest.raises(Rollback), inbox.once("inner"):
             raise Rollback
 
@@ -213,7 +228,7 @@ class InboxContract(WritingFixtures):
         write: Callable[[str], object],
         written: Callable[[], list[str]] | None,
     ) -> None:
-        """What comes before it and after it is committed."""
+        """What was written before and after a duplicate commits."""
         assert is_first(inbox, atomic, "1")
         with atomic():
             write("before")
@@ -233,7 +248,7 @@ class InboxContract(WritingFixtures):
         write: Callable[[str], object],
         written: Callable[[], list[str]] | None,
     ) -> None:
-        """That which the code in the block uses; or it says that it cannot."""
+        """It opens the transaction that code in the block uses, or raises NotInTransaction."""
         if not self.features.opens:
             with pytest.raises(NotInTransaction, match="open one"), inbox.once("1"):
                 pass
@@ -262,7 +277,7 @@ class InboxContract(WritingFixtures):
         *,
         inside: bool,
     ) -> None:
-        """Whatever code in the block does to the transaction: what is not there has failed, and may be done again."""
+        """Whatever the block does to the transaction: what did not commit has failed, and may be done again."""
         if not (inside or self.features.opens):
             return
         ended: dict[str, bool] = {}
@@ -281,16 +296,16 @@ class InboxContract(WritingFixtures):
         assert ended == {name: not is_first(inbox, atomic, name) for name in ended}
 
     @pytest.mark.parametrize("result", _RESULTS.values(), ids=_RESULTS)
-    def test_a_result_is_kept_for_those_who_come_later(self, inbox: Inbox, atomic: Atomic, result: bytes) -> None:
-        """Every byte of it, as `bytes`."""
+    def test_a_result_is_kept_for_later_callers(self, inbox: Inbox, atomic: Atomic, result: bytes) -> None:
+        """Each byte of a result comes back, as `bytes`."""
         with atomic(), inbox.once("1", "order") as receipt:
             assert receipt.result is None
             receipt.keep(result)
         with atomic(), inbox.once("1", "order") as again:
             assert (False, result, bytes) == (again.first, again.result, type(again.result))
 
-    def test_only_who_is_first_keeps_a_result(self, inbox: Inbox, atomic: Atomic) -> None:
-        """The others would change what was answered."""
+    def test_only_the_first_caller_keeps_a_result(self, inbox: Inbox, atomic: Atomic) -> None:
+        """A later caller must not change what was answered."""
         assert is_first(inbox, atomic, "1")
         with atomic(), inbox.once("1") as again:
             assert again.result is None
@@ -305,7 +320,7 @@ class InboxContract(WritingFixtures):
     def test_what_no_row_can_hold_is_refused_before_anything_is_written(
         self, inbox: Inbox, atomic: Atomic, key: str, handler: str
     ) -> None:
-        """The transaction is as good as it was."""
+        """The transaction can be used as before."""
         with atomic():
             with pytest.raises(ValueError, match=r"handler|key"), inbox.once(key, handler):
                 pass
@@ -314,12 +329,12 @@ class InboxContract(WritingFixtures):
 
         assert not is_first(inbox, atomic, "good")
 
-    # Threads and processes.
+    # Threads and processes
 
     def test_of_many_at_once_one_is_first(
         self, inbox: Inbox, atomic: Atomic, write: Callable[[str], object], written: Callable[[], list[str]] | None
     ) -> None:
-        """Each of 100 keys is done once by four threads, and by the time the others are told, it is committed."""
+        """Each of 100 keys is done once by four threads, and has committed when the other threads are told."""
         done: Counter[str] = Counter()
         told_early: list[str] = []
         committed: set[str] = set()
@@ -334,7 +349,7 @@ class InboxContract(WritingFixtures):
                         write(key)
                         with lock:
                             done[key] += 1
-                            # Before the commit: whoever sees the end of this transaction sees this.
+                            # Before the commit: a thread that sees the commit sees this.
                             committed.add(key)
                     elif key not in committed:
                         told_early.append(key)
@@ -348,7 +363,7 @@ class InboxContract(WritingFixtures):
         assert written is None or sorted(written()) == sorted(done)
 
     def test_the_others_wait_until_the_first_has_committed(self, inbox: Inbox, atomic: Atomic) -> None:
-        """And are given its result."""
+        """The other callers get the result of the first."""
         holder = Holder(inbox, atomic, "1", b"answer")
         other = _Other(inbox, atomic, "1", holder)
         holder.end(commits=True)
@@ -356,7 +371,7 @@ class InboxContract(WritingFixtures):
         assert (False, b"answer", True) == other.answer()
 
     def test_one_of_the_others_is_first_where_the_first_has_rolled_back(self, inbox: Inbox, atomic: Atomic) -> None:
-        """It was not done, so somebody has to."""
+        """What was rolled back was not done."""
         holder = Holder(inbox, atomic, "1", b"never")
         other = _Other(inbox, atomic, "1", holder)
         holder.end(commits=False)
@@ -364,8 +379,8 @@ class InboxContract(WritingFixtures):
         assert (True, None, True) == other.answer()
         assert not is_first(inbox, atomic, "1")
 
-    def test_nobody_waits_for_another_key(self, inbox: Inbox, atomic: Atomic) -> None:
-        """Nor for another handler of the same one."""
+    def test_other_keys_do_not_wait(self, inbox: Inbox, atomic: Atomic) -> None:
+        """Other keys do not wait, nor do other handlers of the same key."""
         if not self.features.has_concurrent_writers:
             return
         holder = Holder(inbox, atomic, "1")
@@ -375,7 +390,7 @@ class InboxContract(WritingFixtures):
         holder.end(commits=True)
 
     def test_a_forked_child_uses_it(self, inbox: Inbox, atomic: Atomic) -> None:
-        """It makes connections of its own, and the parent keeps its own."""
+        """The child makes connections of its own, and the parent keeps its own."""
         assert is_first(inbox, atomic, "of the parent")
 
         def child() -> None:
@@ -388,18 +403,18 @@ class InboxContract(WritingFixtures):
         assert not is_first(inbox, atomic, "of the parent")
         assert self.features.is_shared is not is_first(inbox, atomic, "of the child")
 
-    def test_what_was_let_go_of_is_made_anew(self, inbox: Inbox, atomic: Atomic) -> None:
-        """As often as one likes."""
+    def test_a_released_connection_is_made_again(self, inbox: Inbox, atomic: Atomic) -> None:
+        """A connection that was released is made again, any number of times."""
         inbox.release_connection()
         assert is_first(inbox, atomic, "1")
         inbox.release_connection()
         inbox.release_connection()
         assert not is_first(inbox, atomic, "1")
 
-    # Attempts and age.
+    # Attempts, and age
 
     def test_attempts_are_counted(self, inbox: Inbox, atomic: Atomic) -> None:
-        """Those of each key, whether or not it is done."""
+        """Attempts are counted for each key, whether or not it is done."""
         assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
         assert 1 == inbox.attempt("2")
         assert is_first(inbox, atomic, "1")
@@ -414,7 +429,7 @@ class InboxContract(WritingFixtures):
         assert (2 if self.features.is_shared else 1) == inbox.attempt("1")
 
     def test_attempts_at_once_are_all_counted(self, inbox: Inbox) -> None:
-        """By any number of threads."""
+        """Attempts of any number of threads are counted."""
         counts: list[int] = []
 
         def work() -> None:
@@ -426,7 +441,7 @@ class InboxContract(WritingFixtures):
         assert list(range(1, 101)) == sorted(counts)
 
     def test_attempts_are_taken_back(self, inbox: Inbox) -> None:
-        """One by one, and never below nothing."""
+        """`take_back_attempt` takes back one attempt, and never goes below zero."""
         assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
         assert 1 == inbox.attempt("2")
 
@@ -438,7 +453,7 @@ class InboxContract(WritingFixtures):
         assert [0, 1] == [inbox.attempts_at("1"), inbox.attempt("1")]
 
     def test_attempts_are_forgotten(self, inbox: Inbox, atomic: Atomic) -> None:
-        """What was done is not."""
+        """`forget_attempts` keeps the receipts."""
         assert is_first(inbox, atomic, "1")
         assert [1, 2] == [inbox.attempt("1"), inbox.attempt("1")]
         assert 1 == inbox.attempt("2")
@@ -450,19 +465,19 @@ class InboxContract(WritingFixtures):
         assert not is_first(inbox, atomic, "1")
 
     def test_what_is_old_is_purged(self, inbox: Inbox, atomic: Atomic) -> None:
-        """What is younger stays."""
+        """Younger receipts and attempts stay."""
         assert is_first(inbox, atomic, "1")
         assert 1 == inbox.attempt("1")
 
         assert 0 == inbox.purge(3600)
         assert not is_first(inbox, atomic, "1")
-        # A negative age is one that nothing is too young for.
+        # Nothing is too young for a negative age.
         assert 2 == inbox.purge(-3600)
         assert is_first(inbox, atomic, "1")
         assert 1 == inbox.attempt("1")
 
     def test_as_much_is_purged_at_once_as_was_said(self, inbox: Inbox, atomic: Atomic) -> None:
-        """So nobody waits long for it."""
+        """`purge` deletes at most `limit` rows in one call."""
         for number in range(25):
             assert is_first(inbox, atomic, str(number))
 

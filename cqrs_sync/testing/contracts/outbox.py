@@ -1,4 +1,19 @@
-"""What the contract of the outbox adds, and how it looks at what is claimed."""
+"""
+The promises of an outbox as a test class.
+
+```python
+class TestMyOutbox(OutboxContract):
+    @pytest.fixture
+    def outbox(self):
+        return MyOutbox(...)             # empty, and used by no other test
+
+    @pytest.fixture
+    def atomic(self):
+        return my_database.transaction   # a context manager; inside another one it is a savepoint
+```
+
+Give the fixtures `lenient_outbox` and `cut_connections` as well, if the backend can have them.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +42,11 @@ LONG, SHORT, MOMENT = 600.0, 0.03, 1.5
 class OutboxFeatures:
     """What an outbox can do."""
 
-    #: Several transactions may write at a time and commit in any order; not in SQLite.
+    #: Several transactions may write at a time and commit in any order. SQLite allows one.
     has_concurrent_writers: bool = True
     #: A block inside a block may fail alone.
     has_savepoints: bool = True
-    #: What is kept is seen by other processes.
+    #: Other processes see its messages.
     is_shared: bool = True
     #: Larger bodies are refused.
     max_bytes: int = 1_048_576
@@ -62,12 +77,12 @@ def kept(outbox: Outbox, atomic: Atomic, *entries: Entry) -> list[Claimed]:
 
 
 def bodies(claimed: Iterable[Claimed]) -> list[str]:
-    """Tell what was claimed by the bodies."""
+    """Return the bodies of what was claimed."""
     return [each.message.body.decode() for each in claimed]
 
 
 def claim(outbox: Outbox, limit: int = 100, *, lease: float = LONG) -> list[str]:
-    """Claim for the broker, and tell what."""
+    """Claim for the broker, and return the bodies."""
     return bodies(outbox.claim(limit, lease))
 
 
@@ -77,7 +92,7 @@ def done(claimed: Iterable[Claimed]) -> list[Outcome]:
 
 
 def delivered(outbox: Outbox, limit: int) -> list[Claimed]:
-    """Claim for the broker and settle, so many at a time, until nothing is left."""
+    """Claim for the broker and settle, `limit` at a time, until nothing is left."""
     found: list[Claimed] = []
     while claimed := outbox.claim(limit, LONG):
         outbox.settle(done(claimed))
@@ -86,12 +101,12 @@ def delivered(outbox: Outbox, limit: int) -> list[Claimed]:
 
 
 def again(claimed: Claimed, *, after: float = 0.0, counted: bool = True) -> Outcome:
-    """Make the outcome of what is to be tried again."""
+    """Make the outcome of a delivery to try again."""
     return Outcome(claimed, Verdict.AGAIN, after=after, counted=counted, reason="slow", error="TimeoutError: slow")
 
 
 def dead(claimed: Claimed, *, blocks: bool = True, reason: str = "refused") -> Outcome:
-    """Make the outcome of what is given up."""
+    """Make the outcome of a delivery to give up."""
     return Outcome(claimed, Verdict.DEAD, blocks=blocks, reason=reason, error=f"MessageRejected: {reason}")
 
 
@@ -170,18 +185,18 @@ class OutboxContract:
 
     @pytest.fixture
     def lenient_outbox(self) -> Outbox | None:
-        """Make an outbox on the same database that keeps messages outside of transactions; None where there is none."""
+        """An outbox on the same database with `strict=False`; None where there is none."""
         return None
 
     @pytest.fixture
     def cut_connections(self) -> Callable[[], object] | None:
-        """Have the server close all connections of this process to it; None where there are none."""
+        """A function that has the server close all connections of this process; None where there are none."""
         return None
 
-    # Messages are kept in the caller's transaction.
+    # Adding, in the caller's transaction
 
     def test_what_was_added_is_there_after_the_commit(self, outbox: Outbox, atomic: Atomic) -> None:
-        """All of it, and not before."""
+        """All of it can be claimed after the commit, and nothing before."""
         with atomic():
             outbox.add([published("1"), published("2")])
             if self.features.has_concurrent_writers:
@@ -191,7 +206,7 @@ class OutboxContract:
         assert ["1", "2", "3"] == claim(outbox)
 
     def test_what_was_rolled_back_is_never_there(self, outbox: Outbox, atomic: Atomic) -> None:
-        """What did not happen is told to nobody."""
+        """What did not happen is not published."""
         with rolled_back(atomic):
             outbox.add([published("never"), handled("never")])
         keep(outbox, atomic, published("committed"))
@@ -214,14 +229,14 @@ class OutboxContract:
         assert ["before", "inside", "after"] == claim(outbox)
 
     def test_outside_of_a_transaction_nothing_is_kept(self, outbox: Outbox) -> None:
-        """It is an error that names what was to be kept."""
+        """`add` raises NotInTransaction, with the names of the messages."""
         with pytest.raises(NotInTransaction, match=r"contract\.happened"):
             outbox.add([published("1")])
 
         assert [] == claim(outbox)
 
     def test_what_is_added_alone_has_a_transaction_of_its_own(self, outbox: Outbox) -> None:
-        """It is there when the call returns."""
+        """It can be claimed when the call returns."""
         outbox.add([published("1"), published("2")], alone=True)
 
         assert ["1", "2"] == claim(outbox)
@@ -230,7 +245,7 @@ class OutboxContract:
     def test_an_outbox_that_is_not_strict_needs_no_transaction(
         self, lenient_outbox: Outbox | None, atomic: Atomic
     ) -> None:
-        """It joins one where there is one."""
+        """It joins a transaction that is open."""
         if lenient_outbox is None:
             return
         lenient_outbox.add([published("1")])
@@ -240,7 +255,7 @@ class OutboxContract:
         assert ["1"] == claim(lenient_outbox)
 
     def test_each_target_has_a_delivery(self, outbox: Outbox, atomic: Atomic) -> None:
-        """The broker one, each durable handler one, all with the same message."""
+        """The broker has one delivery and each durable handler has one, all with the same message."""
         entry = published("1", handlers=["bill", "pack"])
         keep(outbox, atomic, entry, handled("2", handlers=["pack"]))
 
@@ -253,7 +268,7 @@ class OutboxContract:
 
     @pytest.mark.parametrize("text", _TEXTS.values(), ids=_TEXTS)
     def test_texts_come_back_as_they_were(self, outbox: Outbox, atomic: Atomic, text: str) -> None:
-        """Key, type, topic, content type and headers, whatever is in them."""
+        """Key, type, topic, content type and headers may hold any text."""
         before = OutgoingMessage(
             id=message("").id, topic=text, type=text, body=b"{}", content_type=text, key=text,
             attributes={"subject": text, "nul": "a\0b", text or "empty": "1"},
@@ -263,14 +278,14 @@ class OutboxContract:
 
     @pytest.mark.parametrize("body", _BODIES.values(), ids=_BODIES)
     def test_bodies_come_back_as_they_were(self, outbox: Outbox, atomic: Atomic, body: bytes) -> None:
-        """Every byte of them, as `bytes`."""
+        """Each byte of a body comes back, as `bytes`."""
         claimed = kept(outbox, atomic, Entry(message("orders", body), publish=True))
 
         assert [body] == [each.message.body for each in claimed]
         assert bytes is type(claimed[0].message.body)
 
     def test_ids_that_differ_in_case_are_two(self, outbox: Outbox, atomic: Atomic) -> None:
-        """A message is never taken for another."""
+        """The outbox never takes a message for another."""
         entries = [
             Entry(attrs.evolve(message("orders", identity.encode()), id=identity), publish=True)
             for identity in ("abc", "ABC", "äbc")
@@ -283,7 +298,7 @@ class OutboxContract:
     def test_what_does_not_fit_is_refused_before_anything_is_written(
         self, outbox: Outbox, atomic: Atomic, field: str, bad: str
     ) -> None:
-        """The transaction is as good as it was."""
+        """The transaction can be used as before."""
         text = "x" * (LONGEST + 1) if bad == "too-long" else "x\0y"
         changed: Any = {field: text}
         wrong = attrs.evolve(message("orders"), **changed)
@@ -295,7 +310,7 @@ class OutboxContract:
         assert ["second"] == claim(outbox)
 
     def test_what_is_too_large_is_refused_before_anything_is_written(self, outbox: Outbox, atomic: Atomic) -> None:
-        """What is as large as it may be is kept."""
+        """A body of exactly the largest size is kept."""
         largest = b"x" * self.features.max_bytes
         with atomic():
             with pytest.raises(EventTooLarge, match=r"contract\.happened"):
@@ -305,14 +320,14 @@ class OutboxContract:
         assert [largest] == [each.message.body for each in outbox.claim(100, 60)]
 
     def test_any_number_is_kept_at_once(self, outbox: Outbox, atomic: Atomic) -> None:
-        """In the order they came in."""
+        """One call keeps any number of messages, in their order."""
         names = [str(number) for number in range(1000)]
         keep(outbox, atomic, *map(published, names))
 
         assert names == claim(outbox, 2000)
 
     def test_any_number_of_bytes_is_kept_at_once(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Also more than a database takes in a statement."""
+        """One call keeps more bytes than a database takes in one statement."""
         large = "x" * self.features.max_bytes
         keep(outbox, atomic, *(published(large) for _ in range(20)))
         found: list[Claimed] = []
@@ -322,7 +337,7 @@ class OutboxContract:
         assert 20 == len(found)
 
     def test_a_commit_elsewhere_is_not_waited_for(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Who has added and not committed yet holds up neither those who add nor those who claim."""
+        """An open transaction holds up neither those that add nor those that claim."""
         if not self.features.has_concurrent_writers:
             return
         with open_elsewhere(outbox, atomic, published("late", key="k")) as commit:
@@ -332,10 +347,10 @@ class OutboxContract:
 
         assert ["late"] == claim(outbox)
 
-    # Any number of threads and processes use it.
+    # Threads and processes
 
     def test_any_thread_may_add(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Each in its own transaction."""
+        """Each thread adds in its own transaction."""
 
         def add(thread: int) -> None:
             for number in range(10):
@@ -347,7 +362,7 @@ class OutboxContract:
         assert sorted(f"{thread}/{number}" for thread in range(8) for number in range(10)) == sorted(claim(outbox))
 
     def test_a_forked_child_uses_it(self, outbox: Outbox, atomic: Atomic) -> None:
-        """It makes connections of its own, and the parent keeps its own."""
+        """The child makes connections of its own, and the parent keeps its own."""
         keep(outbox, atomic, published("of the parent"), published("for the child"))
         first = outbox.claim(1, 60)
 
@@ -364,7 +379,7 @@ class OutboxContract:
         assert expected == claim(outbox)
 
     def test_a_forked_child_and_its_parent_use_it_at_once(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Neither speaks on a connection of the other."""
+        """Neither uses a connection of the other."""
 
         def work(name: str) -> None:
             for number in range(25):
@@ -382,12 +397,12 @@ class OutboxContract:
             child.join()
 
         assert 0 == child.exitcode
-        # What both wanted at a time may be left.
+        # What both tried to claim at the same time may be left.
         assert len(delivered(outbox, 100)) < 50
         assert 0 == outbox.backlog().waiting
 
     def test_a_child_forked_inside_a_transaction_leaves_it_alone(self, outbox: Outbox, atomic: Atomic) -> None:
-        """It is the parent's, and commits as if nothing had been."""
+        """The transaction belongs to the parent, and commits."""
         with atomic():
             outbox.add([published("before")])
             assert 0 == in_forked_child(lambda: None, timeout=20)
@@ -398,7 +413,7 @@ class OutboxContract:
     def test_connections_that_the_server_has_closed_are_replaced(
         self, outbox: Outbox, atomic: Atomic, cut_connections: Callable[[], object] | None
     ) -> None:
-        """At most one call fails for each."""
+        """At most one call fails for each closed connection."""
         if cut_connections is None:
             return
         keep(outbox, atomic, published("1"))
@@ -410,17 +425,17 @@ class OutboxContract:
         assert eventually(lambda: _works(lambda: outbox.settle(done(first))))
         assert ["2"] == claim(outbox)
 
-    # Who claims what, and for how long.
+    # Claiming
 
     def test_the_oldest_are_claimed_first(self, outbox: Outbox, atomic: Atomic) -> None:
-        """As many as were asked for, each once."""
+        """`claim` returns as many as were asked for, the oldest first, each once."""
         for number in range(7):
             keep(outbox, atomic, published(str(number)))
 
         assert [["0", "1", "2"], ["3", "4", "5"], ["6"], []] == [claim(outbox, 3) for _ in range(4)]
 
     def test_what_is_claimed_says_what_it_is(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Its number grows, its attempt is counted, and those of one claim have one token, which no log shows."""
+        """Numbers grow, attempts are counted, and the deliveries of one claim share a token, which no log shows."""
         entries = [published("1", topic="orders"), published("2", topic="bills")]
         claimed = kept(outbox, atomic, *entries)
         other = kept(outbox, atomic, published("3"))
@@ -432,7 +447,7 @@ class OutboxContract:
         assert claimed[0].token not in repr(claimed[0])
 
     def test_a_claim_is_bounded_in_bytes(self, outbox: Outbox, atomic: Atomic) -> None:
-        """What is left out is claimed next."""
+        """The next claim returns what was left out."""
         large, bound = "x" * self.features.max_bytes, self.features.max_claimed_bytes
         count = bound // self.features.max_bytes + 4
         for _ in range(count):
@@ -443,13 +458,13 @@ class OutboxContract:
         assert 0 < sizes[0] * len(large) <= bound
 
     def test_a_delivery_is_claimed_by_one_at_a_time(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Eight threads race, none claims what another one has, and nothing is left in the end."""
+        """Eight threads race: none claims what another one has, and nothing is left in the end."""
         entries = [published(str(number), key=None if number % 2 else str(number)) for number in range(160)]
         keep(outbox, atomic, *entries)
         claimed: list[Claimed] = []
 
         def race() -> None:
-            # Locked by another thread, or by one that gives it back: nothing is there for a moment.
+            # Nothing can be claimed for a moment while another thread locks it or gives it back.
             while len(claimed) < len(entries):
                 claimed.extend(outbox.claim(7, LONG))
             outbox.release_connection()
@@ -461,7 +476,7 @@ class OutboxContract:
         assert len(entries) == outbox.settle(done(claimed))
 
     def test_handlers_and_the_broker_claim_their_own(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Each handler by its name; what is for one that nobody asks for waits."""
+        """A handler's deliveries are claimed by its name; those of other handlers wait."""
         keep(outbox, atomic, published("1"), handled("2", handlers=["bill"]), handled("3", handlers=["pack"]))
 
         assert ["1"] == claim(outbox)
@@ -471,14 +486,14 @@ class OutboxContract:
         assert ["2"] == bodies(outbox.claim(10, LONG, handlers=("bill", "pack")))
 
     def test_a_handler_may_be_called_like_a_topic(self, outbox: Outbox, atomic: Atomic) -> None:
-        """They are two, also where order is kept."""
+        """A handler and a topic of one name are two targets, also for order."""
         keep(outbox, atomic, published("1", topic="same", key="k", handlers=["same"]))
 
         assert ["1"] == bodies(outbox.claim(10, LONG, handlers=["same"]))
         assert ["1"] == claim(outbox)
 
     def test_targets_may_be_left_alone(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Topics, or handlers."""
+        """`claim` leaves out the topics, or handlers, of `besides`."""
         keep(
             outbox, atomic, published("1", topic="a"), published("2", topic="b"), published("3", topic="c"),
             handled("4", handlers=["d"]), handled("5", handlers=["e"]),
@@ -491,7 +506,7 @@ class OutboxContract:
     # Leases
 
     def test_what_is_not_settled_in_time_is_claimed_by_others(self, outbox: Outbox, atomic: Atomic) -> None:
-        """The attempt before counts, and who comes too late changes nothing."""
+        """The earlier attempt counts, and the earlier claim can neither settle nor renew."""
         keep(outbox, atomic, published("1"))
         (late,) = outbox.claim(10, SHORT)
         (now,) = eventually(lambda: outbox.claim(10, LONG))
@@ -504,15 +519,15 @@ class OutboxContract:
         assert 1 == outbox.settle(done([now]))
 
     def test_the_attempt_is_counted_when_it_is_claimed(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Who dies with it has had it."""
+        """A process that dies with a claim has used an attempt."""
         keep(outbox, atomic, published("1"))
 
         attempts = [eventually(lambda: outbox.claim(10, SHORT))[0].attempts for _ in range(4)]
 
         assert [1, 2, 3, 4] == attempts
 
-    def test_what_is_over_is_still_held_until_others_claim_it(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Nobody else has had it: settling it is right."""
+    def test_a_lease_that_is_over_is_valid_until_the_next_claim(self, outbox: Outbox, atomic: Atomic) -> None:
+        """A claim whose lease is over may settle as long as there is no later one."""
         keep(outbox, atomic, published("1"))
         claimed = outbox.claim(10, 0.0)
         eventually(lambda: outbox.next_due([]) == 0)
@@ -521,21 +536,21 @@ class OutboxContract:
         assert [] == claim(outbox)
 
     def test_a_claim_is_renewed(self, outbox: Outbox, atomic: Atomic) -> None:
-        """For as long as is asked, from now on; others of the same outbox are left alone."""
+        """`renew` extends the lease from now on, and leaves other claims alone."""
         keep(outbox, atomic, published("1"), published("2"), published("3"))
         two, one = outbox.claim(2, MOMENT), outbox.claim(1, MOMENT)
 
         assert 0 == outbox.renew([], LONG)
-        assert 0 == outbox.renew(["of-nobody"], LONG)
-        assert 2 == outbox.renew([two[0].token, "of-nobody"], LONG)
+        assert 0 == outbox.renew(["unknown"], LONG)
+        assert 2 == outbox.renew([two[0].token, "unknown"], LONG)
         assert ["3"] == eventually(lambda: claim(outbox))
         assert 0 == outbox.renew([one[0].token], LONG)
         assert 2 == outbox.settle(done(two))
 
-    # When
+    # When something is due
 
     def test_nothing_is_due_where_nothing_waits(self, outbox: Outbox, atomic: Atomic) -> None:
-        """None, also where all is delivered, or for handlers that nobody asks for."""
+        """`next_due` returns None, also where all is delivered or only other handlers have something."""
         assert outbox.next_due(["bill"]) is None
         outbox.settle(done(kept(outbox, atomic, published("1"))))
         keep(outbox, atomic, handled("2", handlers=["pack"]))
@@ -543,7 +558,7 @@ class OutboxContract:
         assert [None, None] == [outbox.next_due(["bill"]), outbox.next_due([])]
 
     def test_what_may_be_claimed_is_due_now(self, outbox: Outbox, atomic: Atomic) -> None:
-        """For the broker, and for the handlers that are asked for."""
+        """`next_due` looks at the broker and at the handlers that it is given."""
         keep(outbox, atomic, handled("1", handlers=["bill"]))
         assert [0, None] == [outbox.next_due(["bill", "pack"]), outbox.next_due(["pack"])]
         keep(outbox, atomic, published("2"))
@@ -551,7 +566,7 @@ class OutboxContract:
         assert 0 == outbox.next_due(["pack"])
 
     def test_what_is_claimed_is_due_at_the_end_of_its_lease(self, outbox: Outbox, atomic: Atomic) -> None:
-        """The first of them; what is to be tried again, when it is."""
+        """The first lease that ends counts; a retry is due at its own time."""
         keep(outbox, atomic, published("1"), published("2"))
         (first,) = outbox.claim(1, 500.0)
         outbox.claim(1, 1000.0)
@@ -565,14 +580,14 @@ class OutboxContract:
         assert 90 < due < 101
 
     def test_nothing_is_due_that_waits_for_what_is_dead(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Nobody looks for it again and again; nor where it has been tried before."""
+        """A blocked delivery is not due, even where it was tried before."""
         first, second = kept(outbox, atomic, published("1", key="k"), published("2", key="k"))
         outbox.settle([dead(first), again(second)])
         keep(outbox, atomic, published("3", key="k"))
 
         assert [None, []] == [outbox.next_due([]), claim(outbox)]
 
-    # What has the same key and target is delivered in order; nothing else waits for anything.
+    # Order of one key and target
 
     def test_a_run_of_a_key_is_claimed_at_once_for_the_broker(self, outbox: Outbox, atomic: Atomic) -> None:
         """In order."""
@@ -581,7 +596,7 @@ class OutboxContract:
         assert [str(number) for number in range(10)] == claim(outbox)
 
     def test_a_handler_gets_one_of_a_key_at_a_time(self, outbox: Outbox, atomic: Atomic) -> None:
-        """The next one when that is done; each handler for itself."""
+        """The next one can be claimed when that is done; handlers do not wait for each other."""
         names = ["bill", "pack"]
         keep(outbox, atomic, *(handled(str(number), key="k", handlers=names) for number in range(3)))
         claimed = outbox.claim(10, LONG, handlers=names)
@@ -593,7 +608,7 @@ class OutboxContract:
         assert ("pack", "1") == (after.handler, after.message.body.decode())
 
     def test_nothing_passes_an_earlier_one_that_is_claimed(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Other keys, other topics and what has no key do."""
+        """Other keys, other topics and messages without a key pass it."""
         keep(outbox, atomic, published("1", key="k"))
         first = outbox.claim(10, LONG)
         keep(
@@ -606,14 +621,14 @@ class OutboxContract:
         assert ["2"] == claim(outbox)
 
     def test_nothing_passes_an_earlier_one_whose_lease_is_over(self, outbox: Outbox, atomic: Atomic) -> None:
-        """They are claimed together."""
+        """Both are claimed together."""
         keep(outbox, atomic, published("1", key="k"), published("2", key="k"))
         outbox.claim(1, SHORT)
 
         assert ["1", "2"] == eventually(lambda: claim(outbox))
 
     def test_nothing_passes_an_earlier_one_that_is_tried_again_later(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Also what was claimed together with it; keys beside it go on."""
+        """Deliveries of the same claim wait as well; other keys do not."""
         first, second, other = kept(
             outbox, atomic, published("1", key="k"), published("2", key="k"), published("3", key="other")
         )
@@ -623,7 +638,7 @@ class OutboxContract:
         assert ["1", "2"] == eventually(lambda: claim(outbox))
 
     def test_a_blocked_key_leaves_room_for_others(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Any number may wait there: who asks for one gets the first that may go."""
+        """Any number may wait behind a blocked key: a claim of one returns the first that may be claimed."""
         first = kept(outbox, atomic, *(published(str(number), key="k") for number in range(50)))
         outbox.settle([again(first[0], after=LONG), *(again(each, counted=False) for each in first[1:])])
         keep(outbox, atomic, published("free", key="other"))
@@ -631,7 +646,7 @@ class OutboxContract:
         assert [["free"], []] == [claim(outbox, 1), claim(outbox, 1)]
 
     def test_what_has_no_key_waits_for_nothing(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Whatever becomes of others that have none; an empty key is a key."""
+        """Messages without a key never wait; the empty string is a key."""
         first, second, empty, *_ = kept(
             outbox, atomic, published("1"), published("2"), published("3", key=""), published("4", key="")
         )
@@ -641,15 +656,15 @@ class OutboxContract:
         assert ["5"] == claim(outbox)
 
     def test_keys_that_differ_in_case_are_two(self, outbox: Outbox, atomic: Atomic) -> None:
-        """So are those that differ in an accent, or in a space at the end."""
+        """So are keys that differ in an accent, or in a space at the end."""
         keep(outbox, atomic, published("1", key="k"))
         outbox.claim(1, LONG)
         keep(outbox, atomic, *(published(key, key=key) for key in ("K", "ḱ", "k ", "k\t")))
 
         assert ["K", "ḱ", "k ", "k\t"] == claim(outbox)
 
-    def test_order_is_kept_whoever_claims(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Eight threads deliver, and give back some of it: each key comes in the order it was added."""
+    def test_order_is_kept_whichever_thread_claims(self, outbox: Outbox, atomic: Atomic) -> None:
+        """Eight threads deliver, and give back some: each key arrives in the order in which it was added."""
         expected = {f"key {number}": [str(order) for order in range(25)] for number in range(8)}
         for order in range(25):
             keep(outbox, atomic, *(published(str(order), key=key) for key in expected))
@@ -661,7 +676,7 @@ class OutboxContract:
             while sum(map(len, seen.values())) < 200:
                 rounds += 1
                 claimed = outbox.claim(thread + 1, LONG)
-                # Every third time as if the broker was away.
+                # Every third time as if the broker were away.
                 back = rounds % 3 == 0
                 for each in () if back else claimed:
                     assert count.acquire(blocking=False)
@@ -674,10 +689,10 @@ class OutboxContract:
 
         assert expected == seen
 
-    # Commits that come late
+    # Late commits
 
     def test_what_commits_late_is_claimed_late(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Never skipped, though what came after it is gone already."""
+        """It is never skipped, although later messages were delivered already."""
         if not self.features.has_concurrent_writers:
             return
         with open_elsewhere(outbox, atomic, published("1", key="k"), published("2")) as commit:
@@ -688,7 +703,7 @@ class OutboxContract:
         assert ["1", "2"] == claim(outbox)
 
     def test_what_commits_late_is_not_stuck_behind_what_was_tried(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Nor is what was tried stuck behind it: they come in order, however few are claimed at a time."""
+        """Both are claimed in order, however few are claimed at a time."""
         if not self.features.has_concurrent_writers:
             return
         with open_elsewhere(outbox, atomic, published("late", key="k")) as commit:
@@ -699,7 +714,7 @@ class OutboxContract:
         assert ["late", "1", "2"] == bodies(delivered(outbox, 1))
 
     def test_what_commits_late_is_claimed_while_a_later_one_is_on_its_way(self, outbox: Outbox, atomic: Atomic) -> None:
-        """It has waited long enough; what was claimed before stays with who claimed it."""
+        """It does not wait for the later one, whose claim stays valid."""
         if not self.features.has_concurrent_writers:
             return
         with open_elsewhere(outbox, atomic, published("late", key="k")) as commit:
@@ -710,7 +725,7 @@ class OutboxContract:
         assert 1 == outbox.settle(done(soon))
 
     def test_what_commits_late_is_run_by_its_handler(self, outbox: Outbox, atomic: Atomic) -> None:
-        """First, where a later one of its key is to be run again."""
+        """It runs before a later one of its key that is tried again."""
         if not self.features.has_concurrent_writers:
             return
         with open_elsewhere(outbox, atomic, handled("late", key="k")) as commit:
@@ -723,7 +738,7 @@ class OutboxContract:
         outbox.settle(done(late))
         assert ["soon"] == bodies(outbox.claim(1, LONG, handlers=["bill"]))
 
-    # What becomes of what was claimed.
+    # Settling
 
     def test_what_is_done_is_gone(self, outbox: Outbox, atomic: Atomic) -> None:
         """Settling it again changes nothing."""
@@ -733,7 +748,7 @@ class OutboxContract:
         assert outbox.next_due([]) is None
 
     def test_what_is_to_be_tried_again_is_claimed_again(self, outbox: Outbox, atomic: Atomic) -> None:
-        """When its time has come, not before; the attempt counts."""
+        """A retry can be claimed when its time has come; the attempt counts."""
         soon, later = kept(outbox, atomic, published("soon"), published("later"))
         outbox.settle([again(soon, after=SHORT), again(later, after=LONG)])
         (found,) = eventually(lambda: outbox.claim(10, LONG))
@@ -741,7 +756,7 @@ class OutboxContract:
         assert (soon.number, 2) == (found.number, found.attempts)
 
     def test_an_attempt_that_does_not_count_costs_none(self, outbox: Outbox, atomic: Atomic) -> None:
-        """At once, or later, the first time or any other."""
+        """The attempt is taken back, whether the retry is due at once or later."""
         (first,) = kept(outbox, atomic, published("1"))
         outbox.settle([again(first, counted=False)])
         (second,) = outbox.claim(1, LONG)
@@ -753,8 +768,8 @@ class OutboxContract:
 
         assert [1, 1, 1, 2, 2] == [each.attempts for each in (first, second, third, fourth, *outbox.claim(1, LONG))]
 
-    def test_a_claim_that_was_given_back_is_held_no_more(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Neither settling nor renewing it does anything."""
+    def test_a_claim_that_was_given_back_is_over(self, outbox: Outbox, atomic: Atomic) -> None:
+        """A claim that was given back can neither settle nor renew."""
         (claimed,) = kept(outbox, atomic, published("1"))
         outbox.settle([again(claimed)])
 
@@ -762,7 +777,7 @@ class OutboxContract:
         assert ["1"] == claim(outbox)
 
     def test_outcomes_of_all_kinds_are_settled_at_once(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Of several claims, those that are held no more among them."""
+        """Outcomes of several claims are settled in one call, also of those that have lapsed."""
         keep(outbox, atomic, *(published(str(number)) for number in range(6)))
         first, second, third, fourth, fifth, sixth = [each for _ in range(3) for each in outbox.claim(2, LONG)]
         outbox.settle(done([fourth]))
@@ -772,7 +787,7 @@ class OutboxContract:
         assert [("1", 2), ("4", 1)] == [(it.message.body.decode(), it.attempts) for it in outbox.claim(10, LONG)]
 
     def test_what_is_dead_holds_up_what_has_its_key(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Until somebody has dealt with it; others go on."""
+        """Its key waits until the dead one is replayed or discarded; other keys do not wait."""
         first, second = kept(outbox, atomic, published("1", key="k"), published("2", key="other"))
         outbox.settle([dead(first), dead(second, blocks=False)])
         keep(outbox, atomic, published("3", key="k"), published("4", key="other"), published("5"))
@@ -780,8 +795,8 @@ class OutboxContract:
         assert ["4", "5"] == claim(outbox)
         assert outbox.next_due([]) is not None
 
-    def test_what_is_dead_is_held_by_nobody(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Who settles it once more changes nothing, nor does who settles it when it was replayed."""
+    def test_a_dead_delivery_has_no_claim(self, outbox: Outbox, atomic: Atomic) -> None:
+        """The earlier claim can settle neither a dead delivery nor a replayed one."""
         (claimed,) = kept(outbox, atomic, published("1"))
         outbox.settle([dead(claimed)])
         assert [0, 0] == [outbox.settle(done([claimed])), outbox.renew([claimed.token], LONG)]
@@ -790,10 +805,10 @@ class OutboxContract:
         assert 0 == outbox.settle(done([claimed]))
         assert ["1"] == claim(outbox)
 
-    # For those who operate it
+    # Operators
 
     def test_the_backlog_counts_what_is_not_delivered(self, outbox: Outbox, atomic: Atomic) -> None:
-        """By target and state, with the reasons of what is dead, the most frequent first."""
+        """The backlog counts by target and state, and by reason of death, the most frequent first."""
         empty = outbox.backlog()
         assert ((), (), None, 0, 0) == (empty.targets, empty.dead_by_reason, empty.oldest, empty.waiting, empty.dead)
         keep(outbox, atomic, *(published(str(number), topic="a") for number in range(6)), handled("7"))
@@ -810,7 +825,7 @@ class OutboxContract:
         assert 0 <= backlog.oldest < 60
 
     def test_the_oldest_is_one_that_waits(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Its age grows; what is dead has none."""
+        """Its age grows; dead deliveries do not count."""
         claimed = kept(outbox, atomic, published("1"))
         assert eventually(lambda: (outbox.backlog().oldest or 0) > SHORT)
         outbox.settle([dead(claimed[0])])
@@ -818,7 +833,7 @@ class OutboxContract:
         assert outbox.backlog().oldest is None
 
     def test_what_is_dead_tells_why(self, outbox: Outbox, atomic: Atomic) -> None:
-        """What it was, for whom, how often it was tried, and the error as it was."""
+        """A dead delivery has its message, its target, its attempts, and the error as it was."""
         error = ValueError("no such order: 'x' \0 🙂\nsecond line " + "y" * LONGEST_ERROR)
         keep(outbox, atomic, published("1", key="k"), handled("2"))
         claimed = [*outbox.claim(1, LONG), *outbox.claim(1, LONG, handlers=["bill"])]
@@ -834,7 +849,7 @@ class OutboxContract:
         assert all(0 <= each.age < 60 for each in found)
 
     def test_dead_deliveries_are_selected(self, outbox: Outbox, atomic: Atomic) -> None:
-        """By number, reason and target, oldest first, as many as are asked for; what is not dead never is."""
+        """Dead deliveries are selected by number, reason and target, the oldest first, at most `limit`."""
         claimed = kept(outbox, atomic, *(published(str(number), topic="ab"[number % 2]) for number in range(5)))
         numbers = [each.number for each in claimed]
         outbox.settle([dead(each, reason="cd"[each is claimed[0]]) for each in claimed[:4]])
@@ -848,7 +863,7 @@ class OutboxContract:
         assert [[3], []] == [found(Selection(numbers=(numbers[3], numbers[4]))), found(Selection(numbers=()))]
 
     def test_what_is_replayed_keeps_its_place(self, outbox: Outbox, atomic: Atomic) -> None:
-        """Before what has waited for it, with its attempts forgotten."""
+        """It comes before what has waited for it, with its attempts forgotten."""
         first, second, other = kept(
             outbox, atomic, published("1", key="k"), published("2", key="k"), published("3", key="other")
         )
@@ -862,7 +877,7 @@ class OutboxContract:
         assert [other.number] == [each.number for each in outbox.dead(_ALL)]
 
     def test_what_is_discarded_is_waited_for_no_more(self, outbox: Outbox, atomic: Atomic) -> None:
-        """It is gone for good."""
+        """It is deleted, and its key can be claimed."""
         (first,) = kept(outbox, atomic, published("1", key="k"))
         outbox.settle([dead(first)])
         keep(outbox, atomic, published("2", key="k"))
@@ -872,14 +887,14 @@ class OutboxContract:
         assert ["2"] == claim(outbox)
 
     def test_dead_deliveries_are_dealt_with_in_chunks(self, outbox: Outbox, atomic: Atomic) -> None:
-        """The oldest first."""
+        """`replay` and `discard` take the oldest first."""
         outbox.settle([dead(each) for each in kept(outbox, atomic, *(published(str(number)) for number in range(5)))])
 
         assert [2, 2] == [outbox.discard(_ALL, limit=2), outbox.replay(_ALL, limit=2)]
         assert [["4"], ["2", "3"]] == [[each.message.body.decode() for each in outbox.dead(_ALL)], claim(outbox)]
 
     def test_only_what_is_delivered_and_old_is_purged(self, outbox: Outbox, atomic: Atomic) -> None:
-        """In chunks; never what waits, is claimed, or is dead."""
+        """`purge` never deletes what waits, is claimed, or is dead; it deletes at most `limit`."""
         keep(outbox, atomic, *(published(str(number)) for number in range(7)), published("both", handlers=["bill"]))
         delivered = outbox.claim(3, LONG)
         outbox.settle(done(delivered))

@@ -9,11 +9,11 @@ class TestMyTransactions(OpenTransactionsContract):
 
     @pytest.fixture
     def atomic(self):
-        return my_database.transaction   # a context manager: commits, rolls back for what is raised in it
+        return my_database.transaction   # a context manager that commits, or rolls back after an error
 ```
 
-Who has a database gives `write`, `written` and `careless` as well, as for `inbox_contract`.
-`TransactionsContract` alone is for sockets whose transactions no test can open.
+With a database, give `write`, `written` and `careless` as well. `TransactionsContract` alone is for sockets whose
+transactions no test can open.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cqrs_sync.threads.executor import Executor
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.transactions import Transactions
 
-#: Opens a transaction, inside one a savepoint.
+#: Opens a transaction in the calling thread; inside one, a savepoint.
 Atomic: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
@@ -60,11 +60,11 @@ def rolled_back(atomic: Atomic) -> Iterator[None]:
 
 
 class WritingFixtures:
-    """What a subclass may give that writes somewhere; without them nothing is written."""
+    """What a subclass with a database gives; without these fixtures nothing is written."""
 
     @pytest.fixture
     def write(self) -> Callable[[str], object]:
-        """Write a text in the transaction that is open, and nowhere else; in no table where there is none."""
+        """Write a text in the open transaction, and in no table where there is none."""
         return lambda _: None
 
     @pytest.fixture
@@ -74,7 +74,7 @@ class WritingFixtures:
 
     @pytest.fixture
     def careless(self) -> Mapping[str, Callable[[], object]]:
-        """What code may do to the transaction that is open and raise nothing, such as catch an error; by a name."""
+        """What code may do to the open transaction without raising, such as catching an error; by a name."""
         return {}
 
 
@@ -87,13 +87,13 @@ class Order(Command[str]):
 
 @attrs.frozen
 class Ordered(DomainEvent):
-    """What Order raises."""
+    """The event that Order raises."""
 
     item: str
 
 
 def order_maps(handled: list[str]) -> tuple[RequestMap, EventMap]:
-    """Bind a handler to each; that of the event notes the item."""
+    """Bind a handler to each; the event's handler notes the item."""
 
     def order(request: Order) -> str:
         raise_event(Ordered(request.item))
@@ -113,24 +113,24 @@ class TransactionsContract:
 
     @pytest.fixture
     def handled(self) -> list[str]:
-        """What was ordered in events that were handled."""
+        """The items of the events that were handled."""
         return []
 
     @pytest.fixture(params=[None, 1, 4], ids=["same-thread", "pool-of-1", "pool-of-4"])
     def mediator(self, request: pytest.FixtureRequest, transactions: Transactions, handled: list[str]) -> object:
-        """A mediator with these transactions; handlers run in the same thread, then on pools."""
+        """A mediator with these transactions, whose handlers run in the same thread or on pools."""
         threads: Executor = SameThread() if request.param is None else ThreadPool(request.param)
         with bootstrap(*order_maps(handled), threads=threads, transactions=transactions) as mediator:
             yield mediator
 
     def test_none_is_active_where_none_was_opened(self, transactions: Transactions) -> None:
-        """In this thread as in any other."""
+        """No transaction is active, in this thread and in any other."""
         assert [False, False] == [transactions.active(), _elsewhere(transactions.active)]
 
     def test_events_of_no_transaction_are_handled_when_send_returns(
         self, mediator: RequestMediator, handled: list[str]
     ) -> None:
-        """Commit is now."""
+        """Without a transaction, events are handled at once."""
         assert "ordered" == mediator.send(Order("lamp"))
 
         assert ["lamp"] == handled
@@ -144,7 +144,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     # active
 
     def test_one_is_active_inside_its_block(self, transactions: Transactions, atomic: Atomic) -> None:
-        """Not before, not after the commit, not after a rollback."""
+        """It is not active before the block, after the commit, and after a rollback."""
         assert not transactions.active()
         with atomic():
             assert transactions.active()
@@ -154,7 +154,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert not transactions.active()
 
     def test_one_is_active_until_the_outermost_block_ends(self, transactions: Transactions, atomic: Atomic) -> None:
-        """The end of a block inside it is no commit."""
+        """The end of an inner block is not a commit."""
         with atomic():
             with atomic():
                 assert transactions.active()
@@ -162,7 +162,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert not transactions.active()
 
     def test_it_belongs_to_its_thread(self, transactions: Transactions, atomic: Atomic) -> None:
-        """Another thread has its own, as it has its own connection."""
+        """Another thread has its own transaction, as it has its own connection."""
         with atomic():
             assert not _elsewhere(transactions.active)
 
@@ -171,7 +171,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_what_waits_for_the_commit_is_called_once_after_it(
         self, transactions: Transactions, atomic: Atomic
     ) -> None:
-        """In the thread that commits, when no transaction is open there any more, in the order it came."""
+        """Callbacks run in their order, in the thread that commits, when no transaction is open there any more."""
         calls: list[tuple[int, threading.Thread, bool]] = []
 
         def note(number: int) -> None:
@@ -188,7 +188,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert 5 == len(calls)
 
     def test_nothing_is_called_after_a_rollback(self, transactions: Transactions, atomic: Atomic) -> None:
-        """Neither then nor with the next commit."""
+        """Its callbacks run neither then nor after the next commit."""
         calls: list[str] = []
         with rolled_back(atomic):
             transactions.on_commit(lambda: calls.append("rolled back"))
@@ -207,11 +207,11 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         written: Callable[[], list[str]] | None,
         careless: Mapping[str, Callable[[], object]],
     ) -> None:
-        """Whatever the code in the block has done to the transaction: then it has failed, or been rolled back."""
+        """Whatever the block has done to its transaction: callbacks run only if it has committed."""
         waiting: list[str] = []
         calls: list[str] = []
         for name, act in {"nothing": lambda: None, **careless}.items():
-            # Not only an error of ours: where others open the transaction, theirs tells of it.
+            # Any error: the one that opens the transaction may have errors of its own.
             with suppress(Exception), atomic():
                 write(name)
                 act()
@@ -227,7 +227,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_what_a_block_inside_a_block_waits_for_is_the_outermost_commit(
         self, transactions: Transactions, atomic: Atomic
     ) -> None:
-        """It is called with the rest, in order."""
+        """Callbacks of an inner block run with the others, in order."""
         calls: list[int] = []
         with atomic():
             transactions.on_commit(lambda: calls.append(1))
@@ -255,7 +255,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert ["before", "after"] == calls
 
     def test_what_is_called_may_open_a_transaction(self, transactions: Transactions, atomic: Atomic) -> None:
-        """It has a commit of its own."""
+        """That transaction has a commit of its own."""
         calls: list[str] = []
 
         def open_another() -> None:
@@ -275,7 +275,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_events_are_handled_when_their_transaction_has_committed(
         self, mediator: RequestMediator, handled: list[str], atomic: Atomic
     ) -> None:
-        """Not when `send` returns."""
+        """`send` returns before that."""
         with atomic():
             mediator.send(Order("lamp"))
             with atomic():
@@ -287,7 +287,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_events_of_a_rolled_back_transaction_are_never_handled(
         self, mediator: RequestMediator, handled: list[str], atomic: Atomic
     ) -> None:
-        """What did not happen is told to nobody."""
+        """What did not happen is not handled."""
         with rolled_back(atomic):
             mediator.send(Order("lamp"))
         with atomic():
@@ -298,7 +298,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     def test_events_of_a_rolled_back_savepoint_are_never_handled(
         self, mediator: RequestMediator, handled: list[str], atomic: Atomic
     ) -> None:
-        """Those of the transaction around it are."""
+        """Events of the transaction around it are handled."""
         if not self.features.has_savepoints:
             return
         with atomic():
@@ -310,7 +310,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert ["lamp"] == handled
 
     def test_handlers_have_no_transaction_but_their_own(self, transactions: Transactions, atomic: Atomic) -> None:
-        """Wherever they run, none is open there."""
+        """Wherever a handler runs, no transaction is open there."""
         seen: list[bool] = []
         requests, events = order_maps([])
         events.bind(Ordered, lambda _: seen.append(transactions.active()))

@@ -1,4 +1,4 @@
-"""The databases that SQLAlchemy's stores are held to their promises on, and sessions of applications."""
+"""The databases on which SQLAlchemy's stores must keep their promises, and sessions of applications."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OnPostgreSQL(OnServer):
     @pytest.fixture
     def cut_connections(self, url):
         """Ends every other connection to the database."""
-        return lambda: _say(
+        return lambda: _execute(
             url,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()",
@@ -47,8 +47,8 @@ class OnMariaDB(OnServer):
 
         def cut():
             others = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            for (number,) in _say(url, others):
-                _say(url, f"KILL {number}")
+            for (number,) in _execute(url, others):
+                _execute(url, f"KILL {number}")
 
         return cut
 
@@ -61,7 +61,7 @@ class OnSQLite:
         engine.dispose()
 
 
-class OnSQLiteAsItComes:
+class OnSQLiteByDefault:
     """The driver begins a transaction with the first write, and none for a savepoint."""
 
     @pytest.fixture
@@ -71,7 +71,7 @@ class OnSQLiteAsItComes:
         engine.dispose()
 
 
-class OthersSessions:
+class ApplicationSessions:
     """With sessions of the application's own."""
 
     @pytest.fixture
@@ -102,7 +102,7 @@ def transaction_of(registry: scoped_session[Session]):
 
 
 class Effects:
-    """A table that a test writes to in the session that `session` returns, and what may be done to that."""
+    """A table that a test writes to in the session that `session` returns, and what code can do to that session."""
 
     def __init__(self, session):
         self.metadata = sa.MetaData()
@@ -114,7 +114,7 @@ class Effects:
         self._session().execute(self.table.insert().values(text=text))
 
     def catch(self):
-        """The handler that a user writes: insert, and let it be where it is there already."""
+        """A handler as users write it: insert, and ignore the error if the row exists already."""
         with suppress(IntegrityError):
             self._session().execute(self.table.insert().values([{"text": "twice"}, {"text": "twice"}]))
 
@@ -156,7 +156,7 @@ def sqlite_engine(folder):
     return sa.create_engine(f"sqlite:///{folder}/shop.db", connect_args={"timeout": 30})
 
 
-def _say(url, statement):
+def _execute(url, statement):
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with engine.connect() as connection:
         result = connection.exec_driver_sql(statement)

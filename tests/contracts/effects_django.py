@@ -1,4 +1,4 @@
-"""A table that a test writes to through Django, and what code may do to the transaction it does so in."""
+"""A table that a test writes to through Django, and what code can do to the transaction."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _NUMBERS = {"postgresql": "serial", "mariadb": "integer AUTO_INCREMENT", "sqlite
 
 
 def create(alias):
-    _say(alias, f"CREATE TABLE effects (number {_NUMBERS[alias]} PRIMARY KEY, text varchar(50) UNIQUE)")
+    _execute(alias, f"CREATE TABLE effects (number {_NUMBERS[alias]} PRIMARY KEY, text varchar(50) UNIQUE)")
 
 
 def drop(alias):
-    _say(alias, "DROP TABLE effects")
+    _execute(alias, "DROP TABLE effects")
     _connection(alias).close()
 
 
 def insert(alias, text):
-    _say(alias, "INSERT INTO effects (text) VALUES (%s)", [text])
+    _execute(alias, "INSERT INTO effects (text) VALUES (%s)", [text])
 
 
 def texts(alias):
@@ -39,32 +39,32 @@ def careless(alias):
 
 
 def by_statement(alias):
-    return {statement: lambda statement=statement: _say(alias, statement) for statement in ("ROLLBACK", "COMMIT")}
+    return {statement: lambda statement=statement: _execute(alias, statement) for statement in ("ROLLBACK", "COMMIT")}
 
 
 def _catch(alias):
     from django.db import IntegrityError  # noqa: PLC0415 -- as above
 
     with suppress(IntegrityError):
-        _say(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
+        _execute(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
 
 
 def _catch_in_a_savepoint(alias):
     from django.db import IntegrityError, transaction  # noqa: PLC0415 -- as above
 
     with suppress(IntegrityError), transaction.atomic(using=alias):
-        _say(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
+        _execute(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
 
 
 def _catch_of_a_model(alias):
-    """As `Model.save` does it: the whole transaction is marked then, on every database."""
+    """As `Model.save` does it: Django marks the whole transaction for rollback, on every database."""
     from django.db import IntegrityError, transaction  # noqa: PLC0415 -- as above
 
     with suppress(IntegrityError), transaction.mark_for_rollback_on_error(using=alias):
-        _say(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
+        _execute(alias, "INSERT INTO effects (text) VALUES ('twice'), ('twice')")
 
 
-def _say(alias, statement, parameters=None):
+def _execute(alias, statement, parameters=None):
     with _connection(alias).cursor() as cursor:
         cursor.execute(statement, parameters)
 

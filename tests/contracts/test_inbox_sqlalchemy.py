@@ -8,20 +8,20 @@ from sqlalchemy.orm import sessionmaker
 
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
 from cqrs_sync.testing.contracts.inbox import InboxContract, InboxFeatures
-from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
+from tests.contracts.databases import ApplicationSessions, Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteByDefault
 
 
 class SQLAlchemyContract(InboxContract):
-    """With sessions of ours."""
+    """With the library's sessions."""
 
     @pytest.fixture
     def session(self, sessions):
-        """Returns the session that is open."""
+        """Return the open session."""
         return sessions.current
 
     @pytest.fixture
     def effects(self, engine, session):
-        """The tables, with nothing in them; returns that of effects."""
+        """The tables, empty; returns the table of effects."""
         effects = Effects(session)
         table = inbox_table(effects.metadata)
         effects.metadata.create_all(engine)
@@ -55,7 +55,7 @@ class SQLAlchemyContract(InboxContract):
         return effects.careless() | effects.by_statement()
 
 
-class WithOthersSessions(OthersSessions, SQLAlchemyContract):
+class WithApplicationSessions(ApplicationSessions, SQLAlchemyContract):
     @pytest.fixture
     def session(self, registry):
         return registry
@@ -71,7 +71,7 @@ class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
 
 
 @pytest.mark.broker
-class TestOnPostgreSQLWithOthersSessions(OnPostgreSQL, WithOthersSessions):
+class TestOnPostgreSQLWithApplicationSessions(OnPostgreSQL, WithApplicationSessions):
     features = InboxFeatures(opens=False)
 
 
@@ -93,9 +93,9 @@ class TestOnSQLite(OnSQLite, SQLAlchemyContract):
     features = InboxFeatures(has_concurrent_writers=False)
 
 
-class TestOnSQLiteAsItComes(OnSQLiteAsItComes, SQLAlchemyContract):
+class TestOnSQLiteByDefault(OnSQLiteByDefault, SQLAlchemyContract):
     features = InboxFeatures(has_concurrent_writers=False, has_savepoints=False)
 
 
-class TestOnSQLiteWithOthersSessions(OnSQLite, WithOthersSessions):
+class TestOnSQLiteWithApplicationSessions(OnSQLite, WithApplicationSessions):
     features = InboxFeatures(has_concurrent_writers=False, opens=False)

@@ -23,7 +23,7 @@ class DjangoContract(OutboxContract):
 
         outbox = DjangoOutbox(using=self.alias)
         yield outbox
-        # A test may have cut it.
+        # A test may have cut the connection.
         outbox.release_connection()
         self._empty()
         outbox.release_connection()
@@ -40,7 +40,7 @@ class DjangoContract(OutboxContract):
 
         @contextmanager
         def request():
-            """As a request: what is broken is closed at its end."""
+            """As a request: Django closes a broken connection at its end."""
             try:
                 with transaction.atomic(using=self.alias):
                     yield
@@ -50,8 +50,8 @@ class DjangoContract(OutboxContract):
 
         return request
 
-    def test_dead_letters_are_dealt_with_inside_a_transaction(self, outbox, atomic):
-        """As with ATOMIC_REQUESTS, when an operator uses the admin: of its settings none is changed."""
+    def test_dead_letters_can_be_changed_inside_a_transaction(self, outbox, atomic):
+        """As with ATOMIC_REQUESTS, when an operator uses the admin. The transaction keeps its settings."""
         from django.db import connections  # noqa: PLC0415 -- needs settings
 
         def settings():

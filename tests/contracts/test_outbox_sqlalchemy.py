@@ -11,15 +11,15 @@ from sqlalchemy.orm import sessionmaker
 from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
 from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
-from tests.contracts.databases import Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteAsItComes, OthersSessions
+from tests.contracts.databases import ApplicationSessions, Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteByDefault
 
 
 class SQLAlchemyContract(OutboxContract):
-    """With sessions of ours."""
+    """With the library's sessions."""
 
     @pytest.fixture
     def created(self, engine):
-        """The tables, with nothing in them."""
+        """The tables, empty."""
         metadata = sa.MetaData()
         created = tables(metadata)
         metadata.create_all(engine)
@@ -45,7 +45,7 @@ class SQLAlchemyContract(OutboxContract):
         return sessions.begin
 
 
-class WithOthersSessions(OthersSessions, SQLAlchemyContract):
+class WithApplicationSessions(ApplicationSessions, SQLAlchemyContract):
     @pytest.fixture
     def outbox(self, engine, created, registry):
         return SQLAlchemyOutbox(engine, session=lambda: registry)
@@ -61,7 +61,7 @@ class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
 
 
 @pytest.mark.broker
-class TestOnPostgreSQLWithOthersSessions(OnPostgreSQL, WithOthersSessions):
+class TestOnPostgreSQLWithApplicationSessions(OnPostgreSQL, WithApplicationSessions):
     pass
 
 
@@ -74,11 +74,11 @@ class TestOnSQLite(OnSQLite, SQLAlchemyContract):
     features = OutboxFeatures(has_concurrent_writers=False)
 
 
-class TestOnSQLiteAsItComes(OnSQLiteAsItComes, SQLAlchemyContract):
+class TestOnSQLiteByDefault(OnSQLiteByDefault, SQLAlchemyContract):
     features = OutboxFeatures(has_concurrent_writers=False, has_savepoints=False)
 
 
-class TestOnSQLiteWithOthersSessions(OnSQLite, WithOthersSessions):
+class TestOnSQLiteWithApplicationSessions(OnSQLite, WithApplicationSessions):
     features = OutboxFeatures(has_concurrent_writers=False)
 
 
@@ -137,7 +137,7 @@ class TestSessionsOnMariaDB(OnMariaDB, SessionsContract):
 
 
 class TestTransactionsOfTheOutbox(OnSQLite, SessionsContract):
-    """What the outbox brings along for the mediator."""
+    """The transactions that the mediator takes from the outbox."""
 
     @pytest.fixture
     def sessions(self, engine):
@@ -156,7 +156,7 @@ class TestTransactionsOfTheOutbox(OnSQLite, SessionsContract):
         return sessions.begin
 
 
-class OthersContract(OthersSessions, WithEffects):
+class ApplicationSessionsContract(ApplicationSessions, WithEffects):
     @pytest.fixture
     def session(self, registry):
         return registry
@@ -166,12 +166,12 @@ class OthersContract(OthersSessions, WithEffects):
         return SessionTransactions(registry)
 
 
-class TestSessionTransactions(OnSQLite, OthersContract):
+class TestSessionTransactions(OnSQLite, ApplicationSessionsContract):
     pass
 
 
 @pytest.mark.broker
-class TestSessionTransactionsOnPostgreSQL(OnPostgreSQL, OthersContract):
+class TestSessionTransactionsOnPostgreSQL(OnPostgreSQL, ApplicationSessionsContract):
     pass
 
 

@@ -1,4 +1,4 @@
-"""Every transactions socket keeps its promises: none at all, and those in memory."""
+"""Both transactions sockets without a database keep their promises: none at all, and those in memory."""
 
 import pytest
 
@@ -14,7 +14,7 @@ class TestNoTransactions(TransactionsContract):
 
     def test_commit_is_now(self, transactions):
         """
-        What waits for a commit is called at once.
+        Callbacks run at once.
         """
         calls = []
         transactions.on_commit(lambda: calls.append("called"))

@@ -1,4 +1,4 @@
-"""The table of messages is what docs/how-to/debezium.md says, and a message is one INSERT and nothing else."""
+"""The table of messages is as docs/how-to/debezium.md says, and a message is one INSERT and nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def rows_of(engine, table):
         return [dict(row._mapping) for row in connection.execute(sa.text(f"SELECT * FROM {table} ORDER BY 1"))]  # noqa: S608
 
 
-def test_the_connector_names_columns_that_are_there(engine):
+def test_the_connector_names_existing_columns(engine):
     """
     All that the router reads.
     """
@@ -68,9 +68,9 @@ def test_the_connector_names_columns_that_are_there(engine):
     assert named == {"id", "partition_key", "type", "payload", "topic"}
 
 
-def test_a_row_is_what_the_router_makes_a_record_of(mediator, engine):
+def test_a_row_has_what_the_router_needs_for_a_record(mediator, engine):
     """
-    Its payload is a complete CloudEvent; what is only for durable handlers has no topic.
+    Its payload is a complete CloudEvent; an event that only has durable handlers has no topic.
     """
     sold, shipped = sorted(rows_of(engine, "cqrs_message"), key=lambda row: row["topic"], reverse=True)
     event = json.loads(bytes(sold["payload"]))
@@ -84,7 +84,7 @@ def test_a_row_is_what_the_router_makes_a_record_of(mediator, engine):
 
 def test_only_durable_handlers_have_deliveries(mediator, engine):
     """
-    Topics are read from the log of the database.
+    The router reads messages for topics from the database's log.
     """
     assert [("handler", "label")] == [(row["kind"], row["target"]) for row in rows_of(engine, "cqrs_delivery")]
 

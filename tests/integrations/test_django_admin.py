@@ -1,4 +1,4 @@
-"""The admin of the Django app: who may see what, who may replay and discard, and what is written down of it."""
+"""The admin of the Django app: who may see, replay and discard, and what its log records."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def outbox_with_dead(alias, number=1, *, body=PAYLOAD, error="MessageRejected: <
 
 @pytest.fixture
 def dead(django_emptied):
-    """A dead delivery with a payload that would like to be a script."""
+    """A dead delivery with a script in its payload."""
     outbox, (claimed,) = outbox_with_dead("default")
     return outbox, claimed
 
 
 @pytest.fixture
 def client_of(django_databases):
-    """A browser of somebody with these permissions."""
+    """A browser of a user with these permissions."""
     from django.contrib.admin.models import LogEntry  # noqa: PLC0415 -- as above
     from django.contrib.auth.models import Permission, User  # noqa: PLC0415 -- as above
     from django.test import Client  # noqa: PLC0415 -- as above
@@ -67,7 +67,7 @@ def client_of(django_databases):
 
 
 def act(client, action, *numbers, **more):
-    """What the button *Go* does."""
+    """As the button *Go* does."""
     return client.post(DELIVERIES, {"action": action, "_selected_action": numbers, **more})
 
 
@@ -77,7 +77,7 @@ def written_down():
     return sorted(LogEntry.objects.values_list("user__username", "object_id", "change_message"))
 
 
-# Who may
+# Permissions
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def written_down():
 )
 def test_each_action_has_its_permission(dead, client_of, permissions, may_look, may_replay, may_discard):
     """
-    Nobody acts who may not look, and the page offers what one may do.
+    Users without view permission cannot act, and the page offers only what a user may do.
     """
     outbox, claimed = dead
     client = client_of(*permissions)
@@ -117,7 +117,7 @@ def test_each_action_has_its_permission(dead, client_of, permissions, may_look, 
 
 def test_looking_changes_nothing(dead, client_of):
     """
-    Actions are posted.
+    Actions need a POST.
     """
     outbox, claimed = dead
     client_of(*ALL).get(DELIVERIES, {"action": "replay", "_selected_action": claimed.number})
@@ -125,7 +125,7 @@ def test_looking_changes_nothing(dead, client_of):
     assert (0, 1) == (outbox.backlog().waiting, outbox.backlog().dead)
 
 
-def test_a_page_of_somebody_else_cannot_act(dead, client_of):
+def test_a_page_of_another_site_cannot_act(dead, client_of):
     """
     Django asks for its token.
     """
@@ -140,7 +140,7 @@ def test_a_page_of_somebody_else_cannot_act(dead, client_of):
     assert 0 == outbox.backlog().waiting
 
 
-def test_nobody_adds_changes_or_deletes_by_hand(dead, client_of):
+def test_rows_cannot_be_added_changed_or_deleted_by_hand(dead, client_of):
     """
     Not with any permission.
     """
@@ -156,9 +156,9 @@ def test_nobody_adds_changes_or_deletes_by_hand(dead, client_of):
     assert b"delete_selected" not in client.get(DELIVERIES).content
 
 
-def test_strangers_are_sent_away(dead, client_of):
+def test_anonymous_users_are_sent_to_the_login(dead, client_of):
     """
-    To where one logs in.
+    Before they see anything.
     """
     from django.test import Client  # noqa: PLC0415 -- as above
 
@@ -166,13 +166,13 @@ def test_strangers_are_sent_away(dead, client_of):
     assert 302 == client_of(*ALL, staff=False).get(DELIVERIES).status_code
 
 
-# What is seen
+# Pages
 
 
 @pytest.mark.parametrize("may", [False, True])
-def test_a_payload_is_shown_as_text_to_those_who_may_see_it(dead, client_of, may):
+def test_the_admin_shows_payloads_as_text_to_users_with_the_permission(dead, client_of, may):
     """
-    Nothing in it is a script.
+    A script in it does not run.
     """
     _, claimed = dead
     client = client_of(*VIEW, *(["view_payload"] if may else []))
@@ -182,7 +182,7 @@ def test_a_payload_is_shown_as_text_to_those_who_may_see_it(dead, client_of, may
     assert "<script>alert(1)" not in page
 
 
-def test_a_large_payload_is_cut_and_says_so(django_emptied, client_of):
+def test_the_admin_cuts_a_large_payload_and_says_so(django_emptied, client_of):
     """
     With its size.
     """
@@ -201,9 +201,9 @@ def test_a_large_payload_is_cut_and_says_so(django_emptied, client_of):
         f"{DELIVERIES}?message__payload__contains=script",
     ],
 )
-def test_addresses_tell_nothing_of_payloads(dead, client_of, address):
+def test_urls_reveal_nothing_of_payloads(dead, client_of, address):
     """
-    Who may not see them cannot ask what is in them, letter by letter.
+    A user without the permission cannot find out the content letter by letter.
     """
     assert 400 == client_of(*VIEW).get(address).status_code
 
@@ -223,7 +223,7 @@ def test_lists_do_not_load_what_they_do_not_show(dead, client_of):
     assert [] == [query["sql"] for query in queries if '"payload"' in query["sql"]]
 
 
-def test_errors_are_shown_as_text(dead, client_of):
+def test_the_admin_shows_errors_as_text(dead, client_of):
     """
     In the list and on the page of a delivery.
     """
@@ -235,9 +235,9 @@ def test_errors_are_shown_as_text(dead, client_of):
         assert "<b>no queue" not in page
 
 
-def test_what_is_dead_is_shown_in_groups_of_what_failed_alike(django_emptied, client_of):
+def test_a_filter_groups_dead_deliveries_by_reason(django_emptied, client_of):
     """
-    The largest first, each with its number; a group can be replayed as a whole.
+    The most frequent reason first, each with its count; a whole group can be replayed.
     """
     outbox, _ = outbox_with_dead("default", 1, error="ValueError: 4711 is too much")
     outbox_with_dead("default", 3, error="KeyError: 12")
@@ -252,12 +252,12 @@ def test_what_is_dead_is_shown_in_groups_of_what_failed_alike(django_emptied, cl
     assert (3, (("ValueError: … is too much", 1),)) == (outbox.backlog().waiting, outbox.backlog().dead_by_reason)
 
 
-# What is done
+# Actions
 
 
-def test_any_number_is_replayed_at_once(django_emptied, client_of):
+def test_one_action_replays_any_number_of_deliveries(django_emptied, client_of):
     """
-    Each is written down.
+    The log has an entry for each.
     """
     outbox, claimed = outbox_with_dead("default", 1_100)
     act(client_of(*ALL), "replay", claimed[0].number, select_across=1)
@@ -266,9 +266,9 @@ def test_any_number_is_replayed_at_once(django_emptied, client_of):
     assert 1_100 == len(written_down())
 
 
-def test_what_is_not_dead_is_left_alone(django_emptied, client_of):
+def test_a_delivery_that_is_not_dead_is_left_alone(django_emptied, client_of):
     """
-    Somebody else was faster.
+    Another user was faster.
     """
     outbox, (claimed,) = outbox_with_dead("default")
     outbox.replay(Selection())
@@ -279,9 +279,9 @@ def test_what_is_not_dead_is_left_alone(django_emptied, client_of):
     assert (1, []) == (outbox.backlog().waiting, written_down())
 
 
-def test_what_cannot_be_written_down_is_not_done(dead, client_of, monkeypatch):
+def test_a_change_without_its_log_entry_is_rolled_back(dead, client_of, monkeypatch):
     """
-    It is rolled back.
+    They commit together or not at all.
     """
     from django.contrib.admin.models import LogEntry  # noqa: PLC0415 -- as above
 
@@ -299,11 +299,11 @@ def test_what_cannot_be_written_down_is_not_done(dead, client_of, monkeypatch):
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
 @pytest.mark.parametrize("atomic", [False, True], ids=["autocommit", "atomic-requests"])
-def test_the_outbox_of_the_mediator_is_shown_and_delivers_what_is_replayed(
+def test_the_admin_shows_the_mediators_outbox_which_delivers_replayed_messages(
     django_mediator, client_of, monkeypatch, alias, atomic
 ):
     """
-    In whichever database it is, with or without a transaction around the request, at once.
+    In any database, with or without a transaction around the request, at once.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -327,9 +327,9 @@ def test_the_outbox_of_the_mediator_is_shown_and_delivers_what_is_replayed(
 
 
 @pytest.mark.parametrize(("permissions", "status"), [((), 403), (("view_receipt",), 200)])
-def test_what_was_done_is_listed_and_nothing_else(client_of, permissions, status):
+def test_receipts_are_a_read_only_list(client_of, permissions, status):
     """
-    Two handlers of one message are two lines; no page shows one of them, and nobody changes any.
+    Two handlers of one message are two lines. No page shows a single one.
     """
     from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- needs settings
 
@@ -349,9 +349,9 @@ def test_what_was_done_is_listed_and_nothing_else(client_of, permissions, status
     assert 403 == client.get(f"{RECEIPTS}add/").status_code
 
 
-def test_the_inbox_of_the_mediator_is_shown(client_of, django_mediator):
+def test_the_admin_shows_the_mediators_inbox(client_of, django_mediator):
     """
-    In whichever database it is.
+    In any database.
     """
     from cqrs_sync.integrations.django import DjangoInbox, bootstrap  # noqa: PLC0415 -- as above
 

@@ -69,13 +69,13 @@ def numbers_in(broker):
     return [json.loads(each.body)["number"] for each in broker.published]
 
 
-# Wired
+# Wiring
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
 def test_one_call_wires_transactions_and_outbox(make, alias):
     """
-    What a command commits is published by this process; what it rolls back is not.
+    This process publishes what a command commits, and not what it rolls back.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -93,9 +93,9 @@ def test_one_call_wires_transactions_and_outbox(make, alias):
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
 @pytest.mark.parametrize("opens", [True, False], ids=["the-inbox-opens", "a-middleware-opens"])
-def test_a_message_that_comes_again_has_its_effect_once(make, alias, opens):
+def test_a_repeated_message_has_its_effect_once(make, alias, opens):
     """
-    With what its handler raises: kept in the same transaction, and published after it.
+    The events of its handler are kept in the same transaction, and published after it.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -133,9 +133,9 @@ def test_without_an_outbox_events_leave_after_the_commit(make):
     assert (None, [1]) == (mediator.relay, numbers_in(broker))
 
 
-def test_a_transaction_on_another_database_is_named(make):
+def test_the_error_names_the_other_database_of_a_django_transaction(make):
     """
-    With what to write.
+    And says what to write.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -197,9 +197,9 @@ def test_mediators_may_share_a_chain(make):
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
-def test_threads_of_the_pool_give_their_connections_back(django_emptied, alias):
+def test_threads_of_the_pool_close_old_connections(django_emptied, alias):
     """
-    As a request does at its end: after each handler.
+    After each handler, as at the end of a request.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -226,9 +226,9 @@ def test_threads_of_the_pool_give_their_connections_back(django_emptied, alias):
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
-def test_what_fails_while_it_is_written_down_commits_nothing_of_it(make, alias, monkeypatch):
+def test_a_failed_write_to_the_outbox_commits_nothing(make, alias, monkeypatch):
     """
-    Also where the application catches the error, inside its transaction.
+    Even if the application catches the error inside its transaction.
     """
     from django.db import DatabaseError, connections, transaction  # noqa: PLC0415 -- as above
 
@@ -246,9 +246,9 @@ def test_what_fails_while_it_is_written_down_commits_nothing_of_it(make, alias, 
         assert [(0,)] == list(cursor.fetchall())
 
 
-def test_tables_that_are_missing_are_told_with_the_way_out(make):
+def test_errors_about_missing_tables_name_the_way_out(make):
     """
-    To whoever sends, and to whoever operates.
+    For senders and for operators.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -265,7 +265,7 @@ def test_tables_that_are_missing_are_told_with_the_way_out(make):
             cursor.execute("ALTER TABLE elsewhere RENAME TO cqrs_delivery")
 
 
-def test_a_commit_in_another_process_is_heard():
+def test_a_listener_is_notified_of_commits_of_other_processes():
     """
     On PostgreSQL, at the commit, and not after a rollback.
     """
@@ -287,9 +287,9 @@ def test_a_commit_in_another_process_is_heard():
     outbox.discard(Selection())
 
 
-def test_a_listener_is_in_no_pool(django_databases, monkeypatch):
+def test_a_listener_uses_no_pool(django_databases, monkeypatch):
     """
-    It would come back to the pool listening. Here no pool is installed: asked for one, Django refuses.
+    It would return to the pool still listening. No pool is installed here: if asked for one, Django refuses.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -304,13 +304,13 @@ def test_a_listener_is_in_no_pool(django_databases, monkeypatch):
 
 
 def notifies_of_psycopg_3_1(self):
-    """It waits for ever."""
+    """It has no timeout."""
 
 
 @pytest.mark.parametrize("notifies", [notifies_of_psycopg_3_1, []])
-def test_the_outbox_does_not_listen_with_a_driver_that_cannot_wait_for_a_time(django_databases, monkeypatch, notifies):
+def test_the_outbox_does_not_listen_with_a_driver_without_a_timeout(django_databases, monkeypatch, notifies):
     """
-    Psycopg 3.1 and psycopg2 cannot, psycopg 3.2 can. Without a listener relays poll.
+    Psycopg 3.1 and psycopg2 have none, psycopg 3.2 has one. Without a listener relays poll.
     """
     import psycopg  # noqa: PLC0415 -- here only
 
@@ -322,12 +322,12 @@ def test_the_outbox_does_not_listen_with_a_driver_that_cannot_wait_for_a_time(dj
     assert None is DjangoOutbox("postgresql").listener()
 
 
-# Operated
+# Commands
 
 
 @pytest.fixture
 def manage(capfd):
-    """Run `manage.py` with these arguments in this process; its status and what it printed."""
+    """Run `manage.py` with these arguments in this process; return its status and output."""
     from django.core.management import load_command_class  # noqa: PLC0415 -- as above
 
     def manage(name, *arguments):

@@ -1,4 +1,4 @@
-"""The system checks of the Django app: what is wired so that events would be lost, or late, is told at start."""
+"""The system checks of the Django app: they report wiring with which events would be lost or late."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make(requests):
 
 @pytest.fixture
 def found(django_mediator):
-    """Run the checks with a mediator in the settings; their ids."""
+    """Run the checks with a mediator in the settings; return their ids."""
     import django  # noqa: PLC0415 -- as above
     from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
@@ -48,7 +48,7 @@ def found(django_mediator):
     def found(mediator, databases=None):
         django_mediator(mediator)
         ids = [each.id for each in run_checks(tags=["cqrs_sync"], databases=databases, include_deployment_checks=True)]
-        # Django 5.1 has the option that it asks for.
+        # The hint's option came with Django 5.1.
         expected = django.VERSION < (5, 1) and settings.DATABASES["sqlite"]["OPTIONS"]
         return [each for each in ids if each != "cqrs_sync.W002" or not expected]
 
@@ -56,8 +56,8 @@ def found(django_mediator):
 
 
 @contextmanager
-def database_said(alias, **changes):
-    """Let settings of a database say something else."""
+def database_settings(alias, **changes):
+    """Change settings of a database."""
     from django.db import connections  # noqa: PLC0415 -- as above
 
     known = connections.settings[alias]
@@ -73,14 +73,14 @@ def database_said(alias, **changes):
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
-def test_a_mediator_that_is_wired_well_is_not_complained_about(found, make, alias):
+def test_the_checks_accept_a_well_wired_mediator(found, make, alias):
     """
-    On any database, asked for everything.
+    On any database, with all checks.
     """
     assert [] == found(make(using=alias), databases=["default", "postgresql", "mariadb", "sqlite"])
 
 
-def test_a_project_that_names_no_mediator_is_not_complained_about(monkeypatch):
+def test_the_checks_accept_a_project_without_a_mediator(monkeypatch):
     """
     It has the app for its tables only.
     """
@@ -106,7 +106,7 @@ def test_a_project_that_names_no_mediator_is_not_complained_about(monkeypatch):
 )
 def test_settings_that_name_no_mediator_are_an_error(monkeypatch, setting, words):
     """
-    It tells what was found there, never what is in it.
+    The error names the type of what was found, never its content.
     """
     from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
@@ -132,9 +132,9 @@ MODULES = {
 
 @pytest.mark.parametrize("setting", ["MEDIATOR", "CONSUMER"])
 @pytest.mark.parametrize("name", MODULES)
-def test_what_raises_where_it_is_made_is_an_error_with_its_place(django_mediator, monkeypatch, tmp_path, setting, name):
+def test_an_error_in_the_projects_code_is_reported_with_its_line(django_mediator, monkeypatch, tmp_path, setting, name):
     """
-    The check goes on, and commands end in a line, with the status of what is wired wrongly.
+    Other checks run, and commands end with one line and the status for wrong configuration.
     """
     import click  # noqa: PLC0415 -- as above
     from django.conf import settings  # noqa: PLC0415 -- as above
@@ -169,9 +169,9 @@ def test_what_raises_where_it_is_made_is_an_error_with_its_place(django_mediator
         (7, "the keys are MEDIATOR, CONSUMER, GROUP"),
     ],
 )
-def test_a_key_that_nobody_looks_at_is_an_error(django_mediator, monkeypatch, key, hint):
+def test_an_unknown_key_is_an_error(django_mediator, monkeypatch, key, hint):
     """
-    It may be one that is misspelled.
+    It may be misspelled.
     """
     from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
@@ -186,7 +186,7 @@ def test_a_key_that_nobody_looks_at_is_an_error(django_mediator, monkeypatch, ke
 
 def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator, monkeypatch):
     """
-    Nobody looks at it; one that says the same does no harm.
+    The same group is fine.
     """
     from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
@@ -208,9 +208,9 @@ def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator,
     } == told
 
 
-def test_a_consumer_brings_its_mediator_along(django_mediator, monkeypatch):
+def test_a_consumer_in_the_settings_is_enough(django_mediator, monkeypatch):
     """
-    Who names a consumer need not name its mediator as well.
+    Its mediator need not be named as well.
     """
     from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
@@ -230,7 +230,7 @@ def test_a_consumer_brings_its_mediator_along(django_mediator, monkeypatch):
 
 def test_a_function_may_make_the_mediator(django_mediator, make):
     """
-    It is called.
+    The check calls it.
     """
     from cqrs_sync.integrations.django import mediator_of_settings  # noqa: PLC0415 -- as above
 
@@ -240,24 +240,24 @@ def test_a_function_may_make_the_mediator(django_mediator, make):
     assert mediator is mediator_of_settings()
 
 
-def test_commands_without_a_transaction_are_warned_of(found, make):
+def test_commands_without_a_transaction_are_a_warning(found, make):
     """
     Their events could not be kept.
     """
     assert ["cqrs_sync.W001"] == found(make(using="sqlite", atomic=()))
 
 
-def test_requests_may_bring_the_transactions(found, make):
+def test_atomic_requests_are_enough(found, make):
     """
-    ATOMIC_REQUESTS is enough.
+    They give commands a transaction.
     """
-    with database_said("sqlite", ATOMIC_REQUESTS=True):
+    with database_settings("sqlite", ATOMIC_REQUESTS=True):
         assert [] == found(make(using="sqlite", atomic=()))
 
 
-def test_threads_that_keep_their_connections_are_warned_of(found, make):
+def test_threads_that_keep_their_connections_are_a_warning(found, make):
     """
-    Nobody else closes those that are broken.
+    Nothing else closes broken ones.
     """
     from cqrs_sync.integrations.django import old_connections_closed  # noqa: PLC0415 -- as above
 
@@ -269,9 +269,9 @@ def test_threads_that_keep_their_connections_are_warned_of(found, make):
 # Its database
 
 
-def test_an_alias_that_is_none_is_an_error(found, requests):
+def test_an_unknown_alias_is_an_error(found, requests):
     """
-    It tells which there are.
+    The hint lists the aliases.
     """
     from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
 
@@ -280,9 +280,9 @@ def test_an_alias_that_is_none_is_an_error(found, requests):
     assert ["cqrs_sync.E002"] == found(mediator, databases=["default"])
 
 
-def test_an_inbox_without_an_outbox_is_looked_at_as_well(found, make, requests):
+def test_an_inbox_without_an_outbox_is_checked_as_well(found, make, requests):
     """
-    Its database is to be one, and no transaction has to be open: it opens one.
+    Its database must exist. It needs no open transaction, since it opens one.
     """
     from django.test import override_settings  # noqa: PLC0415 -- as above
 
@@ -316,13 +316,13 @@ def test_a_database_without_autocommit_is_an_error(found, make):
     """
     No claim would be committed there.
     """
-    with database_said("mariadb", AUTOCOMMIT=False):
+    with database_settings("mariadb", AUTOCOMMIT=False):
         assert ["cqrs_sync.E005"] == found(make(using="mariadb"))
 
 
 def test_a_router_that_keeps_the_tables_away_is_an_error(found, make):
     """
-    `migrate` would say that it is done, and make none.
+    `migrate` would succeed and make no table.
     """
     from django.test import override_settings  # noqa: PLC0415 -- as above
 
@@ -335,18 +335,18 @@ def test_a_router_that_keeps_the_tables_away_is_an_error(found, make):
         assert [] == found(make(using="default"))
 
 
-def test_a_sqlite_that_refuses_instead_of_waiting_is_warned_of(found, make):
+def test_sqlite_without_immediate_transactions_is_a_warning(found, make):
     """
-    With the option that lets it wait.
+    The hint names the option that makes them wait.
     """
-    with database_said("sqlite", OPTIONS={}):
+    with database_settings("sqlite", OPTIONS={}):
         assert ["cqrs_sync.W002"] == found(make(using="sqlite"))
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"])
-def test_a_database_that_locks_without_skipping_is_an_error(found, make, alias):
+def test_a_database_without_skip_locked_is_an_error(found, make, alias):
     """
-    When databases are asked, and only that of the outbox is.
+    If databases are checked; only the outbox's is.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -360,23 +360,23 @@ def test_a_database_that_locks_without_skipping_is_an_error(found, make, alias):
         del features.has_select_for_update_skip_locked
 
 
-def test_connections_that_do_not_take_every_character_are_warned_of(found, make):
+def test_mysql_connections_without_utf8mb4_are_a_warning(found, make):
     """
     As they are by default before Django 5.2.
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
     connections["mariadb"].close()
-    with database_said("mariadb", OPTIONS={"charset": "utf8"}):
+    with database_settings("mariadb", OPTIONS={"charset": "utf8"}):
         assert [] == found(make(using="mariadb"))
         assert ["cqrs_sync.W004"] == found(make(using="mariadb"), databases=["mariadb"])
         connections["mariadb"].close()
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
-def test_tables_that_are_not_there_yet_are_told_of(found, make, alias):
+def test_missing_tables_are_an_info(found, make, alias):
     """
-    As a hint only: `migrate` itself runs the checks before it makes them.
+    Not a warning: `migrate` runs the checks before it makes them.
     """
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
     from django.db import connections  # noqa: PLC0415 -- as above

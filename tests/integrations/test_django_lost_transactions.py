@@ -1,4 +1,4 @@
-"""Transactions of Django's that would be rolled back without a word: a command in one has failed."""
+"""Django transactions that would silently be rolled back: a command in one fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bought(cqrs.NotificationEvent, topic="sales", name="bought"):
 
 
 class Shop:
-    """Writes a row, and what a test asks for; tells of it."""
+    """Its handler writes a row, does what a test asks for, and raises an event."""
 
     def __init__(self, alias, **options):
         from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- needs settings
@@ -36,7 +36,7 @@ class Shop:
         requests, events = cqrs.RequestMap(), cqrs.EventMap()
         requests.bind(Buy, self.buy)
         events.bind(Bought, self.after.append)
-        # Without an outbox, which would look into the table before it tells.
+        # Without an outbox, whose own INSERT would fail first.
         options = {"outbox": False, "threads": 1, **options}
         self.mediator = bootstrap(requests, events, using=alias, broker=self.broker, **options)
 
@@ -65,7 +65,7 @@ def shop(alias):
 @pytest.mark.parametrize("then", ["a caught error of a model", "set_rollback(True)", "connection.close()"])
 def test_a_command_that_django_would_roll_back_fails(shop, then):
     """
-    On every database: nothing is there, so nobody is told of it.
+    On every database: nothing is kept, so nothing is published.
     """
     with pytest.raises(cqrs.TransactionLost, match=r"has aborted this transaction|rolled back before its end"):
         shop.mediator.send(Buy(then))
@@ -73,7 +73,7 @@ def test_a_command_that_django_would_roll_back_fails(shop, then):
     assert ([], [], []) == (texts(shop.alias), shop.after, list(shop.broker.published))
 
 
-def test_a_caught_error_is_lost_where_the_database_says_so(shop):
+def test_a_caught_error_loses_the_transaction_on_postgresql(shop):
     """
     PostgreSQL keeps nothing of the transaction; the others keep all but the statement.
     """
@@ -85,9 +85,9 @@ def test_a_caught_error_is_lost_where_the_database_says_so(shop):
     assert len(texts(shop.alias)) == len(shop.after) == len(shop.broker.published)
 
 
-def test_an_error_that_is_caught_around_a_savepoint_is_caught(shop):
+def test_an_error_caught_around_a_savepoint_is_harmless(shop):
     """
-    The rest commits, and is told.
+    The rest commits and is published.
     """
     assert "bought" == shop.mediator.send(Buy("a caught error in a savepoint"))
 
@@ -98,7 +98,7 @@ def test_an_error_that_is_caught_around_a_savepoint_is_caught(shop):
 @pytest.mark.parametrize("then", ["a caught error of a model", "set_rollback(True)"])
 def test_in_the_transaction_of_a_request_the_command_fails_alone(shop, then):
     """
-    As with ATOMIC_REQUESTS: a view may go on.
+    As with ATOMIC_REQUESTS: a view can continue.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -110,9 +110,9 @@ def test_in_the_transaction_of_a_request_the_command_fails_alone(shop, then):
     assert (["of the view"], [], []) == (texts(shop.alias), shop.after, list(shop.broker.published))
 
 
-def test_in_a_transaction_of_the_application_alone_nothing_is_told_of_what_is_lost(alias):
+def test_in_the_applications_own_transaction_the_events_of_a_lost_command_fail(alias):
     """
-    Where no middleware of ours has a transaction to end, the events of the command find out.
+    No middleware of the library ends that transaction, so the events find it.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -130,7 +130,7 @@ def test_in_a_transaction_of_the_application_alone_nothing_is_told_of_what_is_lo
 
 def test_a_duplicate_has_a_transaction_as_well(alias):
     """
-    What is done in its block is not lost without a word either.
+    The block of a repeated key cannot silently lose its transaction either.
     """
     from cqrs_sync.integrations.django import DjangoInbox  # noqa: PLC0415 -- as above
 
@@ -146,9 +146,9 @@ def test_a_duplicate_has_a_transaction_as_well(alias):
     assert [] == texts(alias)
 
 
-def test_an_event_that_cannot_be_kept_any_more_says_why(alias):
+def test_an_event_in_an_aborted_transaction_says_why(alias):
     """
-    The outbox would only hear that the transaction is aborted.
+    The outbox's own INSERT would only report that the transaction is aborted.
     """
     shop = Shop(alias, outbox=True)
     with shop.mediator:

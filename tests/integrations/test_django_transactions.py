@@ -32,8 +32,8 @@ def keep(outbox, *bodies):
         outbox.add([Entry(message("orders", body.encode()), publish=True) for body in bodies])
 
 
-def let_die(outbox):
-    """Give up what waits."""
+def settle_as_dead(outbox):
+    """Settle all that waits as dead."""
     outbox.settle([Outcome.failed(each, "nobody wants it", after=None) for each in outbox.claim(100, 60)])
 
 
@@ -72,13 +72,13 @@ def said(alias, *statements):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_operators_work_inside_the_transaction_of_a_request(alias):
     """
-    What they change is rolled back with it.
+    Their changes are rolled back with it.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
     outbox = outbox_on(alias)
     keep(outbox, "a", "b", "c")
-    let_die(outbox)
+    settle_as_dead(outbox)
     first, second, _ = (each.number for each in outbox.dead(Selection()))
     with transaction.atomic(using=alias):
         said(alias, "SELECT COUNT(*) FROM cqrs_message")
@@ -94,7 +94,7 @@ def test_operators_work_inside_the_transaction_of_a_request(alias):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_nothing_is_claimed_or_settled_in_a_transaction_that_may_be_rolled_back(alias):
     """
-    It would be delivered, and forgotten that it was.
+    A rollback would forget that it was delivered.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -116,7 +116,7 @@ def test_nothing_is_claimed_or_settled_in_a_transaction_that_may_be_rolled_back(
 @pytest.mark.parametrize("alias", ALIASES)
 def test_a_test_case_claims_what_it_has_kept(alias):
     """
-    In a TestCase all is in its one transaction, which is rolled back at the end.
+    A TestCase has one transaction, which is rolled back at its end.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
     from django.test import TestCase  # noqa: PLC0415 -- as above
@@ -146,9 +146,9 @@ def test_a_test_case_claims_what_it_has_kept(alias):
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_a_failure_after_the_commit_is_nobody_elses(alias, caplog):
+def test_a_failure_after_the_commit_is_logged_and_harms_nothing_else(alias, caplog):
     """
-    It is logged; who committed does not see it, and what others have to do after the commit is done.
+    The code that committed does not see it, and other callbacks run.
     """
     from django.db import transaction  # noqa: PLC0415 -- as above
 
@@ -169,7 +169,7 @@ def test_a_failure_after_the_commit_is_nobody_elses(alias, caplog):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_a_database_without_autocommit_is_refused(alias):
     """
-    With what to change: no claim would be committed there, and everything delivered again and again.
+    The error says what to change. No claim would be committed there, and everything would be delivered again and again.
     """
     outbox = outbox_on(alias)
     keep(outbox, "a")
@@ -183,9 +183,9 @@ def test_a_database_without_autocommit_is_refused(alias):
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb"])
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_claims_see_each_commit_whatever_the_transactions_of_the_application_see(alias, level):
+def test_claims_see_each_commit_whatever_isolation_level_the_application_has(alias, level):
     """
-    What was committed after a transaction of ours began is looked at by its next statement.
+    Each statement sees what was committed after the library's transaction began.
     """
     import psycopg  # noqa: PLC0415 -- here only
 
@@ -205,9 +205,9 @@ def test_claims_see_each_commit_whatever_the_transactions_of_the_application_see
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_routers_have_no_say_in_it(alias):
+def test_routers_have_no_effect_on_the_outbox(alias):
     """
-    What is kept is in the database the outbox was given, wherever models are sent.
+    It writes to the database it was given, wherever routers send models.
     """
     from django.test import override_settings  # noqa: PLC0415 -- as above
 
@@ -224,9 +224,9 @@ def test_routers_have_no_say_in_it(alias):
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_errors_of_any_language_are_written_down(alias):
+def test_errors_in_any_language_can_be_stored(alias):
     """
-    Also on connections that do not take every character, which is what Django makes for MariaDB before 5.2.
+    Also on connections without utf8mb4, which is Django's default for MariaDB before 5.2.
     """
     outbox = outbox_on(alias)
     with settings_changed(alias, **({"OPTIONS": {"charset": "utf8"}} if alias == "mariadb" else {})):
@@ -237,12 +237,12 @@ def test_errors_of_any_language_are_written_down(alias):
     assert "no, \U0001f642" == dead.error
 
 
-# What fails while it is written down
+# Errors while the outbox writes
 
 
 @contextmanager
-def in_the_way(alias, first, then=()):
-    """Another transaction that has written the first, writes the others when it is told to, and ends with the block."""
+def competing(alias, first, then=()):
+    """Another transaction that has written the first, writes the others when told to, and ends with the block."""
     from django.db import connections, transaction  # noqa: PLC0415 -- as above
 
     ready, over = threading.Event(), threading.Event()
@@ -267,14 +267,14 @@ def in_the_way(alias, first, then=()):
         thread.join(20)
 
 
-def test_a_lock_that_is_waited_for_too_long_commits_nothing():
+def test_a_lock_wait_timeout_commits_nothing():
     """
-    MariaDB takes back one statement (1205) and would commit the rest; the caught error does not let it.
+    MariaDB rolls back one statement (1205) and would commit the rest; the caught error prevents that.
     """
     from django.db import OperationalError, connections, transaction  # noqa: PLC0415 -- as above
 
     outbox, same = outbox_on("mariadb"), Entry(message("orders"), publish=True)
-    with in_the_way("mariadb", [same]), transaction.atomic(using="mariadb"):
+    with competing("mariadb", [same]), transaction.atomic(using="mariadb"):
         with connections["mariadb"].cursor() as cursor:
             cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
         outbox.add([Entry(message("orders", b"before"), publish=True)])
@@ -288,18 +288,18 @@ def test_a_lock_that_is_waited_for_too_long_commits_nothing():
 
 def test_a_deadlock_commits_nothing():
     """
-    MariaDB has rolled back all of it (1213), and what came after the caught error would be committed alone.
+    MariaDB has rolled back all of it (1213), and would commit only what came after the caught error.
     """
     from django.db import OperationalError, connections, transaction  # noqa: PLC0415 -- as above
 
     outbox = outbox_on("mariadb")
     ours, *theirs = (Entry(message("orders"), publish=True) for _ in range(5))
     waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-    # Who has written less has to give in.
-    with in_the_way("mariadb", theirs, then=[ours]) as go, transaction.atomic(using="mariadb"):
+    # MariaDB rolls back the transaction that has written less.
+    with competing("mariadb", theirs, then=[ours]) as go, transaction.atomic(using="mariadb"):
         outbox.add([ours])
         go.set()
-        eventually(lambda: told_elsewhere("mariadb", waiting))
+        eventually(lambda: asked_on_another_connection("mariadb", waiting))
         with pytest.raises(OperationalError, match="1213"):
             outbox.add([theirs[0]])
         assert connections["mariadb"].needs_rollback
@@ -308,7 +308,7 @@ def test_a_deadlock_commits_nothing():
     assert {entry.message.id for entry in (ours, *theirs)} == {each.message.id for each in outbox.claim(10, 60)}
 
 
-def told_elsewhere(alias, question):
+def asked_on_another_connection(alias, question):
     """Ask on another connection."""
     from django.db import connections  # noqa: PLC0415 -- as above
 
@@ -322,9 +322,9 @@ def told_elsewhere(alias, question):
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_whatever_fails_while_it_is_written_down_commits_nothing(alias, monkeypatch):
+def test_any_error_while_writing_to_the_outbox_commits_nothing(alias, monkeypatch):
     """
-    Also where it is no error of a database.
+    Even an error that is not the database's.
     """
     from django.db import connections, transaction  # noqa: PLC0415 -- as above
 

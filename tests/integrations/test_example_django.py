@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 PROJECT = EXAMPLES / "django_project"
 
-# The example needs SQLite only. Where a PostgreSQL answers, it is asked as well: its
+# The example needs SQLite only. If there is a PostgreSQL, the tests use it as well: its
 # connections and transactions are the real thing.
 DATABASES = ["sqlite"]
 if find_spec("psycopg") and (answers(os.environ.get("PGHOST", "127.0.0.1"), int(os.environ.get("PGPORT", "5432")))):
@@ -41,13 +41,13 @@ connections.close_all()
 
 
 def variables(database, directory):
-    """What tells the project its database, one that no other run uses."""
+    """Environment variables with the project's database, which no other run uses."""
     if database == "sqlite":
         return {"SQLITE_FILE": str(directory / "meetings.sqlite3")}
     return {
         "PGHOST": os.environ.get("PGHOST", "127.0.0.1"),
         "PGUSER": os.environ.get("PGUSER", "postgres"),
-        # It need not be there: tests make one of their own, named after it.
+        # It need not exist: tests make their own database, named after it.
         "PGDATABASE": f"cqrs_{os.getpid()}",
     }
 
@@ -91,7 +91,7 @@ def test_preloaded_workers_publish_what_they_commit(application, rabbitmq_url, e
                 rounds += 1
                 assert joined(url, f"meeting-{rounds}") == [200, 200, 200, 403]
                 workers = set(re.findall(r"served by (\S+)", server.log()))
-        # What a worker did not finish before it ended is anyone's.
+        # Another process may take what a worker did not finish.
         run(["manage.py", "cqrs_relay", "--drain"], PROJECT, env)
         messages = drained(rabbitmq_url, queue)
 
@@ -102,7 +102,7 @@ def test_preloaded_workers_publish_what_they_commit(application, rabbitmq_url, e
 
 
 def joined(url, meeting_id):
-    """Let four users join at once a meeting that has three seats; what they were answered."""
+    """Let four users join at once a meeting that has three seats; return the responses."""
     with ThreadPoolExecutor(4) as clients:
         return sorted(clients.map(lambda user_id: post(f"{url}/meetings/{meeting_id}/join", user=user_id), "abcd"))
 

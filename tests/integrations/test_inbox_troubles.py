@@ -1,4 +1,4 @@
-"""What the inbox does where its database is in trouble: away, without the table, or with transactions that conflict."""
+"""The inbox when its database is unreachable, has no table, or has conflicting transactions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 
 def made(url, **options):
-    """An engine with the table of an inbox, and what is in it."""
+    """An engine with the table of an inbox, and that inbox."""
     engine = sa.create_engine(url, pool_size=20, **options)
     metadata = sa.MetaData()
     table = inbox_table(metadata)
@@ -29,7 +29,7 @@ def made(url, **options):
 
 
 class Asked:
-    """Asks for a key in a thread of its own, and holds whatever comes of it."""
+    """Asks for a key in a thread of its own, and keeps the outcome."""
 
     def __init__(self, inbox, atomic, key):
         self.told, self.error = None, None
@@ -54,7 +54,7 @@ class Asked:
 
 
 def waits_for(engine, statement):
-    """Tell whether a statement of somebody waits for a lock."""
+    """Tell whether a statement waits for a lock."""
     with engine.connect() as connection:
         return connection.execute(sa.text(statement)).scalar()
 
@@ -68,9 +68,9 @@ ON_MARIADB = (
 
 @pytest.mark.broker
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
-def test_a_snapshot_that_is_too_old_is_taken_anew(postgresql_url_of_module, level):
+def test_the_inbox_starts_again_if_the_snapshot_is_too_old(postgresql_url_of_module, level):
     """
-    Where the inbox has opened the transaction; who had one open is told that it has to be done again.
+    If it opened the transaction. In the caller's transaction the caller gets the error.
     """
     engine, sessions, inbox = made(postgresql_url_of_module, isolation_level=level)
     holder = Holder(inbox, sessions.begin, "1", b"answer")
@@ -87,9 +87,9 @@ def test_a_snapshot_that_is_too_old_is_taken_anew(postgresql_url_of_module, leve
 
 
 @pytest.mark.broker
-def test_an_answer_is_read_though_the_snapshot_is_older(mariadb_url_of_module):
+def test_a_result_can_be_read_although_the_snapshot_is_older(mariadb_url_of_module):
     """
-    MariaDB would show the caller a table without the row, which he has just been told is there.
+    MariaDB would show the caller a table without the row.
     """
     engine, sessions, inbox = made(mariadb_url_of_module, isolation_level="REPEATABLE READ")
     with sessions.begin() as session:
@@ -101,9 +101,9 @@ def test_an_answer_is_read_though_the_snapshot_is_older(mariadb_url_of_module):
 
 
 @pytest.mark.broker
-def test_a_deadlock_is_met_by_beginning_anew(mariadb_url_of_module):
+def test_the_inbox_starts_again_after_a_deadlock(mariadb_url_of_module):
     """
-    Two that wait for one who rolls back are in each other's way: both are done all the same.
+    Two callers that wait for one that rolls back block each other; both succeed all the same.
     """
     engine, sessions, inbox = made(mariadb_url_of_module)
     for round_ in range(20):
@@ -123,7 +123,7 @@ def test_a_deadlock_is_met_by_beginning_anew(mariadb_url_of_module):
 @pytest.mark.parametrize("flag", [0, 2], ids=["changed-rows", "found-rows"])
 def test_it_does_not_matter_what_the_driver_counts(mariadb_url_of_module, flag):
     """
-    With CLIENT_FOUND_ROWS, which Django sets, an update that changes nothing is one row.
+    With CLIENT_FOUND_ROWS, which Django sets, an update that changes nothing counts as one row.
     """
     engine, _, inbox = made(mariadb_url_of_module, connect_args={"client_flag": flag})
     told = []
@@ -135,9 +135,9 @@ def test_it_does_not_matter_what_the_driver_counts(mariadb_url_of_module, flag):
     engine.dispose()
 
 
-def test_a_table_that_is_not_there_is_told_of(tmp_path):
+def test_the_error_names_a_missing_table_of_the_inbox(tmp_path):
     """
-    With what to write.
+    And says how to make it.
     """
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
     sessions = Sessions(sessionmaker(engine))
@@ -152,9 +152,9 @@ def test_a_table_that_is_not_there_is_told_of(tmp_path):
     engine.dispose()
 
 
-def test_a_database_that_is_away_is_told_of():
+def test_an_unreachable_database_is_a_retryable_error():
     """
-    As something that is worth trying again.
+    It may come back.
     """
     engine = sa.create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none", connect_args={"connect_timeout": 2})
     inbox = SQLAlchemyInbox(Sessions(sessionmaker(engine)))
@@ -167,7 +167,7 @@ def test_a_database_that_is_away_is_told_of():
 
 def test_sessions_on_another_database_are_refused(tmp_path):
     """
-    The receipt and what it stands for would not be true together.
+    The receipt and the effect could not commit together.
     """
     here, there = (sa.create_engine(f"sqlite:///{tmp_path}/{name}.db") for name in ("here", "there"))
     inbox = SQLAlchemyInbox(here, session=Sessions(sessionmaker(there)))
@@ -178,9 +178,9 @@ def test_sessions_on_another_database_are_refused(tmp_path):
     there.dispose()
 
 
-def test_sessions_of_others_are_theirs_to_open(tmp_path):
+def test_the_inbox_does_not_open_the_applications_sessions(tmp_path):
     """
-    The error says how.
+    The error says how to open one.
     """
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
     inbox = SQLAlchemyInbox(engine, session=scoped_session(sessionmaker(engine)))
@@ -191,7 +191,7 @@ def test_sessions_of_others_are_theirs_to_open(tmp_path):
 
 def test_a_bad_name_of_a_table_is_refused():
     """
-    It would stand in statements.
+    It would become a part of statements.
     """
     from cqrs_sync.sql import SqlInbox  # noqa: PLC0415 -- beside its use
 

@@ -1,4 +1,4 @@
-"""SQLAlchemyOutbox beside its contract: what it is given, what it says, and what databases do to it."""
+"""SQLAlchemyOutbox beyond its contract: its arguments, its errors, and what databases do to it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def postgresql(postgresql_url_of_module):
 
 @pytest.fixture
 def mariadb(mariadb_url_of_module):
-    # Who waits for a lock waits for a second.
+    # A statement waits one second for a lock.
     options = {"init_command": "SET SESSION innodb_lock_wait_timeout = 1"}
     with created(sa.create_engine(mariadb_url_of_module, connect_args=options)) as engine:
         yield engine
@@ -104,9 +104,9 @@ def count(engine, table):
         return connection.scalar(sa.select(sa.func.count()).select_from(table))
 
 
-def test_what_is_published_is_what_was_committed(each_engine):
+def test_the_broker_gets_exactly_what_was_committed(each_engine):
     """
-    Through all of it: a command, its row and its event, the broker.
+    From a command with its row and its event to the broker.
     """
     sessions, broker = Sessions(sessionmaker(each_engine)), MemoryBroker()
 
@@ -127,12 +127,12 @@ def test_what_is_published_is_what_was_committed(each_engine):
     assert (2, 2, 0) == tuple(count(each_engine, table) for table in (ORDERS, OUTBOX.messages, OUTBOX.deliveries))
 
 
-# What it is given
+# Arguments
 
 
 def test_tables_may_have_other_names(engine):
     """
-    The record of them is all that the outbox needs.
+    The outbox needs nothing but the record of its tables.
     """
     other = tables(metadata := sa.MetaData(), messages="note", deliveries="note_delivery")
     metadata.create_all(engine)
@@ -148,7 +148,7 @@ def test_tables_may_have_other_names(engine):
 @pytest.mark.broker
 def test_tables_may_be_in_a_schema(postgresql):
     """
-    As everything else of an application may be.
+    The outbox needs nothing but the record of its tables.
     """
     other = tables(metadata := sa.MetaData(), schema="apart")
     with postgresql.begin() as connection:
@@ -165,7 +165,7 @@ def test_tables_may_be_in_a_schema(postgresql):
 
 def test_rows_can_be_read_with_the_tables(each_engine):
     """
-    An application may look: types are what they say.
+    The tables return values of the right types to an application.
     """
     sessions = Sessions(sessionmaker(each_engine))
     with sessions.begin():
@@ -187,9 +187,9 @@ def test_rows_can_be_read_with_the_tables(each_engine):
         (lambda engine: SQLAlchemyOutbox(autocommitting(engine), session=lambda: None), "which commits each statement"),
     ],
 )
-def test_what_it_cannot_work_with_is_refused(engine, given, words):
+def test_wrong_arguments_are_errors_with_the_way_out(engine, given, words):
     """
-    When it is made, with the way out.
+    The constructor raises them.
     """
     with pytest.raises(ConfigurationError, match=words):
         given(engine)
@@ -201,15 +201,15 @@ def autocommitting(engine):
 
 def test_begin_immediate_is_for_sqlite():
     """
-    Other databases have locks of rows.
+    Other databases have row locks.
     """
     with pytest.raises(ConfigurationError, match="postgresql"):
         begin_immediate(sa.create_engine("postgresql+psycopg://nobody@127.0.0.1/nowhere"))
 
 
-def test_sessions_without_an_engine_are_given_with_one(engine):
+def test_sessions_without_an_engine_need_one_beside_them(engine):
     """
-    As where a function makes sessions.
+    As if a function makes sessions.
     """
     sessions = Sessions(lambda: Session(engine))
     outbox = SQLAlchemyOutbox(engine, session=sessions)
@@ -223,7 +223,7 @@ def test_sessions_without_an_engine_are_given_with_one(engine):
 
 def test_a_session_may_have_several_engines(engine, tmp_path):
     """
-    `bind_arguments` choose the one that the outbox is in.
+    `bind_arguments` choose the engine of the outbox.
     """
     other = sqlite(tmp_path / "other.db")
     sessions = Sessions(sessionmaker(binds={ORDERS: engine, STOCK: other}))
@@ -238,9 +238,9 @@ def test_a_session_may_have_several_engines(engine, tmp_path):
     assert ["1"] == claim(outbox)
 
 
-def test_a_transaction_on_another_database_is_named(engine, tmp_path):
+def test_the_error_names_the_other_database_of_the_transaction(engine, tmp_path):
     """
-    The row would not be committed with what it tells of.
+    The message and the change it announces could not commit together.
     """
     other = Sessions(sessionmaker(sqlite(tmp_path / "other.db")))
     outbox = SQLAlchemyOutbox(engine, session=other)
@@ -253,7 +253,7 @@ def test_a_transaction_on_another_database_is_named(engine, tmp_path):
 
 def test_a_session_on_a_connection_writes_there(engine):
     """
-    As tests do that roll everything back in the end.
+    As in tests that roll everything back at their end.
     """
     with engine.connect() as connection, connection.begin() as transaction:
         session = Session(connection, join_transaction_mode="create_savepoint")
@@ -267,12 +267,12 @@ def test_a_session_on_a_connection_writes_there(engine):
     assert 0 == count(engine, OUTBOX.messages)
 
 
-# What it says
+# Errors
 
 
-def test_a_missing_table_is_named_with_the_way_out(each_engine):
+def test_the_error_names_a_missing_table_and_the_way_out(each_engine):
     """
-    Whoever finds out: who writes, claims, or looks.
+    Whether the outbox writes, claims or reads.
     """
     METADATA.drop_all(each_engine, [OUTBOX.deliveries])
     sessions = Sessions(sessionmaker(each_engine))
@@ -288,9 +288,9 @@ def test_a_missing_table_is_named_with_the_way_out(each_engine):
     assert 0 == count(each_engine, OUTBOX.messages)
 
 
-def test_a_table_of_another_version_is_named(each_engine):
+def test_the_error_names_a_table_of_another_version(each_engine):
     """
-    A column that is missing is as bad as a table.
+    A missing column is reported like a missing table.
     """
     METADATA.drop_all(each_engine, [OUTBOX.deliveries])
     with each_engine.begin() as connection:
@@ -302,9 +302,9 @@ def test_a_table_of_another_version_is_named(each_engine):
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
-def test_a_server_that_is_away_is_no_secret_but_its_password_is(driver):
+def test_an_unreachable_server_is_a_retryable_error_without_the_password(driver):
     """
-    It may come back: the error says so.
+    The server may come back.
     """
     engine = sa.create_engine(f"{driver}://user:hunter2@127.0.0.1:{free_port()}/shop")
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(engine)))
@@ -315,9 +315,9 @@ def test_a_server_that_is_away_is_no_secret_but_its_password_is(driver):
         assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__}"
 
 
-def test_an_error_shows_no_message(engine):
+def test_an_error_does_not_show_the_content_of_a_message(engine):
     """
-    Neither itself nor its cause, which a log shows with it.
+    Neither does its cause, which a log shows with it.
     """
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(engine)))
     entry = published("hunter2")
@@ -328,9 +328,9 @@ def test_an_error_shows_no_message(engine):
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__}"
 
 
-def test_a_pool_that_is_used_up_is_waited_for_only_so_long(tmp_path):
+def test_an_exhausted_pool_is_an_error_after_its_timeout(tmp_path):
     """
-    As long as the engine says.
+    The engine says how long that is.
     """
     with created(sqlite(tmp_path / "shop.db", pool_size=1, max_overflow=0, pool_timeout=0.05)) as engine:
         outbox = SQLAlchemyOutbox(Sessions(sessionmaker(engine)))
@@ -338,13 +338,13 @@ def test_a_pool_that_is_used_up_is_waited_for_only_so_long(tmp_path):
             outbox.claim(1, LONG)
 
 
-# Hints
+# Notifications
 
 
 @pytest.mark.broker
-def test_commits_of_others_are_heard(postgresql):
+def test_a_listener_is_notified_of_commits(postgresql):
     """
-    Those that are rolled back are not.
+    Not of rollbacks.
     """
     sessions = Sessions(sessionmaker(postgresql))
     outbox = SQLAlchemyOutbox(sessions, notify=True)
@@ -362,9 +362,9 @@ def test_commits_of_others_are_heard(postgresql):
 
 
 @pytest.mark.broker
-def test_a_listener_whose_connection_is_killed_says_so(postgresql):
+def test_a_listener_raises_when_its_connection_is_killed(postgresql):
     """
-    Whoever listens opens another one.
+    A new listener works.
     """
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(postgresql)), notify=True)
     listener = outbox.listener()
@@ -384,9 +384,9 @@ def test_a_listener_whose_connection_is_killed_says_so(postgresql):
 
 
 @pytest.mark.broker
-def test_whoever_cannot_listen_is_told(postgresql_url_of_module):
+def test_a_listener_without_a_server_is_an_error(postgresql_url_of_module):
     """
-    As for any other trouble with the database.
+    The same error as for other trouble with the database.
     """
     engine = sa.create_engine(sa.make_url(postgresql_url_of_module).set(port=free_port()))
     with pytest.raises(OutboxUnavailable):
@@ -396,7 +396,7 @@ def test_whoever_cannot_listen_is_told(postgresql_url_of_module):
 @pytest.mark.broker
 def test_a_listener_takes_no_connection_of_the_pool(postgresql):
     """
-    It has one of its own, for as long as it listens.
+    It has a connection of its own while it listens.
     """
     listener = SQLAlchemyOutbox(Sessions(sessionmaker(postgresql))).listener()
 
@@ -404,18 +404,18 @@ def test_a_listener_takes_no_connection_of_the_pool(postgresql):
     listener.close()
 
 
-def test_other_databases_have_nothing_to_hear(engine):
+def test_other_databases_have_no_listener(engine):
     """
-    Whoever waits looks for itself.
+    Relays poll there.
     """
     assert SQLAlchemyOutbox(Sessions(sessionmaker(engine))).listener() is None
 
 
-# What databases do
+# Deadlocks and locks
 
 
 class Rivals:
-    """Two commands that want what the other one has; the handlers' errors are let through, or caught."""
+    """Two commands that each want a lock that the other one has. Handlers catch the errors, or do not."""
 
     def __init__(self, engine, *, caught):
         self.engine = engine
@@ -446,7 +446,7 @@ class Rivals:
         session.execute(STOCK.update().where(STOCK.c.name == name).values(count=STOCK.c.count - 1))
 
     def run(self, *names):
-        """Send these orders at once; returns what came out, by its type."""
+        """Send these orders at once; return the outcomes, by type."""
         outcomes = []
 
         def send(mediator, name):
@@ -473,7 +473,7 @@ def test_a_deadlock_leaves_no_half_transaction(mariadb, caught, error):
     assert {None, error} == rivals.run("ab", "ba")
     assert [1213] == rivals.errors
     assert (2, 2) == (count(mariadb, ORDERS), count(mariadb, OUTBOX.messages))
-    # It is over with the transaction it was in.
+    # The lock ends with its transaction.
     rivals.meeting.abort()
     assert {None} == rivals.run("aa")
 
@@ -482,7 +482,7 @@ def test_a_deadlock_leaves_no_half_transaction(mariadb, caught, error):
 @pytest.mark.parametrize(("caught", "error"), [(False, OperationalError), (True, OutboxUnavailable)])
 def test_a_lock_that_is_not_granted_leaves_no_half_transaction(mariadb, caught, error):
     """
-    MariaDB, 1205: only the statement is rolled back, or everything, as the server is set: nothing is committed.
+    MariaDB, 1205: the server rolls back the statement or everything, as it is set. Nothing is committed.
     """
     rivals = Rivals(mariadb, caught=caught)
     rivals.meeting.abort()
@@ -495,9 +495,9 @@ def test_a_lock_that_is_not_granted_leaves_no_half_transaction(mariadb, caught, 
 
 
 @pytest.mark.broker
-def test_a_session_goes_on_after_a_transaction_that_could_not_commit(mariadb):
+def test_a_session_works_after_a_transaction_that_could_not_commit(mariadb):
     """
-    Also on the same connection: what is forgiven is the next transaction.
+    On the same connection, too: the next transaction may commit.
     """
     rivals = Rivals(mariadb, caught=True)
     with mariadb.connect() as connection:
@@ -522,9 +522,9 @@ def test_a_session_goes_on_after_a_transaction_that_could_not_commit(mariadb):
 
 
 @pytest.mark.broker
-def test_a_lock_that_a_savepoint_did_without_is_forgiven(mariadb):
+def test_a_lock_wait_timeout_in_a_savepoint_is_harmless(mariadb):
     """
-    What was done in it is rolled back, the rest is whole.
+    What was done in the savepoint is rolled back; the rest is whole.
     """
     rivals = Rivals(mariadb, caught=True)
 
@@ -546,12 +546,12 @@ def test_a_lock_that_a_savepoint_did_without_is_forgiven(mariadb):
 @pytest.mark.slow
 def test_processes_that_share_a_sqlite_file_wait_for_each_other(engine, caplog):
     """
-    Eight of them send a hundred commands each and relay them: nobody sees that the database is locked.
+    Eight processes send a hundred commands each and relay them: none gets "database is locked".
     """
     sessions = Sessions(sessionmaker(engine))
 
     def place(request: PlaceOrder) -> None:
-        # Reads first, and writes then.
+        # Reads first, then writes.
         sessions.current().scalar(sa.select(sa.func.count()).select_from(ORDERS))
         sessions.current().execute(ORDERS.insert().values(name=request.name))
         cqrs.raise_event(OrderPlaced(request.name))

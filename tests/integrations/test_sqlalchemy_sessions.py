@@ -1,4 +1,4 @@
-"""Sessions: one per command, committed as a whole or not at all, and nobody else's."""
+"""Sessions: one per command, committed as a whole or not at all, and separate from all others."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def shop(sessions):
 
 def test_a_command_commits_as_a_whole(shop, engine):
     """
-    What its handler wrote is there when its events are handled, in sessions of their own.
+    Its event handlers see what its handler wrote, in sessions of their own.
     """
     mine = []
 
@@ -135,7 +135,7 @@ def test_a_command_that_fails_leaves_nothing(shop, engine):
 
 def test_a_command_inside_a_transaction_is_a_savepoint(shop, engine):
     """
-    When it fails, the rest goes on; all of it commits with the block around it.
+    If it fails, the rest goes ahead. Everything commits with the outer block.
     """
     with shop.sessions.begin() as session:
         shop.mediator.send(PlaceOrder("lamp"))
@@ -146,9 +146,9 @@ def test_a_command_inside_a_transaction_is_a_savepoint(shop, engine):
     assert ["lamp"] == names(engine)
 
 
-def test_where_no_session_is_open_the_way_out_is_named(sessions):
+def test_the_error_without_an_open_session_names_the_way_out(sessions):
     """
-    Who needs one is told how to get one.
+    It says how to open one.
     """
     with pytest.raises(ConfigurationError, match=r"sessions\.atomic"):
         sessions.current()
@@ -156,7 +156,7 @@ def test_where_no_session_is_open_the_way_out_is_named(sessions):
 
 def test_each_thread_has_its_own_session(sessions, engine):
     """
-    Whatever others have open.
+    Whatever other threads have open.
     """
     seen = set()
     start = threading.Barrier(4)
@@ -174,7 +174,7 @@ def test_each_thread_has_its_own_session(sessions, engine):
 
 def test_a_forked_child_has_no_session_of_its_parent(sessions, engine):
     """
-    It makes its own; the parent's commits.
+    The child makes its own; the parent commits its own.
     """
     with sessions.begin() as session:
         session.add(Order(name="of the parent"))
@@ -195,9 +195,9 @@ def _place(sessions, name):
         session.add(Order(name=name))
 
 
-def test_a_session_that_was_committed_by_hand_is_told_of(sessions, engine):
+def test_a_commit_in_a_handler_runs_the_hooks(sessions, engine):
     """
-    A handler that commits by itself has committed, whatever it raises then.
+    A handler that commits by itself has committed, even if it raises afterwards.
     """
     calls = []
     with pytest.raises(ValueError, match="later"), sessions.begin() as session:  # noqa: PT012 -- the commit is in it
@@ -209,9 +209,9 @@ def test_a_session_that_was_committed_by_hand_is_told_of(sessions, engine):
     assert (["lamp"], ["lamp"]) == (names(engine), calls)
 
 
-def test_a_commit_that_fails_calls_nobody(sessions, engine):
+def test_a_failed_commit_runs_no_hooks(sessions, engine):
     """
-    As where a row is there already, which the flush of the commit finds out.
+    For example if a row exists already, which the flush of the commit finds.
     """
     calls = []
     _place(sessions, "lamp")
@@ -222,7 +222,7 @@ def test_a_commit_that_fails_calls_nobody(sessions, engine):
     assert ([], ["lamp"]) == (calls, names(engine))
 
 
-# Who waits for a commit
+# After-commit hooks
 
 
 @pytest.fixture(params=["ours", "others"])
@@ -241,9 +241,9 @@ def kind(request, sessions, engine):
     registry.remove()
 
 
-def test_one_that_raises_holds_up_no_other(kind, caplog):
+def test_a_hook_that_raises_does_not_stop_the_others(kind, caplog):
     """
-    It is logged, and the commit has succeeded.
+    The error is logged, and the commit stands.
     """
     calls = []
 
@@ -260,7 +260,7 @@ def test_one_that_raises_holds_up_no_other(kind, caplog):
 
 def test_a_flush_is_no_commit(kind):
     """
-    Nor is the end of a savepoint, or of a flush in it.
+    Nor is the end of a savepoint, or a flush in one.
     """
     calls = []
     with kind.begin() as session:
@@ -276,7 +276,7 @@ def test_a_flush_is_no_commit(kind):
     assert ["first", "second"] == calls
 
 
-def test_a_savepoint_whose_flush_failed_takes_its_own_along(kind):
+def test_a_savepoint_with_a_failed_flush_drops_its_hooks(kind):
     """
     Not those of the savepoint before it, nor of the one after.
     """
@@ -294,9 +294,9 @@ def test_a_savepoint_whose_flush_failed_takes_its_own_along(kind):
     assert ["lamp", "inner"] == calls
 
 
-def test_a_savepoint_that_is_rolled_back_takes_those_inside_along(kind):
+def test_a_savepoint_that_is_rolled_back_drops_the_hooks_of_inner_ones(kind):
     """
-    Also those that had been released.
+    Even if those were released.
     """
     calls = []
     with kind.begin() as session:
@@ -311,9 +311,9 @@ def test_a_savepoint_that_is_rolled_back_takes_those_inside_along(kind):
     assert ["after"] == calls
 
 
-def test_a_session_that_is_closed_calls_nobody(engine):
+def test_a_closed_session_runs_no_hooks(engine):
     """
-    Nor the next transaction of the same session.
+    Nor does the next transaction of the same session.
     """
     session = Session(engine)
     transactions = SessionTransactions(lambda: session)
@@ -328,9 +328,9 @@ def test_a_session_that_is_closed_calls_nobody(engine):
     assert ["committed"] == calls
 
 
-def test_others_sessions_are_usable_in_what_is_called(engine):
+def test_hooks_can_use_the_applications_session(engine):
     """
-    The same one, also at the end of its `with` block, and afterwards.
+    The same session, also at the end of its `with` block, and afterwards.
     """
     session = Session(engine)
     transactions = SessionTransactions(lambda: session)
@@ -347,9 +347,9 @@ def test_others_sessions_are_usable_in_what_is_called(engine):
     assert ["first", "second", "third"] == names(engine)
 
 
-def test_others_blocks_stay_closed_for_those_inside(engine):
+def test_a_with_block_stays_closed_after_a_commit_inside_it(engine):
     """
-    SQLAlchemy's own check still holds for whoever goes on after a commit by hand.
+    SQLAlchemy's own check still holds for code after a manual commit.
     """
     session = Session(engine)
     transactions = SessionTransactions(lambda: session)
@@ -361,7 +361,7 @@ def test_others_blocks_stay_closed_for_those_inside(engine):
 
 def test_a_thread_without_a_session_has_no_transaction(engine):
     """
-    Where there is none, where Flask has no application, and where nobody has asked the registry: none is made.
+    Without a session, outside of Flask's application, and with an empty registry, which stays empty.
     """
     registry = scoped_session(sessionmaker(engine))
 

@@ -19,23 +19,23 @@ def own_database(server: str, variable: str, default: str, how: str) -> Iterator
     """
     Make a database on the server that an environment variable names, else on the default one; yield its URL.
 
-    It is dropped afterwards, whoever is still connected.
+    Drop it afterwards, even if something is still connected.
     """
-    # Loaded where nobody needs it, too.
+    # pytest loads this module even if no test needs a database.
     import sqlalchemy as sa  # noqa: PLC0415
 
     url = sa.make_url(os.environ.get(variable) or default)
     if not answers(url.host or "127.0.0.1", url.port or 0):
         missing(server, how)
     name = f"cqrs_test_{uuid.uuid4().hex[:12]}"
-    _say(url, f"CREATE DATABASE {name}")
+    _execute(url, f"CREATE DATABASE {name}")
     try:
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:
-        _say(url, f"DROP DATABASE {name}" + (" WITH (FORCE)" if url.get_backend_name() == "postgresql" else ""))
+        _execute(url, f"DROP DATABASE {name}" + (" WITH (FORCE)" if url.get_backend_name() == "postgresql" else ""))
 
 
-def _say(url: URL, statement: str) -> None:
+def _execute(url: URL, statement: str) -> None:
     import sqlalchemy as sa  # noqa: PLC0415 -- as above
 
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)

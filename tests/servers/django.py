@@ -14,7 +14,7 @@ _ENGINES = {"postgresql": "postgresql", "mysql": "mysql"}
 
 
 def as_setting(url: str) -> dict[str, Any]:
-    """Return what `settings.DATABASES` wants of a URL as SQLAlchemy writes it."""
+    """Return a URL in SQLAlchemy's form as a setting of `DATABASES`."""
     parts = urlsplit(url)
     return {
         "ENGINE": f"django.db.backends.{_ENGINES[parts.scheme.partition('+')[0]]}",
@@ -28,10 +28,10 @@ def as_setting(url: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The aliases `postgresql`, `mariadb`, `sqlite` and, where `default` and nobody's outbox is, `default`."""
+    """The aliases `postgresql`, `mariadb`, `sqlite`, and `default`, which has no outbox."""
     import pymysql  # noqa: PLC0415 -- only these tests need it
 
-    # Django asks for a version of the driver it knows.
+    # Django requires a version of the driver that it knows.
     pymysql.version_info = (2, 2, 7, "final", 0)
     pymysql.install_as_MySQLdb()
     import django  # noqa: PLC0415 -- as above
@@ -50,7 +50,7 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
         DATABASES={
             "default": {**sqlite, "NAME": directory / "default.sqlite3"},
             "postgresql": as_setting(postgresql_url),
-            # As Django 5.2 does by itself.
+            # The default from Django 5.2.
             "mariadb": {**as_setting(mariadb_url), "OPTIONS": {"charset": "utf8mb4"}},
             "sqlite": {**sqlite, "NAME": directory / "sqlite.sqlite3"},
         },
@@ -86,7 +86,7 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
 
 @pytest.fixture
 def django_emptied(django_databases: None) -> Iterator[None]:
-    """Nothing is left in any outbox or inbox."""
+    """No outbox and no inbox has rows left."""
     from django.db import connections  # noqa: PLC0415 -- needs settings
 
     yield
@@ -100,7 +100,7 @@ def django_emptied(django_databases: None) -> Iterator[None]:
 
 @pytest.fixture
 def django_mediator(django_databases: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
-    """Let the settings name this mediator."""
+    """Name this mediator in the settings."""
     from django.conf import settings  # noqa: PLC0415 -- as above
 
     def name(mediator: object) -> None:

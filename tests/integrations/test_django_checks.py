@@ -122,7 +122,7 @@ MODULES = {
     "raises": ("def make():\n    raise ValueError('no port\\nin the URL')\n", "ValueError: no port (line 2 of {file})"),
     "refuses": (
         "from cqrs_sync.integrations.rabbitmq import RabbitMQBroker\nmake = RabbitMQBroker('amqp://u:secret@[::1')\n",
-        "special characters in user, password and vhost written as %XX (line 2 of {file})",
+        "special characters in user, password and vhost as %XX (line 2 of {file})",
     ),
     "asks": ("settings = {}\nurl = settings['url']\n", "which cannot be imported: KeyError: 'url' (line 2 of {file})"),
     "needs": ("\nimport nowhere_at_all\n", "No module named 'nowhere_at_all' (line 2 of {file})"),

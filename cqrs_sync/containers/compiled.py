@@ -54,28 +54,21 @@ def is_supported(container: punq.Container) -> bool:
         return False
 
 
-def make_plan(
-    recorder: PlanRecorder, service: Any, again: Callable[[], Any], failed: Callable[[Exception], object]
-) -> Plan | None:
+def make_plan(recorder: PlanRecorder, service: Any, changed: Plan, failed: Callable[[Exception], object]) -> Plan:
     """
-    Record what punq does for a service that it has built before.
+    Record what punq does for a service.
 
-    The plan returns `again()` if a registration has changed, and calls `failed` with what a constructor raises.
-    Returns None if there can be no plan.
+    The plan returns `changed()` if a registration has changed, and calls `failed` with what a constructor raises.
+    It may be kept if `recorder.is_settled`. Raises what punq raises for wrong registrations.
     """
-    try:
-        result = recorder.request(service)
-    except Exception:  # noqa: BLE001 -- punq fails in the same way, and says why
-        return None
-    if not recorder.is_settled or (type(result) is _Made and result.position != len(recorder.steps) - 1):
-        return None
+    result = recorder.request(service)
     # Otherwise the result is an instance, or a singleton that has been built.
-    build = _build_in_turn(recorder.steps) if type(result) is _Made else lambda: result
+    build = _build_in_turn(recorder.steps, result.position) if type(result) is _Made else lambda: result
     watched, seen = recorder.registrations.watched, recorder.registrations.seen
 
     def plan() -> Any:
         if watched != seen:
-            return again()
+            return changed()
         try:
             return build()
         except Exception as error:
@@ -85,7 +78,8 @@ def make_plan(
     return plan
 
 
-def _build_in_turn(steps: Sequence[_Step]) -> Callable[[], Any]:
+def _build_in_turn(steps: Sequence[_Step], result: int) -> Plan:
+    """Return a function that makes the calls in their order, and returns what the one at `result` returned."""
     if len(steps) == 1:
         # Most handlers: their dependencies are instances or singletons.
         build, arguments, _ = steps[0]
@@ -101,7 +95,7 @@ def _build_in_turn(steps: Sequence[_Step]) -> Callable[[], Any]:
                 made.append(build(**passed))
             else:
                 made.append(build(**arguments))
-        return made[-1]
+        return made[result]
 
     return build_all
 
@@ -194,44 +188,6 @@ class _Registrations:
             raise punq.InvalidForwardReferenceError(str(error)) from error
 
 
-class _Resolver(punq.Container):
-    """Resolves with punq's code from the registrations and singletons of another container."""
-
-    registrations: Any
-
-    def __init__(self, container: punq.Container) -> None:
-        # Not punq's constructor: it would register this object as the Container.
-        self.registrations = _Registrations(container.registrations)
-        self._singletons = container._singletons
-        self._auto_register = False
-
-    def request(self, service: Any) -> Any:
-        """Resolve what is registered; instantiate a class that is not."""
-        if isinstance(service, type) and not self.registrations.build_context(service).target(service).impls:
-            return self.instantiate(service)
-        return self.resolve(service)
-
-    def _reuse(self, registration: Any, instance: Any, context: Any) -> Any:
-        if registration.cache:
-            context[registration.service] = instance
-        return instance
-
-
-class Builder(_Resolver):
-    """Builds with punq's code; builds a singleton once, for any number of threads and of `list[T]` it is in."""
-
-    def _build_impl(self, registration: Any, resolution_args: dict[str, Any], context: Any) -> Any:
-        if registration.scope is not punq.Scope.singleton:
-            return super()._build_impl(registration, resolution_args, context)
-        with locks.of(registration):
-            if id(registration) in self._singletons:
-                return self._reuse(registration, self._singletons[id(registration)], context)
-            built = super()._build_impl(registration, resolution_args, context)
-            # Keeps the registration alive: another one could get its id, by which punq knows the singleton.
-            self._singletons[~id(registration)] = registration
-            return built
-
-
 class _Made:
     """Stands for the result of a step while a plan is recorded."""
 
@@ -241,16 +197,27 @@ class _Made:
         self.position = position
 
 
-class PlanRecorder(_Resolver):
-    """Runs punq's code and notes the calls it would make; builds nothing."""
+class PlanRecorder(punq.Container):
+    """Runs punq's code on the registrations of another container, and notes the calls it would make. Builds nothing."""
+
+    registrations: Any
 
     def __init__(self, container: punq.Container) -> None:
-        super().__init__(container)
+        # Not punq's constructor: it would register this object as the Container.
+        self.registrations = _Registrations(container.registrations)
+        self._singletons = container._singletons
+        self._auto_register = False
         self.steps: list[_Step] = []
-        #: False if a plan would build a singleton again at each call, as it is not built yet.
+        #: False if the plan builds a singleton. The next plan then passes it on.
         self.is_settled = True
         #: The services under construction. If one is missing, the path to it.
         self.path: list[Any] = []
+
+    def request(self, service: Any) -> Any:
+        """Note how punq resolves a service, or instantiates a class that is not registered. Returns what is built."""
+        if isinstance(service, type) and not self.registrations.build_context(service).target(service).impls:
+            return self.instantiate(service)
+        return self.resolve(service)
 
     def instantiate(self, service_key: type[Any], **kwargs: Any) -> Any:
         """Note how punq builds a class that is not registered."""
@@ -272,12 +239,15 @@ class PlanRecorder(_Resolver):
     def _build_impl(self, registration: Any, resolution_args: dict[str, Any], context: Any) -> Any:
         if _is_instance(registration):
             return self._reuse(registration, registration.builder(), context)
-        if registration.scope is punq.Scope.singleton:
-            if id(registration) in self._singletons:
-                return self._reuse(registration, self._singletons[id(registration)], context)
-            self.is_settled = False
+        if registration.scope is punq.Scope.singleton and id(registration) in self._singletons:
+            return self._reuse(registration, self._singletons[id(registration)], context)
         stand_in = registration._replace(builder=self._stand_in(registration), scope=punq.Scope.transient)
         return super()._build_impl(stand_in, resolution_args, context)
+
+    def _reuse(self, registration: Any, instance: Any, context: Any) -> Any:
+        if registration.cache:
+            context[registration.service] = instance
+        return instance
 
     def _stand_in(self, registration: Any) -> Callable[..., _Made]:
         """Make a builder in which punq reads the same signature. To call it adds a step."""
@@ -292,12 +262,27 @@ class PlanRecorder(_Resolver):
 
     def call(self, registration: Any, arguments: dict[str, Any]) -> _Made:
         """Add the step that calls the builder of a registration."""
-        return self._add(registration.builder, arguments)
+        build = registration.builder
+        if registration.scope is punq.Scope.singleton:
+            self.is_settled = False
+            build = partial(_build_singleton, self._singletons, registration)
+        return self._add(build, arguments)
 
     def _add(self, build: Callable[..., Any], arguments: dict[str, Any]) -> _Made:
         needs = [(name, value.position) for name, value in arguments.items() if type(value) is _Made]
         self.steps.append((build, arguments, needs))
         return _Made(len(self.steps) - 1)
+
+
+def _build_singleton(singletons: dict[int, Any], registration: Any, /, **arguments: Any) -> Any:
+    """Build a singleton once, in any number of threads."""
+    number = id(registration)
+    with locks.of(registration):
+        if number not in singletons:
+            singletons[number] = registration.builder(**arguments)
+            # Keeps the registration alive: another one could get its id, by which punq knows the singleton.
+            singletons[~number] = registration
+        return singletons[number]
 
 
 def _as_list(**items: Any) -> list[Any]:

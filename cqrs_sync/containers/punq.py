@@ -8,7 +8,7 @@ from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
 import punq
 
-from cqrs_sync.containers.compiled import Builder, Plan, PlanRecorder, is_supported, locks, make_plan
+from cqrs_sync.containers.compiled import Plan, PlanRecorder, is_supported, locks, make_plan
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -66,49 +66,49 @@ class PunqContainer:
         Lets through what a constructor raises, with a note that names the service.
 
         Raises:
-            HandlerNotBuilt: a dependency is missing, or the constructor does not say what it needs.
+            HandlerNotBuilt: a dependency is missing, or a constructor does not say what it needs. No constructor has
+                been called then.
         """
         try:
             plan = self._plans[service]
         except KeyError:
-            plan = partial(self._resolve_first, service)
+            plan = self._plan(service)
         instance: T = plan()
         return instance
 
-    def _resolve_first(self, service: Any) -> Any:
-        """Let punq build it. A container that serves one message pays for no plan: the second call makes it."""
+    def _plan(self, service: Any) -> Plan:
+        if not is_supported(self.punq):
+            return partial(_resolve_by_punq, self.punq, service)
+        recorder = _CheckedRecorder(self.punq)
         try:
-            instance = _build(self.punq, service)
-        except Exception as error:
-            reason = _explain(self.punq, service, error)
-            if reason is not None:
-                raise HandlerNotBuilt(f"{_name(service)} cannot be built: {reason}") from error
-            _add_note(service, error)
-            raise
-        self._plans[service] = partial(self._resolve_second, service)
-        return instance
+            plan = make_plan(recorder, service, partial(self._plan_again, service), partial(_add_note, service))
+        except Exception as error:  # noqa: BLE001 -- no constructor has been called: the registrations are wrong
+            cause = None if isinstance(error, _CallFails) else error
+            raise HandlerNotBuilt(f"{_name(service)} cannot be built: {_explain(error, recorder.path)}") from cause
+        if recorder.is_settled:
+            self._plans[service] = plan
+        return plan
 
-    def _resolve_second(self, service: Any) -> Any:
-        again, failed = partial(self._resolve_first, service), partial(_add_note, service)
-        plan = make_plan(_Examiner(self.punq), service, again, failed) if is_supported(self.punq) else None
-        if plan is None:
-            return again()
-        self._plans[service] = plan
-        return plan()
+    def _plan_again(self, service: Any) -> Any:
+        return self._plan(service)()
 
 
-def _build(container: punq.Container, service: Any) -> Any:
-    """Let punq build it. A class that is not registered is instantiated."""
-    if is_supported(container):
-        return Builder(container).request(service)
-    with locks.of(container):
-        try:
-            return container.resolve(service)
-        except punq.MissingDependencyException as error:
-            # Only punq's text tells whether the service itself is missing, or one of its dependencies.
-            if not isinstance(service, type) or not str(error).endswith(f" {service}"):
-                raise
-            return container.instantiate(service)
+def _resolve_by_punq(container: punq.Container, service: Any) -> Any:
+    """Let punq build it, one thread at a time. A class that is not registered is instantiated."""
+    try:
+        with locks.of(container):
+            try:
+                return container.resolve(service)
+            except punq.MissingDependencyException as error:
+                # Only punq's text tells whether the service itself is missing, or one of its dependencies.
+                if not isinstance(service, type) or not str(error).endswith(f" {service}"):
+                    raise
+                return container.instantiate(service)
+    except _PUNQ_ERRORS as error:
+        raise HandlerNotBuilt(f"{_name(service)} cannot be built: {error}") from error
+    except Exception as error:
+        _add_note(service, error)
+        raise
 
 
 def _add_note(service: Any, error: Exception) -> None:
@@ -127,52 +127,34 @@ def _name(thing: Any) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-def _explain(container: punq.Container, service: Any, error: Exception) -> str | None:
-    """Say what is wrong with the registrations, and the way out; None if a constructor raised the error itself."""
-    if isinstance(error, TypeError) and not _raised_by_punq(error):
-        return None
-    if isinstance(error, (*_PUNQ_ERRORS, RecursionError, TypeError)) and is_supported(container):
-        return _diagnose(container, service)
-    return str(error) if isinstance(error, _PUNQ_ERRORS) else None
-
-
-def _raised_by_punq(error: Exception) -> bool:
-    """Tell whether the call of a constructor raised it, not its body."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") in {"punq", "inspect", "typing"}
-
-
-def _diagnose(container: punq.Container, service: Any) -> str | None:
-    examiner = _Examiner(container)
-    try:
-        examiner.request(service)
-    except punq.MissingDependencyException:
-        return _circle(examiner.path) or _missing(examiner.path)
-    except punq.InvalidForwardReferenceException as error:
-        return f"punq cannot read an annotation of its constructor: {error}; import the name in that module"
-    except Exception:  # noqa: BLE001 -- the error that this explains is raised anyway
-        return examiner.problem or _endless(examiner.path)
-    return examiner.problem
-
-
-class _Examiner(PlanRecorder):
-    """Finds the first call that cannot succeed. Then there is no plan."""
-
-    problem: str | None = None
+class _CheckedRecorder(PlanRecorder):
+    """Stops at the first call that cannot succeed."""
 
     def call(self, registration: Any, arguments: dict[str, Any]) -> Any:
-        if self.problem is None:
-            self.problem = _check_call(registration.service, registration.builder, arguments, self.path)
-            self.is_settled = self.is_settled and self.problem is None
+        problem = _check_call(registration.service, registration.builder, arguments, self.path)
+        if problem is not None:
+            raise _CallFails(problem)
         return super().call(registration, arguments)
+
+
+class _CallFails(Exception):
+    """A call of a constructor that cannot succeed."""
+
+
+def _explain(error: Exception, path: list[Any]) -> str:
+    """Say what is wrong with the registrations, and the way out."""
+    if isinstance(error, punq.MissingDependencyException):
+        return _circle(path) or _missing(path)
+    if isinstance(error, punq.InvalidForwardReferenceException):
+        return f"punq cannot read an annotation of its constructor: {error}; import the name in that module"
+    return (None if isinstance(error, _CallFails) else _endless(path)) or str(error)
 
 
 def _check_call(service: Any, builder: Any, arguments: dict[str, Any], path: list[Any]) -> str | None:
     """Say why this call cannot succeed, if so."""
     name = _name(builder) + (f" ({_join_path(path)})" if len(path) > 1 else "")
-    if inspect.isabstract(builder) or getattr(builder, "_is_protocol", False) is True:
+    is_abstract = inspect.isabstract(builder) and builder.__new__ is object.__new__
+    if is_abstract or getattr(builder, "_is_protocol", False) is True:
         return f"{name} is abstract; container.register({_name(service)}, ...) with a concrete class"
     try:
         missing = _missing_arguments(inspect.signature(builder, follow_wrapped=False), arguments)

@@ -82,11 +82,11 @@ def mediator() -> cqrs.RequestMediator:
     if COUNT:
         # Messages wait for a group from its first subscription on.
         broker.subscribe("letters", group=GROUP).close()
-        with cqrs.bootstrap(broker=broker) as writer:
-            for number in range(COUNT):
-                writer.events.send(Written(f"street {number % 10}", number))
-            # The broker stays open.
-            writer._close = None
+        writer = cqrs.bootstrap(broker=broker)
+        for number in range(COUNT):
+            writer.events.send(Written(f"street {number % 10}", number))
+        # Closing the mediator would close the broker.
+        writer.wiring.threads.close()
     if "stays" in FAULTS:
         threading.Thread(target=threading.Event().wait, name="of-the-application").start()
     return cqrs.bootstrap(events=events, broker=broker, threads=4)

@@ -401,7 +401,7 @@ def test_the_group_may_be_in_the_environment(consume):
     ("app", "options", "words"),
     [
         (APP, [], "say which group: --group NAME, or CQRS_SYNC_GROUP"),
-        (APP, ["--group", " "], "a group has a name"),
+        (APP, ["--group", " "], "a group needs a name"),
         (APP, ["--group", "post", "--inline-limit", "2m"], "inline_limit must be between 0 and 60 s"),
         (APP, ["--group", "post", "--retry-delays", "0.1;1"], "is no duration"),
         (APP, ["--group", "post", "--on-unknown", "burn"], "'burn' is not one of"),

@@ -84,7 +84,7 @@ METAPHORS = {
     "overdue",
 }
 #: Words that are metaphors elsewhere, and the field's own here.
-USUAL = {"dead_letters", "DeadLetter", "DeadLetters", "dead_letter_scan"}
+USUAL = {"dead_letters", "dead_letter_scan", "DeadLetter", "DeadLetters", "OnDeadLetter"}
 
 
 def name_of(module: Path) -> str:
@@ -188,6 +188,13 @@ def _members(node: ast.ClassDef, by_name: Mapping[str, ast.ClassDef]) -> set[str
         parent = by_name.get(ast.unparse(base).partition("[")[0].rpartition(".")[2])
         if parent is not None and parent is not node:
             members |= _members(parent, by_name)
+    members |= {
+        target.id
+        for each in node.body
+        if isinstance(each, ast.Assign)
+        for target in each.targets
+        if isinstance(target, ast.Name)
+    }
     for each in ast.walk(node):
         if isinstance(each, ast.FunctionDef):
             members.add(each.name)

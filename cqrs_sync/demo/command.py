@@ -14,7 +14,7 @@ from rich.live import Live
 from cqrs_sync.broker import ReceivingBroker
 from cqrs_sync.cli.app import INTERRUPTED, CannotBegin
 from cqrs_sync.demo.picture import picture, summary
-from cqrs_sync.demo.run import Run
+from cqrs_sync.demo.run import DemoRun
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.memory import MemoryBroker
 
@@ -39,7 +39,7 @@ def demo(url: str, events: int, topic: str | None, *, plain: bool) -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         title = f"demo on {address_of(url)}"
-        run = Run(broker_of(url), events, topic=topic)
+        run = DemoRun(broker_of(url), events, topic=topic)
     except (ValueError, ConfigurationError, ImportError) as error:
         raise CannotBegin(f"--broker: {error}") from error
     plain = plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
@@ -47,7 +47,7 @@ def demo(url: str, events: int, topic: str | None, *, plain: bool) -> None:
     sys.exit(perform(run, title, Console(highlight=False, **options)))  # type: ignore[arg-type]
 
 
-def perform(run: Run, title: str, console: Console) -> int:
+def perform(run: DemoRun, title: str, console: Console) -> int:
     """Play, show it, and return the exit status. Raises CannotBegin if the broker cannot be reached."""
     try:
         if console.is_terminal:

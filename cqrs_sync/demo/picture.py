@@ -9,10 +9,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from cqrs_sync.demo.run import Check, Run
+from cqrs_sync.demo.run import Check, DemoRun
 
 
-def picture(run: Run, title: str) -> RenderableType:
+def picture(run: DemoRun, title: str) -> RenderableType:
     """Draw the counts of this moment."""
     bars = Table.grid("", Column(ratio=1), Column(justify="right"), padding=(0, 1), expand=True)
     for label, count in (("answered", run.answered), ("confirmed", len(run.confirmed)), ("consumed", run.consumed)):
@@ -21,7 +21,7 @@ def picture(run: Run, title: str) -> RenderableType:
     return Group("", _heading(run, title), "", bars, "", _handlers(run), "", Text(failure, "yellow"))
 
 
-def summary(run: Run, checks: Sequence[Check], title: str) -> RenderableType:
+def summary(run: DemoRun, checks: Sequence[Check], title: str) -> RenderableType:
     """Draw the end: what each handler did, and whether it adds up."""
     sums = Table.grid(padding=(0, 2, 0, 0))
     for check in checks:
@@ -37,11 +37,11 @@ def summary(run: Run, checks: Sequence[Check], title: str) -> RenderableType:
     )
 
 
-def _heading(run: Run, title: str) -> RenderableType:
+def _heading(run: DemoRun, title: str) -> RenderableType:
     return Text(f"{title}, {run.ended - run.began:.1f} s", "bold")
 
 
-def _handlers(run: Run) -> RenderableType:
+def _handlers(run: DemoRun) -> RenderableType:
     table = Table("handler", "runs", "failed", "mean", "longest", "threads", box=None, pad_edge=False)
     for name, handler in run.handlers.items():
         times = [f"{1000 * time:.1f} ms" for time in (handler.seconds / max(handler.runs, 1), handler.longest)]

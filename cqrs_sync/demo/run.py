@@ -43,7 +43,7 @@ class Check:
     wrong: Sequence[str]
 
 
-class Run:
+class DemoRun:
     """
     Plays the example once. Any thread may read the counts meanwhile.
 

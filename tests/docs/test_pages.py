@@ -90,9 +90,7 @@ def name_of(page: object) -> str | None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_python_block_runs(page, tmp_path, monkeypatch):
-    """
-    The Python blocks of a page run, one after the other.
-    """
+    """The Python blocks of a page run, one after the other."""
     monkeypatch.chdir(tmp_path)
     # A page about a package is not that package.
     module = types.ModuleType(f"page_{page.stem.replace('-', '_')}")
@@ -105,9 +103,7 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_fence_is_understood(page):
-    """
-    No block escapes these tests because of the way it is written.
-    """
+    """No block escapes these tests because of the way it is written."""
     fences = re.findall(r"^\s*```", page.read_text("utf-8"), re.MULTILINE)
 
     assert len(fences) == 2 * sum(1 for _ in _BLOCK.finditer(page.read_text("utf-8")))
@@ -115,9 +111,7 @@ def test_every_fence_is_understood(page):
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
 def test_every_command_runs(page, command, tmp_path):
-    """
-    A command of this library that a page shows ends well; its application is the Python of the page.
-    """
+    """A command of this library that a page shows ends well; its application is the Python of the page."""
     program, *arguments = shlex.split(command)
     for name in _APPLICATION.findall(command):
         shown = [block.body for block in blocks_of(page, _PYTHON) if block.reason is None]
@@ -140,9 +134,7 @@ def test_every_command_runs(page, command, tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_of_supervisors_start_commands_that_are_there(page):
-    """
-    What a unit, an image or a manifest on a page gives to a command of this library, that command takes.
-    """
+    """What a unit, an image or a manifest on a page gives to a command of this library, that command takes."""
     for block in blocks_of(page, {"ini", "dockerfile", "yaml"}):
         for line in block.body.splitlines():
             words = re.findall(r"[\w./:-]+", line)
@@ -153,9 +145,7 @@ def test_files_of_supervisors_start_commands_that_are_there(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_somewhere(page):
-    """
-    A link to another file of this repository finds it.
-    """
+    """A link to another file of this repository finds it."""
     targets = [found["target"] for found in _LINK.finditer(page.read_text("utf-8"))]
     lost = [target for target in targets if not (page.parent / target).exists()]
 
@@ -164,9 +154,7 @@ def test_every_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_to_a_heading_finds_it(page):
-    """
-    Of this page or of another one.
-    """
+    """Of this page or of another one."""
     found = [(link["target"], link["anchor"]) for link in _ANCHOR.finditer(page.read_text("utf-8"))]
     lost = [link for link in found if link[1] not in anchors_of(page.parent / link[0] if link[0] else page)]
 

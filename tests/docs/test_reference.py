@@ -19,16 +19,12 @@ PUBLIC = [*cqrs_sync.__all__, *testing.__all__]
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_public_name_is_listed_once(name):
-    """
-    Each public name has one line of its own.
-    """
+    """Each public name has one line of its own."""
     assert LISTED.count(name) == 1
 
 
 def test_nothing_else_is_listed():
-    """
-    What the page lists is there.
-    """
+    """What the page lists is there."""
     commands = {"consume", "demo", "lag", "relay", "status", "purge", "topology"}
     commands = {"consume", "demo", "lag", "purge", "relay", "status", "topology"}
     others = {"MemoryBroker", "MemoryInbox", "MemoryOutbox", "MemoryTransactions", "contracts", *commands}
@@ -38,9 +34,7 @@ def test_nothing_else_is_listed():
 
 
 def test_every_option_is_listed():
-    """
-    The page knows the options of each command, and none that is not there.
-    """
+    """The page knows the options of each command, and none that is not there."""
     shown = set(re.findall(r"--[a-z][a-z-]*", PAGE.read_text("utf-8").partition("## The command line")[2]))
     params = [param for command in _commands(main) for param in command.params]
     there = {option for param in params for option in (*param.opts, *param.secondary_opts)}

@@ -23,7 +23,7 @@ import pytest
 from rich.console import Console
 
 from cqrs_sync.demo.command import address_of, broker_of, perform
-from cqrs_sync.demo.run import Run
+from cqrs_sync.demo.run import DemoRun
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.testing.contracts.broker import receive
@@ -189,7 +189,7 @@ class Deaf(MemoryBroker):
 def played(broker):
     """Play on this broker; return the exit status and what was shown."""
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    status = perform(Run(broker, 30, patience=0.3), "wrong", console)
+    status = perform(DemoRun(broker, 30, patience=0.3), "wrong", console)
     return status, console.file.getvalue()
 
 
@@ -228,7 +228,7 @@ def test_what_goes_wrong_is_named(broker, wrong, words):
 )
 def test_every_count_is_compared_with_another(count, value, title):
     """A number that is off makes its line of the summary wrong, and no other line."""
-    demo = Run(MemoryBroker(), 30)
+    demo = DemoRun(MemoryBroker(), 30)
     demo.play()
 
     assert [] == [check.title for check in demo.checks() if check.wrong]

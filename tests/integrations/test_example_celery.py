@@ -23,9 +23,7 @@ mediator.send(JoinMeeting("the parent", "warm-up"), timeout=10)
 @pytest.mark.broker
 @pytest.mark.parametrize("module", ["tasks", "warm"])
 def test_a_task_is_done_when_its_events_are_confirmed(module, rabbitmq_url, exchange, redis_url, tmp_path):
-    """
-    Both processes of a worker publish, whether or not their parent has used the mediator it made.
-    """
+    """Both processes of a worker publish, whether or not their parent has used the mediator it made."""
     (tmp_path / "warm.py").write_text(WARM)
     env = environment(PROJECT, tmp_path, REDIS_URL=redis_url, RABBITMQ_URL=rabbitmq_url, RABBITMQ_EXCHANGE=exchange)
     arguments = ["-m", "celery", "-A", module, "worker", "--pool=prefork", "--concurrency=2", "--loglevel=INFO"]

@@ -54,9 +54,7 @@ def variables(database, directory):
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_the_projects_own_tests_pass(database, tmp_path):
-    """
-    Events leave after the request's transaction has committed, and never after a rollback.
-    """
+    """Events leave after the request's transaction has committed, and never after a rollback."""
     arguments = ["-W", "error", "manage.py", "test", "--noinput"]
     output = run(arguments, PROJECT, environment(**variables(database, tmp_path)))
 
@@ -66,9 +64,7 @@ def test_the_projects_own_tests_pass(database, tmp_path):
 @pytest.mark.broker
 @pytest.mark.parametrize("application", ["config.wsgi", "warm"])
 def test_preloaded_workers_publish_what_they_commit(application, rabbitmq_url, exchange, tmp_path):
-    """
-    Two workers forked from one parent announce what they commit, whether or not the parent has used the mediator.
-    """
+    """Two workers forked from one parent announce what they commit, whether or not the parent has used the mediator."""
     (tmp_path / "warm.py").write_text(WARM)
     env = environment(
         tmp_path,

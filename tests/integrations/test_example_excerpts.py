@@ -21,9 +21,7 @@ EXCERPTS = [
     ("block", "example"), EXCERPTS, ids=[f"{name_of(block.page)}:{block.line}" for block, _ in EXCERPTS]
 )
 def test_an_excerpt_is_in_its_example(block, example):
-    """
-    A block that is said to be part of an example is found there, word for word.
-    """
+    """A block that is said to be part of an example is found there, word for word."""
     text = (ROOT / example).read_text("utf-8")
     shown = [line.strip() for line in block.body.splitlines()]
     lines = [line.strip() for line in text.splitlines()]

@@ -13,9 +13,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(240)]
     ("database", "broker"), [("postgresql", "rabbitmq"), ("mariadb", "rabbitmq"), ("postgresql", "kafka")]
 )
 def test_messages_that_come_three_times_have_one_effect(database, broker, tmp_path):
-    """
-    Handled by four workers, in the order of their keys.
-    """
+    """Handled by four workers, in the order of their keys."""
     figures = storms.thrice(database, broker, tmp_path, messages=300)
 
     assert 0 == figures.wrong, figures
@@ -24,9 +22,7 @@ def test_messages_that_come_three_times_have_one_effect(database, broker, tmp_pa
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_a_deploy_loses_and_doubles_nothing(broker, tmp_path):
-    """
-    A worker that is told to leave under load does so in time, with status 0.
-    """
+    """A worker that is told to leave under load does so in time, with status 0."""
     figures = storms.deploys("postgresql", broker, tmp_path, times=3, each=60)
 
     assert 0 == figures.wrong, figures
@@ -35,9 +31,7 @@ def test_a_deploy_loses_and_doubles_nothing(broker, tmp_path):
 
 @pytest.mark.parametrize("broker", ["kafka", "confluent"])
 def test_workers_that_come_and_go_while_others_have_much_in_hand_lose_nothing(broker, tmp_path):
-    """
-    What was in hand when a group is shared out anew comes again.
-    """
+    """What was in hand when a group is shared out anew comes again."""
     figures = storms.joins("postgresql", broker, tmp_path, times=1)
 
     assert 0 == figures.wrong, figures
@@ -45,9 +39,7 @@ def test_workers_that_come_and_go_while_others_have_much_in_hand_lose_nothing(br
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(broker, tmp_path):
-    """
-    What it had in hand is somebody else's.
-    """
+    """What it had in hand is somebody else's."""
     figures = storms.kills("postgresql", broker, tmp_path, times=2, each=100)
 
     assert 0 == figures.wrong, figures
@@ -55,9 +47,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(broker, tmp_path):
 
 
 def test_a_path_that_is_dropped_is_made_anew(tmp_path):
-    """
-    Consumption goes on within seconds.
-    """
+    """Consumption goes on within seconds."""
     figures = storms.lost_connections("postgresql", tmp_path, times=3, fault="drop")
 
     assert 0 == figures.wrong, figures
@@ -66,9 +56,7 @@ def test_a_path_that_is_dropped_is_made_anew(tmp_path):
 
 @pytest.mark.parametrize("broker", ["rabbitmq", "kafka"])
 def test_bytes_that_are_no_messages_are_dead_letters_and_good_ones_go_on(broker, tmp_path):
-    """
-    Each with its reason; the next good one is handled at once.
-    """
+    """Each with its reason; the next good one is handled at once."""
     figures = storms.hostile("postgresql", broker, tmp_path, count=100)
 
     assert 0 == figures.wrong, figures
@@ -76,9 +64,7 @@ def test_bytes_that_are_no_messages_are_dead_letters_and_good_ones_go_on(broker,
 
 
 def test_a_message_that_ends_its_process_is_parked(tmp_path):
-    """
-    After it has done so five times, and nothing else is.
-    """
+    """After it has done so five times, and nothing else is."""
     figures = storms.deadly("postgresql", "rabbitmq", tmp_path)
 
     assert 0 == figures.wrong, figures
@@ -86,9 +72,7 @@ def test_a_message_that_ends_its_process_is_parked(tmp_path):
 
 
 def test_while_a_dependency_is_down_few_messages_spend_attempts(tmp_path):
-    """
-    And all are handled when it is back.
-    """
+    """And all are handled when it is back."""
     figures = storms.outage("postgresql", "rabbitmq", tmp_path, messages=500, seconds=8.0)
 
     assert 0 == figures.wrong, figures

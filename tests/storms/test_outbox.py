@@ -14,9 +14,7 @@ ALL = [("postgresql", "rabbitmq"), ("mariadb", "rabbitmq"), ("postgresql", "kafk
 
 @pytest.mark.parametrize(("database", "broker"), ALL)
 def test_what_is_published_is_what_was_committed_whoever_is_killed(database, broker, tmp_path):
-    """
-    Writers and relays are killed at random, relays also when they have published and not settled.
-    """
+    """Writers and relays are killed at random, relays also when they have published and not settled."""
     figures = kills.storm(database, broker, tmp_path, orders=400, kills=2)
 
     assert 0 == figures.wrong, figures
@@ -28,27 +26,21 @@ def test_what_is_published_is_what_was_committed_whoever_is_killed(database, bro
 
 @pytest.mark.parametrize(("database", "relays"), [("postgresql", 2), ("postgresql", 4), ("mariadb", 4)])
 def test_any_number_of_relays_and_fast_paths_keep_order_and_double_nothing(database, relays, tmp_path):
-    """
-    Without faults, every order comes once, and in the order of its key.
-    """
+    """Without faults, every order comes once, and in the order of its key."""
     figures = troubles.calm(database, "rabbitmq", tmp_path, orders=800, relays=relays)
 
     assert (0, 0, 800) == (figures.wrong, figures.duplicates, figures.received), figures
 
 
 def test_wrong_clocks_make_no_difference(tmp_path):
-    """
-    Two relays are five minutes ahead, two behind: time is that of the database.
-    """
+    """Two relays are five minutes ahead, two behind: time is that of the database."""
     figures = troubles.calm("postgresql", "rabbitmq", tmp_path, orders=400, relays=4, skew=300)
 
     assert (0, 0, 400) == (figures.wrong, figures.duplicates, figures.received), figures
 
 
 def test_a_deploy_doubles_nothing(tmp_path):
-    """
-    A relay that is told to stop settles what it has published.
-    """
+    """A relay that is told to stop settles what it has published."""
     figures = troubles.deploys("postgresql", tmp_path, orders=400, times=3)
 
     assert (0, 0, 400) == (figures.wrong, figures.duplicates, figures.received), figures
@@ -56,9 +48,7 @@ def test_a_deploy_doubles_nothing(tmp_path):
 
 
 def test_connections_that_the_database_closes_are_made_anew(tmp_path):
-    """
-    Nothing is lost; what was under way comes again with the same id.
-    """
+    """Nothing is lost; what was under way comes again with the same id."""
     figures = troubles.cut_off("postgresql", tmp_path, orders=400, times=6)
 
     assert 0 == figures.wrong, figures
@@ -69,9 +59,7 @@ def test_connections_that_the_database_closes_are_made_anew(tmp_path):
 @pytest.mark.parametrize("fault", ["stop-settle", "stop-claim"])
 @pytest.mark.parametrize("database", DATABASES)
 def test_a_relay_that_was_stopped_past_its_lease_changes_nothing_late(database, fault, tmp_path):
-    """
-    Another one takes over within seconds; duplicates are those it had published before it was stopped.
-    """
+    """Another one takes over within seconds; duplicates are those it had published before it was stopped."""
     figures = troubles.stopped(database, tmp_path, orders=200, fault=fault)
 
     assert 0 == figures.wrong, figures
@@ -82,9 +70,7 @@ def test_a_relay_that_was_stopped_past_its_lease_changes_nothing_late(database, 
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_what_commits_late_is_delivered_and_keeps_nobody_waiting(database, tmp_path):
-    """
-    Later events are delivered while a transaction with an earlier one is open.
-    """
+    """Later events are delivered while a transaction with an earlier one is open."""
     figures = troubles.late_commit(database, tmp_path, orders=200, seconds=3)
 
     assert (0, 201, 200) == (figures.lost, figures.received, figures.extra["delivered_while_it_was_open"]), figures
@@ -92,9 +78,7 @@ def test_what_commits_late_is_delivered_and_keeps_nobody_waiting(database, tmp_p
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_only_the_durable_handlers_that_did_not_finish_run_again(database, tmp_path):
-    """
-    A process is killed in the second of three: the second and the third run afterwards, the first does not.
-    """
+    """A process is killed in the second of three: the second and the third run afterwards, the first does not."""
     figures = troubles.durable(database, tmp_path, orders=3)
 
     assert 3 == figures.extra["killed"]
@@ -104,9 +88,7 @@ def test_only_the_durable_handlers_that_did_not_finish_run_again(database, tmp_p
 
 
 def test_an_outage_charges_no_attempt_and_is_over_when_the_broker_is_back(tmp_path):
-    """
-    What waited is delivered within seconds, once, and the log has a few lines about it.
-    """
+    """What waited is delivered within seconds, once, and the log has a few lines about it."""
     figures = troubles.outage("postgresql", tmp_path, orders=500, seconds=8)
 
     assert (0, 0, 500) == (figures.wrong, figures.duplicates, figures.received), figures

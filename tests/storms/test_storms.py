@@ -10,9 +10,7 @@ from tests.storms.threads import STORMS, run
 
 @pytest.mark.parametrize("name", STORMS)
 def test_a_storm_passes(name):
-    """
-    Whatever threads do at once, every event is handled once, and every pool is as it was.
-    """
+    """Whatever threads do at once, every event is handled once, and every pool is as it was."""
     done = run(name, seconds=1.0)
 
     assert 0 == done.returncode, done.stderr
@@ -21,9 +19,7 @@ def test_a_storm_passes(name):
 
 @pytest.mark.parametrize("name", ["mixed", "closings"])
 def test_a_storm_of_switches_passes(name):
-    """
-    Also where threads are switched as often as the interpreter can.
-    """
+    """Also where threads are switched as often as the interpreter can."""
     done = run(name, seconds=1.0, interval=1e-6)
 
     assert 0 == done.returncode, done.stderr

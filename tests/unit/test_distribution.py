@@ -47,9 +47,7 @@ def wheel(tmp_path_factory) -> Iterator[zipfile.ZipFile]:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
-    """
-    Every module and the mark that it is typed are in the wheel; tests and documents are not.
-    """
+    """Every module and the mark that it is typed are in the wheel; tests and documents are not."""
     shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {module.relative_to(ROOT).as_posix() for module in MODULES} | {"cqrs_sync/py.typed"}
 
@@ -57,9 +55,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def test_the_wheel_says_what_it_is(wheel):
-    """
-    Licence, description, commands and the pytest plugin are in the wheel's metadata.
-    """
+    """Licence, description, commands and the pytest plugin are in the wheel's metadata."""
     info = {name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
 
     assert "Requires-Python: >=3.11" in info["METADATA"]
@@ -70,9 +66,7 @@ def test_the_wheel_says_what_it_is(wheel):
 
 
 def test_the_changelog_knows_this_version():
-    """
-    The newest entry of the changelog is about the version in setup.cfg.
-    """
+    """The newest entry of the changelog is about the version in setup.cfg."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     entries = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
@@ -81,9 +75,7 @@ def test_the_changelog_knows_this_version():
 
 
 def test_ci_runs_what_the_readme_says():
-    """
-    The README has two commands; the second one, which tests, is what CI runs.
-    """
+    """The README has two commands; the second one, which tests, is what CI runs."""
     shown = re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
     run = (ROOT / ".ci/run").read_text().replace("--quiet ", "")
 
@@ -91,9 +83,7 @@ def test_ci_runs_what_the_readme_says():
 
 
 def test_the_top_level_stays_as_it_is():
-    """
-    Beside the package, its tests, its documents and dotfiles nothing lies around.
-    """
+    """Beside the package, its tests, its documents and dotfiles nothing lies around."""
     ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().split()]
     there = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     stray = {name for name in there - TOP_LEVEL if not any(fnmatch.fnmatch(name, pattern) for pattern in ignored)}

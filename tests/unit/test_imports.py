@@ -121,9 +121,7 @@ def test_an_import_starts_nothing():
 
 
 def test_an_import_brings_no_optional_dependency():
-    """
-    `import cqrs_sync` loads neither an optional dependency nor asyncio.
-    """
+    """`import cqrs_sync` loads neither an optional dependency nor asyncio."""
     loaded = set(run("import cqrs_sync, json, sys; print(json.dumps(sorted(sys.modules)))"))
 
     assert set() == OPTIONAL & loaded
@@ -148,16 +146,12 @@ print(json.dumps(sys.argv[2:]))
 
 
 def test_the_core_needs_no_optional_dependency():
-    """
-    Every module of the core can be imported where none of the extras is installed.
-    """
+    """Every module of the core can be imported where none of the extras is installed."""
     assert run(BLOCKED_IMPORT, ",".join(sorted(OPTIONAL)), *CORE) == CORE
 
 
 def test_every_module_can_be_imported_first():
-    """
-    No module works only because another one was imported before it.
-    """
+    """No module works only because another one was imported before it."""
     program = """
 import importlib, json, sys
 broken = {}

@@ -34,7 +34,7 @@ def keep(outbox, *bodies):
 
 def settle_as_dead(outbox):
     """Settle all that waits as dead."""
-    outbox.settle([Outcome.failed(each, "nobody wants it", after=None) for each in outbox.claim(100, 60)])
+    outbox.settle([Outcome.failed(each, "no queue", after=None) for each in outbox.claim(100, 60)])
 
 
 @contextmanager

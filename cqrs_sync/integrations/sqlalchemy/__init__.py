@@ -16,8 +16,7 @@ from __future__ import annotations
 from cqrs_sync.integrations import needs
 
 with needs("sqlalchemy"):
-    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
-    from cqrs_sync.integrations.sqlalchemy.sqlite import begin_immediate
+    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions, begin_immediate
     from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
     from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables, inbox_table, tables
 

@@ -171,7 +171,7 @@ class SessionConnection:
     tells whether the session's transaction is still open.
     """
 
-    is_nested = False
+    is_nested: bool = False
 
     def __init__(
         self,

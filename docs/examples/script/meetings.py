@@ -57,7 +57,7 @@ def welcome(event: UserJoined) -> None:
     print(f"welcome, {event.user_id}")
 
 
-# What another service would do. It has event handlers, and a mediator, of its own.
+# Another service. It has event handlers and a mediator of its own.
 received = cqrs.EventMap()
 
 
@@ -80,7 +80,7 @@ def broker_at(url: str) -> ReceivingBroker:
 
 def main(url: str = "memory") -> None:
     broker = broker_at(url)
-    # First the subscription: a broker keeps nothing for a group it has never heard of.
+    # First the subscription: a broker keeps nothing for a group that it does not know.
     with (
         cqrs.bootstrap(requests, events, broker=broker) as mediator,
         broker.subscribe("meetings", group="report") as inbox,

@@ -1,4 +1,4 @@
-"""Django as it comes, on SQLite; on PostgreSQL where PGDATABASE names a database."""
+"""Default Django settings, on SQLite; on PostgreSQL if PGDATABASE names a database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("SQLITE_FILE", BASE / "db.sqlite3"),
-        # SQLite has one writer at a time: transactions queue up for it, and are not refused half-way.
+        # SQLite has one writer at a time: transactions wait for their turn, instead of failing half-way.
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20},
         # Threads do not share a database in memory.
         "TEST": {"NAME": os.environ.get("SQLITE_FILE", BASE / "test.sqlite3")},
@@ -32,7 +32,7 @@ if "PGDATABASE" in os.environ:
     name = os.environ["PGDATABASE"]
     DATABASES["default"] = {"ENGINE": "django.db.backends.postgresql", "NAME": name, "ATOMIC_REQUESTS": True}
 
-# For the mediator: where notification events go. Without it they stay in this process.
+# The broker for notification events. Without it they stay in this process.
 RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
 RABBITMQ_EXCHANGE = os.environ.get("RABBITMQ_EXCHANGE", "meetings-example")
 SEATS = 3

@@ -24,7 +24,7 @@ class JoinMeetingHandler(cqrs.RequestHandler[JoinMeeting, int]):
         return meeting.participation_set.count()
 
 
-# Written down in the transaction of the view and run after its commit, by this process or, if that dies, by another.
+# Stored in the view's transaction and run after its commit, by this process or, if that dies, by another.
 
 
 @events.bind(phase=cqrs.Phase.DURABLE, name="welcome")
@@ -32,7 +32,7 @@ def welcome(event: UserJoined) -> None:
     Participation.objects.filter(pk=event.participation_id).update(welcomed=True)
 
 
-# Run after the commit, while the view waits, and lost if this process dies.
+# Runs after the commit, while the view waits, and is lost if this process dies.
 
 
 @events.bind

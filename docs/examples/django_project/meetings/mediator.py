@@ -12,5 +12,5 @@ broker = (
     if settings.RABBITMQ_URL
     else MemoryBroker()
 )
-# Nothing is started here: connections and threads are made by the process that first needs them.
+# This starts nothing: each process makes its connections and threads when it first needs them.
 mediator = bootstrap(requests, events, broker=broker, threads=4)

@@ -7,7 +7,7 @@ import cqrs_sync as cqrs
 
 @frozen
 class JoinMeeting(cqrs.Command[int]):
-    """Let a user into a meeting; the answer is how many are in it then."""
+    """Let a user into a meeting; the response is how many are in it then."""
 
     user_id: str
     meeting_id: str

@@ -13,7 +13,7 @@ from meetings.models import Meeting, Participation
 
 
 def tearDownModule() -> None:
-    """What delivers has a connection of its own, and the test database is to be dropped."""
+    """Close the mediator's connection, so that Django can drop the test database."""
     mediator.close()
 
 
@@ -27,12 +27,12 @@ class JoiningAMeeting(TransactionTestCase):
         return self.client.post("/meetings/weekly/join", {"user": user_id}).status_code
 
     def published(self) -> list[str]:
-        """What has left, once nothing waits any more."""
+        """Return the types of the published messages, once the backlog is empty."""
         eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
         return [message.type for message in broker.published]
 
     def test_a_request_that_commits_is_announced(self) -> None:
-        """The view's answer is the handler's; after the commit the handlers have run and the event has left."""
+        """The view returns the handler's response; after the commit the handlers have run and the event has left."""
         response = self.client.post("/meetings/weekly/join", {"user": "ada"})
 
         assert response.json() == {"present": 1}
@@ -40,7 +40,7 @@ class JoiningAMeeting(TransactionTestCase):
         assert Participation.objects.get().welcomed
 
     def test_nothing_leaves_before_the_commit(self) -> None:
-        """Inside a transaction `send` returns the answer, and the events wait."""
+        """Inside a transaction `send` returns the response, and the events wait."""
         with transaction.atomic():
             assert mediator.send(JoinMeeting("ada", "weekly")) == 1
             assert len(broker.published) == 0
@@ -48,7 +48,7 @@ class JoiningAMeeting(TransactionTestCase):
         assert self.published() == ["meeting.joined"]
 
     def test_a_request_that_is_rolled_back_is_not_announced(self) -> None:
-        """The view changes its mind about the fourth user, after the command has succeeded."""
+        """The view refuses the fourth user, after the command has succeeded."""
         codes = [self.join(user_id) for user_id in ("ada", "bob", "cleo", "dan")]
 
         assert codes == [200, 200, 200, 403]
@@ -56,7 +56,7 @@ class JoiningAMeeting(TransactionTestCase):
         assert Participation.objects.count() == 3
 
     def test_a_command_that_fails_leaves_nothing_behind(self) -> None:
-        """The database refuses a participation without a user: the meeting is gone as well, and nothing leaves."""
+        """The database refuses a participation without a user: the meeting is rolled back, too, and nothing leaves."""
         with self.assertRaises(IntegrityError):  # noqa: PT027 -- as in Django's own documentation
             mediator.send(JoinMeeting(None, "weekly"))
 
@@ -64,7 +64,7 @@ class JoiningAMeeting(TransactionTestCase):
         assert self.published() == []
 
     def test_a_savepoint_that_is_rolled_back_is_not_announced(self) -> None:
-        """The surrounding transaction commits, and announces only what is in it."""
+        """The surrounding transaction commits, and only its own events leave."""
         with transaction.atomic():
             mediator.send(JoinMeeting("ada", "weekly"))
             with transaction.atomic():
@@ -82,7 +82,7 @@ class JoiningAMeeting(TransactionTestCase):
         assert eventually(lambda: Participation.objects.get().welcomed)
 
     def test_a_test_that_records_needs_no_outbox(self) -> None:
-        """Everything happens in its own thread, and nothing is written down."""
+        """Everything happens in its own thread, and nothing is written to the outbox."""
         with record(mediator) as recorder:
             mediator.send(JoinMeeting("ada", "weekly"))
         recorder.assert_published(MeetingJoined("weekly", "ada"))
@@ -91,14 +91,14 @@ class JoiningAMeeting(TransactionTestCase):
 
 class JoiningAMeetingThatIsNeverCommitted(TestCase):
     def test_a_test_that_records_calls_what_waits_for_the_commit(self) -> None:
-        """As if it had come: in this thread, on the connection of the test."""
+        """As after a commit: in this thread, on the connection of the test."""
         with record(mediator) as recorder, self.captureOnCommitCallbacks(execute=True):
             mediator.send(JoinMeeting("ada", "weekly"))
         recorder.assert_published(MeetingJoined("weekly", "ada"))
         assert Participation.objects.get().welcomed
 
     def test_without_recording_events_are_rows(self) -> None:
-        """They are rolled back with the rest, and nobody else has seen them."""
+        """They are rolled back with the rest, and no other process has seen them."""
         mediator.send(JoinMeeting("ada", "weekly"))
 
         assert [(each.target, each.pending) for each in mediator.relay.outbox.backlog().targets] == [

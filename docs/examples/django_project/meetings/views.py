@@ -13,6 +13,6 @@ from meetings.messages import JoinMeeting
 def join(request: HttpRequest, meeting_id: str) -> JsonResponse:
     present = mediator.send(JoinMeeting(request.POST["user"], meeting_id))
     if present > settings.SEATS:
-        # Rolls the request back: nobody has joined, and nobody hears of it.
+        # Rolls the request back, with the row and its events.
         raise PermissionDenied
     return JsonResponse({"present": present})

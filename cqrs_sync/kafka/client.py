@@ -26,15 +26,18 @@ class TopicNotKnown(Exception):
 
 
 class Verdict(enum.Enum):
-    """What an error says about the record that failed."""
+    """What to do after an error of a record."""
 
-    FAILED = "not delivered"
-    #: The broker refused this record, or another one of the same request or producer.
-    REFUSED = "sent once more, alone"
-    #: The producer failed.
-    LOST = "sent once more, by the next producer"
-    #: The topic may not exist.
-    TOPIC_NOT_KNOWN = "sent once more, if the topic exists"
+    #: The record is not sent again.
+    FAILED = enum.auto()
+    #: The same, and another producer has to replace this one.
+    EXPIRED = enum.auto()
+    #: The broker refused this record, or another one of the same request or producer: it is sent again, alone.
+    REFUSED = enum.auto()
+    #: The producer failed: the next one sends the record.
+    LOST = enum.auto()
+    #: The topic may not exist: if it does, the record is sent again.
+    TOPIC_NOT_KNOWN = enum.auto()
 
 
 class SentBatch(ABC):
@@ -54,22 +57,9 @@ class SentBatch(ABC):
     def wait(self, timeout: float, /) -> None:
         """Wait until every record is answered, for `timeout` seconds at most."""
 
-    @property
     @abstractmethod
-    def sent(self) -> Collection[int]:
-        """The messages that were sent, in this order."""
-
-    @abstractmethod
-    def is_confirmed(self) -> bool:
-        """Tell whether the broker has confirmed every record."""
-
-    @abstractmethod
-    def is_answered(self, index: int, /) -> bool:
-        """Tell whether it is known what became of a record."""
-
-    @abstractmethod
-    def error_of(self, index: int, /) -> Any:
-        """Return the client's error for an answered record, None for a confirmed one."""
+    def answers(self) -> dict[int, Any]:
+        """Return, for each answered record, None if the broker has confirmed it, else the client's error."""
 
 
 class ProducerClient(ABC):
@@ -79,6 +69,8 @@ class ProducerClient(ABC):
     It registers with `reset_in_child` itself: a child never touches the producer of its parent.
     """
 
+    #: Whether any error of a record means that another producer has to replace this one.
+    replaced_after_errors: ClassVar[bool] = False
     #: Whether the producer refuses a topic that was missing, long after it was created.
     caches_missing_topics: ClassVar[bool] = False
     #: Whether `abandon` ends a silent producer. Otherwise `finish` does.
@@ -99,10 +91,6 @@ class ProducerClient(ABC):
     @abstractmethod
     def verdict(self, error: Any, /) -> Verdict:
         """Tell what to do with a record that failed with this error."""
-
-    @abstractmethod
-    def is_unfit_after(self, error: Any, /) -> bool:
-        """Tell whether another producer has to replace this one, because a record failed with this error."""
 
     @abstractmethod
     def delivery_error(self, error: Any, /) -> DeliveryError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -92,14 +93,22 @@ class _Call:
                 return
             started = time.monotonic()
             batch = producer.new_batch(self._left())
-            unsent = self._send(supervisor, producer, batch, indexes)
+            sent: list[int] = []
+            unsent = self._send(supervisor, producer, batch, indexes, sent)
             batch.wait(self._left())
-            indexes = sorted({*unsent, *self._settle(supervisor, producer, batch, started)})
+            outcome = _outcome(producer, batch, sent)
+            self._report(supervisor, producer, batch, outcome, started)
+            indexes = sorted([*unsent, *self._settle(supervisor, producer, outcome)])
 
     def _send(
-        self, supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, indexes: Sequence[int]
+        self,
+        supervisor: ProducerSupervisor,
+        producer: ProducerClient,
+        batch: SentBatch,
+        indexes: Sequence[int],
+        sent: list[int],
     ) -> list[int]:
-        """Send messages in this order; return those that the next producer has to send."""
+        """Send messages in this order and add them to `sent`; return those that the next producer has to send."""
         unknown: dict[str, list[int]] = {}
         for position, index in enumerate(indexes):
             if not position & _CLOCK_MASK and time.monotonic() >= self._until:
@@ -113,9 +122,11 @@ class _Call:
                 return [*indexes[position:], *itertools.chain.from_iterable(unknown.values())]
             except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
                 self._failures[index] = producer.delivery_error(error)
+            else:
+                sent.append(index)
         unsent: list[int] = []
         for found in self._found(supervisor, producer, unknown):
-            unsent += found if producer.caches_missing_topics else self._send(supervisor, producer, batch, found)
+            unsent += found if producer.caches_missing_topics else self._send(supervisor, producer, batch, found, sent)
         return unsent
 
     def _send_one(self, batch: SentBatch, index: int, unknown: Mapping[str, object]) -> None:
@@ -129,29 +140,32 @@ class _Call:
         key, headers = key_and_headers_of(message)
         batch.send(index, message, key, headers)
 
-    def _settle(
-        self, supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, started: float
-    ) -> list[int]:
-        """Keep what failed, tell the supervisor about the producer, and return what the next producer may send."""
-        answers = _sort(producer, batch)
-        self._confirmed += answers.confirmed
-        self._failures.update(answers.failed)
-        self._suspects.update(answers.refused)
-        if answers.confirmed:
+    @staticmethod
+    def _report(
+        supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, outcome: _Outcome, started: float
+    ) -> None:
+        """Tell the supervisor how the producer did."""
+        if outcome.confirmed:
             supervisor.confirm(producer, started)
-        if answers.lost:
-            supervisor.abandon(producer, next(iter(answers.lost.values())))
-        elif answers.unfit is not None:
-            supervisor.retire(producer, answers.unfit)
-        for index in answers.missing:
+        if outcome.lost:
+            supervisor.abandon(producer, next(iter(outcome.lost.values())))
+        elif outcome.unfit is not None:
+            supervisor.retire(producer, outcome.unfit)
+        for index in outcome.unanswered:
             supervisor.miss(producer, batch, index, started)
+
+    def _settle(self, supervisor: ProducerSupervisor, producer: ProducerClient, outcome: _Outcome) -> list[int]:
+        """Keep what failed; return what the next producer may send."""
+        self._confirmed += outcome.confirmed
+        self._failures.update(outcome.failed)
+        self._suspects.update(outcome.refused)
         unknown: dict[str, list[int]] = {}
-        for index in answers.topic_not_known:
+        for index in outcome.topic_not_known:
             unknown.setdefault(self._messages[index].topic, []).append(index)
         again = [index for found in self._found(supervisor, producer, unknown) for index in found]
         if producer.refusal is None:
-            return again + self._that_keep_order(answers.lost)
-        self._fail(answers.lost, producer.refusal)
+            return again + self._that_keep_order(outcome.lost)
+        self._fail(outcome.lost, producer.refusal)
         return again
 
     def _found(
@@ -193,42 +207,48 @@ class _Call:
 
 
 @attrs.define
-class _Answers:
+class _Outcome:
     """What became of the records of a batch."""
 
-    confirmed: Collection[int] = ()
+    confirmed: list[int] = attrs.field(factory=list)
     failed: dict[int, DeliveryError] = attrs.field(factory=dict)
     refused: dict[int, DeliveryError] = attrs.field(factory=dict)
     lost: dict[int, DeliveryError] = attrs.field(factory=dict)
     topic_not_known: list[int] = attrs.field(factory=list)
     #: Not answered in time; they are among the failed.
-    missing: list[int] = attrs.field(factory=list)
+    unanswered: list[int] = attrs.field(factory=list)
     #: Why another producer has to replace this one.
     unfit: DeliveryError | None = None
 
 
-def _sort(producer: ProducerClient, batch: SentBatch) -> _Answers:
-    if batch.is_confirmed():
-        return _Answers(batch.sent)
-    confirmed: list[int] = []
-    answers = _Answers(confirmed)
-    by_verdict = {Verdict.FAILED: answers.failed, Verdict.REFUSED: answers.refused, Verdict.LOST: answers.lost}
+def _outcome(producer: ProducerClient, batch: SentBatch, sent: list[int]) -> _Outcome:
+    answers = batch.answers()
+    if len(answers) == len(sent) and all(error is None for error in answers.values()):
+        return _Outcome(sent)
+    outcome = _Outcome()
     trouble = producer.connection_trouble()
     silence = "not confirmed in time: whether it arrived is unknown" + (f" ({trouble})" if trouble else "")
-    for index in batch.sent:
-        # In this order: the answer may come between the two.
-        if not batch.is_answered(index):
-            answers.failed[index] = BrokerUnavailable(silence)
-            answers.missing.append(index)
-        elif (vendor := batch.error_of(index)) is None:
-            confirmed.append(index)
-        elif (verdict := producer.verdict(vendor)) is Verdict.TOPIC_NOT_KNOWN:
-            answers.topic_not_known.append(index)
+    for index in sent:
+        if index not in answers:
+            outcome.failed[index] = BrokerUnavailable(silence)
+            outcome.unanswered.append(index)
+        elif answers[index] is None:
+            outcome.confirmed.append(index)
         else:
-            by_verdict[verdict][index] = error = producer.delivery_error(vendor)
-            if answers.unfit is None and producer.is_unfit_after(vendor):
-                answers.unfit = error
-    return answers
+            _judge(outcome, producer, index, answers[index])
+    return outcome
+
+
+def _judge(outcome: _Outcome, producer: ProducerClient, index: int, vendor: Any) -> None:
+    verdict, error = producer.verdict(vendor), producer.delivery_error(vendor)
+    if verdict is Verdict.TOPIC_NOT_KNOWN:
+        outcome.topic_not_known.append(index)
+    elif verdict is Verdict.LOST:
+        outcome.lost[index] = error
+    else:
+        (outcome.refused if verdict is Verdict.REFUSED else outcome.failed)[index] = error
+        if verdict is Verdict.EXPIRED or producer.replaced_after_errors:
+            outcome.unfit = outcome.unfit or error
 
 
 def _undecided(error: DeliveryError, why: str) -> DeliveryError:

@@ -125,13 +125,11 @@ class ProducerSupervisor:
         if unanswered is None:
             return True
         batch, index, since = unanswered
-        error = None
-        is_answered = batch.is_answered(index)
-        if is_answered:
-            error = batch.error_of(index)
-            if error is None:
-                self._unanswered = None
-                return True
+        answers = batch.answers()
+        is_answered = index in answers
+        if is_answered and answers[index] is None:
+            self._unanswered = None
+            return True
         now = time.monotonic()
         is_silent = producer.was_heard and max(since, self._confirmed_at) + _PATIENCE <= now
         if not is_answered and not is_silent:
@@ -140,7 +138,7 @@ class ProducerSupervisor:
         if is_silent and producer.abandoned_when_silent:
             self.abandon(producer, silence)
         else:
-            self.retire(producer, producer.delivery_error(error) if is_answered else silence)
+            self.retire(producer, producer.delivery_error(answers[index]) if is_answered else silence)
         return False
 
     def _wait(self, until: float) -> None:

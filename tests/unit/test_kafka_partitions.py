@@ -9,18 +9,11 @@ from hypothesis import strategies as st
 
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka import (
-    BaseKafkaBroker,
-    BaseKafkaSubscription,
-    PartitionOffsets,
-    ProducerClient,
-    ProducerConnector,
-    SentBatch,
-    TopicAdmin,
-    incoming_message,
-)
-from cqrs_sync.kafka.cloudevents import deferred_messages, seconds_until_due
+from cqrs_sync.kafka.broker import BaseKafkaBroker
+from cqrs_sync.kafka.client import PartitionOffsets, ProducerClient, ProducerConnector, SentBatch, TopicAdmin
+from cqrs_sync.kafka.cloudevents import deferred_messages, incoming_message, seconds_until_due
 from cqrs_sync.kafka.partitions import FetchBuffer, OffsetTracker
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription
 from cqrs_sync.kafka.topology import GroupTopics
 
 
@@ -286,9 +279,9 @@ _CONSUMER = {
     *("offset_of", "headers_of", "message_of", "pause", "resume", "commit"),
     *("find_partitions", "committed_offsets", "end_offsets", "commit_before_joining"),
 }
-_BATCH = {"send", "wait", "sent", "is_confirmed", "is_answered", "error_of"}
+_BATCH = {"send", "wait", "answers"}
 _PRODUCER = {
-    *("new_batch", "find_topics", "verdict", "is_unfit_after", "delivery_error"),
+    *("new_batch", "find_topics", "verdict", "delivery_error"),
     *("finish", "abandon", "close"),
 }
 

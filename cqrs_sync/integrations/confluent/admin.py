@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ign
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error, timed_out
 from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, ConfluentSettings
-from cqrs_sync.kafka import Partition, PartitionOffsets, TopicAdmin
+from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
 
 #: What a broker answers that will never create a topic as asked.
 _REFUSALS = {

@@ -10,7 +10,11 @@ from cqrs_sync.integrations.confluent.admin import topic_admin
 from cqrs_sync.integrations.confluent.producer import ConfluentConnector
 from cqrs_sync.integrations.confluent.settings import ConfluentSettings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
-from cqrs_sync.kafka import BaseKafkaBroker, KafkaPublisher, ProducerSupervisor, SubscriptionPlan, TopicAdmin
+from cqrs_sync.kafka.broker import BaseKafkaBroker
+from cqrs_sync.kafka.client import TopicAdmin
+from cqrs_sync.kafka.publisher import KafkaPublisher
+from cqrs_sync.kafka.supervisor import ProducerSupervisor
+from cqrs_sync.kafka.topology import SubscriptionPlan
 
 #: No sequence numbers that a refusal breaks, no request of two records, one request at a time for the order: whatever
 #: the user has configured.

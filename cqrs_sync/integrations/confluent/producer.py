@@ -25,7 +25,7 @@ from cqrs_sync.integrations.confluent.errors import (
     delivery_error,
     is_final,
 )
-from cqrs_sync.kafka import (
+from cqrs_sync.kafka.client import (
     OnFailure,
     ProducerClient,
     ProducerConnector,
@@ -79,7 +79,6 @@ class ConfluentProducer(ProducerClient):
         self._thread.start()
 
     def new_batch(self, timeout: float) -> SentBatch:
-        """Return an empty batch that may wait `timeout` seconds for room in the queue."""
         return _ReportBatch(self, timeout)
 
     def produce(
@@ -129,37 +128,28 @@ class ConfluentProducer(ProducerClient):
             return Verdict.TOPIC_NOT_KNOWN
         if code in REFUSALS and code != KafkaError.TOPIC_EXCEPTION:
             return Verdict.REFUSED
-        return Verdict.FAILED
-
-    def is_unfit_after(self, error: KafkaError) -> bool:
-        """A producer that has let a message expire may be fenced for good."""
-        return error.code() == KafkaError._MSG_TIMED_OUT  # noqa: SLF001
+        # A producer that has let a message expire may be fenced for good.
+        return Verdict.EXPIRED if code == KafkaError._MSG_TIMED_OUT else Verdict.FAILED  # noqa: SLF001
 
     def delivery_error(self, error: BaseException | KafkaError) -> DeliveryError:
-        """Return the error as ours, with what librdkafka said last about its connections."""
         return delivery_error(error, self._trouble)
 
     def connection_trouble(self) -> str:
-        """Return what librdkafka said last about its connections."""
         trouble = self._trouble
         return "" if trouble is None else trouble.str()
 
     def confirm(self) -> None:
-        """Note that the broker has confirmed a record."""
         self.was_heard = True
         self._trouble = None
 
     def finish(self, timeout: float) -> None:
-        """Take no more records, and end once all are answered, after `timeout` seconds at most."""
         self._until = time.monotonic() + timeout
 
     def abandon(self) -> None:
-        """Take no more records and send none: what waits or is in flight fails at once."""
         self._purging = True
         self._until = time.monotonic() + _FAILING
 
     def close(self, timeout: float) -> None:
-        """Finish, and wait for it."""
         self.finish(timeout)
         if self._thread is not threading.current_thread():
             self._thread.join(timeout)
@@ -227,7 +217,6 @@ class ConfluentConnector(ProducerConnector):
         self._options = options
 
     def connect(self, on_failure: OnFailure) -> ConfluentProducer:
-        """Make a producer."""
         return ConfluentProducer(self._options, on_failure)
 
 
@@ -237,7 +226,7 @@ class _ReportBatch(SentBatch):
     def __init__(self, producer: ConfluentProducer, timeout: float) -> None:
         self._producer = producer
         self._until = time.monotonic() + timeout
-        self._sent: list[int] = []
+        self._sent = 0
         #: None is a confirmation.
         self._reports: dict[int, KafkaError | None] = {}
         self._awaited: int | None = None
@@ -261,27 +250,17 @@ class _ReportBatch(SentBatch):
                     raise ProducerRetired from error
                 raise
             else:
-                self._sent.append(index)
+                self._sent += 1
                 return
 
     def wait(self, timeout: float) -> None:
-        self._awaited = len(self._sent)
-        if len(self._reports) < len(self._sent):
+        self._awaited = self._sent
+        if len(self._reports) < self._sent:
             self._complete.wait(timeout)
 
-    @property
-    def sent(self) -> Collection[int]:
-        return self._sent
-
-    def is_confirmed(self) -> bool:
-        # Once all have come, no other thread changes them.
-        return len(self._reports) == len(self._sent) and not any(error is not None for error in self._reports.values())
-
-    def is_answered(self, index: int) -> bool:
-        return index in self._reports
-
-    def error_of(self, index: int) -> KafkaError | None:
-        return self._reports[index]
+    def answers(self) -> dict[int, Any]:
+        # A copy: another thread may add to them.
+        return dict(self._reports)
 
     def _report(self, index: int, error: KafkaError | None, _message: Any) -> None:
         self._reports[index] = error

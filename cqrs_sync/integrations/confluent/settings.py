@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.errors import configuration_error
-from cqrs_sync.kafka import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
+from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
 from cqrs_sync.retry import LogThrottle, suppressed_suffix
 
 logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")

@@ -16,14 +16,11 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, configuration_error, connection_error, timed_out
 from cqrs_sync.integrations.confluent.producer import keep_forever
 from cqrs_sync.integrations.confluent.settings import ConfluentSettings
-from cqrs_sync.kafka import (
-    BaseKafkaSubscription,
-    Headers,
-    InitialOffsets,
-    Partition,
-    SubscriptionPlan,
-    incoming_message,
-)
+from cqrs_sync.kafka.client import Headers, Partition
+from cqrs_sync.kafka.cloudevents import incoming_message
+from cqrs_sync.kafka.initial_offsets import InitialOffsets
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription
+from cqrs_sync.kafka.topology import SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 logger = logging.getLogger(__name__)
@@ -96,7 +93,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
             raise
 
     def close(self) -> None:
-        """Commit what is finished, and leave the rest to the next member of the group."""
         self._leave(_LEAVING)
 
     def close_at_exit(self) -> None:
@@ -114,28 +110,23 @@ class ConfluentSubscription(BaseKafkaSubscription):
 
     @staticmethod
     def headers_of(record: Any) -> Headers:
-        """Return the record's headers."""
         headers: Headers = record.headers() or []
         return headers
 
     @staticmethod
     def message_of(record: Any, *, deferred: bool) -> IncomingMessage:
-        """Return the record as a message."""
         headers = record.headers() or ()
         return incoming_message(record.topic(), record.value(), record.key(), headers, deferred=deferred)
 
     def pause(self, partitions: Collection[Partition]) -> None:
-        """Fetch nothing from these partitions."""
         if partitions:
             self._consumer.pause(_vendors(partitions))
 
     def resume(self, partitions: Collection[Partition]) -> None:
-        """Fetch from these partitions again."""
         if partitions:
             self._consumer.resume(_vendors(partitions))
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Commit without waiting."""
         self._store(offsets)
         try:
             self._consumer.commit(asynchronous=True)
@@ -143,7 +134,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
             logger.debug("librdkafka commits the stored offsets itself, later: %s", error)
 
     def find_partitions(self, topics: Collection[str], timeout: float) -> dict[str, list[int]]:
-        """Return the partitions of those topics that exist; ask the broker again if one is missing."""
         until = time.monotonic() + timeout
         found: dict[str, list[int]] = {}
         for topic in topics:
@@ -159,7 +149,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
         return found
 
     def committed_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int | None]:
-        """Return the offset that the group has committed in each partition."""
         offsets: dict[Partition, int | None] = {}
         for one in self._consumer.committed(_vendors(partitions), timeout=timeout):
             if one.error is not None:
@@ -168,7 +157,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
         return offsets
 
     def end_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int]:
-        """Return the offset of the next record in each partition."""
         until = time.monotonic() + timeout
         ends: dict[Partition, int] = {}
         for partition in partitions:
@@ -295,7 +283,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
             self._why = error
 
     def _check_connection(self, now: float) -> None:
-        """Raise BrokerUnavailable if all connections are lost, and have been for a while."""
         if self._lost_at is None or now - self._lost_at <= _PATIENCE:
             return
         try:

@@ -22,7 +22,8 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.errors import connection_error
 from cqrs_sync.integrations.kafka.settings import KafkaSettings
-from cqrs_sync.kafka import Partition, PartitionOffsets, TopicAdmin, milliseconds
+from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
+from cqrs_sync.kafka.settings import milliseconds
 
 #: What a broker answers that will never create a topic as asked.
 _REFUSALS = (

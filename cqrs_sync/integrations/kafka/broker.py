@@ -12,7 +12,11 @@ from cqrs_sync.integrations.kafka.admin import topic_admin
 from cqrs_sync.integrations.kafka.producer import KafkaPythonConnector
 from cqrs_sync.integrations.kafka.settings import KafkaSettings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
-from cqrs_sync.kafka import BaseKafkaBroker, KafkaPublisher, ProducerSupervisor, SubscriptionPlan, TopicAdmin
+from cqrs_sync.kafka.broker import BaseKafkaBroker
+from cqrs_sync.kafka.client import TopicAdmin
+from cqrs_sync.kafka.publisher import KafkaPublisher
+from cqrs_sync.kafka.supervisor import ProducerSupervisor
+from cqrs_sync.kafka.topology import SubscriptionPlan
 
 #: No sequence numbers that a refusal breaks, no batch of two records, one request at a time for the order.
 _SINGLE = {"enable_idempotence": False, "batch_size": 0, "max_in_flight_requests_per_connection": 1}

@@ -18,7 +18,7 @@ from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryError, MessageRejected
 from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error, is_final, is_passing
-from cqrs_sync.kafka import (
+from cqrs_sync.kafka.client import (
     OnFailure,
     ProducerClient,
     ProducerConnector,
@@ -48,6 +48,9 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
     the topic, and kafka-python would offer the same record again and again, under an id that the broker does not know.
     """
 
+    #: After any failure it may never send again.
+    replaced_after_errors = True
+
     def __init__(self, connections: KafkaConnections, on_failure: OnFailure) -> None:
         #: When the broker last told about its topics, by `time.monotonic`.
         self._refreshed_at = time.monotonic()
@@ -66,7 +69,6 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
         reset_in_child(self)
 
     def new_batch(self, timeout: float) -> SentBatch:
-        """Return an empty batch; its records wait for no room."""
         del timeout
         return _FutureBatch(self)
 
@@ -96,18 +98,12 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
             look = _LOOK
 
     def verdict(self, error: Any) -> Verdict:
-        """kafka-python would have sent the record again; or else an idempotent producer fails all it has in flight."""
+        # What is not passing may be the error of another record: an idempotent producer fails all it has in flight.
         return Verdict.FAILED if is_passing(error) else Verdict.REFUSED
-
-    def is_unfit_after(self, error: Any) -> bool:
-        """After any failure it may never send again."""
-        del error
-        return True
 
     delivery_error = staticmethod(delivery_error)
 
     def finish(self, timeout: float) -> None:
-        """Close in a thread."""
         threading.Thread(target=self.close, args=(timeout,), name="cqrs-kafka-retire", daemon=True).start()
 
     def close(self, timeout: float | None = None, null_logger: bool = False) -> None:
@@ -173,7 +169,6 @@ class KafkaPythonConnector(ProducerConnector):
         self._connections: KafkaConnections | None = None
 
     def connect(self, on_failure: OnFailure) -> KafkaPythonProducer:
-        """Make a producer; raises the reason why a connection failed."""
         _warn_without_crc32c()
         self._connections = connections = KafkaConnections(self._options)
         try:
@@ -182,17 +177,14 @@ class KafkaPythonConnector(ProducerConnector):
             self._connections = None
 
     def cancel(self) -> None:
-        """End a `connect` that waits in another thread."""
         connections = self._connections
         if connections is not None:
             connections.cancel()
 
     def is_final(self, error: BaseException | None) -> bool:
-        """Tell whether credentials or options are wrong."""
         return is_final(error)
 
     def unreachable(self, error: BaseException | None) -> BrokerUnavailable | ConfigurationError:
-        """Return the last reason why a connection failed."""
         connections = self._connections
         reason = (connections and connections.why) or error
         if reason is None:
@@ -224,18 +216,8 @@ class _FutureBatch(SentBatch):
                 with contextlib.suppress(Exception):
                     future.get(max(0.0, until - time.monotonic()))
 
-    @property
-    def sent(self) -> Collection[int]:
-        return self._futures
-
-    def is_confirmed(self) -> bool:
-        return all(future.is_done and future.exception is None for future in self._futures.values())
-
-    def is_answered(self, index: int) -> bool:
-        return bool(self._futures[index].is_done)
-
-    def error_of(self, index: int) -> Any:
-        return self._futures[index].exception
+    def answers(self) -> dict[int, Any]:
+        return {index: future.exception for index, future in self._futures.items() if future.is_done}
 
 
 #: Producers of a parent process: collecting them would run their finalizers.

@@ -11,7 +11,7 @@ import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
+from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
 
 _BYTES = "messages are published and received as bytes"
 #: Options that users cannot set, and why.

@@ -18,7 +18,11 @@ from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.client import KafkaConnections, keep_finished_joins, release_paused_records
 from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
 from cqrs_sync.integrations.kafka.settings import KafkaSettings
-from cqrs_sync.kafka import BaseKafkaSubscription, InitialOffsets, Partition, SubscriptionPlan, incoming_message
+from cqrs_sync.kafka.client import Partition
+from cqrs_sync.kafka.cloudevents import incoming_message
+from cqrs_sync.kafka.initial_offsets import InitialOffsets
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription
+from cqrs_sync.kafka.topology import SubscriptionPlan
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +81,6 @@ class KafkaSubscription(BaseKafkaSubscription):
             raise
 
     def close(self) -> None:
-        """Commit what is finished, and leave the rest to the next member of the group."""
         if self._closed:
             return
         self._closed = True
@@ -99,15 +102,12 @@ class KafkaSubscription(BaseKafkaSubscription):
 
     @staticmethod
     def message_of(record: Any, *, deferred: bool) -> IncomingMessage:
-        """Return the record as a message."""
         return incoming_message(record.topic, record.value, record.key, record.headers, deferred=deferred)
 
     def pause(self, partitions: Collection[Partition]) -> None:
-        """Fetch nothing from these partitions."""
         self._consumer.pause(*_vendors(partitions))
 
     def resume(self, partitions: Collection[Partition]) -> None:
-        """Fetch from these partitions again."""
         self._consumer.resume(*_vendors(partitions))
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
@@ -116,7 +116,6 @@ class KafkaSubscription(BaseKafkaSubscription):
             self._commit_request = self._consumer.commit_async(_vendor_offsets(offsets), callback=self._committed)
 
     def find_partitions(self, topics: Collection[str], timeout: float) -> dict[str, list[int]]:
-        """Return the partitions of those topics that exist; ask the broker again if one is missing."""
         cluster = self._connections.cluster
         cluster.set_topics(topics)
         if any(cluster.partitions_for_topic(topic) is None for topic in topics):
@@ -125,7 +124,6 @@ class KafkaSubscription(BaseKafkaSubscription):
         return {topic: sorted(numbers) for topic, numbers in found.items() if numbers is not None}
 
     def committed_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int | None]:
-        """Return the offset that the group has committed in each partition."""
         until = time.monotonic() + timeout
         return {
             partition: self._consumer.committed(
@@ -135,12 +133,10 @@ class KafkaSubscription(BaseKafkaSubscription):
         }
 
     def end_offsets(self, partitions: Collection[Partition], timeout: float) -> dict[Partition, int]:
-        """Return the offset of the next record in each partition."""
         ends: dict[Partition, int] = self._consumer.end_offsets(_vendors(partitions), timeout_ms=timeout * 1000)
         return ends
 
     def commit_before_joining(self, offsets: Mapping[Partition, int], timeout: float) -> Collection[Partition]:
-        """Commit offsets from outside the group; return the partitions the broker accepted."""
         self._consumer.assign(_vendors(offsets))
         accepted: Collection[Partition] = list(offsets)
         try:

@@ -12,23 +12,18 @@ from __future__ import annotations
 
 import logging
 import statistics
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from confluent_kafka import Producer
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts.broker import message
+from tests.benchmarks.kafka_publish import Publish, batch_of, measures, medians, print_table
 from tests.servers.kafka import Tansu
 
 #: Of the bare producer, and in times KafkaBroker.
 BAR, GAIN = 0.6, 3.0
-_CALLS_IN_A_CROWD = 10
 #: Name, threads, messages in a call, turns of each contender in a round.
 LOADS = (
     ("one message", 1, 1, 100),
@@ -37,8 +32,6 @@ LOADS = (
     ("16 threads, one message each", 16, 1, 8),
 )
 _RELAY = "batches of 500"
-
-Publish = Callable[[Sequence[OutgoingMessage]], None]
 
 
 def run(rounds: int) -> list[tuple[str, float, float]]:
@@ -59,7 +52,7 @@ def run(rounds: int) -> list[tuple[str, float, float]]:
 
 def _round(servers: str, load: Sequence[int], *, with_other: bool, ours_first: bool) -> tuple[float, float | None]:
     threads, size, turns = load
-    batch = [message("benchmark", b'{"n": "%0190d"}' % n, key=str(n)) for n in range(size)]
+    batch = batch_of(size)
     broker, other = ConfluentKafkaBroker(servers), KafkaBroker(servers)
     if ours_first:
         broker.publish(batch)
@@ -68,8 +61,7 @@ def _round(servers: str, load: Sequence[int], *, with_other: bool, ours_first: b
     try:
         for publish in contenders * 3:
             publish(batch)
-        measure = partial(_call, batch) if threads == 1 else partial(_crowd, threads, batch)
-        took = _medians(measure, contenders, turns)
+        took = medians(measures(threads, batch), contenders, turns)
         return took[0] / took[1], took[2] / took[1] if with_other else None
     finally:
         broker.close()
@@ -98,42 +90,5 @@ def _bare(servers: str) -> Publish:
     return publish
 
 
-def _medians(measure: Callable[[Publish], float], contenders: Sequence[Publish], turns: int) -> list[float]:
-    """Let all take turns, now in this order, now in the other; medians, because one turn in many meets other work."""
-    took: list[list[float]] = [[] for _ in contenders]
-    for number in range(turns):
-        for place in range(len(contenders)) if number % 2 else reversed(range(len(contenders))):
-            took[place].append(measure(contenders[place]))
-    return [statistics.median(one) for one in took]
-
-
-def _call(batch: Sequence[OutgoingMessage], publish: Publish) -> float:
-    started = time.perf_counter()
-    publish(batch)
-    return time.perf_counter() - started
-
-
-def _crowd(count: int, batch: Sequence[OutgoingMessage], publish: Publish) -> float:
-    def repeat() -> None:
-        for _ in range(_CALLS_IN_A_CROWD):
-            publish(batch)
-
-    workers = [threading.Thread(target=repeat) for _ in range(count)]
-    started = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return time.perf_counter() - started
-
-
-def main() -> None:
-    """Print a table."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(f"{'ours against a bare Producer':<48}{'ratio':>7}{'bar':>7}")
-    for name, ratio, bar in run(rounds):
-        print(f"{name:<48}{ratio:>7.3f}{bar:>7.2f}{'' if ratio >= bar else '  missed'}")
-
-
 if __name__ == "__main__":
-    main()
+    print_table("ours against a bare Producer", run)

@@ -50,7 +50,7 @@ def run(rounds: int) -> list[tuple[str, float, float]]:
 
 def _round(servers: str, load: Sequence[int], *, ours_first: bool) -> float:
     threads, size, turns = load
-    batch = [message("benchmark", b'{"n": "%0190d"}' % n, key=str(n)) for n in range(size)]
+    batch = batch_of(size)
     broker = KafkaBroker(servers)
     if ours_first:
         broker.publish(batch)
@@ -59,8 +59,8 @@ def _round(servers: str, load: Sequence[int], *, ours_first: bool) -> float:
     try:
         for publish in (bare, broker.publish) * 3:
             publish(batch)
-        measure = partial(_call, batch) if threads == 1 else partial(_crowd, threads, batch)
-        return _ratio(measure, bare, broker.publish, turns)
+        took = medians(measures(threads, batch), [bare, broker.publish], turns)
+        return took[0] / took[1]
     finally:
         broker.close()
         producer.close()
@@ -80,13 +80,23 @@ def _bare(producer: KafkaProducer) -> Publish:
     return publish
 
 
-def _ratio(measure: Callable[[Publish], float], bare: Publish, ours: Publish, turns: int) -> float:
-    """Let both take turns, now this one first, now that; medians, because one turn in many meets other work."""
-    took: dict[Publish, list[float]] = {bare: [], ours: []}
+def measures(threads: int, batch: Sequence[OutgoingMessage]) -> Callable[[Publish], float]:
+    """Return what measures a contender: one call, or many threads that call at once."""
+    return partial(_call, batch) if threads == 1 else partial(_crowd, threads, batch)
+
+
+def batch_of(size: int) -> list[OutgoingMessage]:
+    """Return so many messages of 200 bytes."""
+    return [message("benchmark", b'{"n": "%0190d"}' % n, key=str(n)) for n in range(size)]
+
+
+def medians(measure: Callable[[Publish], float], contenders: Sequence[Publish], turns: int) -> list[float]:
+    """Let all take turns, now in this order, now in the other; medians, because one turn in many meets other work."""
+    took: list[list[float]] = [[] for _ in contenders]
     for number in range(turns):
-        for publish in (bare, ours) if number % 2 else (ours, bare):
-            took[publish].append(measure(publish))
-    return statistics.median(took[bare]) / statistics.median(took[ours])
+        for place in range(len(contenders)) if number % 2 else reversed(range(len(contenders))):
+            took[place].append(measure(contenders[place]))
+    return [statistics.median(one) for one in took]
 
 
 def _call(batch: Sequence[OutgoingMessage], publish: Publish) -> float:
@@ -109,13 +119,13 @@ def _crowd(count: int, batch: Sequence[OutgoingMessage], publish: Publish) -> fl
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Print a table."""
+def print_table(title: str, run: Callable[[int], list[tuple[str, float, float]]]) -> None:
+    """Measure in as many rounds as the command line says, and print the figures."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(f"{'ours against a bare KafkaProducer':<45}{'ratio':>7}{'bar':>7}")
+    print(f"{title:<48}{'ratio':>7}{'bar':>7}")
     for name, ratio, bar in run(rounds):
-        print(f"{name:<45}{ratio:>7.3f}{bar:>7.2f}{'' if ratio >= bar else '  missed'}")
+        print(f"{name:<48}{ratio:>7.3f}{bar:>7.2f}{'' if ratio >= bar else '  missed'}")
 
 
 if __name__ == "__main__":
-    main()
+    print_table("ours against a bare KafkaProducer", run)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.broker
 
 
 class TestConfluentKafkaBroker(GroupBrokerContract):
-    # Tansu makes any topic; tests/brokers/test_confluent.py asks a broker that does not.
+    # Tansu makes any topic; tests/brokers/test_kafka_publishing.py asks a broker that does not.
     features = BrokerFeatures(refuses_unknown_topics=False)
 
     @pytest.fixture

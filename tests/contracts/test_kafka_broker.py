@@ -12,7 +12,7 @@ pytestmark = pytest.mark.broker
 
 
 class TestKafkaBroker(GroupBrokerContract):
-    # Tansu makes any topic; tests/brokers/test_kafka.py asks a broker that does not.
+    # Tansu makes any topic; tests/brokers/test_kafka_publishing.py asks a broker that does not.
     features = BrokerFeatures(refuses_unknown_topics=False)
 
     @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 import uuid
 
@@ -23,6 +24,7 @@ from cqrs_sync.integrations.confluent.settings import (
 from cqrs_sync.testing.contracts.broker import message, receive
 from cqrs_sync.testing.waiting import in_forked_child
 from tests.brokers.kafka_clients import (
+    BACK_IN,
     CONFLUENT,
     LATE,
     bodies,
@@ -131,32 +133,26 @@ def test_options_that_contradict_each_other_are_an_error_with_the_first_call(kaf
 
 
 def test_a_bare_producer_never_comes_back_from_a_broker_that_forgets(own_kafka):
-    """What the doctor is for; where this fails, librdkafka has learnt to do without our care."""
-    reports = []
+    """What the supervisor is for; where this fails, librdkafka has learnt to do without it."""
     options = {"bootstrap.servers": own_kafka.servers, "message.timeout.ms": 1000, "enable.idempotence": True}
     producer = Producer(options, logger=logging.getLogger("bare"))
 
-    def send():
-        known = len(reports)
-        # What is fatal is raised, by either, and reported besides where the record was taken.
-        try:
-            producer.produce("orders", b"x", on_delivery=lambda error, _: reports.append(error))
-        except KafkaException as error:
-            reports.append(error)
-        eventually(lambda: heard() > known, timeout=10)
-
-    def heard():
+    def is_confirmed():
+        reports = []
+        # A fatal error is raised, by either.
         with contextlib.suppress(KafkaException):
-            producer.poll(0.1)
-        return len(reports)
+            producer.produce("orders", b"x", on_delivery=lambda error, _: reports.append(error))
+            eventually(lambda: producer.poll(0.1) or reports, timeout=10)
+        return reports == [None]
 
-    send()
+    eventually(is_confirmed, timeout=20)
     own_kafka.stop()
     own_kafka.start()
-    send()
-    send()
 
-    assert [True, False, False] == [error is None for error in reports]
+    until = time.monotonic() + BACK_IN
+    while time.monotonic() < until:
+        assert not is_confirmed()
+        threading.Event().wait(0.1)
 
 
 def test_an_outage_is_a_few_lines_in_the_log(own_kafka, broker, caplog, capfd):

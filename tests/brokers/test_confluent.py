@@ -7,12 +7,11 @@ import logging
 import sys
 import threading
 import time
-import uuid
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
-from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.confluent.settings import (
     CONSUMER_ONLY,
@@ -38,6 +37,7 @@ from tests.brokers.kafka_clients import (
     run,
 )
 from tests.brokers.scripted_kafka import NO_ERROR
+from tests.servers import free_port
 from tests.servers.kafka import CONFLUENT_QUICK_GROUPS
 from tests.waiting import eventually
 
@@ -63,9 +63,17 @@ def scripted_broker(scripted):
     broker.close()
 
 
-@pytest.fixture
-def group():
-    return f"group-{uuid.uuid4().hex}"
+def test_an_illegal_topic_is_refused_without_asking_a_broker():
+    """It is the message's fault whether or not a broker is there to say so; librdkafka would ask about any name."""
+    broker = ConfluentKafkaBroker(f"127.0.0.1:{free_port()}")
+    started = time.monotonic()
+
+    failures = failures_of(broker, [message("no spaces, please")])
+    took = time.monotonic() - started
+    broker.close(0.1)
+
+    assert isinstance(failures[0][1], MessageRejected)
+    assert LATE > took
 
 
 @pytest.mark.parametrize("code", [OUT_OF_ORDER, PRODUCER_FENCED], ids=["fatal", "fenced"])

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import uuid
 
 import attrs
 import pytest
@@ -59,11 +58,6 @@ def broker(kafka_servers):
     broker = KafkaBroker(kafka_servers, consumer_config=QUICK_GROUPS)
     yield broker
     broker.close()
-
-
-@pytest.fixture
-def group():
-    return f"group-{uuid.uuid4().hex}"
 
 
 def only_record(servers: str, topic: str):
@@ -128,16 +122,19 @@ def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):
     assert b"" == only_record(kafka_servers, kafka_topic).value
 
 
-def test_the_broker_is_not_asked_for_ever_about_a_topic_it_does_not_have(scripted, scripted_broker):
+def test_the_broker_is_not_asked_for_ever_about_a_topic_it_does_not_have(scripted):
     """After the call has failed, metadata requests no longer name the topic."""
-    failures_of(scripted_broker, [message("unknown")], timeout=10)
+    broker = KAFKA_PYTHON.broker(scripted.servers, creates_topics=False)
+    failures_of(broker, [message("unknown")], timeout=10)
     asked = len(scripted.asked)
 
     for n in range(10):
-        scripted_broker.publish([message("known", b"%d" % n)])
-    failures_of(scripted_broker, [message("other")], timeout=1)
+        broker.publish([message("known", b"%d" % n)])
+    failures_of(broker, [message("other")], timeout=1)
 
     assert asked + 1 >= len([topic for topic in scripted.asked if topic == "unknown"])
+    assert scripted.may_make_topics is False
+    broker.close()
 
 
 def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):

@@ -36,7 +36,7 @@ class TcpProxy:
     def cut(self) -> int:
         """Close all connections and refuse new ones; return how many were closed."""
         self._stop_listening()
-        # Bound and not listening: connections are refused, and nobody takes the port meanwhile.
+        # Bound and not listening: connections are refused, and the port stays ours.
         self._listener = _bound(self.port)
         return self._drop_all()
 
@@ -55,7 +55,7 @@ class TcpProxy:
             self._listen()
 
     def close(self) -> None:
-        """Close everything; nobody is served any more."""
+        """Close all connections and end the proxy."""
         self._stop_listening()
         self._drop_all()
         self._flows.set()
@@ -142,7 +142,7 @@ class _Pair:
         self._ends = (near, far)
 
     def close(self) -> None:
-        """End both connections and wake whoever reads from them."""
+        """End both connections and wake the threads that read from them."""
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""RabbitMQ for tests: the one that is there, and a node of our own that may be stopped, killed and starved."""
+"""RabbitMQ for tests: a running server, and a node of our own that tests stop, kill and starve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers import answers, free_port, missing
 from tests.servers.proxy import TcpProxy
 from tests.waiting import eventually
 
-# pytest loads this file wherever it runs, also where only the core is installed.
+# pytest loads this file even if only the core is installed.
 with contextlib.suppress(ImportError):
     import pika
     from pika.adapters.blocking_connection import BlockingChannel
@@ -69,7 +69,7 @@ def own_rabbitmq(own_rabbitmq_node: OwnRabbitMQ) -> OwnRabbitMQ:
 
 @pytest.fixture
 def exchange(rabbitmq_url: str) -> Iterator[str]:
-    """The name of an exchange that nobody else uses."""
+    """The name of an exchange for one test."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield name
     with opened(rabbitmq_url) as channel:
@@ -105,7 +105,7 @@ class OwnRabbitMQ:
         _certify(directory)
         self._environment = {
             **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-            # The cookie lies in HOME: with one of our own, nobody else's node talks to this one.
+            # The cookie is in HOME: with its own cookie, this node talks to no other.
             "HOME": str(directory),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"cqrs-{uuid.uuid4().hex[:8]}@localhost",
@@ -141,7 +141,7 @@ class OwnRabbitMQ:
         self._end(signal.SIGKILL)
 
     def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl` on this node and return what it says."""
+        """Run `rabbitmqctl` on this node and return its output."""
         command = _installed("rabbitmqctl")
         assert command is not None
         done = subprocess.run(
@@ -225,7 +225,7 @@ def opened(url: str) -> Iterator[BlockingChannel]:
 
 @contextlib.contextmanager
 def bound_queue(url: str, exchange: str, *topics: str) -> Iterator[str]:
-    """A durable queue that gets what is published to these topics; all of it is removed afterwards."""
+    """A durable queue bound to these topics. Exchange and queue are deleted afterwards."""
     queue = f"{exchange}.{uuid.uuid4().hex[:6]}"
     with opened(url) as channel:
         channel.exchange_declare(exchange, exchange_type="topic", durable=True)
@@ -270,7 +270,7 @@ def drained(url: str, queue: str) -> list[tuple[pika.BasicProperties, bytes]]:
 
 
 def _certify(directory: Path) -> None:
-    """Make a certificate for localhost that nobody knows."""
+    """Make a self-signed certificate for localhost."""
     command = (
         "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
     )

@@ -31,7 +31,7 @@ class Collect:
 
     def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Raise EventsFailed."""
-        raise failed(failures, response)
+        raise events_failed(failures, response)
 
 
 class FailFast:
@@ -44,7 +44,7 @@ class FailFast:
 
     def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Raise EventsFailed."""
-        raise failed(failures, response)
+        raise events_failed(failures, response)
 
 
 class Log:
@@ -60,10 +60,10 @@ class Log:
         log_failures([failure for failure in failures if failure.event is not None])
         unpublished = [failure for failure in failures if failure.event is None]
         if unpublished:
-            raise failed(unpublished, response)
+            raise events_failed(unpublished, response)
 
 
-def failed(failures: Sequence[Failure], response: Any, what: str = "the request succeeded") -> EventsFailed:
+def events_failed(failures: Sequence[Failure], response: Any, what: str = "the request succeeded") -> EventsFailed:
     """Make the exception that carries these failures."""
     names = ", ".join(sorted({failure.handler for failure in failures}))
     errors = [failure.error for failure in failures if isinstance(failure.error, Exception)]

@@ -1,4 +1,4 @@
-"""What lets a handler run once: innermost of the middlewares around it, so that the receipt is in its transaction."""
+"""Run a handler once for each idempotency key."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _DIGEST = 16
 
 
 @contextmanager
-def once_for(key: str) -> Iterator[None]:
-    """Let the guards of what is called in this block ask for this key."""
+def idempotency_key(key: str) -> Iterator[None]:
+    """Give the idempotent handlers that are called in this block their key."""
     token = _key.set(key)
     try:
         yield
@@ -33,60 +33,67 @@ def once_for(key: str) -> Iterator[None]:
         _key.reset(token)
 
 
-class EventGuard:
-    """Lets a handler of events run where the inbox does not know that it has, for the key of `once_for`."""
+class IdempotentEvent:
+    """
+    Skips an event handler that has a receipt for the `idempotency_key`.
+
+    The innermost middleware, so that the receipt is in the handler's own transaction.
+    """
 
     def __init__(self, inbox: Inbox, handler: str) -> None:
         self._inbox = inbox
         self._handler = handler
 
     def __call__(self, event: Any, call_next: CallNext, /) -> None:
-        """Run it, or leave it at that."""
+        """Run the handler, or skip it."""
         with self._inbox.once(_key.get(), self._handler) as receipt:
             if receipt.first:
                 call_next(event)
 
 
-class RequestGuard:
+class IdempotentRequest:
     """
-    Lets the handler of a request run once for the key of `once_for`, and answers from the inbox after that.
+    Runs the handler of a request once for the `idempotency_key`, and answers from the inbox after that.
 
-    A digest of the request is kept with the response. Raises AlreadyUsed where the key came with another request.
+    The innermost middleware, as for events. It stores a digest of the request with the response, and raises
+    AlreadyUsed if the key comes with another request.
     """
 
     def __init__(self, inbox: Inbox, request_type: type) -> None:
         self._inbox = inbox
         self._name = f"{request_type.__module__}:{request_type.__qualname__}"
-        self._title = request_type.__qualname__
-        self._answer = _answer_of(request_type)
+        self._request = request_type.__qualname__
+        self._response_type = _response_type_of(request_type)
 
     def __call__(self, request: Any, call_next: CallNext, /) -> Any:
-        """Run it, or return what it has answered."""
+        """Run the handler, or return its response of the first time."""
         key = _key.get()
-        digest = hashlib.blake2b(self._dump(request, "is"), digest_size=_DIGEST).digest()
+        digest = hashlib.blake2b(self._dump(request, "the request"), digest_size=_DIGEST).digest()
         with self._inbox.once(key, self._name) as receipt:
             if receipt.first:
                 response = call_next(request)
-                receipt.keep(digest + self._answered(response))
+                receipt.keep(digest + self._response_typeed(response))
                 return response
             kept = receipt.result
             if kept is None:
-                raise ConfigurationError(f"the inbox keeps no results, so it cannot answer {self._title} again")
+                raise ConfigurationError(
+                    f"the inbox stores no responses, so it cannot answer {self._request} a second time"
+                )
             if not kept.startswith(digest):
                 raise AlreadyUsed(
-                    f"the key {key!r:.80} was used for another {self._title}: a request that differs needs a new key"
+                    f"the key {key!r:.80} was used for a {self._request} with other content: use a new key for another request"
                 )
             return self._load(kept[_DIGEST:])
 
-    def _answered(self, response: Any) -> bytes:
-        answer = self._dump(response, "was answered with")
+    def _response_bytes(self, response: Any) -> bytes:
+        answer = self._dump(response, "the response")
         try:
-            # Who sends it again is not to find out that this cannot be read.
+            # Found out now, while the handler can still fail, and not by a later send.
             self._load(answer)
         except Exception as error:
             raise SerializationError(
-                f"{self._title} was answered with {type(response).__qualname__}, which cannot be read as the "
-                f"{getattr(self._answer, '__qualname__', self._answer)} that it declares: {error}"
+                f"{self._request} returned {type(response).__qualname__}, which cannot be read back as the "
+                f"{getattr(self._response_type, '__qualname__', self._response_type)} that it declares: {error}"
             ) from error
         return answer
 
@@ -95,12 +102,12 @@ class RequestGuard:
             return orjson.dumps(_converter().unstructure(value), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
         except Exception as error:
             raise SerializationError(
-                f"{self._title} {what} {type(value).__qualname__}, which cannot become JSON, so the inbox cannot keep "
-                f"it: make it of what JSON can say, or send it without `once`: {error}"
+                f"{what} of {self._request}, {type(value).__qualname__}, cannot become JSON, so the inbox cannot keep "
+                f"it: use only types that JSON has, or send it without `once`: {error}"
             ) from error
 
     def _load(self, answer: bytes) -> Any:
-        return _converter().structure(orjson.loads(answer), self._answer)
+        return _converter().structure(orjson.loads(answer), self._response_type)
 
 
 @cache
@@ -108,8 +115,8 @@ def _converter() -> Any:
     return json_converter()
 
 
-def _answer_of(request_type: type) -> Any:
-    """Return what a request is answered with, as its class declares it."""
+def _response_type_of(request_type: type) -> Any:
+    """Return the type of the response, as the class of the request declares it."""
     for base in request_type.__mro__:
         for generic in base.__dict__.get("__orig_bases__", ()):
             origin = get_origin(generic)
@@ -119,20 +126,20 @@ def _answer_of(request_type: type) -> Any:
                     continue
                 return _resolved(answer, base)
     raise ConfigurationError(
-        f"{request_type.__qualname__} does not say what it is answered with, so the inbox cannot give that answer "
-        f"again: write `class {request_type.__qualname__}(cqrs.Command[...])`, or send it without `once`"
+        f"{request_type.__qualname__} does not declare the type of its response, so the inbox cannot return it a "
+        f"second time: write `class {request_type.__qualname__}(cqrs.Command[...])`, or send it without `once`"
     )
 
 
 @attrs.frozen
 class _Annotated:
-    """Something whose annotations `get_type_hints` reads."""
+    """A holder of annotations, for `get_type_hints`."""
 
     __annotations__: dict[str, Any]
 
 
 def _resolved(answer: Any, base: type) -> Any:
-    """Look up a class that is named before it is there."""
+    """Return the class of a forward reference."""
     if not isinstance(answer, ForwardRef):
         return answer
     module = vars(sys.modules[base.__module__])

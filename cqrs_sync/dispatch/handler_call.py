@@ -1,10 +1,10 @@
-"""One handler, one message: build it, call it, take what it raised."""
+"""Call one handler with one message: build it, run it inside its middlewares, stage what it raises."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar, get_type_hints
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, get_type_hints
 
 from cqrs_sync.container import Container
 from cqrs_sync.errors import HandlerNotBuilt, HandlerReused
@@ -15,43 +15,46 @@ from cqrs_sync.registry import Binding
 
 T = TypeVar("T")
 
-#: What becomes of the events of a handler, while its transaction is open.
+#: Does with raised events what belongs inside the transaction of the handler that raised them.
 Stage: TypeAlias = Callable[[list[Event]], T]
-#: Takes a message and the list in `context.current` that collects what is raised. Gives
-#: the response, and what `Stage` made of the events of each attempt that succeeded.
-Invocation: TypeAlias = Callable[[Any, list[Event]], tuple[Any, Sequence[T]]]
 
 
-def is_plain(binding: Binding) -> bool:
-    """Tell whether a handler is a class that keeps no events of its own."""
+class Invoke(Protocol):
+    """Builds and calls a handler."""
+
+    def __call__(self, message: Any, raised: list[Event], stage: Stage[T], /) -> tuple[Any, Sequence[T]]:
+        """
+        Return the handler's response, and what `stage` returned for the events of each attempt that succeeded.
+
+        `raised` is the list in `context.current`, which collects events. Raises what the handler raises.
+        """
+
+
+class HandlerCall(NamedTuple):
+    """A handler, ready to be called with messages."""
+
+    name: str
+    invoke: Invoke
+
+
+def compile_call(binding: Binding, container: Container, middlewares: Sequence[Middleware]) -> HandlerCall:
+    """Prepare calls of a handler once, so that each message pays only for what differs."""
     handler: Any = binding.handler
-    return isinstance(handler, type) and handler.events in (RequestHandler.events, EventHandler.events)  # type: ignore[attr-defined]
-
-
-def take_strays(handler: Any) -> Sequence[Event]:
-    """Take what was raised in a thread that knows nothing of the message."""
-    return handler.__dict__.pop("_raised") if handler._raised else ()  # noqa: SLF001
-
-
-def compile_invocation(
-    binding: Binding, container: Container, middlewares: Sequence[Middleware], stage: Stage[T]
-) -> Invocation[T]:
-    """Prepare calls of a handler once, so that a message only pays for what differs."""
-    compiled: Callable[..., Invocation[Any]]
-    if is_plain(binding):
-        compiled = _for_class
+    invoke: Invoke
+    if not isinstance(handler, type):
+        invoke = _for_function(binding, container)
+    elif handler.events in (RequestHandler.events, EventHandler.events):  # type: ignore[attr-defined]
+        invoke = _for_class(binding, container)
     else:
-        compiled = _for_class_with_own_events if isinstance(binding.handler, type) else _for_function
-    if not middlewares:
-        return compiled(binding, container, stage)
-    return _inside(middlewares, compiled(binding, container, _leave), stage)
+        invoke = _for_class_with_own_events(binding, container)
+    return HandlerCall(binding.name, _inside(middlewares, invoke) if middlewares else invoke)
 
 
-def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+def _for_class(binding: Binding, container: Container) -> Invoke:
     handler_type: Any = binding.handler
     resolve = container.resolve
 
-    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+    def invoke(message: Any, raised: list[Event], stage: Stage[T], /) -> tuple[Any, Sequence[T]]:
         try:
             handler = resolve(handler_type)
         except Exception as error:
@@ -60,9 +63,9 @@ def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invoc
         try:
             response = handler.handle(message)
         finally:
-            # Dropped where it fails: left, they would go with the next message of a singleton.
-            if handler._raised:  # noqa: SLF001 -- a further call is what every request would pay for
-                raised.extend(take_strays(handler))
+            # Also after a failure: a singleton would raise them with its next message. Asked here: a call costs more.
+            if handler._raised:  # noqa: SLF001
+                raised.extend(_drain_raised(handler))
         if raised:
             return response, (stage(raised),)
         return response, ()
@@ -70,35 +73,35 @@ def _for_class(binding: Binding, container: Container, stage: Stage[T]) -> Invoc
     return invoke
 
 
-def _for_class_with_own_events(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+def _for_class_with_own_events(binding: Binding, container: Container) -> Invoke:
     handler_type: Any = binding.handler
 
-    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+    def invoke(message: Any, raised: list[Event], stage: Stage[T], /) -> tuple[Any, Sequence[T]]:
         handler = container.resolve(handler_type)
         # `setdefault` is atomic: of two threads with the same handler, one sees the other's mark.
         mark = object()
         if handler.__dict__.setdefault("_served", mark) is not mark:
             raise HandlerReused(
-                f"{binding.name} keeps its own events and was handed out twice, so events of one request would leak "
-                "into the next: register it as transient, or raise events with self.raise_event(...)"
+                f"{binding.name} keeps its own events, and the container returned the same instance twice. Events of "
+                "one request would leak into the next: register it as transient, or use self.raise_event(...)"
             )
         response = handler.handle(message)
         raised.extend(handler.events)
-        raised.extend(take_strays(handler))
+        raised.extend(_drain_raised(handler))
         return response, ((stage(raised),) if raised else ())
 
     return invoke
 
 
-def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> Invocation[T]:
+def _for_function(binding: Binding, container: Container) -> Invoke:
     function: Any = binding.handler
     services = _services(function, binding.name)
 
-    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+    def invoke(message: Any, raised: list[Event], stage: Stage[T], /) -> tuple[Any, Sequence[T]]:
         try:
             arguments: dict[str, Any] = {name: container.resolve(service) for name, service in services.items()}
         except Exception as error:
-            error.add_note(f"while what {binding.name} takes was built")
+            error.add_note(f"while the arguments of {binding.name} were built")
             raise
         response = function(message, **arguments)
         return response, ((stage(raised),) if raised else ())
@@ -106,43 +109,50 @@ def _for_function(binding: Binding, container: Container, stage: Stage[T]) -> In
     return invoke
 
 
-def _leave(raised: list[Event]) -> None:
-    """Leave events where they are: the attempt is not over yet."""
+def _drain_raised(handler: Any) -> Sequence[Event]:
+    """Take the events that were raised in a thread without the context of the message."""
+    return handler.__dict__.pop("_raised") if handler._raised else ()  # noqa: SLF001
 
 
-def _inside(middlewares: Sequence[Middleware], innermost: Invocation[None], stage: Stage[T]) -> Invocation[T]:
-    def call_handler(message: Any, raised: list[Event], staged: list[T]) -> Any:
+def _keep(raised: list[Event]) -> None:
+    """Stage nothing: a middleware may still fail, or try again."""
+
+
+#: A call inside of some middlewares. It adds to the last but one argument what `stage` returns.
+_Attempt: TypeAlias = "Callable[[Any, list[Event], list[Any], Stage[Any]], Any]"
+
+
+def _inside(middlewares: Sequence[Middleware], invoke_handler: Invoke) -> Invoke:
+    def call_handler(message: Any, raised: list[Event], staged: list[Any], stage: Stage[Any]) -> Any:
         before = len(raised)
         try:
-            response, _ = innermost(message, raised)
+            response, _ = invoke_handler(message, raised, _keep)
             if len(raised) > before:
                 staged.append(stage(raised[before:]))
             return response
         finally:
-            # A middleware may try again: what a failed attempt raised never happened.
+            # A middleware may try again: the events of a failed attempt never happened.
             del raised[before:]
 
-    call: Callable[[Any, list[Event], list[T]], Any] = call_handler
+    attempt: _Attempt = call_handler
     for middleware in reversed(middlewares):
-        call = _wrap(middleware, call, stage)
+        attempt = _wrap(middleware, attempt)
 
-    def invoke(message: Any, raised: list[Event]) -> tuple[Any, Sequence[T]]:
+    def invoke(message: Any, raised: list[Event], stage: Stage[T], /) -> tuple[Any, Sequence[T]]:
         staged: list[T] = []
-        return call(message, raised, staged), staged
+        return attempt(message, raised, staged, stage), staged
 
     return invoke
 
 
-def _wrap(
-    middleware: Middleware, inner: Callable[[Any, list[Event], list[T]], Any], stage: Stage[T]
-) -> Callable[[Any, list[Event], list[T]], Any]:
-    def call(message: Any, raised: list[Event], staged: list[T]) -> Any:
+def _wrap(middleware: Middleware, inner: _Attempt) -> _Attempt:
+    def attempt(message: Any, raised: list[Event], staged: list[Any], stage: Stage[Any]) -> Any:
         def call_next(message: Any) -> Any:
             before = len(staged)
             try:
-                return inner(message, raised, staged)
+                return inner(message, raised, staged, stage)
             except BaseException:
-                # So is what an inner one did, a commit say, that failed after the handler.
+                # Also what an inner middleware did after the handler, such as a commit, may have failed.
                 del staged[before:]
                 raise
 
@@ -150,13 +160,13 @@ def _wrap(
         try:
             response = middleware(message, call_next)
             if len(raised) > before:
-                # Its own, inside of what the outer ones have opened.
+                # The middleware's own events: staged inside the transactions of the outer ones.
                 staged.append(stage(raised[before:]))
             return response
         finally:
             del raised[before:]
 
-    return call
+    return attempt
 
 
 def _services(function: Any, name: str) -> dict[str, type]:
@@ -171,5 +181,7 @@ def _services(function: Any, name: str) -> dict[str, type]:
     hints = get_type_hints(function) if wanted else {}
     missing = [parameter.name for parameter in wanted if parameter.name not in hints]
     if missing:
-        raise HandlerNotBuilt(f"{name} has parameters without a type, so nothing can be injected: {', '.join(missing)}")
+        raise HandlerNotBuilt(
+            f"{name} has parameters without a type, so the container cannot fill them: {', '.join(missing)}"
+        )
     return {parameter.name: hints[parameter.name] for parameter in wanted}

@@ -1,116 +1,125 @@
-"""What is to be done with events of each type, worked out once."""
+"""Find the handlers of an event type, and prepare their calls once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, cast
+from typing import NamedTuple
 
-from cqrs_sync.dispatch.handler_call import Stage, compile_invocation, is_plain
-from cqrs_sync.dispatch.staging import InlineTarget, Route, Staged, Target
-from cqrs_sync.errors import AlreadyBound
-from cqrs_sync.idempotency import EventGuard
-from cqrs_sync.inbox import Inbox
+from cqrs_sync.dispatch.handler_call import HandlerCall, compile_call
+from cqrs_sync.errors import AlreadyBound, HandlerNotFound
+from cqrs_sync.idempotency import IdempotentEvent
 from cqrs_sync.messages import Event, NotificationEvent
+from cqrs_sync.middleware import Middleware
 from cqrs_sync.registry import Binding, Phase
 from cqrs_sync.wiring import Wiring
 
 
-class Routes(dict[type, Route]):
-    """The route of each event type, made when it is first asked for, and again after a `bind`."""
+class Route(NamedTuple):
+    """What happens to events of a type."""
 
-    def __init__(self, wiring: Wiring, stage: Stage[Staged]) -> None:
+    #: Handlers that run after the commit.
+    after_commit: tuple[HandlerCall, ...]
+    inline: tuple[HandlerCall, ...]
+    #: Durable handlers, by their stable names.
+    durable: tuple[str, ...]
+    is_notification: bool
+    #: The event has handlers, and they all run after the commit: nothing happens inside the transaction.
+    only_after_commit: bool
+
+
+class Routing(dict[type, Route]):
+    """The route of each event type, made at its first use and again after a later `bind`."""
+
+    def __init__(self, wiring: Wiring) -> None:
         super().__init__()
-        self._event_map = wiring.event_map
-        self._container = wiring.container
-        self._middleware = wiring.middleware
-        self._stage = stage
-        self._inbox = wiring.inbox
-        self._received: dict[type, tuple[Target, ...]] = {}
-        self._durable_at_once = wiring.observer is not None
-        self._durable: dict[tuple[type, str], Target | None] = {}
-        wiring.event_map.on_change(self)
+        self._wiring = wiring
+        self._durable: dict[tuple[type, str], HandlerCall] = {}
+        self._received: dict[type, tuple[HandlerCall, ...]] = {}
+        #: The version of the event map that the routes were made of; `EventMap.version` may be ahead of it.
+        self.version = wiring.event_map.version
 
     def __missing__(self, event_type: type) -> Route:
         if not issubclass(event_type, Event):
-            raise TypeError(f"what is raised is an event, {event_type.__qualname__} is none: raise an instance of one")
+            raise TypeError(f"{event_type.__qualname__} is not an event: raise instances of Event subclasses")
+        event_map = self._wiring.event_map
         while True:
-            version = self._event_map.version
-            route = self[event_type] = self._make(event_type)
-            if version == self._event_map.version:
+            version = event_map.version
+            route = self[event_type] = self._route(event_type)
+            if version == event_map.version:
                 return route
 
-    def forget(self) -> None:
-        """Find the handlers of each event again: more were bound."""
+    def refresh(self) -> None:
+        """Drop all routes: more handlers were bound."""
+        version = self._wiring.event_map.version
         self.clear()
         self._durable.clear()
         self._received.clear()
+        self.version = version
 
-    def durable_target(self, event_type: type, name: str) -> Target | None:
-        """Return the durable handler of this stable name, None where it is not bound to these events."""
-        if (event_type, name) not in self._durable:
-            bindings = self._event_map.find(event_type)
-            binding = next(
-                (each for each in bindings if each.phase is Phase.DURABLE and each.stable_name == name), None
-            )
-            self._durable[event_type, name] = None if binding is None else self._target(binding, event_type)
-        return self._durable[event_type, name]
+    def durable_call(self, event_type: type, name: str) -> HandlerCall:
+        """Return the durable handler of this stable name. Raises HandlerNotFound if it is not bound to these events."""
+        self._refresh_if_old()
+        known = self._durable.get((event_type, name))
+        if known is not None:
+            return known
+        for binding in self._wiring.event_map.find(event_type):
+            if binding.phase is Phase.DURABLE and binding.stable_name == name:
+                call = self._durable[event_type, name] = self._call(binding, event_type)
+                return call
+        raise HandlerNotFound(f"no durable handler named {name!r} is bound to {event_type.__qualname__}")
 
-    def received(self, event_type: type) -> tuple[Target, ...]:
+    def received_calls(self, event_type: type) -> tuple[HandlerCall, ...]:
         """
-        Return the handlers of these events, whatever their phase; with an inbox, each to run once for the key around.
+        Return the handlers of an event from a broker, whatever their phase. With an inbox each of them is idempotent.
 
-        Raises AlreadyBound where the inbox could not tell them apart.
+        Raises AlreadyBound if the inbox cannot tell two of them apart.
         """
-        found = self._received.get(event_type)
-        if found is None:
-            bindings = self._event_map.find(event_type)
-            if self._inbox is None:
-                found = tuple(self._target(binding, event_type) for binding in bindings)
-            else:
-                _check_names(bindings, event_type)
-                found = tuple(self._guard(binding, event_type, self._inbox) for binding in bindings)
-            self._received[event_type] = found
-        return found
+        self._refresh_if_old()
+        calls = self._received.get(event_type)
+        event_map = self._wiring.event_map
+        while calls is None:
+            version = event_map.version
+            made = self._received[event_type] = self._received_calls(event_type)
+            if version == event_map.version:
+                calls = made
+        return calls
 
-    def _guard(self, binding: Binding, event_type: type, inbox: Inbox) -> Target:
-        middlewares = [*self._middleware.of(event_type), EventGuard(inbox, binding.lasting_name)]
-        return Target(binding.name, compile_invocation(binding, self._container, middlewares, self._stage))
+    def _received_calls(self, event_type: type) -> tuple[HandlerCall, ...]:
+        bindings = self._wiring.event_map.find(event_type)
+        inbox = self._wiring.inbox
+        if inbox is None:
+            return tuple(self._call(each, event_type) for each in bindings)
+        _check_names(bindings, event_type)
+        return tuple(self._call(each, event_type, IdempotentEvent(inbox, each.lasting_name)) for each in bindings)
 
-    def _make(self, event_type: type) -> Route:
-        bindings = self._event_map.find(event_type)
-        phases = {Phase.AFTER_COMMIT, Phase.DURABLE} if self._durable_at_once else {Phase.AFTER_COMMIT}
-        targets = tuple(self._target(binding, event_type) for binding in bindings if binding.phase in phases)
-        middlewares = self._middleware.of(event_type)
-        inline = tuple(
-            InlineTarget(binding.name, compile_invocation(binding, self._container, middlewares, list))
-            for binding in bindings
-            if binding.phase is Phase.INLINE
-        )
-        stored = [] if self._durable_at_once else [each for each in bindings if each.phase is Phase.DURABLE]
-        durable = tuple(each.stable_name for each in stored if each.stable_name is not None)
-        notification = issubclass(event_type, NotificationEvent)
-        plain = bool(targets) and not (inline or durable or notification)
-        return Route(targets, inline, durable, notification, plain)
+    def _refresh_if_old(self) -> None:
+        if self.version != self._wiring.event_map.version:
+            self.refresh()
 
-    def _target(self, binding: Binding, event_type: type) -> Target:
-        middlewares = self._middleware.of(event_type)
-        return Target(
-            binding.name,
-            compile_invocation(binding, self._container, middlewares, self._stage),
-            partial(self._container.resolve, cast("type[Any]", binding.handler))
-            if is_plain(binding) and not middlewares
-            else None,
-        )
+    def _route(self, event_type: type) -> Route:
+        bound: dict[Phase, list[Binding]] = {phase: [] for phase in Phase}
+        for binding in self._wiring.event_map.find(event_type):
+            observed = binding.phase is Phase.DURABLE and self._wiring.observer is not None
+            bound[Phase.AFTER_COMMIT if observed else binding.phase].append(binding)
+        after_commit = tuple(self._call(binding, event_type) for binding in bound[Phase.AFTER_COMMIT])
+        inline = tuple(self._call(binding, event_type) for binding in bound[Phase.INLINE])
+        durable = tuple(each.stable_name for each in bound[Phase.DURABLE] if each.stable_name is not None)
+        is_notification = issubclass(event_type, NotificationEvent)
+        only_after_commit = bool(after_commit) and not (inline or durable or is_notification)
+        return Route(after_commit, inline, durable, is_notification, only_after_commit)
+
+    def _call(self, binding: Binding, event_type: type, *innermost: Middleware) -> HandlerCall:
+        middlewares = [*self._wiring.middleware.of(event_type), *innermost]
+        return compile_call(binding, self._wiring.container, middlewares)
 
 
 def _check_names(bindings: Sequence[Binding], event_type: type) -> None:
-    """Refuse two handlers of one event that the inbox would take for one: one of them would never run."""
+    """Refuse two handlers of an event that have one name in the inbox: one of them would never run."""
     known: dict[str, Binding] = {}
     for binding in bindings:
         other = known.setdefault(binding.lasting_name, binding)
         if other is not binding:
             raise AlreadyBound(
-                f"{binding.name} and another handler of {event_type.__qualname__} are both known to the inbox as "
-                f'{binding.lasting_name!r}: give one of them a name, bind(..., name="...")'
+                f"the inbox knows {binding.name} and another handler of {event_type.__qualname__} by the same name, "
+                f'{binding.lasting_name!r}: give one of them its own, bind(..., name="...")'
             )

@@ -1,257 +1,311 @@
-"""One run: the events of a request, the calls they ask for, and what became of them."""
+"""After the commit: event handlers run, then the handlers of the events they raise, then messages are published."""
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import copy_context
 
+from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import current
-from cqrs_sync.dispatch.handler_call import take_strays
-from cqrs_sync.dispatch.staging import Route, Staged, Target
+from cqrs_sync.dispatch.handler_call import HandlerCall
+from cqrs_sync.dispatch.routing import Routing
+from cqrs_sync.dispatch.staging import PendingEvents, Staging
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
-from cqrs_sync.failures import FailurePolicy
+from cqrs_sync.failures import log_failures
+from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event
 from cqrs_sync.threads.executor import Call
 from cqrs_sync.threads.watchdog import stacks_of
+from cqrs_sync.wiring import Wiring
+
+logger = logging.getLogger(__name__)
+
+#: A late handler may still publish what it has committed, for this many seconds.
+_SHORTEST_PUBLISH = 0.1
+#: More events than these may not follow from events of their own type, in one run.
+_MOST_RECURRING = 10_000
+
+enter, deadline_at = context.current.set, context.deadline_at
 
 
-class Surroundings(Protocol):
-    """What a run needs of the dispatcher that made it."""
+class EventRunner:
+    """Runs committed events, each batch with all that follows from it as one `EventRun`."""
 
-    failures: FailurePolicy
-    lock: threading.Lock
-    observer: Callable[[Sequence[Event]], object] | None
+    def __init__(self, wiring: Wiring, routing: Routing, staging: Staging) -> None:
+        self.wiring = wiring
+        self.routing = routing
+        self.stage = staging.stage
+        self.transaction_is_open = staging.transaction_is_open
+        #: Guards what the handlers of a run change. All runs share it: a lock for each run would not survive a fork.
+        self.lock = threading.Lock()
+        reset_in_child(self)
 
-    @property
-    def routes(self) -> Mapping[type, Route]:
-        """Return what is to be done with events of each type."""
+    def run(self, batches: Sequence[PendingEvents]) -> EventRun:
+        """
+        Run the handlers of these events and of all events that follow, then publish; return the run.
 
-    def stage(self, raised: list[Event], /) -> Staged:
-        """Do what belongs inside the transaction."""
+        Returns at the deadline. Handlers get a little less time, so that some is left to publish.
+        """
+        until = deadline_at()
+        if until is not None and any(each.outgoing for each in batches):
+            until -= context.reserve(until)
+        run = EventRun(self, batches[0], until)
+        for each in batches[1:]:
+            # Of a middleware, or of a handler that a middleware has called again.
+            run.add(each)
+        if not run.has_calls or self.wiring.threads.run(run, until=until, helping=not self.transaction_is_open()):
+            run.release()
+        else:
+            run.leave()
+        self.publish(run)
+        return run
 
-    def leave_to_commit(self, staged: Staged, /) -> None:
-        """Conclude these events at their commit, which nobody waits for."""
+    def run_at_commit(self, pending: PendingEvents) -> None:
+        """Run events when their transaction commits. No caller waits then: failures are logged."""
+        surroundings = copy_context()
+        surroundings.run(context.forget_deadline)
+        pending.at_commit = lambda: surroundings.run(self.run_unattended, pending)
 
-    def conclude_late(self, run: Run, /) -> None:
-        """Conclude a run that nobody waits for any more."""
+    def run_unattended(self, pending: PendingEvents) -> None:
+        """Run events without a caller who waits: failures are logged."""
+        run = self.run([pending])
+        run.log(run.take_failures())
+
+    def publish(self, run: EventRun) -> None:
+        """Publish the notification events of a run, unless an outbox has them: then the relay does."""
+        if self.wiring.outbox is not None or not (outgoing := run.take_outgoing()):
+            return
+        until = deadline_at()
+        try:
+            if until is None:
+                self.wiring.emitter.publish(outgoing)
+            else:
+                with context.allowing(max(until - time.monotonic(), _SHORTEST_PUBLISH)):
+                    self.wiring.emitter.publish(outgoing)
+        except Exception as error:  # noqa: BLE001 -- the failure policy gets it
+            run.add_failure(Failure("publish", None, error))
+
+    def reset_in_child(self) -> None:
+        """Replace the lock: another thread of the parent may have held it."""
+        self.lock = threading.Lock()
 
 
-class Run:
-    """The events of a request and what they ask for, as work for an executor."""
+class EventRun:
+    """Events and all that follows from them, as work for an executor; then what became of it."""
 
-    # Defaults that most runs never change: a run is made for each request with events.
+    # Defaults that most runs never change: each request with events makes a run.
     _seen: set[int] | None = None
-    _taken = 0
+    _started = 0
     _recurring = 0
     _emitted = 0
-    #: What has failed by now.
-    failures: list[Failure] | None = None
     _stopped = False
-    _cycle = False
-    _settled = False
+    _has_cycle = False
+    _failures_taken = False
+    #: What has failed so far.
+    failures: list[Failure] | None = None
     #: The caller has left at its deadline.
     unattended = False
-    #: What a handler raised that is no Exception, such as SystemExit.
+    #: What a handler raised that is not an Exception, such as SystemExit.
     interruption: BaseException | None = None
 
-    def __init__(self, stages: list[Staged], surroundings: Surroundings, until: float | None) -> None:
-        self._stages = stages
-        self._surroundings = surroundings
+    def __init__(self, runner: EventRunner, first: PendingEvents, until: float | None) -> None:
+        self._runner = runner
+        self._batches = [first]
         self._until = until
+        self.has_calls = first.has_calls
         if until is not None:
-            # Who runs what.
-            self._running: dict[int, tuple[Target, Event]] = {}
+            # What each thread runs.
+            self._running: dict[int, tuple[HandlerCall, Event]] = {}
             self._begun = 0
-        #: Return the next call, None where there is none now: breadth first, follow-up events come last.
+        observer = runner.wiring.observer
+        if observer is not None:
+            observer(first.events)
+        #: Returns the next call, None if there is none now. Breadth first: events of handlers come last.
         self.next_call: Callable[[], Call | None] = self._calls().__next__
 
     def call_failed(self, call: Call, error: BaseException, /) -> None:
-        """Note that a handler could not be called: that is a failure as any of its own."""
-        _, target, event, _ = call
+        """Note that the executor could not make a call: it counts as a failure of the handler."""
+        _, handler_call, event, _ = call
         if self._until is not None:
-            with self._surroundings.lock:
+            with self._runner.lock:
                 self._begun += 1
-        self._fail(target, event, error)
+        self._fail(handler_call, event, error)
 
     def finished_late(self) -> None:
-        """All handlers are finished, after the caller has left at its deadline."""
-        self._surroundings.conclude_late(self)
+        """Publish, and log failures: all handlers are finished, after the caller has left at its deadline."""
+        context.forget_deadline()
+        self.release()
+        self._runner.publish(self)
+        with self._runner.lock:
+            # The caller may not have taken its failures yet. Then it takes these as well.
+            late = self._take_failures() if self._failures_taken else []
+        self.log(late)
 
-    def finish(self) -> None:
-        """Take the run and its iteration apart: they hold each other, which is work for the garbage collector."""
+    def release(self) -> None:
+        """Break the reference cycle of the run and its generator: otherwise the garbage collector has to."""
         del self.next_call
 
+    def add(self, pending: PendingEvents) -> None:
+        """Add events that follow, each instance once. Raises EventCycle for far too many."""
+        if not pending.committed:
+            self._runner.run_at_commit(pending)
+            return
+        with self._runner.lock:
+            if self._seen is None:
+                self._seen = {id(event) for known in self._batches for event in known.events}
+            seen = self._seen
+            if pending.outgoing:
+                pending.outgoing = {key: message for key, message in pending.outgoing.items() if key not in seen}
+            pending.events = [event for event in pending.events if id(event) not in seen]
+            seen.update(map(id, pending.events))
+            self._batches.append(pending)
+            self.has_calls = self.has_calls or pending.has_calls
+            self._recurring += _recurring(pending)
+        observer = self._runner.wiring.observer
+        if observer is not None:
+            observer(pending.events)
+        if self._recurring > _MOST_RECURRING:
+            raise EventCycle(
+                f"{_MOST_RECURRING} events followed from events of their own type, the last one was "
+                f"{type(pending.events[0]).__qualname__}. The rest was dropped: break the cycle"
+            )
+
+    def leave(self) -> None:
+        """Note as failures what is not finished at the deadline. It continues, and no caller waits for it."""
+        count = 0 if self._stopped else self._count()
+        with self._runner.lock:
+            self.unattended = True
+            running, ahead = dict(self._running), count - self._begun
+        stacks = stacks_of(running)
+        for thread, (call, event) in running.items():
+            error = HandlerOverran(
+                f"{call.name} had not finished with {type(event).__qualname__} at the deadline. "
+                f"It continues, and is at:\n{stacks[thread]}"
+            )
+            self.add_failure(Failure(call.name, event, error))
+        if ahead > 0:
+            late = DeadlineExceeded(f"{ahead} handler call(s) had not begun at the deadline. They still run")
+            self.add_failure(Failure("events", None, late))
+
     def take_outgoing(self) -> list[OutgoingMessage]:
-        """Take the messages that are to be published by now."""
-        # At a deadline, the caller and the last handler may do this at once.
-        with self._surroundings.lock:
-            fresh = self._stages[self._emitted :]
-            self._emitted = len(self._stages)
-        return [message for staged in fresh if staged.outgoing for message in staged.outgoing.values()]
-
-    def take_failures(self) -> list[Failure]:
-        """Take the failures there are by now, for whoever sent the request."""
-        with self._surroundings.lock:
-            self._settled = True
-            failures, self.failures = self.failures, None
-        return failures or []
-
-    def take_late_failures(self) -> list[Failure]:
-        """Take the failures that whoever sent the request can no longer take."""
-        with self._surroundings.lock:
-            if not self._settled:
-                return []
-            failures, self.failures = self.failures, None
-        return failures or []
+        """Take the messages to publish so far."""
+        # At a deadline, the caller and the last handler may do this at the same time.
+        with self._runner.lock:
+            fresh = self._batches[self._emitted :]
+            self._emitted = len(self._batches)
+        return [message for pending in fresh if pending.outgoing for message in pending.outgoing.values()]
 
     def add_failure(self, failure: Failure) -> None:
-        """Note a failure."""
-        with self._surroundings.lock:
+        """Add a failure."""
+        with self._runner.lock:
             if self.failures is None:
                 self.failures = []
             self.failures.append(failure)
 
-    def leave(self) -> None:
-        """Note as failures what is not finished at the deadline; it goes on with nobody waiting."""
-        count = 0 if self._stopped else self._count()
-        with self._surroundings.lock:
-            self.unattended = True
-            running, ahead = dict(self._running), count - self._begun
-        stacks = stacks_of(running)
-        for thread, (target, event) in running.items():
-            self.add_failure(Failure(target.name, event, _overran(target, event, stacks[thread])))
-        if ahead > 0:
-            error = f"{ahead} call(s) of handlers had not begun at the deadline; they will, with nobody waiting"
-            self.add_failure(Failure("events", None, DeadlineExceeded(error)))
+    def take_failures(self) -> list[Failure]:
+        """Take the failures so far, for the caller. Later ones are logged."""
+        with self._runner.lock:
+            self._failures_taken = True
+            return self._take_failures()
+
+    def log(self, failures: Sequence[Failure]) -> None:
+        """Log failures that no caller waits for, and an interruption."""
+        log_failures(failures)
+        if self.interruption is not None:
+            logger.error("a handler stopped with an exception that no caller can get", exc_info=self.interruption)
+
+    def _take_failures(self) -> list[Failure]:
+        failures, self.failures = self.failures, None
+        return failures or []
 
     def _count(self) -> int:
-        routes = self._surroundings.routes
-        return sum(len(routes[type(event)].targets) for staged in self._stages for event in staged.events)
+        routing = self._runner.routing
+        return sum(len(routing[type(event)].after_commit) for pending in self._batches for event in pending.events)
 
     def _calls(self) -> Iterator[Call | None]:
-        routes = self._surroundings.routes
-        stages = self._stages
+        routing = self._runner.routing
+        batches = self._batches
         invoke = self._invoke if self._until is None else self._invoke_watched
         while True:
-            while self._taken < len(stages):
-                staged = stages[self._taken]
-                self._taken += 1
-                if self._surroundings.observer is not None:
-                    self._surroundings.observer(staged.events)
-                for event in staged.events:
-                    for target in routes[type(event)].targets:
-                        if self._stopped and (not self._cycle or staged.lineage is not None):
+            while self._started < len(batches):
+                pending = batches[self._started]
+                self._started += 1
+                for event in pending.events:
+                    for call in routing[type(event)].after_commit:
+                        if self._stopped and not self._runs_after_cycle(pending):
                             break
-                        yield invoke, target, event, staged
-            # Asked again after a handler may have raised more.
+                        yield invoke, call, event, pending
+            # The executor asks again when a handler may have raised more.
             yield None
 
-    def _invoke(self, target: Target, event: Event, staged: Staged) -> None:  # noqa: PLR0912 -- each spares events a call
-        if self._stopped and (not self._cycle or staged.lineage is not None):
-            # An executor may have had it ready before the failure.
+    def _runs_after_cycle(self, pending: PendingEvents) -> bool:
+        """A cycle stops follow-up events only: events of the request itself are still handled."""
+        return self._has_cycle and pending.lineage is None
+
+    def _invoke(self, call: HandlerCall, event: Event, pending: PendingEvents) -> None:
+        if self._stopped and not self._runs_after_cycle(pending):
+            # The executor had taken the call before the failure.
             return
         raised: list[Event] = []
-        flow = staged.flow
-        if staged.outgoing and (message := staged.outgoing.get(id(event))) is not None:
+        flow = pending.flow
+        if pending.outgoing and (message := pending.outgoing.get(id(event))) is not None:
             flow = {**flow, "causationid": message.id}
-        # In a context of its own: there is nothing to set back.
-        current.set((raised, flow, (event, staged.lineage)))
+        # Never set back: the executor makes each call in its own context.
+        enter((raised, flow, (event, pending.lineage)))
         try:
-            if target.build is not None:
-                # What most handlers are, without a further call: this is the cost of an event.
-                handler = target.build()
-                try:
-                    handler.handle(event)
-                finally:
-                    if handler._raised:  # noqa: SLF001 -- as in `invocation`
-                        raised.extend(take_strays(handler))
-                if raised:
-                    self.follow(self._surroundings.stage(raised))
-            else:
-                for follow_up in target.invoke(event, raised)[1]:
-                    self.follow(follow_up)
-        except BaseException as error:  # noqa: BLE001 -- every failure goes to the policy
-            self._fail(target, event, error)
+            for follow_up in call.invoke(event, raised, self._runner.stage)[1]:
+                self.add(follow_up)
+        except BaseException as error:  # noqa: BLE001 -- the failure policy gets it
+            self._fail(call, event, error)
 
-    def _invoke_watched(self, target: Target, event: Event, staged: Staged) -> None:
+    def _invoke_watched(self, call: HandlerCall, event: Event, pending: PendingEvents) -> None:
         thread = threading.get_ident()
-        with self._surroundings.lock:
+        with self._runner.lock:
             self._begun += 1
-            self._running[thread] = target, event
+            self._running[thread] = call, event
         try:
-            self._invoke(target, event, staged)
+            self._invoke(call, event, pending)
         finally:
-            # Either whoever leaves at the deadline reports it, or this does.
-            with self._surroundings.lock:
+            # Either `leave` reports a late handler, or this does.
+            with self._runner.lock:
                 del self._running[thread]
                 unattended = self.unattended
             late = time.monotonic() - (self._until or math.inf)
             if late > 0 and not unattended:
-                self.add_failure(Failure(target.name, event, _finished_late(target, event, late)))
+                error = HandlerOverran(
+                    f"{call.name} finished with {type(event).__qualname__} {late:.1f} s after the deadline"
+                )
+                self.add_failure(Failure(call.name, event, error))
 
-    def _fail(self, target: Target, event: Event, error: BaseException) -> None:
+    def _fail(self, call: HandlerCall, event: Event, error: BaseException) -> None:
         if not isinstance(error, Exception):
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
                 raise error
             self.interruption = error
             return
         if isinstance(error, EventCycle):
-            # One report of a cycle will do: it would come from every branch of it.
-            known, self._cycle = self._cycle, True
+            # Each branch of a cycle would report it: once is enough.
+            known, self._has_cycle = self._has_cycle, True
             if known:
                 return
-            # What the request itself raised is handled all the same.
             self._stopped = True
-        error.add_note(f"in {target.name}, handling {type(event).__qualname__}")
-        failure = Failure(target.name, event, error)
+        error.add_note(f"in {call.name}, handling {type(event).__qualname__}")
+        failure = Failure(call.name, event, error)
         self.add_failure(failure)
-        if not self._surroundings.failures.goes_on(failure):
-            self._stopped, self._cycle = True, False
-
-    def follow(self, staged: Staged) -> None:
-        """Join follow-up events to this run, each instance once."""
-        if not staged.committed:
-            self._surroundings.leave_to_commit(staged)
-            return
-        with self._surroundings.lock:
-            if self._seen is None:
-                self._seen = {id(event) for known in self._stages for event in known.events}
-            seen = self._seen
-            if staged.outgoing:
-                staged.outgoing = {key: message for key, message in staged.outgoing.items() if key not in seen}
-            staged.events = [event for event in staged.events if id(event) not in seen]
-            seen.update(map(id, staged.events))
-            self._stages.append(staged)
-            self._recurring += _recurring(staged)
-        if self._recurring > _MOST_RECURRING:
-            raise EventCycle(
-                f"{_MOST_RECURRING} events followed from events of their own type, "
-                f"the last one was {type(staged.events[0]).__qualname__}; the rest was dropped, break the cycle"
-            )
+        if not self._runner.wiring.failures.goes_on(failure):
+            self._stopped, self._has_cycle = True, False
 
 
-_MOST_RECURRING = 10_000
-
-
-def _recurring(staged: Staged) -> int:
-    """Count events that follow, at any distance, from one of their own type."""
-    types = {type(event) for event in staged.events}
-    lineage = staged.lineage
+def _recurring(pending: PendingEvents) -> int:
+    """Count events that follow, at any distance, from an event of their own type."""
+    types = {type(event) for event in pending.events}
+    lineage = pending.lineage
     while lineage is not None:
         event, lineage = lineage
         if type(event) in types:
-            return sum(type(each) is type(event) for each in staged.events)
+            return sum(type(each) is type(event) for each in pending.events)
     return 0
-
-
-def _finished_late(target: Target, event: Event, late: float) -> HandlerOverran:
-    return HandlerOverran(f"{target.name} was finished with {type(event).__qualname__} {late:.1f} s after the deadline")
-
-
-def _overran(target: Target, event: Event, stack: str) -> HandlerOverran:
-    title = type(event).__qualname__
-    return HandlerOverran(f"{target.name} was not finished with {title} at the deadline; it goes on, at:\n{stack}")

@@ -1,72 +1,186 @@
-"""What was raised and waits for its commit, and what is to be done with it then."""
+"""Before the commit: inline handlers run, notification events become messages, the outbox gets its rows."""
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
+from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import Flow, Lineage
-from cqrs_sync.dispatch.handler_call import Invocation
-from cqrs_sync.handlers import EventHandler
+from cqrs_sync.dispatch.handler_call import HandlerCall
+from cqrs_sync.dispatch.routing import Route, Routing
+from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
 from cqrs_sync.messages import Event
+from cqrs_sync.outbox import Entry
+from cqrs_sync.transactions import NoTransactions
+from cqrs_sync.wiring import Wiring
+
+logger = logging.getLogger(__name__)
+
+get, enter, leave = context.current.get, context.current.set, context.current.reset
 
 
-class Staged:
+class PendingEvents:
     """
-    Events that were raised and are to be dispatched once their transaction has committed.
+    Staged events that wait for the commit of their transaction.
 
-    All that can fail without other threads or a broker has been done.
+    Everything that can fail without other threads or a broker is done.
     """
 
-    __slots__ = ("commit", "committed", "events", "flow", "lineage", "outgoing")
+    __slots__ = ("at_commit", "committed", "events", "flow", "has_calls", "lineage", "outgoing")
+
+    #: Called in the transaction's thread when it commits.
+    at_commit: Callable[[], object]
 
     def __init__(self, events: list[Event], flow: Flow, lineage: Lineage | None) -> None:
         self.events = events
+        #: The attributes that messages which follow from these events carry.
+        self.flow = flow
+        #: The event whose handler raised these, None for events of a request.
+        self.lineage = lineage
         #: The messages of notification events, by the identity of the event.
         self.outgoing: dict[int, OutgoingMessage] | None = None
-        #: What messages that follow from these events carry.
-        self.flow = flow
-        #: The event whose handler raised these, None for those of a request.
-        self.lineage = lineage
+        #: Whether a handler runs after the commit.
+        self.has_calls = True
         self.committed = True
 
-    commit: Callable[[], object]
-
-    def await_commit(self) -> Callable[[], object]:
-        """Return what is to be called at the commit; `commit` may be replaced until then."""
+    def wait_for_commit(self) -> Callable[[], object]:
+        """Return the callback for the commit. It calls `at_commit`, which may be replaced until then."""
         self.committed = False
-        self.commit = self._note_commit
-        # Looked up at the commit.
-        return lambda: self.commit()  # noqa: PLW0108
+        self.at_commit = self._note_commit
+        return lambda: self.at_commit()  # noqa: PLW0108 -- looked up at the commit
 
     def _note_commit(self) -> None:
         self.committed = True
 
 
-class Target(NamedTuple):
-    """A handler that runs after the commit, ready to be called."""
+class Staging:
+    """
+    Stages events inside the transaction of the handler that raised them.
 
-    name: str
-    invoke: Invocation[Staged]
-    #: Where `invoke` would only build the handler, call it and stage what it raised: builds it.
-    build: Callable[[], EventHandler[Any]] | None = None
+    An error here fails that handler.
+    """
+
+    def __init__(self, wiring: Wiring, routing: Routing) -> None:
+        self._wiring = wiring
+        self._routing = routing
+        self._event_map = wiring.event_map
+        self._transactions = wiring.transactions
+        self._has_transactions = not isinstance(wiring.transactions, NoTransactions)
+
+    def stage(self, raised: list[Event], *, emit: bool = True) -> PendingEvents:
+        """Stage the events that one handler has raised."""
+        _, flow, lineage = get() or (raised, {}, None)
+        if lineage is not None:
+            self._check_depth(lineage)
+        pending = PendingEvents(raised, flow, lineage)
+        routing = self._routing
+        if routing.version != self._event_map.version:
+            routing.refresh()
+        if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
+            pending.events = list({id(event): event for event in raised}.values())
+        for event in pending.events:
+            if not routing[type(event)].only_after_commit:
+                self._stage_each(pending, emit=emit)
+                pending.has_calls = any(routing[type(each)].after_commit for each in pending.events)
+                break
+        if self._has_transactions and self._transactions.active():
+            self._transactions.on_commit(pending.wait_for_commit())
+        return pending
+
+    def transaction_is_open(self) -> bool:
+        """Return whether the calling thread is inside a transaction."""
+        return self._has_transactions and self._transactions.active()
+
+    def _stage_each(self, pending: PendingEvents, *, emit: bool) -> None:
+        """Stage events one by one: some have inline or durable handlers, are notifications, or have no handler."""
+        waiting = deque((event, pending.lineage, pending.flow) for event in pending.events)
+        events: dict[int, Event] = {}
+        outgoing: dict[int, OutgoingMessage] = {}
+        entries: list[Entry] = []
+        while waiting:
+            event, parent, flow = waiting.popleft()
+            if id(event) in events:
+                continue
+            events[id(event)] = event
+            route = self._routing[type(event)]
+            publish = emit and route.is_notification
+            if publish or route.durable:
+                message = outgoing[id(event)] = self._message(event, route, flow)
+                flow = {**flow, "causationid": message.id}
+                # A handler may raise its own event again: the outbox has it from the first time.
+                if self._wiring.outbox is not None and not _contains(parent, event):
+                    entries.append(Entry(message, publish=publish, handlers=route.durable))
+            elif not route.after_commit and not route.inline:
+                logger.warning("%s was raised, but no handler is bound to it", type(event).__qualname__)
+            for call in route.inline:
+                waiting.extend(self._call_inline(call, event, (event, parent), flow))
+        pending.events = list(events.values())
+        pending.outgoing = outgoing
+        if entries:
+            self._store(entries, alone=not emit)
+
+    def _store(self, entries: list[Entry], *, alone: bool) -> None:
+        outbox = self._wiring.outbox
+        assert outbox is not None
+        outbox.add(entries, alone=alone)
+        if outbox.transactions.active():
+            outbox.transactions.on_commit(self._wiring.wake_relay)
+        else:
+            self._wiring.wake_relay()
+
+    def _call_inline(
+        self, call: HandlerCall, event: Event, lineage: Lineage, flow: Flow
+    ) -> list[tuple[Event, Lineage | None, Flow]]:
+        raised: list[Event] = []
+        token = enter((raised, flow, lineage))
+        try:
+            _, attempts = call.invoke(event, raised, list)
+        except Exception as error:
+            error.add_note(f"in {call.name}, inline, handling {type(event).__qualname__}")
+            raise
+        finally:
+            leave(token)
+        if attempts:
+            self._check_depth(lineage)
+        return [(follow_up, lineage, flow) for events in attempts for follow_up in events]
+
+    def _message(self, event: Event, route: Route, flow: Flow) -> OutgoingMessage:
+        wiring = self._wiring
+        if route.durable and wiring.outbox is None:
+            raise ConfigurationError(
+                f"{type(event).__qualname__} has the durable handler {', '.join(route.durable)}, "
+                "and this mediator has no outbox to store the event in: give bootstrap an outbox"
+            )
+        if wiring.broker is None and wiring.outbox is None:
+            raise BrokerNotConfigured(
+                f"{type(event).__qualname__} is a notification event, and this mediator has no broker: give bootstrap "
+                "one, cqrs_sync.memory.MemoryBroker() if no other service receives it"
+            )
+        token = enter((context.outside, flow, None))
+        try:
+            return wiring.emitter.prepare(event)
+        finally:
+            leave(token)
+
+    def _check_depth(self, lineage: Lineage | None) -> None:
+        titles: list[str] = []
+        while lineage is not None:
+            event, lineage = lineage
+            titles.append(type(event).__qualname__)
+        if len(titles) > self._wiring.max_depth:
+            shown = " -> ".join(reversed(titles[:6]))
+            raise EventCycle(
+                f"events raise each other in a cycle: ... -> {shown}. After {self._wiring.max_depth} follow-ups "
+                "the rest was dropped: break the cycle, or give bootstrap a larger max_depth"
+            )
 
 
-class InlineTarget(NamedTuple):
-    """A handler that runs inside the transaction, ready to be called."""
-
-    name: str
-    invoke: Invocation[list[Event]]
-
-
-class Route(NamedTuple):
-    """What is to be done with events of a type."""
-
-    targets: tuple[Target, ...]
-    inline: tuple[InlineTarget, ...]
-    #: Durable handlers, by their stable names.
-    durable: tuple[str, ...]
-    notification: bool
-    #: Nothing is to be done inside the transaction.
-    plain: bool
+def _contains(lineage: Lineage | None, event: Event) -> bool:
+    while lineage is not None:
+        known, lineage = lineage
+        if known is event:
+            return True
+    return False

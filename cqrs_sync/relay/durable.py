@@ -160,18 +160,13 @@ class DurableHandlerWorker:
         try:
             types = {} if known is None else {message.type: known}
             event, attributes = self._wiring.serializer.load(incoming, types)
-            target = claimed.target
-            self._check_bound(target, type(event))
+            call = self._dispatcher.durable_call(type(event), claimed.target)
         except (UnknownMessageType, HandlerNotFound) as error:
             return self._defer_unknown(claimed, error)
         context.forget_deadline()
         with context.resuming(attributes):
-            self._dispatcher.run_durable(target, event)
+            self._dispatcher.run_durable(call, event)
         return Outcome(claimed, Verdict.DONE)
-
-    def _check_bound(self, name: str, event_type: type) -> None:
-        if self._dispatcher.routes.durable_target(event_type, name) is None:
-            raise HandlerNotFound(f"no durable handler named {name!r} is bound to {event_type.__qualname__}")
 
     def _defer_unknown(self, claimed: Claimed, error: Exception) -> Outcome:
         """Leave a delivery to a build that knows its type or handler. That costs no attempt."""

@@ -28,7 +28,9 @@ Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 # One variable, not three: every request sets it, and setting is what costs.
 current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
-#: Sets the deadline of this context; in one step, where a block could be left by a signal in the middle of it.
+#: Returns the deadline of this context, by `time.monotonic`; None if it has none.
+deadline_at = _deadline.get
+#: Sets it in one step: a signal handler could leave a block in the middle.
 set_deadline = _deadline.set
 
 #: What follows from a received message carries these on from it.
@@ -177,11 +179,6 @@ class _Outside(list[Event]):
 
 
 outside = _Outside()
-
-
-def deadline_at() -> float | None:
-    """Return the moment the deadline falls, by `time.monotonic`; None where there is none."""
-    return _deadline.get()
 
 
 def time_left() -> float | None:

@@ -72,7 +72,7 @@ class IdempotentRequest:
         with self._inbox.once(key, self._name) as receipt:
             if receipt.first:
                 response = call_next(request)
-                receipt.keep(digest + self._response_typeed(response))
+                receipt.keep(digest + self._response_bytes(response))
                 return response
             kept = receipt.result
             if kept is None:
@@ -81,7 +81,8 @@ class IdempotentRequest:
                 )
             if not kept.startswith(digest):
                 raise AlreadyUsed(
-                    f"the key {key!r:.80} was used for a {self._request} with other content: use a new key for another request"
+                    f"the key {key!r:.80} was used for another {self._request}, with other content: "
+                    "use a new key for another request"
                 )
             return self._load(kept[_DIGEST:])
 

@@ -89,9 +89,11 @@ class EventDispatcher:
 
     def finish(self, batches: Sequence[PendingEvents], response: Any) -> None:
         """Run the events that are committed, for a caller who waits. The others run at their commit."""
-        committed = [pending for pending in batches if pending.committed]
+        committed: list[PendingEvents] = []
         for pending in batches:
-            if not pending.committed:
+            if pending.committed:
+                committed.append(pending)
+            else:
                 self._runner.run_at_commit(pending)
         if not committed:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, get_type_hints
 
 from cqrs_sync.container import Container
@@ -35,19 +36,24 @@ class HandlerCall(NamedTuple):
 
     name: str
     invoke: Invoke
+    #: Builds the handler, if `invoke` only builds it, calls it and stages its events.
+    build: Callable[[], Any] | None = None
 
 
 def compile_call(binding: Binding, container: Container, middlewares: Sequence[Middleware]) -> HandlerCall:
     """Prepare calls of a handler once, so that each message pays only for what differs."""
     handler: Any = binding.handler
-    invoke: Invoke
+    build: Callable[[], Any] | None = None
     if not isinstance(handler, type):
         invoke = _for_function(binding, container)
     elif handler.events in (RequestHandler.events, EventHandler.events):  # type: ignore[attr-defined]
         invoke = _for_class(binding, container)
+        build = partial(container.resolve, handler)
     else:
         invoke = _for_class_with_own_events(binding, container)
-    return HandlerCall(binding.name, _inside(middlewares, invoke) if middlewares else invoke)
+    if middlewares:
+        return HandlerCall(binding.name, _inside(middlewares, invoke))
+    return HandlerCall(binding.name, invoke, build)
 
 
 def _for_class(binding: Binding, container: Container) -> Invoke:
@@ -63,9 +69,9 @@ def _for_class(binding: Binding, container: Container) -> Invoke:
         try:
             response = handler.handle(message)
         finally:
-            # Also after a failure: a singleton would raise them with its next message. Asked here: a call costs more.
+            # Also after a failure: a singleton would raise them with its next message.
             if handler._raised:  # noqa: SLF001
-                raised.extend(_drain_raised(handler))
+                raised.extend(drain_raised(handler))
         if raised:
             return response, (stage(raised),)
         return response, ()
@@ -82,12 +88,12 @@ def _for_class_with_own_events(binding: Binding, container: Container) -> Invoke
         mark = object()
         if handler.__dict__.setdefault("_served", mark) is not mark:
             raise HandlerReused(
-                f"{binding.name} keeps its own events, and the container returned the same instance twice. Events of "
+                f"{binding.name} keeps its own events and the container returned the same instance twice, so events of "
                 "one request would leak into the next: register it as transient, or use self.raise_event(...)"
             )
         response = handler.handle(message)
         raised.extend(handler.events)
-        raised.extend(_drain_raised(handler))
+        raised.extend(drain_raised(handler))
         return response, ((stage(raised),) if raised else ())
 
     return invoke
@@ -109,7 +115,7 @@ def _for_function(binding: Binding, container: Container) -> Invoke:
     return invoke
 
 
-def _drain_raised(handler: Any) -> Sequence[Event]:
+def drain_raised(handler: Any) -> Sequence[Event]:
     """Take the events that were raised in a thread without the context of the message."""
     return handler.__dict__.pop("_raised") if handler._raised else ()  # noqa: SLF001
 

@@ -11,7 +11,7 @@ from contextvars import copy_context
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.dispatch.handler_call import HandlerCall
+from cqrs_sync.dispatch.handler_call import HandlerCall, drain_raised
 from cqrs_sync.dispatch.routing import Routing
 from cqrs_sync.dispatch.staging import PendingEvents, Staging
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
@@ -39,7 +39,8 @@ class EventRunner:
         self.wiring = wiring
         self.routing = routing
         self.stage = staging.stage
-        self.transaction_is_open = staging.transaction_is_open
+        self._transaction_is_open = staging.transaction_is_open
+        self._publishes = wiring.outbox is None and wiring.broker is not None
         #: Guards what the handlers of a run change. All runs share it: a lock for each run would not survive a fork.
         self.lock = threading.Lock()
         reset_in_child(self)
@@ -57,7 +58,7 @@ class EventRunner:
         for each in batches[1:]:
             # Of a middleware, or of a handler that a middleware has called again.
             run.add(each)
-        if not run.has_calls or self.wiring.threads.run(run, until=until, helping=not self.transaction_is_open()):
+        if not run.has_calls or self.wiring.threads.run(run, until=until, helping=not self._transaction_is_open()):
             run.release()
         else:
             run.leave()
@@ -77,7 +78,7 @@ class EventRunner:
 
     def publish(self, run: EventRun) -> None:
         """Publish the notification events of a run, unless an outbox has them: then the relay does."""
-        if self.wiring.outbox is not None or not (outgoing := run.take_outgoing()):
+        if not self._publishes or not (outgoing := run.take_outgoing()):
             return
         until = deadline_at()
         try:
@@ -257,8 +258,19 @@ class EventRun:
         # Never set back: the executor makes each call in its own context.
         enter((raised, flow, (event, pending.lineage)))
         try:
-            for follow_up in call.invoke(event, raised, self._runner.stage)[1]:
-                self.add(follow_up)
+            if call.build is None:
+                for follow_up in call.invoke(event, raised, self._runner.stage)[1]:
+                    self.add(follow_up)
+                return
+            # What `invoke` would do, without calling it: with that call an event takes 10 % more instructions.
+            handler = call.build()
+            try:
+                handler.handle(event)
+            finally:
+                if handler._raised:  # noqa: SLF001 -- as in `handler_call`
+                    raised.extend(drain_raised(handler))
+            if raised:
+                self.add(self._runner.stage(raised))
         except BaseException as error:  # noqa: BLE001 -- the failure policy gets it
             self._fail(call, event, error)
 

@@ -281,8 +281,10 @@ def test_b6_a_name_of_another_phase_is_not_a_durable_one(office):
     office.handler("file", phase=cqrs.Phase.DURABLE)
 
     assert {"file"} == office.events.durable_names
-    assert ("file",) == office.mediator.events.dispatcher.routes[Paid].durable
-    assert office.mediator.events.dispatcher.routes.durable_target(Paid, "book") is None
+    dispatcher = office.mediator.events.dispatcher
+    assert dispatcher.durable_call(Paid, "file").name
+    with pytest.raises(cqrs.HandlerNotFound, match="'book'"):
+        dispatcher.durable_call(Paid, "book")
 
 
 @pytest.mark.parametrize("identity", ["x" * 256, "x\0y", "x\ud800"], ids=["long", "nul", "half-a-pair"])
@@ -417,7 +419,7 @@ def test_b6_a_response_that_cannot_be_kept_is_an_error_that_leaves_nothing(offic
 
     office.requests.bind(pay)
     for _ in range(2):
-        with pytest.raises(cqrs.SerializationError, match="Pay was answered with object, which cannot become JSON"):
+        with pytest.raises(cqrs.SerializationError, match="the response of Pay, object, cannot become JSON"):
             office.mediator.send(Pay(1), once="k")
 
     assert [Pay(1), Pay(1)] == runs
@@ -428,7 +430,7 @@ def test_b6_a_response_that_is_not_what_was_declared_is_told_at_once(office):
     Not to whoever sends it again.
     """
     office.requests.bind(Pay, lambda request: "paid")
-    with pytest.raises(cqrs.SerializationError, match="answered with str, which cannot be read as the Receipt"):
+    with pytest.raises(cqrs.SerializationError, match="returned str, which cannot be read back as the Receipt"):
         office.mediator.send(Pay(1), once="k")
 
 
@@ -437,7 +439,7 @@ def test_b6_a_request_that_does_not_say_its_answer_cannot_be_answered_again(offi
         pass
 
     office.requests.bind(Bare, lambda request: None)
-    with pytest.raises(cqrs.ConfigurationError, match="does not say what it is answered with"):
+    with pytest.raises(cqrs.ConfigurationError, match="does not declare the type of its response"):
         office.mediator.send(Bare(), once="k")
 
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from cqrs_sync.errors import EventsFailed, Failure
-from cqrs_sync.failures import Collect, FailFast, Log, failed, log_failures
+from cqrs_sync.failures import Collect, FailFast, Log, events_failed, log_failures
 
 PAPER = Failure("Receipt", "an event", LookupError("no paper"))
 STOCK = Failure("Stock", "another", ValueError("no stock"))
@@ -59,7 +59,7 @@ def test_a_handler_is_named_once_however_often_it_failed():
     """
     In the order of the alphabet.
     """
-    error = failed([STOCK, PAPER, STOCK, BROKER], None)
+    error = events_failed([STOCK, PAPER, STOCK, BROKER], None)
 
     assert "the request succeeded, then failed: Receipt, Stock, publish (4 sub-exceptions)" == str(error)
 
@@ -79,7 +79,7 @@ def test_a_group_taken_apart_keeps_what_belongs_to_each_part():
     """
     `split` and `subgroup` do what `except*` does.
     """
-    error = failed([PAPER, STOCK, BROKER], "response")
+    error = events_failed([PAPER, STOCK, BROKER], "response")
     lookups, rest = error.split(LookupError)
 
     assert ((PAPER,), (STOCK, BROKER)) == (lookups.failures, rest.failures)

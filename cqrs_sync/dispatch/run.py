@@ -58,7 +58,9 @@ class EventRunner:
         for each in batches[1:]:
             # Of a middleware, or of a handler that a middleware has called again.
             run.add(each)
-        if not run.has_calls or self.wiring.threads.run(run, until=until, helping=not self._transaction_is_open()):
+        timeout = None if until is None else until - time.monotonic()
+        # A caller with an open transaction does not help: handlers must not run inside it.
+        if not run.has_calls or self.wiring.threads.run(run, timeout=timeout, may_help=not self._transaction_is_open()):
             run.release()
         else:
             run.leave()

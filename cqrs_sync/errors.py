@@ -131,18 +131,19 @@ class HandlerOverran(DeadlineExceeded):
 
 class Fatal(CqrsError):
     """
-    Raise it, or a subclass, from a handler of received messages: no further attempt is of any use.
+    Raise it, or a subclass, from a handler if another attempt is of no use.
 
-    The message becomes a dead letter at once.
+    A received message, or the event of a durable handler, becomes a dead letter at once. `RetryMiddleware` does not
+    retry.
     """
 
 
 class Retryable(CqrsError):
     """
-    Raise it, or a subclass, from a handler of received messages where something it needs is not there now.
+    Raise it, or a subclass, from a handler if something it needs is not available now.
 
-    No attempt is counted while nothing else succeeds either: the consumer waits until that is over. `after` is
-    how many seconds it makes sense to wait, where that is known.
+    The next attempt comes after `after` seconds at the earliest, if that is given. A consumer counts no attempt
+    while no other message succeeds either.
     """
 
     retryable = True

@@ -1,8 +1,8 @@
 """
-The inbox socket: what was done once is not done again.
+The inbox socket: a handler has its effect once for each key.
 
-A row per *key* and *handler* is inserted in the handler's own transaction, before the handler runs: whoever comes
-second waits for that transaction and finds the row. Each promise stands on the method that gives it, and
+A row per *key* and *handler* is inserted in the handler's own transaction, before the handler runs. A second caller
+waits for that transaction and finds the row. Each promise stands on the method that gives it, and
 `cqrs_sync.testing.contracts.inbox` holds a store to it.
 
 The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
@@ -18,31 +18,31 @@ from typing import Protocol
 from cqrs_sync.serializer import LONGEST, is_key
 from cqrs_sync.transactions import Transactions
 
-#: The name under which a store may count the attempts of a key; no handler has it.
+#: The name under which a store may count the attempts at a key. No handler may have it.
 ATTEMPTS = " attempts"
 
 
 class Receipt(Protocol):
-    """What the inbox knows of a key and a handler, in the transaction in which it was asked."""
+    """What the inbox knows of a key and a handler, in the transaction of the question."""
 
     @property
     def first(self) -> bool:
-        """Whether nobody has done it: the caller is to do it now, in this transaction."""
+        """Whether it was not done before: the caller has to do it now, in this transaction."""
 
     @property
     def result(self) -> bytes | None:
-        """What was kept by whoever did it; None where nothing was."""
+        """The result that the first caller kept; None if it kept none."""
 
     def keep(self, result: bytes, /) -> None:
-        """Keep a result for those who come later, in the same transaction. Raises ValueError unless it is the first."""
+        """Keep a result for later callers, in the same transaction. Raises ValueError if this is not the first one."""
 
 
 class Inbox(Protocol):
     """
-    Remembers what was done, in the database and the transaction in which it was done.
+    Keeps receipts of what was done, in the database and the transaction of its effect.
 
-    Safe from any thread and in a forked child. All of it raises InboxUnavailable where the database
-    cannot be reached, InboxNotInstalled where its table is missing.
+    Safe from any thread and in a forked child. Every method raises InboxUnavailable if the database cannot be
+    reached, and InboxNotInstalled if its table is missing.
     """
 
     @property
@@ -53,48 +53,48 @@ class Inbox(Protocol):
         """
         Join the transaction of the calling thread, or open one, and tell whether this was done before.
 
-        Of several at a time, one is first; the others wait until its transaction has ended, and are first themselves
-        where that was rolled back. What is raised in the block takes the receipt back, and rolls back the transaction
-        that was opened for it; one that was open already is its owner's to roll back.
+        Of several callers one is first. The others wait until its transaction has ended; after a rollback one of
+        them is first. An error in the block takes the receipt back, and rolls back the transaction that was opened
+        for it; the owner of a transaction that was open already has to roll it back.
 
-        Raises TransactionLost where the block raises nothing, and the transaction is lost by then with all that was
-        done in it: an error that was caught has aborted it, or it was rolled back by hand.
+        Raises TransactionLost if the block raises nothing but the transaction is lost with all that was done in
+        it: an error that was caught has aborted it, or the block has rolled it back.
 
-        Raises NotInTransaction where none is open and it cannot open the one that the handler would use;
-        ValueError for a key that is empty, and for what is longer than 255 characters or has a NUL in it. What the
-        database itself raises in the caller's transaction is let through: a deadlock, or that the transaction
-        began too early to see who was first (REPEATABLE READ). Do all of it again then.
+        Raises NotInTransaction if none is open and it cannot open the one that the handler would use; ValueError for
+        an empty key, and for a key or name that is longer than 255 characters or has a NUL in it. Errors of the
+        database in the caller's transaction pass through: a deadlock, or a transaction that began too early to
+        see who was first (REPEATABLE READ). Then do all of it again.
         """
 
     def attempt(self, key: str, /) -> int:
         """
-        Count an attempt before it is made, in a transaction of its own; returns how many there were, this one included.
+        Count an attempt before it begins, in a transaction of its own; returns how many there were, including this one.
 
-        A process that dies in an attempt has counted it.
+        So an attempt that kills its process is counted.
         """
 
     def attempts_at(self, key: str, /) -> int:
-        """Return how many attempts were counted; counts none."""
+        """Return how many attempts were counted. Counts none itself."""
 
     def take_back_attempt(self, key: str, /) -> None:
-        """Count one attempt less, in a transaction of its own: it has ended, whatever came of it."""
+        """Count one attempt less, in a transaction of its own: it has ended without killing its process."""
 
     def forget_attempts(self, key: str, /) -> None:
-        """Begin to count anew, in a transaction of its own."""
+        """Set the count to zero, in a transaction of its own."""
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
         """
-        Forget at most `limit` of what was first asked for more than `older_than` seconds ago; returns how many.
+        Delete at most `limit` receipts that are older than `older_than` seconds; returns how many.
 
-        What comes again after that is done again.
+        A message that comes again after that is handled again.
         """
 
     def release_connection(self) -> None:
-        """Give up the connection of the calling thread, until it needs one again."""
+        """Release the connection of the calling thread. The next call opens one again."""
 
 
 def key_of(attributes: Mapping[str, str]) -> str:
-    """Return the key of a received CloudEvent: its source and id together name it."""
+    """Return the key of a received CloudEvent: its source and id together identify it."""
     key = f"{attributes['source']} {attributes['id']}"
     if len(key) <= LONGEST:
         return key
@@ -102,7 +102,7 @@ def key_of(attributes: Mapping[str, str]) -> str:
 
 
 def check_key(key: str, handler: str) -> None:
-    """Raise ValueError for what no row can hold, TypeError for what is no text."""
+    """Raise ValueError for a text that no row can hold, TypeError for anything but a text."""
     for what, text in (("key", key), ("name of a handler", handler)):
         if not isinstance(text, str):
             raise TypeError(f"the {what} must be a str, not the {type(text).__name__} {text!r:.80}")

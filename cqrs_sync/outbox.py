@@ -1,9 +1,8 @@
 """
-The outbox socket: messages are kept in the caller's transaction and delivered after its commit.
+The outbox socket: keeps messages in the caller's transaction, for delivery after its commit.
 
-A *message* is final bytes. A *delivery* is what is still to be done with one: give it to
-the broker, or run one durable handler with it. Deliveries are claimed for a while,
-and settled; who claims too late or settles too late changes nothing. Each promise stands
+A *message* is final bytes. A *delivery* is one message for one target: the broker, or one durable handler. A relay
+claims deliveries for a while and settles them. To settle after the lease changes nothing. Each promise stands
 on the method that gives it, and `cqrs_sync.testing.contracts.outbox` holds a store to it.
 
 The pattern: Chris Richardson, *Transactional outbox*, microservices.io.
@@ -22,33 +21,33 @@ from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import LONGEST_ERROR, EventTooLarge, describe_error, fingerprint, printable
 from cqrs_sync.transactions import Transactions
 
-#: Characters that topics, keys, ids, types and content types may have.
+#: How many characters topics, keys, ids, types and content types may have.
 LONGEST = 255
 
 
 @attrs.frozen
 class Entry:
-    """A message to be kept, and where it is to be delivered."""
+    """A message to keep, and its targets."""
 
     message: OutgoingMessage
-    #: It is for the broker.
+    #: Whether to publish it.
     publish: bool = False
-    #: It is for these durable handlers, by their stable names.
+    #: The stable names of the durable handlers to run with it.
     handlers: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class Claimed:
-    """A delivery that was claimed: a message, and where it is to go."""
+    """A claimed delivery: a message and its target."""
 
-    #: Grows with each delivery that is written: deliveries of a key are claimed in this order.
+    #: Grows with each delivery that is written. Deliveries of a key are claimed in this order.
     number: int
     message: OutgoingMessage
-    #: The stable name of the durable handler, None for the broker.
+    #: The stable name of the durable handler; None for the broker.
     handler: str | None
-    #: How often it was claimed, this time included.
+    #: How often it was claimed, including this time.
     attempts: int
-    #: What the claim is known by.
+    #: Identifies the claim.
     token: str = attrs.field(repr=False)
 
     @property
@@ -58,29 +57,29 @@ class Claimed:
 
 
 class Verdict(enum.Enum):
-    """What becomes of a claimed delivery."""
+    """How a claimed delivery is settled."""
 
-    #: It is delivered: nothing is left to be done.
+    #: It is delivered.
     DONE = "done"
-    #: It is to be claimed again.
+    #: It is retried: it can be claimed again.
     AGAIN = "again"
-    #: It cannot be delivered; it is kept for somebody to look at.
+    #: It is a dead letter: kept with its reason until an operator replays or discards it.
     DEAD = "dead"
 
 
 @attrs.frozen
 class Outcome:
-    """What became of a claimed delivery."""
+    """The outcome of a claimed delivery, with which it is settled."""
 
     claimed: Claimed
     verdict: Verdict
-    #: AGAIN: seconds until it may be claimed.
+    #: AGAIN: seconds until it can be claimed.
     after: float = 0.0
     #: AGAIN: whether this attempt counts.
     counted: bool = True
-    #: DEAD: whether what comes after it with its key waits until somebody has dealt with it.
+    #: DEAD: whether later deliveries with its key wait until an operator replays or discards it.
     blocks: bool = True
-    #: Why; what deliveries that failed alike have in common.
+    #: Why it failed: the same text for all deliveries that failed alike, and the error in full.
     reason: str = ""
     error: str = ""
 
@@ -94,7 +93,7 @@ class Outcome:
         counted: bool = True,
         blocks: bool = True,
     ) -> Outcome:
-        """Make the outcome of a failed attempt: to be claimed again `after` seconds, dead where that is None."""
+        """Return the outcome of a failed attempt: a retry after `after` seconds, or a dead letter if that is None."""
         words = error if isinstance(error, str) else describe_error(error)
         return cls(
             claimed,
@@ -109,7 +108,7 @@ class Outcome:
 
 @attrs.frozen
 class Selection:
-    """Which dead deliveries are meant: those that fit everything that is given."""
+    """Selects dead deliveries: those that match all fields that are given."""
 
     numbers: tuple[int, ...] | None = None
     reason: str | None = None
@@ -118,7 +117,7 @@ class Selection:
 
 @attrs.frozen
 class DeadDelivery:
-    """A delivery that was given up."""
+    """A dead letter of the outbox."""
 
     number: int
     message: OutgoingMessage
@@ -128,7 +127,7 @@ class DeadDelivery:
     error: str
     #: Seconds since its message was written.
     age: float
-    #: What comes after it with its key waits for it.
+    #: Whether later deliveries with its key wait for it.
     blocks: bool
 
     @property
@@ -139,25 +138,25 @@ class DeadDelivery:
 
 @attrs.frozen
 class TargetBacklog:
-    """What waits for one topic or one durable handler."""
+    """The backlog of one topic or one durable handler."""
 
     kind: str
     target: str
-    #: Nobody has tried them yet.
+    #: Not attempted yet.
     pending: int
-    #: They are claimed, or wait for their next attempt.
+    #: Claimed, or waiting for the next attempt.
     tried: int
     dead: int
 
 
 @attrs.frozen
 class Backlog:
-    """What is not delivered yet."""
+    """All deliveries that are not made yet."""
 
     targets: tuple[TargetBacklog, ...]
-    #: How many deliveries are dead, for each reason.
+    #: How many dead letters have which reason.
     dead_by_reason: tuple[tuple[str, int], ...]
-    #: Seconds since the oldest message was written that is neither delivered nor dead: the lag.
+    #: The lag: seconds since the oldest message was written that is neither delivered nor dead.
     oldest: float | None
 
     @property
@@ -167,26 +166,26 @@ class Backlog:
 
     @property
     def dead(self) -> int:
-        """Deliveries that were given up."""
+        """Dead letters."""
         return sum(target.dead for target in self.targets)
 
 
 class Listener(Protocol):
-    """Hears of commits in other processes."""
+    """Receives notifications of commits in other processes."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for a hint that there is something to claim; False where none came."""
+        """Wait at most `timeout` seconds for a notification that something can be claimed; False if none came."""
 
     def close(self) -> None:
-        """Let go of its connection."""
+        """Close its connection."""
 
 
 class Outbox(Protocol):
     """
-    Messages that are kept with what they tell of, in the same database and transaction.
+    Keeps messages in the database and the transaction of the changes they tell of.
 
-    Safe from any thread and in a forked child. All of it raises OutboxUnavailable where
-    the database cannot be reached, OutboxNotInstalled where its tables are missing.
+    Safe from any thread and in a forked child. Every method raises OutboxUnavailable if the database cannot be
+    reached, and OutboxNotInstalled if its tables are missing.
     """
 
     @property
@@ -195,11 +194,10 @@ class Outbox(Protocol):
 
     def add(self, entries: Sequence[Entry], /, *, alone: bool = False) -> None:
         """
-        Keep messages and their deliveries in the transaction of the calling thread; they are rolled back with it.
+        Write messages and their deliveries in the transaction of the calling thread. A rollback removes them.
 
-        Raises NotInTransaction where none is open, unless the outbox was told to take them all
-        the same, or `alone` is set: then it has a transaction of its own. Raises
-        EventTooLarge. What the database itself raises in the caller's transaction is let through.
+        Raises NotInTransaction if none is open, unless the outbox is not strict, or `alone` is set: then it opens a
+        transaction of its own. Raises EventTooLarge. Errors of the database in the caller's transaction pass through.
         """
 
     def claim(
@@ -208,49 +206,49 @@ class Outbox(Protocol):
         """
         Claim deliveries for `lease` seconds, oldest first: for the broker, or for these durable handlers.
 
-        Those for the topics or handlers in `besides` are left alone.
+        Leaves out those for the topics or handlers in `besides`.
 
-        A delivery is claimed by one caller at a time, and its attempt is counted before
-        this returns. One with a key is claimed only if all earlier ones of its key and target are
-        done or claimed here; for handlers, only if they are done. Blocked keys hold up no others.
-        What commits late is claimed late, never skipped. Time is that of the database.
+        One caller at a time has a claim on a delivery. The attempt is counted before this returns. A delivery with a
+        key is claimed only if all earlier ones of its key and target are done or claimed by this call; for handlers,
+        only if they are done. A blocked key holds up no other key. A late commit is claimed late, and never skipped.
+        The clock is that of the database.
         """
 
     def renew(self, tokens: Collection[str], lease: float) -> int:
-        """Keep what was claimed for `lease` more seconds; returns how many deliveries these tokens still hold."""
+        """Extend claims to `lease` seconds from now; returns how many deliveries these tokens still hold."""
 
     def settle(self, outcomes: Sequence[Outcome], /) -> int:
-        """Write down what became of deliveries; returns for how many the claim still held, others are left alone."""
+        """Settle deliveries; returns how many of their claims still held. The others are not changed."""
 
     def next_due(self, handlers: Collection[str], /) -> float | None:
-        """Return the seconds until something may be claimed, 0 where it may be now, None where nothing waits."""
+        """Return the seconds until something can be claimed: 0 if it can be now, None if nothing waits."""
 
     def listener(self) -> Listener | None:
-        """Open something that hears of commits in other processes; None where the database has no such thing."""
+        """Listen for commits in other processes; None if the database cannot notify."""
 
     def release_connection(self) -> None:
-        """Give up the connection of the calling thread, until it needs one again."""
+        """Release the connection of the calling thread. The next call opens one again."""
 
-    # For those who operate it
+    # For operators
 
     def backlog(self) -> Backlog:
-        """Count what is not delivered yet."""
+        """Count the deliveries that are not made yet."""
 
     def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
         """Return dead deliveries, oldest first."""
 
     def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
-        """Let dead deliveries be claimed again, oldest first, with their attempts forgotten; returns how many."""
+        """Make dead deliveries claimable again, oldest first, with no attempts; returns how many."""
 
     def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
-        """Delete dead deliveries, oldest first: what waited behind them goes on; returns how many."""
+        """Delete dead deliveries, oldest first, so that later ones of their key are delivered; returns how many."""
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
-        """Delete messages that were written more than `older_than` seconds ago and are delivered; returns how many."""
+        """Delete delivered messages that were written more than `older_than` seconds ago; returns how many."""
 
 
 def lane_of(target: str, key: str | None) -> int | None:
-    """Return what the deliveries that keep order among them have in common; None where there is no order."""
+    """Return a number that all deliveries share that keep order among them; None if there is no order."""
     if key is None:
         return None
     digest = hashlib.blake2b(f"{target}\0{key}".encode(), digest_size=8).digest()
@@ -258,11 +256,11 @@ def lane_of(target: str, key: str | None) -> int | None:
 
 
 def check_size(message: OutgoingMessage, max_bytes: int) -> None:
-    """Raise EventTooLarge for what no database row should hold."""
+    """Raise EventTooLarge for a message that a database row should not hold."""
     if len(message.body) > max_bytes:
         raise EventTooLarge(
             f"{message.type} has {len(message.body)} bytes, {max_bytes} are allowed: "
-            "put what is large elsewhere and send where it is, or give the outbox a larger max_bytes"
+            "store large data elsewhere and send its location, or give the outbox a larger max_bytes"
         )
     for what in ("id", "topic", "type", "key", "content_type"):
         text = getattr(message, what) or ""

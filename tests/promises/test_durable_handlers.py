@@ -112,6 +112,38 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
         eventually(lambda: ran.calls == [("mail", 1)])
 
 
+def test_a_handler_may_say_that_another_attempt_is_of_no_use(events, ran):
+    """
+    Then its event is a dead letter at once.
+    """
+
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        ran.note("mail", event.number)
+        raise cqrs.Fatal("this order was cancelled")
+
+    shop = Shop(events=events)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        eventually(lambda: shop.outbox.backlog().dead == 1)
+
+    assert [1] == ran.of("mail")
+
+
+def test_a_handler_may_say_how_long_to_wait(events, ran):
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        ran.note("mail", event.number)
+        raise cqrs.Retryable("the limit is reached", after=30)
+
+    shop = Shop(events=events, retry=QUICK)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        eventually(lambda: (shop.outbox.next_due(["mail"]) or 0) > 25)
+
+    assert [1] == ran.of("mail")
+
+
 def test_the_log_tells_where_a_handler_failed(events, ran, caplog):
     """
     In its own words, with a traceback for the first attempt and the last one: nothing else says which line it was.

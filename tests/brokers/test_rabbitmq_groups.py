@@ -57,7 +57,7 @@ def broker(opener: Opener) -> RabbitMQBroker:
 
 
 class Consumer:
-    """A thread that receives and acks until it is stopped."""
+    """A thread that receives and acks until it is closed."""
 
     def __init__(self, deliveries: Subscription, received: list[bytes]) -> None:
         self._deliveries = deliveries
@@ -66,7 +66,7 @@ class Consumer:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self._stopped.set()
         self._thread.join(10)
 

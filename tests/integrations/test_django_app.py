@@ -12,6 +12,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
+from cqrs_sync.sql.statements import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
 from tests.consumer.conftest import Joined
 from tests.waiting import eventually
@@ -233,9 +234,8 @@ def test_a_failed_write_to_the_outbox_commits_nothing(make, alias, monkeypatch):
     from django.db import DatabaseError, connections, transaction  # noqa: PLC0415 -- as above
 
     mediator = make(using=alias, atomic=())
-    statements = mediator.relay.outbox._sql
     monkeypatch.setattr(
-        statements, "insert_deliveries", lambda rows: "INSERT INTO cqrs_delivery (nothing) VALUES (%s)" * rows
+        OutboxStatements, "insert_deliveries", lambda _, rows: "INSERT INTO cqrs_delivery (nothing) VALUES (%s)" * rows
     )
     with transaction.atomic(using=alias):
         with pytest.raises((DatabaseError, cqrs.OutboxNotInstalled)):

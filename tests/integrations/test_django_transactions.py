@@ -11,6 +11,8 @@ import pytest
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
+from cqrs_sync.sql.database import OUTBOX
+from cqrs_sync.sql.statements import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
 from tests.waiting import eventually
 
@@ -189,13 +191,17 @@ def test_claims_see_each_commit_whatever_isolation_level_the_application_has(ali
     """
     import psycopg  # noqa: PLC0415 -- here only
 
+    from cqrs_sync.integrations.django.database import DjangoDatabase  # noqa: PLC0415 -- needs settings
+
     known = getattr(psycopg.IsolationLevel, level.upper().replace(" ", "_"))
     options = {"isolation_level": level if alias == "mariadb" else known}
     outbox = outbox_on(alias)
     count = "SELECT COUNT(*) FROM cqrs_message"
     with settings_changed(alias, OPTIONS=options):
         keep(outbox, "a")
-        with outbox._transaction() as connection:
+        database = DjangoDatabase(alias, OUTBOX)
+        with database.transaction(durable=True) as connection:
+            connection.execute(OutboxStatements(database.dialect, "cqrs_message", "cqrs_delivery").begin)
             assert [1] == [int(row[0]) for row in connection.execute(count)]
             writer = threading.Thread(target=lambda: (keep(outbox, "b"), outbox.release_connection()))
             writer.start()

@@ -16,8 +16,8 @@ from django.http import HttpRequest
 from cqrs_sync.integrations.django.models import Delivery, Message, Receipt
 from cqrs_sync.integrations.django.stores import DjangoOutbox
 from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
+from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Selection
-from cqrs_sync.relay import Relay
 from cqrs_sync.sql.statements import DEAD
 
 #: Bytes of a payload that the admin shows.
@@ -28,14 +28,13 @@ _BATCH = 500
 _REASONS = 50
 
 
-def _outbox_and_relay() -> tuple[DjangoOutbox, Relay | None]:
-    """Return the outbox and the relay of the mediator that the settings name."""
-    if getattr(settings, "CQRS_SYNC", None):
-        mediator = mediator_of_settings()
-        outbox = outbox_of(mediator)
-        if outbox is not None:
-            return outbox, mediator.relay
-    return DjangoOutbox(router.db_for_write(Delivery)), None
+def _mediator() -> RequestMediator | None:
+    return mediator_of_settings() if getattr(settings, "CQRS_SYNC", None) else None
+
+
+def _outbox(mediator: RequestMediator | None) -> DjangoOutbox:
+    outbox = None if mediator is None else outbox_of(mediator)
+    return outbox or DjangoOutbox(router.db_for_write(Delivery))
 
 
 class _ReadOnly(admin.ModelAdmin):
@@ -45,7 +44,7 @@ class _ReadOnly(admin.ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         """Query the database of the outbox."""
-        return super().get_queryset(request).using(_outbox_and_relay()[0].using)
+        return super().get_queryset(request).using(_outbox(_mediator()).using)
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         """Refuse filters in the URL that would reveal the content of a payload or result."""
@@ -146,7 +145,9 @@ class DeliveryAdmin(_ReadOnly):
         self._change(request, queryset, "discard", "discarded")
 
     def _change(self, request: HttpRequest, queryset: QuerySet[Delivery], what: str, done: str) -> None:
-        outbox, relay = _outbox_and_relay()
+        mediator = _mediator()
+        outbox = _outbox(mediator)
+        relay = mediator.relay if mediator is not None and mediator.wiring.outbox is outbox else None
         dead = list(queryset.filter(status=DEAD).order_by("pk").values_list("pk", "message_id", "target"))
         count = 0
         for start in range(0, len(dead), _BATCH):
@@ -172,19 +173,14 @@ class ReceiptAdmin(_ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Receipt]:
         """Query the database of the inbox, without the kept results."""
-        return super().get_queryset(request).using(_alias_of_inbox()).defer("result")
+        mediator = _mediator()
+        inbox = None if mediator is None else inbox_of(mediator)
+        alias = router.db_for_write(Receipt) if inbox is None else inbox.using
+        return super().get_queryset(request).using(alias).defer("result")
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> None:
         """Find no object: rows have no page of their own."""
         del request, object_id, from_field
-
-
-def _alias_of_inbox() -> str:
-    if getattr(settings, "CQRS_SYNC", None):
-        inbox = inbox_of(mediator_of_settings())
-        if inbox is not None:
-            return inbox.using
-    return str(router.db_for_write(Receipt))
 
 
 def _log_changes(request: HttpRequest, deliveries: Sequence[tuple[int, str, str]], done: str) -> None:

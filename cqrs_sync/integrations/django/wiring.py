@@ -110,7 +110,7 @@ def mediator_of_settings(consumer: Consumer | None = None) -> RequestMediator:
     If the settings name only a consumer, this returns the consumer's mediator; pass the `consumer` if you have it.
     Raises ImproperlyConfigured if the settings name neither, or if it cannot be made.
     """
-    path = _setting("MEDIATOR")
+    path = _settings().get("MEDIATOR")
     if path is None and (consumer := consumer or consumer_of_settings()) is not None:
         return consumer.mediator
     if not isinstance(path, str) or not path:
@@ -126,13 +126,13 @@ def consumer_of_settings() -> Consumer | None:
 
     None if the settings name none. Raises ImproperlyConfigured if it is not a consumer, or cannot be made.
     """
-    path = _setting("CONSUMER")
+    path = _settings().get("CONSUMER")
     return None if not path else _load("CONSUMER", str(path), Consumer)
 
 
 def group_of_settings() -> str | None:
     """Return the group that `CQRS_SYNC = {"GROUP": "shop"}` names, None if it names none."""
-    name = _setting("GROUP")
+    name = _settings().get("GROUP")
     return None if name is None else str(name)
 
 
@@ -151,10 +151,6 @@ def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
     """Return the inbox of a mediator if it is in a database of Django's."""
     inbox = mediator.wiring.inbox
     return inbox if isinstance(inbox, DjangoInbox) else None
-
-
-def _setting(name: str) -> object:
-    return _settings().get(name)
 
 
 def _settings() -> Mapping[object, object]:

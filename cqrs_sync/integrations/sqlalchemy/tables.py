@@ -12,7 +12,7 @@ from cqrs_sync.outbox import LONGEST
 
 _MYSQL = ("mysql", "mariadb")
 #: Text is compared character by character: by default MySQL treats `a`, `A` and `ä` as equal.
-_OPTIONS = {
+_OPTIONS: Any = {
     f"{name}_{option}": value
     for name in _MYSQL
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
@@ -58,7 +58,7 @@ def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str =
         sa.Column("created_at", _timestamp(), nullable=False),
         sa.Index(f"ix_{name}_created", "created_at"),
         schema=schema,
-        **_options(),
+        **_OPTIONS,
     )
 
 
@@ -76,7 +76,7 @@ def _messages(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
         sa.Column("created_at", _timestamp(), nullable=False),
         sa.Index(f"ix_{name}_created", "created_at"),
         schema=schema,
-        **_options(),
+        **_OPTIONS,
     )
 
 
@@ -103,7 +103,7 @@ def _deliveries(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Tabl
         schema=schema,
         # A number is never used again, so an operator's command cannot hit another delivery.
         sqlite_autoincrement=True,
-        **_options(),
+        **_OPTIONS,
     )
 
 
@@ -117,7 +117,3 @@ def _timestamp() -> sa.types.TypeEngine[Any]:
 
 def _on_mysql(default: sa.types.TypeEngine[Any], on_mysql: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
     return default.with_variant(on_mysql, *_MYSQL)
-
-
-def _options() -> Any:
-    return _OPTIONS

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, ForwardRef, TypeVar, get_args, get_origin, get_type_hints
 
-import attrs
 import orjson
 
 from cqrs_sync.errors import AlreadyUsed, ConfigurationError, SerializationError
@@ -60,15 +59,18 @@ class IdempotentRequest:
     """
 
     def __init__(self, inbox: Inbox, request_type: type) -> None:
+        import hashlib  # noqa: PLC0415 -- loading OpenSSL is a tenth of the time that importing the package may take
+
         self._inbox = inbox
         self._name = f"{request_type.__module__}:{request_type.__qualname__}"
         self._request = request_type.__qualname__
         self._response_type = _response_type_of(request_type)
+        self._hash = partial(hashlib.blake2b, digest_size=_DIGEST)
 
     def __call__(self, request: Any, call_next: CallNext, /) -> Any:
         """Run the handler, or return its response of the first time."""
         key = _key.get()
-        digest = hashlib.blake2b(self._dump(request, "the request"), digest_size=_DIGEST).digest()
+        digest = self._hash(self._dump(request, "the request")).digest()
         with self._inbox.once(key, self._name) as receipt:
             if receipt.first:
                 response = call_next(request)
@@ -132,16 +134,9 @@ def _response_type_of(request_type: type) -> Any:
     )
 
 
-@attrs.frozen
-class _Annotated:
-    """A holder of annotations, for `get_type_hints`."""
-
-    __annotations__: dict[str, Any]
-
-
 def _resolved(answer: Any, base: type) -> Any:
     """Return the class of a forward reference."""
     if not isinstance(answer, ForwardRef):
         return answer
     module = vars(sys.modules[base.__module__])
-    return get_type_hints(_Annotated({"answer": answer}), globalns=module)["answer"]
+    return get_type_hints(SimpleNamespace(__annotations__={"answer": answer}), globalns=module)["answer"]

@@ -10,7 +10,6 @@ The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -98,6 +97,8 @@ def key_of(attributes: Mapping[str, str]) -> str:
     key = f"{attributes['source']} {attributes['id']}"
     if len(key) <= LONGEST:
         return key
+    import hashlib  # noqa: PLC0415 -- loading OpenSSL is a tenth of the time that importing the package may take
+
     return f"blake2b {hashlib.blake2b(key.encode(errors='surrogatepass'), digest_size=32).hexdigest()}"
 
 

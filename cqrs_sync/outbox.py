@@ -11,7 +11,6 @@ The pattern: Chris Richardson, *Transactional outbox*, microservices.io.
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -251,6 +250,8 @@ def lane_of(target: str, key: str | None) -> int | None:
     """Return a number that all deliveries share that keep order among them; None if there is no order."""
     if key is None:
         return None
+    import hashlib  # noqa: PLC0415 -- loading OpenSSL is a tenth of the time that importing the package may take
+
     digest = hashlib.blake2b(f"{target}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeAlias
 from weakref import WeakMethod, finalize
@@ -33,6 +32,9 @@ class WorkerThreads:
 
         Raises RuntimeError if the system allows none, for instance because the interpreter exits.
         """
+        # Not at the top: it would be a tenth of what importing the package costs.
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
         #: The latches of sleeping threads. The last one is woken first.
         self.sleepers: list[Latch] = []
         #: No thread sleeps again.
@@ -74,7 +76,7 @@ class WorkerThreads:
                 self._executor.submit(self._serve, method, latch)
                 self.sleepers.append(latch)
         # At exit, concurrent.futures joins its threads without a time limit. ThreadPool ends these with one.
-        queues = getattr(concurrent.futures.thread, "_threads_queues", {})
+        queues = getattr(sys.modules[type(self._executor).__module__], "_threads_queues", {})
         for thread in self._threads:
             queues.pop(thread, None)
 

@@ -26,7 +26,7 @@ def run(rounds: int = 15) -> list[Figure]:
         }
         rounds_of(contenders, 1)
         measured = rounds_of(contenders, rounds)
-    return [Figure("import cqrs_sync, of import attrs, cattrs, punq", ratio(measured, "ours", "theirs"), 1.5)]
+    return [Figure("import cqrs_sync, of import attrs, cattrs, punq", ratio(measured, "ours", "theirs"), 1.4)]
 
 
 def _processor_time(program: str, environment: dict[str, str]) -> float:

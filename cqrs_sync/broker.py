@@ -1,8 +1,8 @@
 """
-The broker socket: publish outgoing messages, receive incoming ones, set aside those that failed.
+The broker socket: publish outgoing messages, receive incoming ones, set failed ones aside.
 
-A backend is any object with these methods. Each promise stands on the method that
-gives it, and `cqrs_sync.testing.contracts.broker` holds a backend to it.
+A backend is any object with these methods. Each method states its promises, and
+`cqrs_sync.testing.contracts.broker` tests them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Protocol, Self, runtime_checkable
 
 import attrs
 
-#: Messages that a subscription of a group holds unsettled, unless it is told otherwise.
+#: The most unsettled messages of a group's subscription, by default.
 PREFETCH = 200
 
 
 @attrs.frozen
 class OutgoingMessage:
     """
-    One event on its way out, as final bytes.
+    One event to publish, as final bytes.
 
     `attributes` are the context attributes of CloudEvents 1.0 by their bare names
     (`id`, `source`, `type`, `time`, `specversion`, `partitionkey`, `traceparent`,
-    ...); a backend adds the prefix its protocol binding asks for. They are empty
-    where `body` is a structured CloudEvent, which holds them itself.
+    ...); a backend adds the prefix of its protocol binding. They are empty if
+    `body` is a structured CloudEvent, which contains them.
     """
 
     id: str
@@ -39,40 +39,40 @@ class OutgoingMessage:
 
 @attrs.frozen
 class IncomingMessage:
-    """One message as it came in; nothing in it is to be trusted."""
+    """One message as it arrived. Nothing in it can be trusted."""
 
     topic: str
     body: bytes = attrs.field(repr=lambda body: f"<{len(body)} bytes>")
     content_type: str | None = None
     key: str | None = None
     attributes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    #: What was noted on it when it was set aside, such as `attempts` and `reason`.
+    #: Notes from when it was set aside, such as `attempts` and `reason`.
     notes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
 
 
 @attrs.frozen
 class Group:
-    """Who receives: the subscriptions of a group share its messages, and what it has set aside."""
+    """A group of consumers: its subscriptions share its messages, and those that it has set aside."""
 
     name: str
     topics: tuple[str, ...]
-    #: Seconds after which what is set aside comes again, each a place of its own to wait in.
+    #: Delays in seconds for messages that are set aside. Each delay has a queue or topic of its own.
     delays: tuple[float, ...] = ()
-    #: Messages of a key are received in order, whatever the number of subscriptions.
+    #: Messages with the same key are received in order, however many subscriptions there are.
     ordered: bool = True
-    #: Messages that a subscription holds unsettled, at most.
+    #: The most unsettled messages of a subscription.
     prefetch: int = PREFETCH
 
 
 @attrs.frozen
 class GroupBacklog:
-    """What waits for a group."""
+    """How many messages wait for a group."""
 
-    #: Messages that nobody has received, by topic, queue or partition.
+    #: Messages that no subscription has received, by topic, queue or partition.
     waiting: Mapping[str, int]
-    #: Set aside for a while.
+    #: Messages that are set aside for a while.
     delayed: int
-    #: Set aside for good.
+    #: Dead letters.
     dead: int
 
 
@@ -82,86 +82,86 @@ class Piece:
 
     kind: str
     name: str
-    #: What it is like, for people.
+    #: Its properties, for people.
     details: str = ""
-    #: `missing`, `there`, or `different`; bindings of RabbitMQ are `unknown`: it does not tell.
+    #: `missing`, `there` or `different`. Bindings of RabbitMQ are `unknown`, because AMQP cannot check them.
     state: str = "missing"
     #: What is different, and what to do about it.
     trouble: str = ""
 
 
 class MessageBroker(Protocol):
-    """Where notification events leave; safe from any thread and in a forked child."""
+    """Publishes notification events. It is safe from any thread and in a forked child."""
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """
         Publish a batch and return when the broker has confirmed every message.
 
         The batch is pipelined; messages with the same key keep their order.
-        `timeout` (seconds) bounds the whole call, connecting included; without it
-        the backend's own `publish_timeout` does. One bad message does not keep its
-        neighbours from being confirmed.
+        `timeout` limits the whole call in seconds, connecting included; the default is
+        the backend's own `publish_timeout`. The broker confirms the other messages
+        of a batch even if it rejects one.
 
-        Raises PublishFailed, with each message that was not confirmed and why
+        Raises PublishFailed, which has each unconfirmed message with its error
         (MessageRejected or BrokerUnavailable), and Closed after `close()`.
         """
 
     def close(self, timeout: float = 5.0) -> None:
-        """Let go of connections and threads within `timeout` seconds. A second call does nothing."""
+        """Close connections and end threads within `timeout` seconds. A second call does nothing."""
 
 
 class Delivery(Protocol):
-    """One received message, to be settled once by whoever received it."""
+    """One received message. The consumer that received it settles it once."""
 
     @property
     def message(self) -> IncomingMessage:
-        """What came in; where it was set aside, with the topic it had at first."""
+        """The message. One that was set aside has its original topic."""
 
     @property
     def origin(self) -> str:
-        """Where it was received from, for people: a queue, or a partition and an offset."""
+        """Its source, for people: a queue, or a partition and an offset."""
 
     @property
     def redeliveries(self) -> int:
         """
-        How often it may have been delivered before: 0 where it certainly was not.
+        How often it may have been delivered before: 0 if it certainly was not.
 
-        A broker that does not count says 1 of whatever somebody may have had in hand.
+        A broker that does not count returns 1 for each message that a consumer may have received.
         """
 
     @property
     def lapsed(self) -> bool:
-        """Whether the broker gives it to somebody else by now, or again to this one: settling it does nothing."""
+        """Whether it is stale: the broker delivers it again, here or elsewhere, and to settle it does nothing."""
 
     def ack(self) -> None:
-        """It is done: never deliver it again."""
+        """The message is done: do not deliver it again."""
 
     def nack(self) -> None:
-        """It is not done: deliver it again."""
+        """The message is not done: deliver it again."""
 
 
 class Subscription(Protocol):
     """
-    A stream of deliveries, for one thread; whoever opened it closes it.
+    A stream of deliveries, for one thread. The caller that opened it closes it.
 
-    A class that inherits from it needs `receive` and `close`.
+    A subclass needs `receive` and `close`.
     """
 
     @property
     def has_joined(self) -> bool:
-        """Whether the broker has let it in: a group of Kafka does so while its members receive, not before."""
+        """Whether the group has accepted it. A Kafka group accepts a member while it receives, not before."""
         return True
 
     def receive(self, timeout: float) -> Delivery | None:
         """
-        Wait at most `timeout` seconds for the next message; None where none came.
+        Wait at most `timeout` seconds for the next message; return None if none came.
 
-        Raises BrokerUnavailable where the broker cannot be reached.
+        Raises BrokerUnavailable if the broker cannot be reached.
         """
 
     def receive_many(self, most: int, timeout: float) -> Sequence[Delivery]:
         """
-        Wait at most `timeout` seconds for the next message; return it with those that are there by then, `most` in all.
+        Wait at most `timeout` seconds for a message; return it with all that have arrived by then, at most `most`.
 
         Raises BrokerUnavailable as `receive` does.
         """
@@ -173,28 +173,28 @@ class Subscription(Protocol):
                     break
                 deliveries.append(delivery)
         except Exception:
-            # What came is somebody's to settle; the next call says what is wrong.
+            # The caller must settle the messages that came. The next call raises the error.
             if not deliveries:
                 raise
         return deliveries
 
     def keep_alive(self) -> None:
         """
-        Do what keeps the subscription alive, and receive nothing; called now and then by who has enough in hand.
+        Keep the subscription alive without receiving. A consumer that has enough messages calls it now and then.
 
         Raises BrokerUnavailable as `receive` does.
         """
         return
 
     def __iter__(self) -> Iterator[Delivery]:
-        """Deliver for ever."""
+        """Yield deliveries without end."""
         while True:
             delivery = self.receive(timeout=1.0)
             if delivery is not None:
                 yield delivery
 
     def close(self) -> None:
-        """Give back what was not settled."""
+        """Give unsettled messages back to the broker."""
 
     def __enter__(self) -> Self:
         return self
@@ -211,9 +211,9 @@ class ReceivingBroker(MessageBroker, Protocol):
 
     def subscribe(self, *topics: str, group: str) -> Subscription:
         """
-        Receive what is published to these topics.
+        Receive the messages of these topics.
 
-        Each group receives each message; the subscriptions of a group share them.
+        Each group receives each message; its subscriptions share them.
         Messages wait for a group from its first subscription on.
         """
 
@@ -221,20 +221,20 @@ class ReceivingBroker(MessageBroker, Protocol):
 @runtime_checkable
 class GroupBroker(ReceivingBroker, Protocol):
     """
-    A broker for consumers: its groups keep what failed in places of their own.
+    A broker for consumers: each group keeps its failed messages in queues or topics of its own.
 
-    `set_aside` copies a message there, and whoever received it settles it then: where a process dies in
-    between, it is there twice. All of it is safe from any thread, but for what subscriptions say of themselves,
-    and raises BrokerUnavailable where the broker cannot be reached.
+    `set_aside` copies a message there, and the consumer settles the original afterwards: if the process dies in
+    between, the message exists twice. All methods are safe from any thread and raise BrokerUnavailable if the
+    broker cannot be reached. A subscription is for one thread.
     """
 
     def join(self, group: Group, /) -> Subscription:
         """
-        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+        Receive the messages of the group's topics, and those that it has set aside once their delay is over.
 
-        Makes what is missing of the group's places, unless the broker was told to declare nothing.
-        Messages wait for a group from its first subscription on, or from `build`. Raises ConfigurationError for
-        places that exist and are different.
+        It creates the queues and topics that are missing, unless the broker was configured to declare nothing.
+        Messages wait for a group from its first subscription on, or from `build`. Raises ConfigurationError if
+        a queue or topic exists and differs.
         """
 
     def set_aside(
@@ -247,35 +247,35 @@ class GroupBroker(ReceivingBroker, Protocol):
         timeout: float | None = None,
     ) -> None:
         """
-        Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
+        Keep messages for the group, with their notes; return when the broker has confirmed all of them.
 
-        They are received again `after` seconds, by this group alone: 0, or one of its delays. None is for
-        good: they are dead letters. Attributes and notes that are too large for the
-        broker are cut or left out, the body never. `timeout` is that of `publish`.
+        This group alone receives them again in `after` seconds: 0, or one of its delays. None makes
+        them dead letters. Attributes and notes that are too large for the broker are cut or left out,
+        the body never. `timeout` is that of `publish`.
 
-        Raises PublishFailed, ValueError for a delay the group does not have.
+        Raises PublishFailed, and ValueError for a delay that the group does not have.
         """
 
     def dead(self, group: Group, /) -> Subscription:
         """
-        Receive the group's dead letters, oldest first: `ack` removes one, what is not settled stays.
+        Receive the group's dead letters, oldest first. `ack` removes one; unsettled ones stay.
 
-        For one reader at a time.
+        One reader at a time.
         """
 
     def backlog(self, group: Group, /) -> GroupBacklog:
-        """Count what waits for the group."""
+        """Count the messages that wait for the group."""
 
     def topology(self, group: Group, /) -> Sequence[Piece]:
-        """Look at what the group needs; changes nothing."""
+        """Return what the group needs and its state; create nothing."""
 
     def build(self, group: Group, /) -> Sequence[Piece]:
         """
-        Make what is missing of what the group needs, and return it all as it is then.
+        Create what the group needs and is missing, and return the state of everything.
 
         Messages wait for the group from then on.
         """
 
 
-#: What makes a note of ours out of a header's name.
+#: The prefix of headers that carry notes.
 NOTE = "cqrs-"

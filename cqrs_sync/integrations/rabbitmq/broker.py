@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pika.connection import Parameters
@@ -20,16 +21,7 @@ from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_pa
 from cqrs_sync.integrations.rabbitmq.messages import outgoing_copy
 from cqrs_sync.integrations.rabbitmq.publisher import ConfirmingPublisher
 from cqrs_sync.integrations.rabbitmq.subscription import RabbitMQSubscription
-from cqrs_sync.integrations.rabbitmq.topology import (
-    AdminConnection,
-    Declaration,
-    Exchange,
-    GroupTopology,
-    Queue,
-    QueueBinding,
-    aside_exchange,
-    topology_of,
-)
+from cqrs_sync.integrations.rabbitmq.topology import AdminConnection, Declaration, GroupTopology, aside_exchange
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
 #: The default limit of RabbitMQ 4.
@@ -76,25 +68,19 @@ class RabbitMQBroker:
         if publish_timeout <= 0:
             raise ValueError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
         self._parameters = connection_parameters(url_or_parameters)
-        self._exchange = Exchange(exchange, "topic")
+        self._exchange = topology.Exchange(exchange, "topic")
         self._declare = declare
         self._publish_timeout = publish_timeout
         self._prefetch = prefetch
         self._queue_arguments = dict(queue_arguments or {})
-        self._publisher = ConfirmingPublisher(
-            self._parameters, self._exchange, declare=declare, silence_timeout=publish_timeout, max_bytes=max_bytes
-        )
+        self._aside = aside_exchange(exchange)
+        new = partial(ConfirmingPublisher, self._parameters, declare=declare, silence_timeout=publish_timeout)
+        self._publisher = new(self._exchange, max_bytes=max_bytes)
         # A received message is never too large to be set aside, and its header names are complete.
-        self._aside_publisher = ConfirmingPublisher(
-            self._parameters,
-            aside_exchange(exchange),
-            declare=declare,
-            silence_timeout=publish_timeout,
-            max_bytes=sys.maxsize,
-            prefix="",
-        )
+        self._aside_publisher = new(self._aside, max_bytes=sys.maxsize, prefix="")
         self._closed = False
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler may close the broker.
+        self._lock = threading.RLock()
         self._subscriptions: weakref.WeakSet[RabbitMQSubscription] = weakref.WeakSet()
         reset_in_child(self)
         close_at_exit(self)
@@ -114,10 +100,10 @@ class RabbitMQBroker:
         others. Raises BrokerUnavailable if RabbitMQ does not answer within `publish_timeout`.
         """
         exchange = self._exchange.name
-        queue = Queue(f"{exchange}.{group}", self._queue_arguments)
+        queue = topology.Queue(f"{exchange}.{group}", self._queue_arguments)
         if not topics or not group or len(queue.name.encode()) > SHORT:
             raise ValueError(f"subscribe needs a topic and a group; exchange and group have at most {SHORT} bytes")
-        bindings = [QueueBinding(queue.name, exchange, topic) for topic in topics]
+        bindings = [topology.QueueBinding(queue.name, exchange, topic) for topic in topics]
         declarations = [*((self._exchange,) if self._declare else ()), queue, *bindings]
         return self._receive(queue.name, declarations, self._prefetch)
 
@@ -191,7 +177,7 @@ class RabbitMQBroker:
 
     def reset_in_child(self) -> None:
         """Replace the lock: another thread of the parent may have held it."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _receive_as(
         self, needed: GroupTopology, queue: str, declarations: Sequence[Declaration], prefetch: int
@@ -209,11 +195,7 @@ class RabbitMQBroker:
         with self._lock:
             self._check_open()
             subscription = RabbitMQSubscription(
-                self._parameters,
-                queue,
-                declarations,
-                prefetch=prefetch,
-                aside=aside_exchange(self._exchange.name).name,
+                self._parameters, queue, declarations, prefetch=prefetch, aside=self._aside.name
             )
             self._subscriptions.add(subscription)
         try:
@@ -228,7 +210,7 @@ class RabbitMQBroker:
         return AdminConnection(self._parameters, self._seconds(None))
 
     def _topology_of(self, group: Group) -> GroupTopology:
-        return topology_of(group, self._exchange.name, self._queue_arguments)
+        return topology.topology_of(group, self._exchange.name, self._queue_arguments)
 
     def _check_open(self) -> None:
         if self._closed:

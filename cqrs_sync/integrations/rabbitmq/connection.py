@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import pika
@@ -418,10 +419,7 @@ class LivenessProbe:
         if connection is not None and connection is not self._watched and self._answer_due():
             self._watched = connection
             self._note_activity(connection)
-            self._check_later(connection)
-
-    def _check_later(self, connection: PikaConnection) -> None:
-        self._thread.call_later(self._timeout / 4, lambda: self._check(connection))
+            self._thread.call_later(self._timeout / 4, partial(self._check, connection))
 
     def _check(self, connection: PikaConnection) -> None:
         if connection is not self._watched:
@@ -442,7 +440,7 @@ class LivenessProbe:
             # A broker that allows a single channel is watched without a question.
             with contextlib.suppress(exceptions.AMQPError):
                 connection.channel(on_open_callback=lambda channel: channel.close())
-        self._check_later(connection)
+        self._thread.call_later(self._timeout / 4, partial(self._check, connection))
 
     def _note_activity(self, connection: PikaConnection) -> None:
         self._heard_at, self._heard_bytes = time.monotonic(), connection.bytes_received

@@ -18,11 +18,7 @@ _MESSAGE_CLOSES_CONNECTION = frozenset({501, 502, 505})
 #: Close codes while connecting that a retry within seconds does not change.
 _LOGIN_REFUSED = frozenset({403, 530})
 
-_MESSAGE_ERRORS = (
-    exceptions.ShortStringTooLong,
-    exceptions.UnsupportedAMQPFieldException,
-    exceptions.UnroutableError,
-)
+_MESSAGE_ERRORS = exceptions.ShortStringTooLong, exceptions.UnsupportedAMQPFieldException, exceptions.UnroutableError
 #: For a basic.nack.
 NACKED = "the broker did not accept it (nack): a queue is full or failing"
 _CODE = re.compile(r"\((\d{3})\)")

@@ -38,7 +38,7 @@ _CLOSE_SHARE = 0.2
 _WRITE = 65536
 _CLOSED = "the broker object was closed before an answer came"
 
-_WAITING, _SENT, _RETURNED, _CONFIRMED, _FAILED = range(5)
+_WAITING, _SENT, _SETTLED = range(3)
 
 Failures = list[tuple[OutgoingMessage, DeliveryError]]
 
@@ -78,37 +78,29 @@ class PublishBatch:
         self._states[index] = _SENT
 
     def mark_returned(self, index: int, error: DeliveryError) -> None:
-        """Note that the broker returned this message as unroutable. Its confirm still follows."""
-        self._states[index] = _RETURNED
+        """Note that the broker returned this message as unroutable. The broker confirms it all the same, later."""
         self._errors[index] = error
 
-    def matches_return(self, index: int, message_id: str, topic: str) -> bool:
-        """Tell whether this message is in flight and is the returned one."""
-        message = self.messages[index]
-        return self._states[index] == _SENT and message.id == message_id and message.topic == topic
+    def is_returned(self, index: int) -> bool:
+        """Tell whether the broker returned this message."""
+        return index in self._errors
 
-    def settle_if_returned(self, index: int) -> bool:
-        """Settle a returned message whose confirm was lost; tell whether it was one."""
-        if self._states[index] != _RETURNED:
-            return False
-        self.confirm(index)
-        return True
-
-    def confirm(self, index: int) -> None:
-        """Settle a message that the broker has confirmed: a returned one has failed all the same."""
-        self._states[index] = _FAILED if self._states[index] == _RETURNED else _CONFIRMED
-        self._count_down()
+    def settle(self, index: int) -> None:
+        """Note the broker's confirm: the message has failed if it was returned, else it is published."""
+        self._states[index] = _SETTLED
+        self._left -= 1
+        if self._left == 0:
+            self._done.release()
 
     def fail(self, index: int, error: DeliveryError) -> None:
-        """Settle a message that will not be confirmed."""
-        self._states[index] = _FAILED
+        """Settle a message that the broker does not confirm."""
         self._errors[index] = error
-        self._count_down()
+        self.settle(index)
 
     def fail_unsettled(self, error: DeliveryError) -> None:
         """Settle every message that has no answer yet."""
         for index, state in enumerate(self._states):
-            if state < _CONFIRMED:
+            if state != _SETTLED:
                 self.fail(index, self._errors.get(index, error))
 
     def wait(self, timeout: float) -> bool:
@@ -117,26 +109,16 @@ class PublishBatch:
 
     def failures(self, cause: str) -> Failures:
         """Return each message that is not confirmed with its error; `cause` says why unsettled ones have no answer."""
-        # The connection thread may change states meanwhile: one copy decides.
+        # The connection thread may settle messages meanwhile: one copy decides.
         states = bytes(self._states)
-        if states.count(_CONFIRMED) == len(states):
+        if not self._errors and states.count(_SETTLED) == len(states):
             return []
-        return [
-            (self.messages[index], self._errors.get(index) or _unsettled(state, cause))
-            for index, state in enumerate(states)
-            if state != _CONFIRMED
-        ]
-
-    def _count_down(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            self._done.release()
-
-
-def _unsettled(state: int, cause: str) -> DeliveryError:
-    if state == _WAITING:
-        return BrokerUnavailable(f"not sent in time: {cause}")
-    return BrokerUnavailable(f"not confirmed in time, it may have arrived: {cause}")
+        unsettled = {
+            _WAITING: BrokerUnavailable(f"not sent in time: {cause}"),
+            _SENT: BrokerUnavailable(f"not confirmed in time, it may have arrived: {cause}"),
+        }
+        errors = [self._errors.get(index) or unsettled.get(state) for index, state in enumerate(states)]
+        return [(message, error) for message, error in zip(self.messages, errors, strict=True) if error is not None]
 
 
 class ConfirmingPublisher:
@@ -345,7 +327,12 @@ class ConfirmChannel:
 
     def on_channel_lost(self, error: Exception) -> None:
         """Send unanswered messages again; one at a time, if one of them may have closed the channel."""
-        unanswered = [item for item in self._in_flight.values() if not item[0].settle_if_returned(item[1])]
+        unanswered: list[Item] = []
+        for batch, index in self._in_flight.values():
+            if batch.is_returned(index):
+                batch.settle(index)
+            else:
+                unanswered.append((batch, index))
         self._in_flight.clear()
         self._writing.clear()
         self._written = 0
@@ -467,7 +454,7 @@ class ConfirmChannel:
             if refused:
                 batch.fail(index, BrokerUnavailable(NACKED))
             else:
-                batch.confirm(index)
+                batch.settle(index)
         if method.multiple:
             self._lowest_open = tag + 1
         if self._one_by_one and not self._in_flight:
@@ -482,7 +469,10 @@ class ConfirmChannel:
         """
         for tag in range(self._last_returned + 1, self._tag + 1):
             batch, index = self._in_flight.get(tag, _NONE)
-            if batch is not None and batch.matches_return(index, properties.message_id, method.routing_key):
+            if batch is None or batch.is_returned(index):
+                continue
+            message = batch.messages[index]
+            if message.id == properties.message_id and message.topic == method.routing_key:
                 self._last_returned = tag
                 text = f"no queue is bound to the topic {method.routing_key!r} on the exchange {self._exchange.name!r}"
                 answer = f"({method.reply_code} {method.reply_text})"

@@ -109,7 +109,7 @@ class RabbitMQSubscription(Subscription):
 
     def open(self, timeout: float) -> None:
         """Wait at most `timeout` seconds until RabbitMQ delivers to this subscription. Raises BrokerUnavailable."""
-        self._thread.call_soon(self._thread.connect)
+        self._connect()
         with self._changed:
             self._changed.wait_for(lambda: self._thread.ready or self._refusal is not None, max(0.0, timeout))
             if not self._thread.ready:
@@ -121,26 +121,20 @@ class RabbitMQSubscription(Subscription):
         if self._closed is None and self._arrived:
             with contextlib.suppress(IndexError):
                 return self._delivery(self._arrived.popleft())
-        if not self._thread.ready:
-            self._thread.call_soon(self._thread.connect)
+        self._connect()
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived or self._closed is not None or self._refusal is not None, timeout
             )
-            if self._closed is not None:
-                raise Closed(self._closed)
-            if self._arrived:
+            if self._arrived and self._closed is None:
                 return self._delivery(self._arrived.popleft())
             self._check_ready()
             return None
 
     def keep_alive(self) -> None:
         """Raise BrokerUnavailable if it does not receive. The connection thread does everything else."""
-        if not self._thread.ready:
-            self._thread.call_soon(self._thread.connect)
+        self._connect()
         with self._changed:
-            if self._closed is not None:
-                raise Closed(self._closed)
             self._check_ready()
 
     def __iter__(self) -> Iterator[Delivery]:
@@ -190,7 +184,7 @@ class RabbitMQSubscription(Subscription):
             self._settling = True
             self._thread.call_soon(self._send_acks_soon)
 
-    # The connection thread calls everything below, but for `_delivery`, `_check_ready` and `_unavailable`.
+    # The connection thread calls everything below, up to `_delivery`.
 
     def on_connected(self, connection: PikaConnection) -> None:
         """Send acks on this connection from now on."""
@@ -282,7 +276,13 @@ class RabbitMQSubscription(Subscription):
         message = incoming_message(method, properties, body, self._aside)
         return RabbitMQDelivery(message, self, channel, method.delivery_tag, redelivery_count(method, properties))
 
+    def _connect(self) -> None:
+        if not self._thread.ready:
+            self._thread.call_soon(self._thread.connect)
+
     def _check_ready(self) -> None:
+        if self._closed is not None:
+            raise Closed(self._closed)
         if self._refusal is not None or not self._thread.ready:
             raise self._unavailable()
 

@@ -1,16 +1,15 @@
-"""Which handlers answer which message."""
+"""Which handlers a message type has."""
 
 from __future__ import annotations
 
 import enum
 import inspect
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
@@ -27,8 +26,8 @@ class Phase(enum.Enum):
     INLINE = "inline"
     #: On the pool, once the surrounding transaction has committed; at once where there is none.
     AFTER_COMMIT = "after commit"
-    #: As after the commit, but written down in the transaction: run again where it fails, by any
-    #: process where this one dies.
+    #: As after the commit, but the outbox stores the event in the transaction: the handler runs again if it fails,
+    #: and in another process if this one dies.
     DURABLE = "durable"
 
 
@@ -38,7 +37,7 @@ class Binding(NamedTuple):
     message_type: type
     handler: Handler
     phase: Phase = Phase.AFTER_COMMIT
-    #: The name by which the outbox and the inbox know the handler, which outlives this process.
+    #: The name of the handler in the outbox and the inbox. Later versions of the code keep it.
     stable_name: str | None = None
 
     @property
@@ -49,26 +48,19 @@ class Binding(NamedTuple):
     @property
     def lasting_name(self) -> str:
         """
-        The name by which the inbox knows the handler: the stable one, else where it is defined.
+        The handler's name in the inbox: the stable name, else its module and qualified name.
 
-        Raises InvalidBinding for one that is defined nowhere, such as a `functools.partial`.
+        Raises InvalidBinding if it has neither, such as a `functools.partial`.
         """
         if self.stable_name is not None:
             return self.stable_name
-        module, place = getattr(self.handler, "__module__", None), getattr(self.handler, "__qualname__", None)
-        if not (isinstance(module, str) and isinstance(place, str)):
+        module, qualname = getattr(self.handler, "__module__", None), getattr(self.handler, "__qualname__", None)
+        if not (isinstance(module, str) and isinstance(qualname, str)):
             raise InvalidBinding(
-                f"{self.name} has no name by which an inbox could know it tomorrow: "
+                f"{self.name} has no name that an inbox could store: "
                 f'write bind({self.message_type.__qualname__}, ..., name="...")'
             )
-        return f"{module}:{place}"
-
-
-class Forgetful(Protocol):
-    """Something that remembers what was bound."""
-
-    def forget(self) -> None:
-        """Look again: more was bound."""
+        return f"{module}:{qualname}"
 
 
 class RequestMap:
@@ -90,28 +82,27 @@ class RequestMap:
 
     def bind(self, *arguments: Any) -> Any:
         """
-        Bind a request to the handler that answers it; returns the handler, so it decorates.
+        Bind a request to its handler. Returns the handler, so it works as a decorator.
 
-        The request may be left out: it is read from `RequestHandler[Request, Response]`
-        or from the annotation of a function's first parameter. With the request alone,
-        `@requests.bind(JoinMeeting)`, it returns a decorator. Raises InvalidBinding
-        for what cannot be bound, AlreadyBound for a second handler.
+        The request may be left out: then `RequestHandler[Request, Response]` or the annotation of a function's first
+        parameter says it. With the request alone, `@requests.bind(JoinMeeting)`, it returns a decorator.
+        Raises InvalidBinding for an invalid handler or request, AlreadyBound for a second handler.
         """
-        if lacks_a_handler(arguments, Request):
+        if _lacks_handler(arguments, Request):
             return partial(self.bind, *arguments)
-        request_type, handler = checked(arguments, RequestHandler, Request)
+        request_type, handler = _checked(arguments, RequestHandler, Request)
         with self._lock:
             known = self._bindings.get(request_type)
             if known is not None:
                 raise AlreadyBound(
-                    f"{request_type.__qualname__} is answered by {known.name}; "
-                    f"it cannot be bound to {title(handler)} as well"
+                    f"{request_type.__qualname__} is bound to {known.name}: "
+                    f"a request has one handler, so it cannot be bound to {_title(handler)} as well"
                 )
             self._bindings[request_type] = Binding(request_type, handler)
         return handler
 
     def find(self, request_type: type, /) -> Binding:
-        """Return the binding of a request. Raises HandlerNotFound, with near names."""
+        """Return the binding of a request. Raises HandlerNotFound, with similar names."""
         try:
             return self._bindings[request_type]
         except KeyError:
@@ -124,18 +115,18 @@ class RequestMap:
         return len(self._bindings)
 
     def reset_in_child(self) -> None:
-        """Replace the lock, which another thread of the parent may have held."""
+        """Replace the lock: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def _unbound(self, request_type: type) -> str:
         title = request_type.__qualname__
         if not issubclass(request_type, Request):
             return f"{title} is not a request: subclass Command or Query"
-        import difflib  # noqa: PLC0415 -- only who makes the mistake needs it
+        import difflib  # noqa: PLC0415 -- needed for this error only
 
         near = difflib.get_close_matches(title, [bound.__qualname__ for bound in self._bindings], n=3)
-        hint = f"; bound are {', '.join(near)}" if near else ""
-        return f"no handler is bound to {title}: call requests.bind(<its handler>) before it is sent{hint}"
+        hint = f"; similar requests are bound: {', '.join(near)}" if near else ""
+        return f"no handler is bound to {title}: call requests.bind(<its handler>) before you send it{hint}"
 
 
 class EventMap:
@@ -148,8 +139,7 @@ class EventMap:
         self._types: Mapping[str, type] = {}
         self._handlers: dict[str, Handler] = {}
         self._durable_names: frozenset[str] = frozenset()
-        self._listeners: list[weakref.ref[Forgetful]] = []
-        #: Grows with each binding.
+        #: Grows with each binding, when it can be found: a dispatcher compares it before it uses what it has prepared.
         self.version = 0
         self._lock = threading.Lock()
         reset_in_child(self)
@@ -172,46 +162,42 @@ class EventMap:
 
     def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> Any:
         """
-        Bind an event to a handler; it receives events of subclasses, too.
+        Bind an event to a handler, which also receives events of subclasses.
 
-        The event may be left out, as in `RequestMap.bind`; without a handler it returns a
-        decorator, as in `@events.bind(phase=Phase.INLINE)`. A durable handler has a
-        stable name, by which other processes and later versions find it:
-        `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Others may have one, for an inbox
-        to know them by when they are moved. Raises InvalidBinding for what cannot be
-        bound, AlreadyBound where this handler is bound to it already.
+        The event may be left out, as in `RequestMap.bind`. Without a handler it returns a
+        decorator, as in `@events.bind(phase=Phase.INLINE)`. A durable handler needs a stable name, by which other
+        processes and later versions find it: `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Other handlers
+        may have one: an inbox then knows them even if their code moves. Raises InvalidBinding for an invalid
+        handler, event or name, AlreadyBound if this handler or this name is bound already.
         """
-        if lacks_a_handler(arguments, Event):
+        if _lacks_handler(arguments, Event):
             return partial(self.bind, *arguments, phase=phase, name=name)
-        event_type, handler = checked(arguments, EventHandler, Event)
+        event_type, handler = _checked(arguments, EventHandler, Event)
         if not isinstance(phase, Phase):
             raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
-        check_stable_name(name, event_type, handler, durable=phase is Phase.DURABLE)
+        _check_stable_name(name, event_type, handler, durable=phase is Phase.DURABLE)
         with self._lock:
             # Methods are equal, never identical.
             bound = self._bindings.get(event_type, [])
             if any(known.handler == handler for _, known in bound):
-                raise AlreadyBound(f"{title(handler)} is bound to {event_type.__qualname__} already")
+                raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
             if name is not None and self._handlers.get(name, handler) != handler:
-                known = title(self._handlers[name])
-                raise AlreadyBound(f"{known} is named {name!r} already: give {title(handler)} another name")
+                known = _title(self._handlers[name])
+                raise AlreadyBound(f"{known} is named {name!r} already: give {_title(handler)} another name")
             self._learn_name(event_type)
-            # A new mapping, as below: each received message asks for it.
+            # A new mapping, as below. Made here, because each received message asks for it.
             self._types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
             if name is not None:
                 self._handlers[name] = handler
                 self._durable_names |= {name} if phase is Phase.DURABLE else set()
-            self.version += 1
-            # A new list: others may be reading the old one.
+            # A new list: other threads may be reading the old one.
             self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
             self._found.clear()
-        for reference in list(self._listeners):
-            if (listener := reference()) is not None:
-                listener.forget()
+            self.version += 1
         return handler
 
     def find(self, event_type: type, /) -> tuple[Binding, ...]:
-        """Return the bindings of an event and of its base classes, each handler once, as they were bound."""
+        """Return the bindings of an event and of its base classes: each handler once, in the order of `bind`."""
         found = self._found.get(event_type)
         if found is None:
             with self._lock:
@@ -219,15 +205,15 @@ class EventMap:
                 matching = [known for _, known in sorted(chain.from_iterable(bound), key=itemgetter(0))]
                 found = tuple(
                     known
-                    for place, known in enumerate(matching)
-                    if not any(earlier.handler == known.handler for earlier in matching[:place])
+                    for index, known in enumerate(matching)
+                    if not any(earlier.handler == known.handler for earlier in matching[:index])
                 )
                 self._found[event_type] = found
         return found
 
     @property
     def types(self) -> Mapping[str, type]:
-        """The notification events that have handlers here, by their stable names: what may be received."""
+        """The notification events with handlers, by their stable names: a consumer may receive these."""
         return self._types
 
     @property
@@ -236,17 +222,15 @@ class EventMap:
         return self._durable_names
 
     def stored_type(self, name: str, /) -> type[Event] | None:
-        """Return the event of this stable name that a durable handler may be given, None where there is none."""
+        """Return the event type of this stable name that durable handlers receive, or None."""
         known = self._names.get(name)
         if known is None:
-            # A handler that is bound to a base class receives events that are bound nowhere.
+            # A handler of a base class also receives subclasses, which are not bound themselves.
             bound = [binding.message_type for binding in self if binding.phase is Phase.DURABLE]
-            known = next((each for base in bound for each in _below(base) if each.__publication__.name == name), None)
+            known = next(
+                (each for base in bound for each in _subclasses(base) if each.__publication__.name == name), None
+            )
         return known
-
-    def on_change(self, listener: Forgetful, /) -> None:
-        """Call `listener.forget()` after each later `bind`, as long as it lives."""
-        self._listeners.append(weakref.ref(listener, self._listeners.remove))
 
     def __iter__(self) -> Iterator[Binding]:
         bound = sorted(chain.from_iterable(list(self._bindings.values())), key=itemgetter(0))
@@ -256,7 +240,7 @@ class EventMap:
         return sum(map(len, list(self._bindings.values())))
 
     def reset_in_child(self) -> None:
-        """Replace the lock, which another thread of the parent may have held."""
+        """Replace the lock: another thread of the parent may have held it."""
         self._lock = threading.Lock()
 
     def _learn_name(self, event_type: type[Event]) -> None:
@@ -271,29 +255,29 @@ class EventMap:
             )
 
 
-def _below(event_type: type[Event]) -> Iterator[type[Event]]:
-    """Find the subclasses of an event, the latest first: attrs builds a class with slots a second time."""
+def _subclasses(event_type: type[Event]) -> Iterator[type[Event]]:
+    """Find the subclasses of an event, the latest first: attrs makes a slotted class anew, and the later one counts."""
     for subclass in reversed(event_type.__subclasses__()):
         yield subclass
-        yield from _below(subclass)
+        yield from _subclasses(subclass)
 
 
 Handler: TypeAlias = "type | Callable[..., Any]"
 
-#: Characters of the stable name of a handler: a database keeps it in an index.
-LONGEST_NAME = 200
+#: Characters in a stable name: databases have it in an index.
+_LONGEST_NAME = 200
 
 
-def lacks_a_handler(arguments: tuple[Any, ...], messages: type) -> bool:
-    """Tell whether `bind` is called to make a decorator: with a message type alone, or with options only."""
+def _lacks_handler(arguments: tuple[Any, ...], messages: type) -> bool:
+    """Return whether `bind` has to make a decorator: it got a message type alone, or only options."""
     if len(arguments) != 1:
         return not arguments and messages is Event
     message_type = get_origin(arguments[0]) or arguments[0]
     return isinstance(message_type, type) and issubclass(message_type, messages)
 
 
-def checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[type, Handler]:
-    """Return message type and handler of a `bind`, or say what is wrong with them."""
+def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[type, Handler]:
+    """Return the message type and the handler of a `bind`. Raises InvalidBinding if they are invalid."""
     if len(arguments) not in (1, 2):
         raise TypeError(f"bind takes a handler, or a message type and a handler, not {len(arguments)} arguments")
     handler = arguments[-1]
@@ -301,62 +285,63 @@ def checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[typ
     message_type = arguments[0] if len(arguments) == 2 else declared
     if message_type is None:
         raise InvalidBinding(
-            f"{title(handler)} does not say what it handles: write {role.__name__}[<{messages.__name__}>, ...], "
-            f"annotate its first parameter, or call bind(<{messages.__name__}>, {title(handler)})"
+            f"{_title(handler)} does not say which {messages.__name__.lower()} it handles: "
+            f"write {role.__name__}[<{messages.__name__}>, ...], annotate its first parameter, "
+            f"or call bind(<{messages.__name__}>, {_title(handler)})"
         )
     message_type = get_origin(message_type) or message_type
     if not (isinstance(message_type, type) and issubclass(message_type, messages)):
-        raise InvalidBinding(f"nothing can be bound to {title(message_type)}: it is not {_a(messages.__name__)}")
+        raise InvalidBinding(f"{_title(message_type)} cannot be bound: it is not {_a(messages.__name__)}")
     if declared is not None and not issubclass(message_type, declared):
         raise InvalidBinding(
-            f"{title(handler)} handles {declared.__qualname__}, it cannot be bound to {message_type.__qualname__}"
+            f"{_title(handler)} handles {declared.__qualname__}, so it cannot be bound to {message_type.__qualname__}"
         )
     return message_type, handler
 
 
-def check_stable_name(name: object, event_type: type, handler: Any, *, durable: bool) -> None:
+def _check_stable_name(name: object, event_type: type, handler: Any, *, durable: bool) -> None:
     """
-    Raise InvalidBinding for a name that no store takes.
+    Raise InvalidBinding for an invalid stable name.
 
-    Also where a durable handler, or what it handles, could not be found again by another process.
+    A durable handler and its event need stable names: another process finds them by these.
     """
     if name is None and not durable:
         return
     if name is None:
         raise InvalidBinding(
-            f"{title(handler)} is durable and has no stable name, by which another process could find it: "
+            f"{_title(handler)} is durable and has no stable name for other processes to find it by: "
             'write bind(..., phase=Phase.DURABLE, name="...")'
         )
-    if not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()):
+    if not (isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip()):
         raise InvalidBinding(
-            f"the name of {title(handler)} must be one line of at most {LONGEST_NAME} characters, not {name!r}"
+            f"the name of {_title(handler)} must be one line of at most {_LONGEST_NAME} characters, not {name!r}"
         )
     if not durable:
         return
     if cast("type[Event]", event_type).__publication__.name is None:
         raise InvalidBinding(
-            f"{title(handler)} is durable, and {event_type.__qualname__} has no stable name to be stored by: "
+            f"{_title(handler)} is durable, and its event {event_type.__qualname__} has no stable name to store it by: "
             f'write `class {event_type.__name__}(..., name="...")`'
         )
     publication_of(event_type)
 
 
 def _declared(handler: Any, role: type, messages: type) -> type | None:
-    """Return the message type a handler declares, after a look at whether it is a handler at all."""
+    """Return the message type that a handler declares, or None. Raises InvalidBinding if it cannot be a handler."""
     if isinstance(handler, type):
         return _declared_by_class(handler, role, messages)
     if isinstance(handler, (RequestHandler, EventHandler)):
         raise InvalidBinding(
             f"an instance of {type(handler).__qualname__} cannot be bound: bind the class, "
-            "and register the instance in the container where it must be this one"
+            "and register the instance in the container if it has to be this one"
         )
     if not callable(handler):
         raise InvalidBinding(f"{handler!r} is neither {_a(role.__name__)} class nor a function")
     if _is_asynchronous(handler) or _is_asynchronous(type(handler).__call__):
-        raise InvalidBinding(f"{title(handler)} is a coroutine function: this library is synchronous")
+        raise InvalidBinding(f"{_title(handler)} is a coroutine function: this library is synchronous")
     parameters = list(inspect.signature(handler).parameters.values())
     if not parameters:
-        raise InvalidBinding(f"{title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
+        raise InvalidBinding(f"{_title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
     annotation = _hints(handler).get(parameters[0].name)
     origin = get_origin(annotation) or annotation
     return origin if isinstance(origin, type) and issubclass(origin, messages) else None
@@ -397,6 +382,6 @@ def _a(noun: str) -> str:
     return f"{'an' if noun[0] in 'AEIOU' else 'a'} {noun}"
 
 
-def title(thing: Any) -> str:
-    """Name it the way the code does."""
+def _title(thing: Any) -> str:
+    """Return the name that code uses for it."""
     return str(getattr(thing, "__qualname__", None) or repr(thing))

@@ -100,7 +100,7 @@ def test_d1_a_second_handler_is_refused_when_it_is_bound(requests, mediator):
     """
     requests.bind(JoinMeetingHandler)
 
-    with pytest.raises(cqrs.AlreadyBound, match=r"^JoinMeeting is answered by JoinMeetingHandler; .* to join as well$"):
+    with pytest.raises(cqrs.AlreadyBound, match=r"^JoinMeeting is bound to JoinMeetingHandler: .* to join as well$"):
         requests.bind(join)
 
     assert [JoinMeetingHandler] == [binding.handler for binding in requests]
@@ -175,7 +175,7 @@ def test_d1_sending_an_unbound_request_suggests_near_names(requests, mediator):
     requests.bind(JoinMeetingHandler)
     requests.bind(LeaveMeeting, lambda request: "left")
 
-    with pytest.raises(cqrs.HandlerNotFound, match=r"JoinMeetingLate.*; bound are JoinMeeting$"):
+    with pytest.raises(cqrs.HandlerNotFound, match=r"JoinMeetingLate.*; similar requests are bound: JoinMeeting$"):
         mediator.send(JoinMeetingLate())
 
 
@@ -332,20 +332,20 @@ def takes_nothing() -> str:
         ([Unfinished], "Unfinished does not implement handle: define it"),
         ([Misspelt], "Misspelt does not implement handle: define it"),
         ([LeaveMeeting, JoinMeetingHandler], "JoinMeetingHandler handles JoinMeeting, .* bound to LeaveMeeting"),
-        ([LeaveMeeting, join], "join handles JoinMeeting, it cannot be bound to LeaveMeeting"),
+        ([LeaveMeeting, join], "join handles JoinMeeting, so it cannot be bound to LeaveMeeting"),
         ([Asynchronous], r"Asynchronous\.handle is a coroutine function: this library is synchronous"),
         ([join_some_time], "join_some_time is a coroutine function: this library is synchronous"),
         ([JoinMeetingHandler()], "an instance of JoinMeetingHandler cannot be bound: bind the class"),
         ([JoinMeeting, "JoinMeetingHandler"], "'JoinMeetingHandler' is neither a RequestHandler class nor a function"),
         ([JoinMeeting, None], "None is neither a RequestHandler class nor a function"),
         ([takes_nothing], "takes_nothing takes no argument: it must take the request"),
-        ([unannotated], r"unannotated does not say what it handles: .* call bind\(<Request>, unannotated\)"),
-        ([annotated_otherwise], "annotated_otherwise does not say what it handles"),
-        ([Answers], r"Answers does not say what it handles: write RequestHandler\[<Request>, \.\.\.\]"),
-        ([UserJoined, join], "nothing can be bound to UserJoined: it is not a Request"),
-        ([str, join], "nothing can be bound to str: it is not a Request"),
-        (["JoinMeeting", join], "nothing can be bound to 'JoinMeeting': it is not a Request"),
-        ([JoinMeeting(), join], "nothing can be bound to JoinMeeting.*: it is not a Request"),
+        ([unannotated], r"unannotated does not say which request it handles: .* call bind\(<Request>, unannotated\)"),
+        ([annotated_otherwise], "annotated_otherwise does not say which request it handles"),
+        ([Answers], r"Answers does not say which request it handles: write RequestHandler\[<Request>, \.\.\.\]"),
+        ([UserJoined, join], "UserJoined cannot be bound: it is not a Request"),
+        ([str, join], "str cannot be bound: it is not a Request"),
+        (["JoinMeeting", join], "'JoinMeeting' cannot be bound: it is not a Request"),
+        ([JoinMeeting(), join], "JoinMeeting.* cannot be bound: it is not a Request"),
         ([join, JoinMeeting], "JoinMeeting is not a RequestHandler"),
     ],
 )

@@ -36,10 +36,10 @@ LONGER_THAN_MOST = {
 #: What is left of the old building. No name is added here, and each is taken out when it is gone.
 LEFT_FILES = 171
 LEFT_CLASSES = {"Delivery", "Receipt", "Verdict"}
-LEFT_PROTOCOLS = {"cqrs_sync.dispatch.run.Surroundings", "cqrs_sync.registry.Forgetful"}
+LEFT_PROTOCOLS: set[str] = set()
 LEFT_METAPHORS = {
-    *("Errand", "EventGuard", "Held", "Lookout", "Overdue", "RequestGuard", "Silence", "Staged", "Stager", "Vitals"),
-    *("desk", "held", "letters", "overdue", "silence", "stager", "vitals"),
+    *("Errand", "Held", "Lookout", "Overdue", "Silence", "Vitals"),
+    *("desk", "held", "letters", "overdue", "silence", "vitals"),
 }
 
 

@@ -200,13 +200,13 @@ class MemoryOutbox:
                     age=now - each.written,
                     blocks=each.lane is not None,
                 )
-                for each in self._selected(selection, limit)
+                for each in self._select(selection, limit)
             ]
 
     def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
         """Make dead deliveries claimable again, with no attempts counted."""
         with self._lock:
-            selected = self._selected(selection, limit)
+            selected = self._select(selection, limit)
             for delivery in selected:
                 delivery.is_dead = delivery.was_tried = False
                 delivery.attempts, delivery.due = 0, time.monotonic()
@@ -215,7 +215,7 @@ class MemoryOutbox:
     def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries."""
         with self._lock:
-            selected = self._selected(selection, limit)
+            selected = self._select(selection, limit)
             for delivery in selected:
                 del self._deliveries[delivery.number]
             return len(selected)
@@ -275,5 +275,5 @@ class MemoryOutbox:
             delivery.was_tried = outcome.counted or outcome.after > 0 or delivery.attempts > 0
         return True
 
-    def _selected(self, selection: Selection, limit: int) -> list[_StoredDelivery]:
+    def _select(self, selection: Selection, limit: int) -> list[_StoredDelivery]:
         return [delivery for _, delivery in sorted(self._deliveries.items()) if delivery.is_selected(selection)][:limit]

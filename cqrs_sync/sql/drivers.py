@@ -106,7 +106,7 @@ class PsycopgListener:
     def __init__(self, connection: Any, channel: str) -> None:
         self._connection = connection
         try:
-            with self._errors_translated():
+            with self._translate_errors():
                 connection.rollback()
                 connection.autocommit = True
                 connection.execute(f'LISTEN "{channel}"')
@@ -116,7 +116,7 @@ class PsycopgListener:
 
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds. Raises OutboxUnavailable if the connection breaks: open a new listener."""
-        with self._errors_translated():
+        with self._translate_errors():
             return bool(list(self._connection.notifies(timeout=timeout, stop_after=1)))
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class PsycopgListener:
         self._connection.close()
 
     @contextmanager
-    def _errors_translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except (self._connection.Error, OSError) as error:

@@ -49,7 +49,7 @@ class SqlInbox:
         connection = self._database.current_connection()
         if connection is not None:
             receipt = self._insert(connection, row)
-            with self._deleted_on_error(connection, receipt):
+            with self._delete_on_error(connection, receipt):
                 yield receipt
                 self._check_receipt_kept(receipt)
         else:
@@ -154,7 +154,7 @@ class SqlInbox:
                 )
 
     @contextmanager
-    def _deleted_on_error(self, connection: DatabaseConnection, receipt: _SqlReceipt) -> Iterator[None]:
+    def _delete_on_error(self, connection: DatabaseConnection, receipt: _SqlReceipt) -> Iterator[None]:
         """
         Delete the receipt if the block fails, for a caller that continues in the same transaction.
 

@@ -266,7 +266,7 @@ class SqlOutbox:
         if not outcomes:
             return 0
         with self._transaction(durable=True) as connection:
-            return sum(self._settle_group(connection, group) for group in _grouped(outcomes))
+            return sum(self._settle_group(connection, group) for group in _group(outcomes))
 
     def _settle_group(self, connection: DatabaseConnection, outcomes: Sequence[Outcome]) -> int:
         first, sql = outcomes[0], self._sql
@@ -413,7 +413,7 @@ def _within_limits(candidates: Sequence[_Candidate], *, one_per_lane: bool) -> I
         yield candidate
 
 
-def _grouped(outcomes: Sequence[Outcome]) -> Collection[Sequence[Outcome]]:
+def _group(outcomes: Sequence[Outcome]) -> Collection[Sequence[Outcome]]:
     """Group the outcomes that one statement can record."""
     groups: dict[Any, list[Outcome]] = {}
     for outcome in outcomes:

@@ -29,7 +29,7 @@ def placeholders(values: Sized) -> str:
     return ", ".join(["%s"] * len(values))
 
 
-def _quoted(name: str, quote: str) -> str:
+def _quote(name: str, quote: str) -> str:
     """Quote the name of a table and of its schema."""
     return ".".join(f"{quote}{part}{quote}" for part in name.split("."))
 
@@ -45,8 +45,8 @@ class OutboxStatements:
 
     def __init__(self, dialect: Dialect, messages: str, deliveries: str) -> None:
         self._dialect = dialect
-        self.messages_table = _quoted(messages, dialect.quote)
-        self.deliveries_table = table = _quoted(deliveries, dialect.quote)
+        self.messages_table = _quote(messages, dialect.quote)
+        self.deliveries_table = table = _quote(deliveries, dialect.quote)
         self.begin = dialect.begin.format(table=table)
         #: No earlier delivery of the same lane is dead, claimed, or waits for its next attempt.
         self._first_in_lane = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
@@ -174,7 +174,7 @@ class InboxStatements:
     """The statements of the inbox."""
 
     def __init__(self, dialect: Dialect, name: str) -> None:
-        table = _quoted(name, dialect.quote)
+        table = _quote(name, dialect.quote)
         row = "id = %s AND handler = %s"
         insert = f"INSERT INTO {table} (id, handler, attempts, created_at) VALUES (%s, %s, {{}}, {dialect.now})"
         self._delete = f"{dialect.delete.format(table=table)} (id, handler) IN ({{}})"

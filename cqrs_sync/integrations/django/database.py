@@ -202,13 +202,13 @@ class DjangoConnection:
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
         """Execute a statement and return its rows, none if it returns no rows."""
-        with self._executed(statement, parameters) as cursor:
+        with self._run(statement, parameters) as cursor:
             rows: Sequence[Sequence[Any]] = cursor.fetchall() if cursor.description else ()
             return rows
 
     def change(self, statement: str, parameters: Sequence[Any] = (), /) -> int:
         """Execute a statement and return how many rows it changed."""
-        with self._executed(statement, parameters) as cursor:
+        with self._run(statement, parameters) as cursor:
             return int(cursor.rowcount)
 
     def is_open(self) -> bool:
@@ -217,7 +217,7 @@ class DjangoConnection:
         return transaction_status(self._connection.connection) is not TransactionStatus.NONE
 
     @contextmanager
-    def _executed(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
+    def _run(self, statement: str, parameters: Sequence[Any]) -> Iterator[Any]:
         try:
             with self._connection.cursor() as cursor:
                 # Without parameters drivers leave per cent signs as they are, and take several statements at once.

@@ -106,7 +106,7 @@ class CommitHooks:
             self._due.extend(callback for _, callback in self._waiting)
             self._waiting.clear()
             if not self._deferred:
-                with _new_transaction_allowed(session):
+                with _allow_new_transaction(session):
                     self.run_due()
 
     def run_due(self) -> None:
@@ -139,7 +139,7 @@ def _connections(session: Session) -> Iterator[Connection]:
 
 
 @contextmanager
-def _new_transaction_allowed(session: Session) -> Iterator[None]:
+def _allow_new_transaction(session: Session) -> Iterator[None]:
     """
     Let callbacks start another transaction on the session before the `with` block of the last one has ended.
 

@@ -96,9 +96,16 @@ class _Call:
             sent: list[int] = []
             unsent = self._send(supervisor, producer, batch, indexes, sent)
             batch.wait(self._left())
-            outcome = _outcome(producer, batch, sent)
-            self._report(supervisor, producer, batch, outcome, started)
-            indexes = sorted([*unsent, *self._settle(supervisor, producer, outcome)])
+            answers = batch.answers()
+            if len(answers) == len(sent) and all(error is None for error in answers.values()):
+                self._confirmed += sent
+                if sent:
+                    supervisor.confirm(producer, started)
+            else:
+                outcome = _outcome(producer, answers, sent)
+                self._report(supervisor, producer, batch, outcome, started)
+                unsent += self._settle(supervisor, producer, outcome)
+            indexes = sorted(unsent)
 
     def _send(
         self,
@@ -125,7 +132,7 @@ class _Call:
             else:
                 sent.append(index)
         unsent: list[int] = []
-        for found in self._found(supervisor, producer, unknown):
+        for found in self._found(supervisor, producer, unknown) if unknown else ():
             unsent += found if producer.caches_missing_topics else self._send(supervisor, producer, batch, found, sent)
         return unsent
 
@@ -162,7 +169,8 @@ class _Call:
         unknown: dict[str, list[int]] = {}
         for index in outcome.topic_not_known:
             unknown.setdefault(self._messages[index].topic, []).append(index)
-        again = [index for found in self._found(supervisor, producer, unknown) for index in found]
+        found = self._found(supervisor, producer, unknown) if unknown else ()
+        again = [index for indexes in found for index in indexes]
         if producer.refusal is None:
             return again + self._that_keep_order(outcome.lost)
         self._fail(outcome.lost, producer.refusal)
@@ -172,8 +180,6 @@ class _Call:
         self, supervisor: ProducerSupervisor, producer: ProducerClient, unknown: Mapping[str, list[int]]
     ) -> Iterator[list[int]]:
         """Yield the messages of each topic that exists after all; the others fail."""
-        if not unknown:
-            return
         for topic, error in producer.find_topics(list(unknown), self._left()):
             if error is not None:
                 self._fail(unknown[topic], error)
@@ -221,10 +227,7 @@ class _Outcome:
     unfit: DeliveryError | None = None
 
 
-def _outcome(producer: ProducerClient, batch: SentBatch, sent: list[int]) -> _Outcome:
-    answers = batch.answers()
-    if len(answers) == len(sent) and all(error is None for error in answers.values()):
-        return _Outcome(sent)
+def _outcome(producer: ProducerClient, answers: Mapping[int, Any], sent: list[int]) -> _Outcome:
     outcome = _Outcome()
     trouble = producer.connection_trouble()
     silence = "not confirmed in time: whether it arrived is unknown" + (f" ({trouble})" if trouble else "")

@@ -1,4 +1,4 @@
-"""What a process owes its threads and sockets: made anew in a forked child, closed when it leaves."""
+"""Hooks for the life of the process: make threads and sockets anew in a forked child, close them at exit."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Resettable(Protocol):
 
     def reset_in_child(self) -> None:
         """
-        Forget what the parent had, without touching it.
+        Forget what the parent had, without using it.
 
-        Inherited sockets belong to the parent: closing them politely would speak
-        on its connection. Runs in the child before anything else does.
+        Inherited sockets belong to the parent: to close them properly would send something on its connection.
+        This runs in the child before all other code.
         """
 
 
 class Closable(Protocol):
-    """Something that must be let go of before the interpreter leaves."""
+    """Something that must be closed before the interpreter exits."""
 
     def close_at_exit(self) -> None:
-        """Close, within a time limit."""
+        """Close within a time limit."""
 
 
 _resettables: weakref.WeakSet[Resettable] = weakref.WeakSet()
@@ -38,8 +38,8 @@ _closing_at_exit = False
 
 
 def reset_in_child(resettable: Resettable, /) -> None:
-    """Call `resettable.reset_in_child()` in every child forked from now on, as long as it lives."""
-    global _registered  # noqa: PLW0603 -- the interpreter keeps one list of hooks, so do we
+    """Call `resettable.reset_in_child()` in each child that is forked from now on, as long as the object lives."""
+    global _registered  # noqa: PLW0603 -- the interpreter has one list of hooks, and so does this module
     _resettables.add(resettable)
     if not _registered and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_reset_all)
@@ -47,7 +47,7 @@ def reset_in_child(resettable: Resettable, /) -> None:
 
 
 def close_at_exit(closable: Closable, /, *, first: bool = False) -> None:
-    """Call `closable.close_at_exit()` when the interpreter leaves, if it still lives; `first` where it needs others."""
+    """Call `closable.close_at_exit()` at exit if the object still lives; `first` if it needs others to close."""
     global _closing_at_exit  # noqa: PLW0603 -- as above
     (_closed_first if first else _closables).add(closable)
     if not _closing_at_exit:

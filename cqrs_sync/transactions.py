@@ -1,4 +1,4 @@
-"""The transactions socket: when does what a command did become true for everyone?"""
+"""The transactions socket: tells whether a transaction is open, and when it has committed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Transactions(Protocol):
         """
         Call `callback` in this thread once the outermost transaction has committed.
 
-        Never after a rollback, that of a surrounding savepoint included. What is
-        given here does not raise. Called only while `active`.
+        Never after a rollback, also not after that of a surrounding savepoint. The callback does not raise. The
+        library calls this only while `active`.
         """
 
 
 class NoTransactions:
-    """There is none: what a handler has done is true when it returns."""
+    """For handlers without transactions: their effects are there when they return."""
 
     def active(self) -> bool:
-        """Tell that no transaction is open."""
+        """Return False."""
         return False
 
     def on_commit(self, callback: Callable[[], object], /) -> None:
-        """Call it: commit is now."""
+        """Call it at once."""
         callback()

@@ -1,1 +1,1 @@
-"""Implementations of the socket `cqrs_sync.container`."""
+"""Implementations of the container socket, `cqrs_sync.container`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -138,7 +137,7 @@ class ProcessingPolicy:
         return next((each for each in deferred if each >= max(requested, base)), deferred[-1]), False
 
 
-class HandlerCircuit:
+class HandlerCircuit(CircuitBreaker):
     """
     The circuit breaker of all handlers of a consumer. Failures in a row open it, whatever the messages are.
 
@@ -147,25 +146,15 @@ class HandlerCircuit:
     """
 
     def __init__(self, threshold: int) -> None:
-        self._breaker = CircuitBreaker(_FIRST, _CEILING, threshold=threshold)
-        self._lock = threading.Lock()
+        super().__init__(_FIRST, _CEILING, threshold=threshold)
         # Types of the messages that have failed since the last success.
         self._types: set[str] = set()
 
     @property
-    def is_open(self) -> bool:
-        """Whether one message at a time is tried."""
-        return self._breaker.is_open
-
-    @property
     def trouble(self) -> str:
         """What is wrong; empty if nothing is."""
-        failures = self._breaker.failures
-        return f"{failures} attempts in a row have failed: one message at a time is tried" if self.is_open else ""
-
-    def delay(self) -> float:
-        """Return the seconds until the next message may be tried."""
-        return self._breaker.delay()
+        words = f"{self.failures} attempts in a row have failed: one message at a time is tried"
+        return words if self.is_open else ""
 
     def rank(self, item: InFlightMessage) -> tuple[bool, bool]:
         """Rank a message: the lower, the likelier it succeeds."""
@@ -173,26 +162,24 @@ class HandlerCircuit:
 
     def record_success(self) -> bool:
         """Note that a message was handled; returns whether that closed the circuit."""
-        if not self._breaker.failures:
+        if not self.failures:
             return False
-        with self._lock:
-            self._types.clear()
-            was_open = self._breaker.record_success()
+        self._types.clear()
+        was_open = super().record_success()
         if was_open:
             logger.warning("handlers succeed again: messages are handled at full speed")
         return was_open
 
-    def record_failure(self, item: InFlightMessage, error: BaseException) -> None:
+    def record_failure_of(self, item: InFlightMessage, error: BaseException) -> None:
         """Note that a message failed."""
-        with self._lock:
-            self._types.add(item.type)
-            opens = self._breaker.record_failure()
-        if opens:
+        self._types.add(item.type)
+        if self.record_failure():
+            last = printable(describe_error(error))[:LONGEST_ERROR]
             logger.error(
                 "%d attempts in a row have failed, something that all handlers need may be down: one message at a time "
                 "is tried until one succeeds, and errors that may pass cost no attempt; the last one: %s",
-                self._breaker.failures,
-                printable(describe_error(error))[:LONGEST_ERROR],
+                self.failures,
+                last,
             )
 
 
@@ -295,7 +282,7 @@ class MessageProcessor:
         if is_permanent(error):
             self._bury(item, error)
             return None
-        self.circuit.record_failure(item, error)
+        self.circuit.record_failure_of(item, error)
         if self.circuit.is_open:
             self._queue.pause(self.circuit.delay())
             if is_transient(error):
@@ -307,14 +294,10 @@ class MessageProcessor:
             self._bury(item, error)
             return None
         delay, is_inline = next_attempt
+        words, reason = "%s failed, attempt %d, again in %.1f s: %s", fingerprint(describe_error(error))
+        # Later attempts fail in the same place, as a rule.
         logger.warning(
-            "%s failed, attempt %d, again in %.1f s: %s",
-            _title(item),
-            item.attempts,
-            delay,
-            fingerprint(describe_error(error)),
-            # Later attempts fail in the same place, as a rule.
-            exc_info=error if item.attempts == 1 else None,
+            words, _title(item), item.attempts, delay, reason, exc_info=error if item.attempts == 1 else None
         )
         if is_inline:
             return delay
@@ -378,14 +361,9 @@ class MessageProcessor:
             return _AGAIN
         item.is_done = True
         if delay is None:
-            logger.error(
-                "%s from %s is a dead letter after %s attempt(s): %s",
-                _title(item),
-                item.delivery.origin,
-                message.notes["attempts"],
-                message.notes["reason"],
-                exc_info=item.error,
-            )
+            words, notes = "%s from %s is a dead letter after %s attempt(s): %s", message.notes
+            arguments = _title(item), item.delivery.origin, notes["attempts"], notes["reason"]
+            logger.error(words, *arguments, exc_info=item.error)
             self.counts.dead += 1
         else:
             self.counts.delayed += 1

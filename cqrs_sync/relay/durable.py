@@ -15,6 +15,7 @@ from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.outbox import Claimed, Outcome, Verdict
 from cqrs_sync.relay.settlement import Claims, Settlement
+from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.threads.executor import Call, Executor
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 from cqrs_sync.threads.watchdog import stacks_of
@@ -30,7 +31,7 @@ _NOT_CALLED = 2.0
 _SLOW = 60.0
 
 
-class DurableHandlerWorker:
+class DurableHandlerWorker(RelayTask):
     """
     Claims as many deliveries for durable handlers as the pool has threads, and runs the handlers there.
 
@@ -41,7 +42,7 @@ class DurableHandlerWorker:
     def __init__(
         self, claims: Claims, wiring: Wiring, dispatcher: EventDispatcher, wake: Callable[[], object], *, lease: float
     ) -> None:
-        self._claims = claims
+        super().__init__(claims)
         self._wiring = wiring
         self._dispatcher = dispatcher
         self._wake = wake
@@ -55,7 +56,6 @@ class DurableHandlerWorker:
         self._renewed_at = time.monotonic()
         self._unknown: set[str] = set()
         self._unknown_count = 0
-        self._is_finishing = self._is_ending = False
 
     def step(self) -> float | None:
         """Settle what has finished, and start as many handlers as there are free threads."""
@@ -63,26 +63,21 @@ class DurableHandlerWorker:
         self._renew()
         free = self._capacity() - len(self._running)
         names = self._wiring.event_map.durable_names
-        if free > 0 and names and not self._is_ending:
-            claimed = self._claims.claim(free, self._lease, handlers=names)
+        if free > 0 and names and not self.is_ending:
+            claimed = self.claims.claim(free, self._lease, handlers=names)
             if claimed:
                 self._start(claimed)
                 return 0
-        if self._running or (self._is_finishing and self._calls):
+        if self._running or (self.is_finishing and self._calls):
             return min(self._lease / 3, 1.0)
-        return None if self._is_finishing else self._settlement.next_due()
-
-    def finish(self, *, drain: bool) -> None:
-        """Run what is due and end; without `drain` start nothing more and give back what waits for a thread."""
-        self._is_finishing = True
-        self._is_ending = not drain
+        return None if self.is_finishing else self._settlement.next_due()
 
     def release_connection(self) -> None:
         """Release the database connection of the calling thread, and close the pool if the worker made its own."""
         own, self._own = self._own, None
         if own is not None:
             own.close(0.1)
-        self._claims.outbox.release_connection()
+        super().release_connection()
 
     def _capacity(self) -> int:
         return int(getattr(self._wiring.threads, "max_workers", 1))
@@ -102,7 +97,7 @@ class DurableHandlerWorker:
         try:
             yield
         finally:
-            self._claims.outbox.release_connection()
+            self.claims.outbox.release_connection()
 
     def _start(self, claimed: Sequence[Claimed]) -> None:
         calls: list[Call] = []
@@ -129,9 +124,9 @@ class DurableHandlerWorker:
     def _run(self, claimed: Claimed) -> None:
         """Run one handler in a pool thread; must not raise."""
         self._running[claimed.number].thread = threading.get_ident()
-        self._claims.note_thread(claimed)
+        self.claims.note_thread(claimed)
         try:
-            outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self._is_ending else self._attempt(claimed)
+            outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
             outcome = self._settlement.failure(claimed, error, self._wiring.retry.of(claimed.target))
         self._finished.append(outcome)
@@ -196,7 +191,7 @@ class DurableHandlerWorker:
                 self._renewed_at = now
             return
         self._renewed_at = now
-        self._claims.renew({running.claimed.token for running in self._running.values()}, self._lease)
+        self.claims.renew({running.claimed.token for running in self._running.values()}, self._lease)
         for running in self._running.values():
             running.log_if_slow(now)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from cqrs_sync.outbox import Listener
 from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.settlement import Claims
+from cqrs_sync.relay.thread import RelayTask
 
 #: Seconds a listener waits before it checks whether to end.
 _LISTENING = 1.0
 
 
-class Poller:
+class Poller(RelayTask):
     """
     Asks the outbox whether something is due, and wakes the workers if it is.
 
@@ -22,22 +23,21 @@ class Poller:
     def __init__(
         self, claims: Claims, event_map: EventMap, wake: Callable[[], object], *, shortest: float, longest: float
     ) -> None:
-        self._claims = claims
+        super().__init__(claims)
         self._event_map = event_map
         self._wake = wake
         self._shortest = shortest
         self._longest = longest
         self._delay = shortest
         self._delivered = 0
-        self._is_ending = False
 
     def step(self) -> float | None:
         """Poll once."""
-        if self._is_ending:
+        if self.is_finishing:
             return None
-        is_busy, self._delivered = self._claims.delivered != self._delivered, self._claims.delivered
+        is_busy, self._delivered = self.claims.delivered != self._delivered, self.claims.delivered
         self._delay = self._shortest if is_busy else min(self._longest, self._delay * 2)
-        due = self._claims.outbox.next_due(self._event_map.durable_names)
+        due = self.claims.outbox.next_due(self._event_map.durable_names)
         if due is None:
             return self._delay
         if due <= 0:
@@ -45,32 +45,22 @@ class Poller:
             return self._delay
         return min(self._delay, due)
 
-    def finish(self, *, drain: bool) -> None:
-        """Poll no more."""
-        del drain
-        self._is_ending = True
 
-    def release_connection(self) -> None:
-        """Release the database connection of the calling thread."""
-        self._claims.outbox.release_connection()
-
-
-class NotificationListener:
+class NotificationListener(RelayTask):
     """Listens for commits of other processes, and wakes the workers sooner than the poller would."""
 
     def __init__(self, claims: Claims, wake: Callable[[], object]) -> None:
-        self._claims = claims
+        super().__init__(claims)
         self._wake = wake
         self._listener: Listener | None = None
-        self._is_ending = False
 
     def step(self) -> float | None:
         """Listen for a while."""
-        if self._is_ending:
+        if self.is_finishing:
             self._close()
             return None
         if self._listener is None:
-            self._listener = self._claims.outbox.listener()
+            self._listener = self.claims.outbox.listener()
             if self._listener is None:
                 return None
             # Earlier commits have notified no listener.
@@ -82,11 +72,6 @@ class NotificationListener:
             self._close()
             raise
         return 0
-
-    def finish(self, *, drain: bool) -> None:
-        """Listen no more."""
-        del drain
-        self._is_ending = True
 
     def release_connection(self) -> None:
         """Close the connection."""

@@ -11,6 +11,7 @@ from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
 from cqrs_sync.outbox import Claimed, Outcome, Verdict
 from cqrs_sync.relay.settlement import Claims, Settlement
+from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies, suppressed_suffix
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _TOPIC_DELAY = 2.0
 _BROKER_DELAYS, _TOPIC_DELAYS = (0.25, 3.0), (1.0, 30.0)
 
 
-class OutboxPublisher:
+class OutboxPublisher(RelayTask):
     """
     Claims messages, publishes them and settles them. No transaction is open while it publishes.
 
@@ -38,39 +39,29 @@ class OutboxPublisher:
     def __init__(
         self, claims: Claims, emitter: EventEmitter, policies: RetryPolicies, *, lease: float, batch: int
     ) -> None:
-        self._claims = claims
+        super().__init__(claims)
         self._emitter = emitter
         self._policies = policies
         self._lease = lease
         self._batch = batch
         self._reachability = Reachability()
         self._settlement = Settlement(claims)
-        self._is_finishing = self._is_ending = False
 
     def step(self) -> float | None:
         """Publish one batch."""
         pause = self._reachability.delay()
-        if self._is_ending or (self._is_finishing and pause > 0):
+        if self.is_ending or (self.is_finishing and pause > 0):
             return None
         if pause > 0:
             return pause
         begun = time.monotonic()
         limit = _PROBE if self._reachability.is_probing else self._batch
-        claimed = self._claims.claim(limit, self._lease, besides=self._reachability.unreachable_topics())
+        claimed = self.claims.claim(limit, self._lease, besides=self._reachability.unreachable_topics())
         if not claimed:
-            return None if self._is_finishing else self._next_due()
+            return None if self.is_finishing else self._next_due()
         outcomes = self._publish(claimed, begun)
         self._settlement.settle(outcomes, begun + self._lease - time.monotonic())
         return self._reachability.delay()
-
-    def finish(self, *, drain: bool) -> None:
-        """Publish what is due and end; without `drain` publish nothing more."""
-        self._is_finishing = True
-        self._is_ending = not drain
-
-    def release_connection(self) -> None:
-        """Release the database connection of the calling thread."""
-        self._claims.outbox.release_connection()
 
     def _next_due(self) -> float | None:
         waits = (self._reachability.next_topic_delay(), self._settlement.next_due())

@@ -6,16 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
-from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.relay.durable import DurableHandlerWorker
 from cqrs_sync.relay.poller import NotificationListener, Poller
 from cqrs_sync.relay.publisher import OutboxPublisher
 from cqrs_sync.relay.settlement import Claims, InFlightDelivery
-from cqrs_sync.retry import Backoff
+from cqrs_sync.relay.thread import RelayThread
 from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)
@@ -24,10 +23,6 @@ logger = logging.getLogger(__name__)
 _SWEEP = 20.0
 #: Seconds that the relay may take at the exit of the interpreter.
 _AT_EXIT = 3.0
-#: Seconds between attempts to reach a database, at first and at most.
-_FIRST, _CEILING = 0.2, 5.0
-#: A thread that sleeps for longer than these seconds releases its database connection.
-_NAP = 10.0
 
 
 class Relay:
@@ -178,97 +173,6 @@ class Relay:
     def _wake_all(self) -> None:
         for thread in self._threads:
             thread.wake()
-
-
-class RelayTask(Protocol):
-    """What a thread of the relay does, one step at a time."""
-
-    def step(self) -> float | None:
-        """
-        Do what there is to do; called by one thread.
-
-        Returns the seconds until the next step: 0 if there may be more to do, None if there is nothing to do until
-        `wake`.
-        """
-
-    def finish(self, *, drain: bool) -> None:
-        """Claim only what can be delivered at once, without `drain` nothing more; called by any thread."""
-
-    def release_connection(self) -> None:
-        """Release the database connection of the calling thread."""
-
-
-class RelayThread:
-    """
-    Makes the steps of a task in a thread of its own. After an error it makes the next step all the same.
-
-    It sleeps for `longest` seconds at most between two steps. Setting `woken` ends the sleep.
-    """
-
-    def __init__(self, name: str, task: RelayTask, longest: float, woken: threading.Event | None = None) -> None:
-        self._task = task
-        self._longest = longest
-        self._woken = woken or threading.Event()
-        self._deadline: float | None = None
-        self._backoff = Backoff(logger, _FIRST, _CEILING)
-        self._thread = threading.Thread(target=self._run, name=f"cqrs-relay-{name}", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread. Raises RuntimeError if the system has no thread left."""
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Make the next step now."""
-        self._woken.set()
-
-    def finish(self, timeout: float, *, drain: bool) -> None:
-        """End when the task has nothing left to do, after `timeout` seconds at the latest. Does not wait."""
-        self._task.finish(drain=drain)
-        self._deadline = time.monotonic() + timeout
-        self._woken.set()
-
-    def join(self, timeout: float) -> bool:
-        """Wait `timeout` seconds for the end of the thread; returns whether it has ended."""
-        if self._thread is not threading.current_thread():
-            self._thread.join(max(0.0, timeout))
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        while True:
-            self._woken.clear()
-            pause = self._step()
-            longest = self._longest
-            if self._deadline is not None:
-                longest = self._deadline - time.monotonic()
-                if pause is None or longest <= 0:
-                    break
-            if pause != 0:
-                self._sleep(longest if pause is None else min(pause, longest))
-        self._task.release_connection()
-
-    def _step(self) -> float | None:
-        try:
-            pause = self._task.step()
-        except OutboxUnavailable as error:
-            pause = self._record_failure(f"the outbox cannot be reached, trying again: {error}", None)
-        except ConfigurationError as error:
-            pause = self._record_failure(str(error), None)
-        except BaseException as error:  # noqa: BLE001 -- without this thread nothing would be delivered
-            pause = self._record_failure("a step failed, trying again", error)
-        else:
-            if self._backoff.record_success():
-                logger.warning("%s works again", self._thread.name)
-        return pause
-
-    def _record_failure(self, words: str, error: BaseException | None) -> float:
-        return self._backoff.record_failure(logging.ERROR, "%s: %s", self._thread.name, words, exc_info=error)
-
-    def _sleep(self, seconds: float) -> None:
-        if self._woken.wait(min(seconds, _NAP)):
-            return
-        if seconds > _NAP:
-            self._task.release_connection()
-            self._woken.wait(seconds - _NAP)
 
 
 def _checked(lease: float, batch: int) -> tuple[float, int]:

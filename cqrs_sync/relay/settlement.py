@@ -193,16 +193,10 @@ class Settlement:
         if outcome.verdict is Verdict.DEAD:
             _log_dead_letter(outcome, error)
         else:
-            logger.warning(
-                "%s for %s failed, attempt %d, again in %.1f s: %s",
-                claimed.message.type,
-                claimed.target,
-                claimed.attempts,
-                outcome.after,
-                outcome.error,
-                # Later attempts fail in the same place, as a rule.
-                exc_info=_trace(claimed, error) if claimed.attempts == 1 else None,
-            )
+            words = "%s for %s failed, attempt %d, again in %.1f s: %s"
+            arguments = claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.error
+            # Later attempts fail in the same place, as a rule.
+            logger.warning(words, *arguments, exc_info=_trace(claimed, error) if claimed.attempts == 1 else None)
         return outcome
 
     def exhausted(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
@@ -216,16 +210,11 @@ class Settlement:
 def _log_dead_letter(outcome: Outcome, error: BaseException | None = None) -> None:
     claimed = outcome.claimed
     holds_up = claimed.message.key is not None and outcome.blocks
-    logger.error(
-        "%s %s for %s is a dead letter after %d attempt(s): %s%s",
-        claimed.message.type,
-        claimed.message.id,
-        claimed.target,
-        claimed.attempts,
-        outcome.error,
-        "; later deliveries with its key wait until you replay or discard it" if holds_up else "",
-        exc_info=None if error is None else _trace(claimed, error),
-    )
+    words = "%s %s for %s is a dead letter after %d attempt(s): %s"
+    if holds_up:
+        words += "; later deliveries with its key wait until you replay or discard it"
+    arguments = claimed.message.type, claimed.message.id, claimed.target, claimed.attempts, outcome.error
+    logger.error(words, *arguments, exc_info=None if error is None else _trace(claimed, error))
 
 
 def _trace(claimed: Claimed, error: BaseException) -> BaseException | None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync.relay.relay import RelayThread
+from cqrs_sync.relay.thread import RelayThread
 from tests.waiting import eventually
 
 
@@ -125,7 +125,7 @@ def test_a_thread_survives_every_error(run, caplog, error):
     run(task)
 
     eventually(lambda: task.done >= 4)
-    lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.relay"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.thread"]
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
     assert "works again" in lines[1]

@@ -30,7 +30,7 @@ from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry
 from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure
-from tests.storms.outbox.weather import broker_of, database
+from tests.storms.outbox.environment import broker_of, database
 from tests.waiting import eventually
 
 MESSAGES = 10_000

@@ -16,7 +16,7 @@ import pytest
 
 
 def missing(server: str, how: str) -> NoReturn:
-    """End the test that needs `server`: skipped on a desk, failed in CI; `how` tells the way to get it."""
+    """End the test that needs `server`: skipped, and failed in CI; `how` tells the way to get it."""
     reason = f"{server} is not there: {how}"
     if in_ci():
         pytest.fail(reason, pytrace=False)
@@ -38,7 +38,7 @@ def answers(host: str, port: int, timeout: float = 1.0) -> bool:
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on at this moment."""
+    """A loopback port that is free at this moment."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -135,7 +135,7 @@ def kafka_behind_proxy() -> Iterator[tuple[Tansu, TcpProxy]]:
 
 @pytest.fixture
 def kafka_topic() -> str:
-    """Give a topic that nobody else uses; the broker makes it at its first use."""
+    """Give a topic of its own; the broker creates it at its first use."""
     return f"test-{uuid.uuid4().hex}"
 
 

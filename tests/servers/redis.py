@@ -1,4 +1,4 @@
-"""Redis for tests: a database of it that nobody else uses."""
+"""Redis for tests: a database of its own."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def redis_url(redis_server: str) -> Iterator[str]:
     """The URL of a database that was empty, and is emptied again."""
-    import redis  # noqa: PLC0415 -- this module is loaded where nobody needs Redis, too
+    import redis  # noqa: PLC0415 -- this module is also loaded where no test needs Redis
 
     for number in range(15, -1, -1):
         url = urlunsplit(urlsplit(redis_server)._replace(path=f"/{number}"))

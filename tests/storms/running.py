@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Figures(Protocol):
-    """What became of a storm; as text, what is to be shown."""
+    """What became of a storm; `str` shows it."""
 
     @property
     def wrong(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.storms.outbox import kills, troubles
+from tests.storms.outbox import kills, storms
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -27,21 +27,21 @@ def test_what_is_published_is_what_was_committed_whoever_is_killed(database, bro
 @pytest.mark.parametrize(("database", "relays"), [("postgresql", 2), ("postgresql", 4), ("mariadb", 4)])
 def test_any_number_of_relays_and_fast_paths_keep_order_and_double_nothing(database, relays, tmp_path):
     """Without faults, every order comes once, and in the order of its key."""
-    figures = troubles.calm(database, "rabbitmq", tmp_path, orders=800, relays=relays)
+    figures = storms.calm(database, "rabbitmq", tmp_path, orders=800, relays=relays)
 
     assert (0, 0, 800) == (figures.wrong, figures.duplicates, figures.received), figures
 
 
 def test_wrong_clocks_make_no_difference(tmp_path):
     """Two relays are five minutes ahead, two behind: time is that of the database."""
-    figures = troubles.calm("postgresql", "rabbitmq", tmp_path, orders=400, relays=4, skew=300)
+    figures = storms.calm("postgresql", "rabbitmq", tmp_path, orders=400, relays=4, skew=300)
 
     assert (0, 0, 400) == (figures.wrong, figures.duplicates, figures.received), figures
 
 
 def test_a_deploy_doubles_nothing(tmp_path):
     """A relay that is told to stop settles what it has published."""
-    figures = troubles.deploys("postgresql", tmp_path, orders=400, times=3)
+    figures = storms.deploys("postgresql", tmp_path, orders=400, times=3)
 
     assert (0, 0, 400) == (figures.wrong, figures.duplicates, figures.received), figures
     assert figures.extra["stopped"] >= 3
@@ -49,7 +49,7 @@ def test_a_deploy_doubles_nothing(tmp_path):
 
 def test_connections_that_the_database_closes_are_made_anew(tmp_path):
     """Nothing is lost; what was under way comes again with the same id."""
-    figures = troubles.cut_off("postgresql", tmp_path, orders=400, times=6)
+    figures = storms.cut_off("postgresql", tmp_path, orders=400, times=6)
 
     assert 0 == figures.wrong, figures
     assert figures.extra["connections_closed"] >= 3
@@ -60,7 +60,7 @@ def test_connections_that_the_database_closes_are_made_anew(tmp_path):
 @pytest.mark.parametrize("database", DATABASES)
 def test_a_relay_that_was_stopped_past_its_lease_changes_nothing_late(database, fault, tmp_path):
     """Another one takes over within seconds; duplicates are those it had published before it was stopped."""
-    figures = troubles.stopped(database, tmp_path, orders=200, fault=fault)
+    figures = storms.stopped(database, tmp_path, orders=200, fault=fault)
 
     assert 0 == figures.wrong, figures
     assert figures.extra["held"] > 0
@@ -71,7 +71,7 @@ def test_a_relay_that_was_stopped_past_its_lease_changes_nothing_late(database, 
 @pytest.mark.parametrize("database", DATABASES)
 def test_what_commits_late_is_delivered_and_keeps_nobody_waiting(database, tmp_path):
     """Later events are delivered while a transaction with an earlier one is open."""
-    figures = troubles.late_commit(database, tmp_path, orders=200, seconds=3)
+    figures = storms.late_commit(database, tmp_path, orders=200, seconds=3)
 
     assert (0, 201, 200) == (figures.lost, figures.received, figures.extra["delivered_while_it_was_open"]), figures
 
@@ -79,7 +79,7 @@ def test_what_commits_late_is_delivered_and_keeps_nobody_waiting(database, tmp_p
 @pytest.mark.parametrize("database", DATABASES)
 def test_only_the_durable_handlers_that_did_not_finish_run_again(database, tmp_path):
     """A process is killed in the second of three: the second and the third run afterwards, the first does not."""
-    figures = troubles.durable(database, tmp_path, orders=3)
+    figures = storms.durable(database, tmp_path, orders=3)
 
     assert 3 == figures.extra["killed"]
     assert {"first": 3, "second": 3, "third": 3} == figures.extra["ran_in_the_end"]
@@ -89,7 +89,7 @@ def test_only_the_durable_handlers_that_did_not_finish_run_again(database, tmp_p
 
 def test_an_outage_charges_no_attempt_and_is_over_when_the_broker_is_back(tmp_path):
     """What waited is delivered within seconds, once, and the log has a few lines about it."""
-    figures = troubles.outage("postgresql", tmp_path, orders=500, seconds=8)
+    figures = storms.outage("postgresql", tmp_path, orders=500, seconds=8)
 
     assert (0, 0, 500) == (figures.wrong, figures.duplicates, figures.received), figures
     assert (500, 0) == (figures.extra["waited"], figures.extra["charged"])

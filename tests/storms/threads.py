@@ -124,7 +124,7 @@ class _Mixed:
             elif event.number % 7 == 0:
                 cqrs.raise_event(Followed(self._expect_plain()))
             elif event.number % 11 == 0:
-                # What nobody is told of here is told by the send that this one is nested in.
+                # The outer send reports what this one does not.
                 with suppress(cqrs.EventsFailed):
                     self._mediator.send(Go((Followed(self._expect_plain()), Followed(self._expect_plain()))))
             elif event.number % 13 == 0:

@@ -27,7 +27,7 @@ def test_a_missing_server_fails_in_ci(monkeypatch, ci):
 
 
 def test_nobody_answers_on_a_free_port():
-    """A port that nobody listens on does not answer."""
+    """A port without a listener does not answer."""
     assert answers("127.0.0.1", free_port()) is False
 
 

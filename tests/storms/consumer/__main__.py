@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.storms.consumer import storms
-from tests.storms.consumer.weather import Figures
+from tests.storms.consumer.environment import Figures
 from tests.storms.running import run
 
 Storm = Callable[[Path], Figures]

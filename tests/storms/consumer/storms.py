@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cqrs_sync.broker import IncomingMessage
 from tests.servers.proxy import TcpProxy
+from tests.storms.consumer.environment import RABBITMQ, Environment, Figures, environment_on
 from tests.storms.consumer.shop import TOPIC
-from tests.storms.consumer.weather import RABBITMQ, Figures, Site, somewhere
-from tests.storms.outbox.weather import pause
+from tests.storms.outbox.environment import pause
 from tests.waiting import eventually
 
 chance = random.SystemRandom()
@@ -21,91 +21,91 @@ chance = random.SystemRandom()
 
 def thrice(database: str, broker: str, directory: Path, *, messages: int, workers: int = 4) -> Figures:
     """Each message is delivered three times, to so many workers."""
-    with somewhere(database, broker, directory) as site:
-        site.publish(messages, times=3)
+    with environment_on(database, broker, directory) as environment:
+        environment.publish(messages, times=3)
         for _ in range(workers):
-            site.start()
-        seconds = site.wait_for(messages)
-        site.settled(300)
-        return site.figures(workers=workers, seconds=round(seconds))
+            environment.start()
+        seconds = environment.wait_for(messages)
+        environment.settled(300)
+        return environment.figures(workers=workers, seconds=round(seconds))
 
 
 def deploys(database: str, broker: str, directory: Path, *, times: int, each: int = 100) -> Figures:
     """Workers are told to leave under load (SIGTERM), and others come, again and again."""
     slowest, stopped = 0.0, 0
-    with somewhere(database, broker, directory) as site:
+    with environment_on(database, broker, directory) as environment:
         for _ in range(times):
-            site.publish(each)
-            worker = site.start(STORM_HANDLER="slow:0.005")
-            site.wait_for(site.count() + 1)
+            environment.publish(each)
+            worker = environment.start(STORM_HANDLER="slow:0.005")
+            environment.wait_for(environment.count() + 1)
             pause(chance.random() * 0.3)
-            slowest, stopped = max(slowest, site.stop(worker)), stopped + 1
-        site.start()
-        site.wait_for(len(site.sent))
-        site.settled()
-        return site.figures(told_to_leave=stopped, seconds_for_the_slowest=round(slowest, 1))
+            slowest, stopped = max(slowest, environment.stop(worker)), stopped + 1
+        environment.start()
+        environment.wait_for(len(environment.sent))
+        environment.settled()
+        return environment.figures(told_to_leave=stopped, seconds_for_the_slowest=round(slowest, 1))
 
 
 def joins(database: str, broker: str, directory: Path, *, times: int, each: int = 250) -> Figures:
     """Workers come while others have much in hand, and the oldest one leaves, again and again."""
-    with somewhere(database, broker, directory) as site:
-        site.start(STORM_HANDLER="slow:0.1")
+    with environment_on(database, broker, directory) as environment:
+        environment.start(STORM_HANDLER="slow:0.1")
         for number in range(times):
-            site.publish(each)
-            site.wait_for(site.count() + 5)
+            environment.publish(each)
+            environment.wait_for(environment.count() + 5)
             health = directory / f"health-{number}"
-            site.start("--health-file", str(health), STORM_HANDLER="slow:0.1")
-            # Sharing out a group of Kafka takes some seconds; Tansu waits for ever for who leaves meanwhile.
+            environment.start("--health-file", str(health), STORM_HANDLER="slow:0.1")
+            # A rebalance of a Kafka group takes seconds; Tansu never stops waiting for a member that leaves in it.
             eventually(lambda health=health: health.exists() and '"ready": true' in health.read_text(), timeout=60)  # type: ignore[misc]
-            site.stop(site.workers[number])
-        site.wait_for(len(site.sent))
-        site.settled()
-        return site.figures(came=times)
+            environment.stop(environment.workers[number])
+        environment.wait_for(len(environment.sent))
+        environment.settled()
+        return environment.figures(came=times)
 
 
 def kills(database: str, broker: str, directory: Path, *, times: int, each: int = 200) -> Figures:
     """Two workers at a time; one is killed (`kill -9`) while it works, and another one comes."""
-    with somewhere(database, broker, directory) as site:
-        site.start(STORM_HANDLER="slow:0.002")
+    with environment_on(database, broker, directory) as environment:
+        environment.start(STORM_HANDLER="slow:0.002")
         for _ in range(times):
-            site.publish(each)
-            victim = site.start(STORM_HANDLER="slow:0.002")
-            begun = site.count()
-            eventually(lambda begun=begun: site.count() > begun + 5, timeout=60)  # type: ignore[misc]
+            environment.publish(each)
+            victim = environment.start(STORM_HANDLER="slow:0.002")
+            begun = environment.count()
+            eventually(lambda begun=begun: environment.count() > begun + 5, timeout=60)  # type: ignore[misc]
             pause(chance.random() * 0.3)
             # With a single active consumer it is the older one that works.
-            worker = site.workers[-2] if chance.random() < 0.7 else victim
+            worker = environment.workers[-2] if chance.random() < 0.7 else victim
             worker.kill()
             worker.wait(10)
             if worker is not victim:
                 continue
-            site.workers.append(site.workers.pop(-2))
-        site.wait_for(len(site.sent))
-        site.settled()
-        alive = [worker for worker in site.workers if worker.poll() is None]
-        killed = sum(worker.poll() == -signal.SIGKILL for worker in site.workers)
-        return site.figures(killed=killed, left=len(alive))
+            environment.workers.append(environment.workers.pop(-2))
+        environment.wait_for(len(environment.sent))
+        environment.settled()
+        alive = [worker for worker in environment.workers if worker.poll() is None]
+        killed = sum(worker.poll() == -signal.SIGKILL for worker in environment.workers)
+        return environment.figures(killed=killed, left=len(alive))
 
 
 def lost_connections(database: str, directory: Path, *, times: int, fault: str) -> Figures:
-    """The path to RabbitMQ is dropped, or frozen and then dropped: consumption goes on each time."""
-    with somewhere(database, "rabbitmq", directory) as site:
+    """The path to RabbitMQ is dropped, or frozen and then dropped: workers consume again each time."""
+    with environment_on(database, "rabbitmq", directory) as environment:
         port = int(RABBITMQ.rpartition(":")[2].partition("/")[0])
         proxy = TcpProxy("127.0.0.1", port)
         try:
-            worker = site.start(STORM_BROKER=RABBITMQ.replace(f":{port}/", f":{proxy.port}/"))
+            worker = environment.start(STORM_BROKER=RABBITMQ.replace(f":{port}/", f":{proxy.port}/"))
             slowest = 0.0
             for _ in range(times):
-                site.publish(50)
-                site.wait_for(len(site.sent) - 40)
+                environment.publish(50)
+                environment.wait_for(len(environment.sent) - 40)
                 begun = time.monotonic()
                 _break(proxy, fault)
-                site.publish(10)
-                site.wait_for(len(site.sent), timeout=60)
+                environment.publish(10)
+                environment.wait_for(len(environment.sent), timeout=60)
                 slowest = max(slowest, time.monotonic() - begun)
             assert worker.poll() is None
-            site.settled()
-            return site.figures(times=times, seconds_for_the_slowest=round(slowest, 1))
+            environment.settled()
+            return environment.figures(times=times, seconds_for_the_slowest=round(slowest, 1))
         finally:
             proxy.close()
 
@@ -124,32 +124,32 @@ def _break(proxy: TcpProxy, fault: str) -> None:
 
 def restarts(database: str, directory: Path, *, times: int) -> Figures:
     """RabbitMQ is stopped and started again."""
-    with somewhere(database, "rabbitmq", directory) as site:
-        worker = site.start()
+    with environment_on(database, "rabbitmq", directory) as environment:
+        worker = environment.start()
         slowest = 0.0
         for _ in range(times):
-            site.publish(100)
-            site.wait_for(len(site.sent) - 90)
+            environment.publish(100)
+            environment.wait_for(len(environment.sent) - 90)
             for command in ("stop_app", "start_app"):
                 subprocess.run(["rabbitmqctl", command], check=True, capture_output=True, timeout=120)
             begun = time.monotonic()
-            site.publish(10)
-            site.wait_for(len(site.sent))
+            environment.publish(10)
+            environment.wait_for(len(environment.sent))
             slowest = max(slowest, time.monotonic() - begun)
         assert worker.poll() is None
-        site.settled()
-        return site.figures(restarts=times, seconds_for_the_slowest=round(slowest, 1))
+        environment.settled()
+        return environment.figures(restarts=times, seconds_for_the_slowest=round(slowest, 1))
 
 
 def long_handler(database: str, broker: str, directory: Path, *, seconds: float, limit: float) -> Figures:
     """A handler takes longer than the broker lets a consumer hold a message, or go without a poll."""
-    with somewhere(database, broker, directory) as site, _Limited(broker, limit):
-        site.publish(3, keys=3)
-        worker = site.start(STORM_HANDLER=f"slow:{seconds}", STORM_POLL_INTERVAL_MS=str(round(limit * 1000)))
-        site.wait_for(3, timeout=seconds * 3 + 60, patience=seconds + 60)
-        site.settled(120)
+    with environment_on(database, broker, directory) as environment, _Limited(broker, limit):
+        environment.publish(3, keys=3)
+        worker = environment.start(STORM_HANDLER=f"slow:{seconds}", STORM_POLL_INTERVAL_MS=str(round(limit * 1000)))
+        environment.wait_for(3, timeout=seconds * 3 + 60, patience=seconds + 60)
+        environment.settled(120)
         assert worker.poll() is None
-        return site.figures(seconds=seconds, limit=limit)
+        return environment.figures(seconds=seconds, limit=limit)
 
 
 class _Limited:
@@ -177,31 +177,31 @@ class _Limited:
 
 def hostile(database: str, broker: str, directory: Path, *, count: int) -> Figures:
     """Bytes that are no messages come among good ones; each is set aside with its reason, and good ones go on."""
-    with somewhere(database, broker, directory) as site:
-        worker = site.start("--on-unknown", "dead-letter")
-        site.publish(50)
-        site.wait_for(50)
+    with environment_on(database, broker, directory) as environment:
+        worker = environment.start("--on-unknown", "dead-letter")
+        environment.publish(50)
+        environment.wait_for(50)
         for batch in _cut(_hostile(count)):
-            site.broker.set_aside(batch, site.group, after=0, timeout=60)
-        site.publish(1)
-        site.wait_for(51, timeout=300)
-        eventually(lambda: site.broker.backlog(site.group).dead >= count, timeout=300)
+            environment.broker.set_aside(batch, environment.group, after=0, timeout=60)
+        environment.publish(1)
+        environment.wait_for(51, timeout=300)
+        eventually(lambda: environment.broker.backlog(environment.group).dead >= count, timeout=300)
         begun = time.monotonic()
-        site.publish(1)
-        site.wait_for(52)
+        environment.publish(1)
+        environment.wait_for(52)
         next_one = time.monotonic() - begun
         assert worker.poll() is None
-        reasons = _reasons(site, count)
-        return site.figures(expected_dead=count, reasons=len(reasons), seconds_for_the_next=round(next_one, 2))
+        reasons = _reasons(environment, count)
+        return environment.figures(expected_dead=count, reasons=len(reasons), seconds_for_the_next=round(next_one, 2))
 
 
 def _cut(messages: list[IncomingMessage]) -> list[list[IncomingMessage]]:
     return [messages[start : start + 200] for start in range(0, len(messages), 200)]
 
 
-def _reasons(site: Site, count: int) -> set[str]:
+def _reasons(environment: Environment, count: int) -> set[str]:
     reasons: set[str] = set()
-    with site.broker.dead(site.group) as letters:
+    with environment.broker.dead(environment.group) as letters:
         for _ in range(min(count, 200)):
             delivery = letters.receive(timeout=10)
             assert delivery is not None
@@ -232,50 +232,50 @@ def _hostile(count: int) -> list[IncomingMessage]:
 
 def deadly(database: str, broker: str, directory: Path) -> Figures:
     """A message ends each process that handles it: it is parked, and nothing else is."""
-    with somewhere(database, broker, directory) as site:
-        site.publish(40)
+    with environment_on(database, broker, directory) as environment:
+        environment.publish(40)
         ends = 0
-        worker = site.start(STORM_HANDLER="deadly:7")
+        worker = environment.start(STORM_HANDLER="deadly:7")
         deadline = time.monotonic() + 300
-        while site.broker.backlog(site.group).dead < 1:
-            assert time.monotonic() < deadline, site.log_of(worker)[-3000:]
+        while environment.broker.backlog(environment.group).dead < 1:
+            assert time.monotonic() < deadline, environment.log_of(worker)[-3000:]
             if worker.poll() is not None:
-                assert worker.returncode == 9, site.log_of(worker)[-3000:]
+                assert worker.returncode == 9, environment.log_of(worker)[-3000:]
                 ends += 1
-                worker = site.start(STORM_HANDLER="deadly:7")
+                worker = environment.start(STORM_HANDLER="deadly:7")
             pause(0.1)
-        site.wait_for(39)
-        site.settled()
-        return site.figures(expected_dead=1, missing=1, processes_ended=ends)
+        environment.wait_for(39)
+        environment.settled()
+        return environment.figures(expected_dead=1, missing=1, processes_ended=ends)
 
 
 def outage(database: str, broker: str, directory: Path, *, messages: int, seconds: float) -> Figures:
     """What handlers need is down for a while, with messages waiting: few spend attempts."""
-    with somewhere(database, broker, directory, delays=(5.0, 10.0)) as site:
+    with environment_on(database, broker, directory, delays=(5.0, 10.0)) as environment:
         down = directory / "down"
         down.touch()
-        site.publish(messages, keys=500)
-        site.start(STORM_HANDLER=f"down:{down}", STORM_THREADS="8")
+        environment.publish(messages, keys=500)
+        environment.start(STORM_HANDLER=f"down:{down}", STORM_THREADS="8")
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             pause(0.5)
-        log = site.log_of(site.workers[0])
+        log = environment.log_of(environment.workers[0])
         spent = {line.partition("' '")[2].partition("'")[0] for line in log.splitlines() if " failed, attempt " in line}
         down.unlink()
-        took = site.wait_for(messages)
-        site.settled()
-        return site.figures(spent_attempts=len(spent), seconds_down=seconds, seconds_to_recover=round(took, 1))
+        took = environment.wait_for(messages)
+        environment.settled()
+        return environment.figures(spent_attempts=len(spent), seconds_down=seconds, seconds_to_recover=round(took, 1))
 
 
 def one_partition(database: str, directory: Path, *, messages: int) -> Figures:
     """A single partition with a hundred keys, sixteen threads, and a worker that is killed in the middle."""
-    with somewhere(database, "kafka", directory) as site:
-        site.publish(messages, keys=100)
-        worker = site.start("--prefetch", "200", STORM_THREADS="16", STORM_HANDLER="slow:0.002")
-        site.wait_for(messages // 3)
+    with environment_on(database, "kafka", directory) as environment:
+        environment.publish(messages, keys=100)
+        worker = environment.start("--prefetch", "200", STORM_THREADS="16", STORM_HANDLER="slow:0.002")
+        environment.wait_for(messages // 3)
         worker.kill()
         worker.wait(10)
-        site.start("--prefetch", "200", STORM_THREADS="16")
-        site.wait_for(messages)
-        site.settled()
-        return site.figures(killed=1)
+        environment.start("--prefetch", "200", STORM_THREADS="16")
+        environment.wait_for(messages)
+        environment.settled()
+        return environment.figures(killed=1)

@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.storms.outbox.weather import Figures, Place, broker_of, kill, killed_itself, pause, somewhere
+from tests.storms.outbox.environment import Environment, Figures, broker_of, kill, killed_itself, pause, somewhere
 from tests.waiting import eventually
 
 WRITERS = 8
@@ -22,31 +22,31 @@ LEASE = 3.0
 
 def storm(database: str, broker: str, directory: Path, *, orders: int, kills: int) -> Figures:
     """
-    Place `orders` orders while processes are killed: writers, relays, relays that have published, `kills` times each.
+    Place `orders` orders while writers, relays, and relays that have published are killed, `kills` times each.
 
     There are two relays, and all of them are started again.
     """
-    with Place(database, broker_of(broker), directory) as place:
+    with Environment(database, broker_of(broker), directory) as environment:
         begun = time.monotonic()
-        tempest = _Kills(place, orders // WRITERS, kills)
+        tempest = _Kills(environment, orders // WRITERS, kills)
         tempest.rage()
-        eventually(lambda: place.waiting() == 0, timeout=120)
+        eventually(lambda: environment.waiting() == 0, timeout=120)
         seconds = time.monotonic() - begun
         tempest.calm()
-        figures = place.figures()
+        figures = environment.figures()
         figures.extra = {**tempest.hits, "seconds": round(seconds, 1)}
         return figures
 
 
 class _Kills:
-    def __init__(self, place: Place, count: int, kills: int) -> None:
-        self._place = place
+    def __init__(self, environment: Environment, count: int, kills: int) -> None:
+        self._place = environment
         self._count = count
         self._kills = kills
         # As long as it takes to kill that often: a relay is back after about two seconds.
         self._pace = 3.0 * kills / count
         self._writers = [self._writer(number) for number in range(WRITERS)]
-        self._relays = [_Relay(place), _Relay(place)]
+        self._relays = [_Relay(environment), _Relay(environment)]
         self.hits = {"writers_killed": 0, "relays_killed": 0, "relays_killed_before_settling": 0}
 
     def rage(self) -> None:
@@ -74,10 +74,10 @@ class _Kills:
         for number, writer in enumerate(self._writers):
             if writer.poll() not in (None, 0):
                 self._writers[number] = self._writer(number)
-        for place, relay in enumerate(self._relays):
+        for environment, relay in enumerate(self._relays):
             if relay.process.poll() is not None:
                 self.hits["relays_killed_before_settling"] += relay.armed and killed_itself(relay.process)
-                self._relays[place] = _Relay(self._place, armed=not relay.armed and not self._written())
+                self._relays[environment] = _Relay(self._place, armed=not relay.armed and not self._written())
 
     def _written(self) -> bool:
         return all(writer.poll() == 0 for writer in self._writers)
@@ -91,11 +91,11 @@ class _Kills:
 class _Relay:
     """A relay that is killed, or, armed, kills itself when it has published and not settled."""
 
-    def __init__(self, place: Place, *, armed: bool = False) -> None:
+    def __init__(self, environment: Environment, *, armed: bool = False) -> None:
         self.armed = armed
         self._begun = time.monotonic()
         fault = f"settle:{random.SystemRandom().randint(1, 4)}" if armed else ""
-        self.process = place.start("relay", "--lease", str(LEASE), fault=fault)
+        self.process = environment.start("relay", "--lease", str(LEASE), fault=fault)
 
     def age(self) -> float:
         return time.monotonic() - self._begun

@@ -1,8 +1,8 @@
 """
 The application of the storms: a shop whose every order is a row, an event for others, and a note.
 
-Run as a process: `python -m tests.storms.outbox.shop writer|relay ...`. Where it is to be,
-the environment says: `SHOP_DATABASE`, `SHOP_BROKER`, `SHOP_TOPIC`; what happens to it, `SHOP_FAULT`.
+Run as a process: `python -m tests.storms.outbox.shop writer|relay ...`. It is configured by
+`SHOP_DATABASE`, `SHOP_BROKER` and `SHOP_TOPIC`; `SHOP_FAULT` says what happens to it.
 """
 
 from __future__ import annotations

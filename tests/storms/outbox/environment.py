@@ -1,4 +1,4 @@
-"""A place for storms: a database, a broker, processes that can be killed, and a ledger of what became of everything."""
+"""Where storms run: a database, a broker, processes that can be killed, and the count of what became of each order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DATABASES = {
 
 @contextmanager
 def database(kind: str) -> Iterator[str]:
-    """The URL of a database that nobody else uses, dropped afterwards."""
+    """The URL of a database of its own, dropped afterwards."""
     url = sa.make_url(DATABASES[kind])
     name = f"cqrs_storm_{uuid.uuid4().hex[:8]}"
     engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
@@ -137,8 +137,8 @@ class Figures:
         return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in figures.items())
 
 
-class Place:
-    """Where a storm takes place; leaves nothing behind."""
+class Environment:
+    """A database, a broker and processes for one storm; it leaves nothing behind."""
 
     def __init__(self, kind: str, broker: RabbitMQ | Kafka, directory: Path) -> None:
         self._stack = ExitStack()
@@ -238,13 +238,13 @@ def killed_itself(process: subprocess.Popen[bytes]) -> bool:
 
 
 def pause(seconds: float) -> None:
-    """Let a storm rage; processes are watched by nobody meanwhile."""
+    """Wait while a storm runs."""
     until = time.monotonic() + seconds
     eventually(lambda: time.monotonic() >= until, timeout=seconds + 1)
 
 
 def somewhere(shortest: float, longest: float) -> float:
-    """A moment that nobody knows before."""
+    """A random number of seconds between the two."""
     return random.SystemRandom().uniform(shortest, longest)
 
 
@@ -255,4 +255,4 @@ def broker_of(kind: str) -> RabbitMQ | Kafka:
     return RabbitMQ(os.environ.get("CQRS_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/"))
 
 
-__all__: Sequence[str] = ["Figures", "Place", "broker_of", "kill", "killed_itself", "pause", "somewhere"]
+__all__: Sequence[str] = ["Environment", "Figures", "broker_of", "kill", "killed_itself", "pause", "somewhere"]

@@ -23,7 +23,7 @@ from cqrs_sync.broker import Group, GroupBroker, OutgoingMessage
 from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 from tests.storms.consumer.shop import EFFECTS, METADATA, TOPIC, broker_at
-from tests.storms.outbox.weather import database, pause
+from tests.storms.outbox.environment import database, pause
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +59,7 @@ class Figures:
         )
 
 
-class Site:
+class Environment:
     """A database and a broker, with a group of workers."""
 
     def __init__(
@@ -99,8 +99,8 @@ class Site:
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker, by the command."""
-        place = self.directory / f"worker-{len(self.workers) + 1}.log"
-        with place.open("wb") as log:
+        log_file = self.directory / f"worker-{len(self.workers) + 1}.log"
+        with log_file.open("wb") as log:
             worker = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "cqrs_sync", "consume", "--app", "tests.storms.consumer.shop:application"),
@@ -114,7 +114,7 @@ class Site:
                 stderr=subprocess.STDOUT,
             )
         self.workers.append(worker)
-        self._logs[worker] = place
+        self._logs[worker] = log_file
         return worker
 
     def log_of(self, worker: subprocess.Popen[bytes]) -> str:
@@ -184,7 +184,7 @@ class Site:
     def _dead(self, expected: int) -> int:
         """Count dead letters, each once: where setting one aside was not confirmed in time, it is there twice."""
         letters: set[tuple[str | None, bytes]] = set()
-        # Those that somebody has just looked at come back one by one.
+        # Dead letters that were just read come back one by one.
         eventually(lambda: self.broker.backlog(self.group).dead >= expected, timeout=60)
         left = self.broker.backlog(self.group).dead
         if left:
@@ -200,12 +200,12 @@ class Site:
             if worker.poll() is None:
                 worker.kill()
                 worker.wait(10)
-        self._delete_places()
+        self._delete_queues()
         self.broker.close()
         METADATA.drop_all(self.engine)
         self.engine.dispose()
 
-    def _delete_places(self) -> None:
+    def _delete_queues(self) -> None:
         if not self.broker_url.startswith("amqp"):
             return
         import pika  # noqa: PLC0415 -- only here
@@ -221,19 +221,19 @@ class Site:
 
 
 @contextmanager
-def somewhere(kind: str, broker: str, directory: Path, **options: Any) -> Iterator[Site]:
-    """A site on a database and a broker: `rabbitmq`, `kafka` or `confluent`."""
+def environment_on(kind: str, broker: str, directory: Path, **options: Any) -> Iterator[Environment]:
+    """An environment on a database and a broker: `rabbitmq`, `kafka` or `confluent`."""
     server = None if broker == "rabbitmq" else Tansu()
     if server is not None:
         server.start()
     try:
         with database(kind) as url:
-            place = RABBITMQ if server is None else f"{broker}://{server.servers}"
-            site = Site(url, place, directory, **options)
+            broker_url = RABBITMQ if server is None else f"{broker}://{server.servers}"
+            environment = Environment(url, broker_url, directory, **options)
             try:
-                yield site
+                yield environment
             finally:
-                site.close()
+                environment.close()
     finally:
         if server is not None:
             server.stop()

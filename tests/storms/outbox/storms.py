@@ -18,6 +18,9 @@ from tests.waiting import eventually
 
 WRITERS = 8
 
+#: What a relay logs that settles after its lease.
+LAPSED = "another process has claimed them"
+
 
 def calm(database: str, broker: str, directory: Path, *, orders: int, relays: int, skew: float = 0.0) -> Figures:
     """
@@ -61,15 +64,15 @@ def stopped(database: str, directory: Path, *, orders: int, fault: str) -> Figur
         takeover = time.monotonic() - begun
         late.send_signal(signal.SIGCONT)
         if fault == "stop-settle":
-            # It says so, unless its connection was ended meanwhile and nothing of it was written down at all.
+            # It logs that, unless the database ended its connection and nothing was settled at all.
             with suppress(AssertionError):
-                eventually(lambda: "claimed by somebody else meanwhile" in environment.log.read_text(), timeout=20)
+                eventually(lambda: LAPSED in environment.log.read_text(), timeout=20)
         _end([late, other])
         figures = environment.figures()
         figures.extra = {
             "held": held,
             "seconds_until_taken_over": round(takeover, 1),
-            "times_told_of": environment.log.read_text().count("claimed by somebody else meanwhile"),
+            "times_told_of": environment.log.read_text().count(LAPSED),
         }
         return figures
 

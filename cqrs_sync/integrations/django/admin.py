@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -137,14 +137,16 @@ class DeliveryAdmin(_ReadOnly):
     @admin.action(description="Replay dead deliveries", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         """Deliver dead deliveries again, with no attempts counted."""
-        self._change(request, queryset, "replay", "replayed")
+        self._change(request, queryset, DjangoOutbox.replay, "replayed")
 
     @admin.action(description="Discard dead deliveries", permissions=["discard"])
     def discard(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
         """Delete dead deliveries. Those that wait behind them are delivered then."""
-        self._change(request, queryset, "discard", "discarded")
+        self._change(request, queryset, DjangoOutbox.discard, "discarded")
 
-    def _change(self, request: HttpRequest, queryset: QuerySet[Delivery], what: str, done: str) -> None:
+    def _change(
+        self, request: HttpRequest, queryset: QuerySet[Delivery], change: Callable[..., int], done: str
+    ) -> None:
         mediator = _mediator()
         outbox = _outbox(mediator)
         relay = mediator.relay if mediator is not None and mediator.wiring.outbox is outbox else None
@@ -154,7 +156,7 @@ class DeliveryAdmin(_ReadOnly):
             some = dead[start : start + _BATCH]
             # The change and its log entries commit together.
             with transaction.atomic(using=outbox.using):
-                count += getattr(outbox, what)(Selection(numbers=tuple(number for number, *_ in some)), limit=len(some))
+                count += change(outbox, Selection(numbers=tuple(number for number, *_ in some)), limit=len(some))
                 _log_changes(request, some, done)
                 if relay is not None:
                     transaction.on_commit(relay.wake, using=outbox.using, robust=True)

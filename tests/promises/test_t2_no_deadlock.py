@@ -327,7 +327,7 @@ def test_t2_handlers_run_after_the_commit_wherever_they_run(size):
 
 def test_t2_a_waiting_caller_does_not_make_handlers_of_others():
     """
-    A caller helps with its own handlers only: it is never kept by what somebody else asked for.
+    A caller helps with its own handlers only: another caller's work never delays it.
     """
     gate, gauge = Gate(), Gauge()
 

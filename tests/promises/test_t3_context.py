@@ -29,7 +29,7 @@ from tests.promises.threads_fixtures import (
 )
 from tests.waiting import eventually
 
-tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+tenant: ContextVar[str] = ContextVar("tenant", default="unset")
 
 #: Both ways a caller waits: it may help, or it has a deadline and only waits.
 WAITS = pytest.mark.parametrize("timeout", [None, BOUND], ids=["helping", "waiting"])
@@ -95,7 +95,7 @@ def test_t3_what_a_handler_changes_is_seen_by_nobody_else(threads, timeout):
 
         contextvars.Context().run(mediator.send, happenings(1), timeout=timeout)
 
-    assert ["acme"] * 20 + ["nobody"] == [value for value in seen if not value.startswith("changed")]
+    assert ["acme"] * 20 + ["unset"] == [value for value in seen if not value.startswith("changed")]
     assert 21 == len([value for value in seen if value.startswith("changed")])
 
 
@@ -280,7 +280,7 @@ def test_t3_the_hook_is_not_entered_again_by_a_task_that_helps(hook):
 @pytest.mark.usefixtures("acme")
 def test_t3_the_hook_runs_in_the_context_of_its_task(hook):
     """
-    It sees the caller's values, its task sees what it sets, and nobody else does.
+    It sees the caller's values. Only its own call sees what it sets.
     """
     seen = []
 
@@ -305,7 +305,7 @@ def test_t3_the_hook_runs_in_the_context_of_its_task(hook):
 @pytest.mark.parametrize("entering", [OSError("the database is gone"), SystemExit(3)])
 def test_t3_a_task_whose_hook_cannot_be_entered_is_reported_not_lost(size, entering):
     """
-    The failure is that of each handler that did not run; the pool goes on, with all its places.
+    Each handler that did not run has failed. The pool keeps all its slots.
     """
     broken = [True]
     gauge = Gauge()
@@ -340,7 +340,7 @@ def test_t3_a_task_whose_hook_cannot_be_entered_is_reported_not_lost(size, enter
 @pytest.mark.parametrize("size", [1, 2, 16])
 def test_t3_a_hook_that_fails_when_it_is_left_is_logged(size, caplog):
     """
-    The handler has succeeded, so the request has; the pool goes on, with all its places.
+    The handler has succeeded, so the request has. The pool keeps all its slots.
     """
     gauge = Gauge()
 

@@ -73,7 +73,7 @@ class Counting:
 @pytest.mark.parametrize("size", [None, *SIZES])
 def test_t5_a_forked_child_sends(size):
     """
-    A pool that was used before the fork is made anew in the child, and the parent's goes on.
+    The child makes a pool that was used before the fork anew; the parent keeps its own.
     """
     counting = Counting(cqrs.SameThread() if size is None else size)
     with counting.mediator:
@@ -166,7 +166,7 @@ def test_t5_a_handler_may_fork(size):
 
 
 def locks_of_the_process():
-    """Return every lock of what says that it is to be made anew in a child."""
+    """Return the locks of each object that is made anew in a child."""
     values = [value for resettable in lifecycle._resettables for value in vars(resettable).values()]
     locks = [value._lock if isinstance(value, threading.Condition) else value for value in values]
     return list({id(lock): lock for lock in locks if hasattr(lock, "acquire")}.values())

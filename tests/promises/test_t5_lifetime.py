@@ -183,7 +183,7 @@ def test_t5_close_waits_for_what_runs(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_t5_close_gives_up_on_a_handler_that_hangs(size, caplog):
     """
-    It returns in time, says how many are left, and what is left goes on to its end.
+    It returns in time and logs how many still run. They run to their end.
     """
     gate, gauge = Gate(), Gauge()
 
@@ -240,7 +240,7 @@ def test_t5_calls_after_close_run_in_their_callers_thread(size, may_help):
 @pytest.mark.parametrize("timeout", [None, BOUND], ids=["helping", "waiting"])
 def test_t5_a_handler_may_close(size, timeout):
     """
-    It does not wait for itself; its siblings run, and what is sent later is refused.
+    It does not wait for itself. Its siblings run; a later send is refused.
     """
     gauge = Gauge()
 
@@ -263,7 +263,7 @@ def test_t5_a_handler_may_close(size, timeout):
 @pytest.mark.parametrize("size", SIZES)
 def test_t5_a_pool_closed_while_others_send_loses_no_event(size):
     """
-    What had been accepted is handled, once, whoever was in the middle of it.
+    Every accepted request is handled once, in whichever thread.
     """
     for _ in range(20):
         lock, handled = threading.Lock(), []
@@ -340,7 +340,7 @@ def test_t5_a_pool_that_nobody_holds_ends_its_threads():
 
 def test_t5_a_caller_that_waits_when_an_unused_pool_is_closed_is_served():
     """
-    Though no thread was ever started: whoever had the last place makes the others' calls, and those they bring.
+    No thread was ever started: the caller with the last slot runs the others' calls, and the calls they add.
     """
     gate, gauge = Gate(), Gauge()
     followed = []

@@ -124,7 +124,7 @@ def test_t6_an_event_sent_without_a_request_has_a_deadline_too(threads):
 @pytest.mark.parametrize(("outer", "inner", "expected"), [(2, 10, 2), (10, 2, 2), (2, None, 2), (None, 2, 2)], ids=str)
 def test_t6_nested_sends_have_the_nearest_deadline(threads, outer, inner, expected):
     """
-    One's own or that of whoever waits, whichever is first; afterwards the outer one counts again.
+    Its own deadline or that of the waiting caller, whichever comes first; afterwards the outer one counts again.
     """
     seen = []
 
@@ -348,7 +348,7 @@ def test_t6_a_handler_that_hangs_first_does_not_keep_the_others(size, gate):
 @pytest.mark.parametrize("size", [2, 16])
 def test_t6_a_nested_send_keeps_its_own_deadline(size, gate):
     """
-    A handler that sends with a deadline goes on at that, where another thread can do the work.
+    A handler that sends with a deadline continues at that deadline if another thread can do the work.
     """
     took = []
 
@@ -373,7 +373,7 @@ def test_t6_a_nested_send_keeps_its_own_deadline(size, gate):
 @pytest.mark.parametrize("size", SIZES)
 def test_t6_a_handler_that_overran_goes_on_and_what_it_raises_is_dispatched(size, gate):
     """
-    Its follow-up events are handled, its notifications published, once, though nobody waits.
+    Its follow-up events are handled and its notifications published, once, although no caller waits.
     """
     broker = NotingBroker()
     followed = threading.Event()
@@ -399,7 +399,7 @@ def test_t6_a_handler_that_overran_goes_on_and_what_it_raises_is_dispatched(size
 @pytest.mark.parametrize("size", SIZES)
 def test_t6_what_a_handler_that_overran_raises_in_the_end_is_logged(size, gate, caplog):
     """
-    With its traceback; nobody is there to catch it.
+    With its traceback, because no caller is left to catch it.
     """
 
     def overrun(event):
@@ -517,7 +517,7 @@ def test_t6_the_last_instant_belongs_to_somebody(size):
 
 def test_t6_a_deadline_ends_with_the_send_not_with_the_transaction(threads):
     """
-    Handlers that run at the commit of a surrounding transaction have the time of whoever commits.
+    Handlers that run at the commit of a surrounding transaction have the time of the thread that commits.
     """
     seen = []
     transactions = MemoryTransactions()

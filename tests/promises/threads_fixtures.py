@@ -106,13 +106,13 @@ class Gauge:
 
 
 class Gate:
-    """Where handlers wait until the test lets them go, and never for ever."""
+    """Handlers wait here until the test opens it, or a time limit ends."""
 
     def __init__(self) -> None:
         self._opened = threading.Event()
 
     def wait(self) -> None:
-        assert self._opened.wait(BOUND), "nobody opened the gate"
+        assert self._opened.wait(BOUND), "the gate was not opened in time"
 
     def open(self) -> None:
         self._opened.set()

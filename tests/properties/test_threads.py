@@ -1,5 +1,5 @@
 """
-Promises about pools for any tree of calls: every call is made once, the limit holds, nothing waits for ever.
+Promises about pools for any tree of calls: every call runs once, the limit holds, and nothing hangs.
 
 Trees are made by Hypothesis: each call may run further calls and wait for them, add calls to the
 work it belongs to, or both, with help, without, and with a deadline that is far away.

@@ -1,4 +1,4 @@
-"""Promises of PunqContainer: punq's rules, its defects left out, and errors that say what to do."""
+"""Promises of PunqContainer: punq's rules without its defects, and errors that say what to do."""
 
 import abc
 import functools
@@ -52,7 +52,7 @@ def container(request):
 
 
 def resolved(container, service):
-    """Resolve as often as it takes: punq builds first, a plan is made next, and used from then on."""
+    """Resolve as often as it takes: the first plan may build singletons, the second one is kept."""
     return [container.resolve(service) for _ in range(4)]
 
 
@@ -61,7 +61,7 @@ def resolved(container, service):
 
 def test_a_handler_needs_no_registration(container):
     """
-    A class nobody registered is instantiated, fresh each time, and stays unregistered.
+    A class that is not registered is instantiated each time, and stays unregistered.
     """
     container.register(Database).register(Meetings)
     handlers = resolved(container, JoinMeetingHandler)
@@ -163,7 +163,7 @@ def test_what_is_registered_without_cache_is_new_at_each_place(container):
 
 def test_a_singleton_is_built_once(container):
     """
-    A singleton is the same for every resolve and every place.
+    Each resolve and each dependent gets the same singleton.
     """
     container.register(Database, scope=punq.Scope.singleton).register(Meetings)
     rooms = resolved(container, Rooms)
@@ -174,7 +174,7 @@ def test_a_singleton_is_built_once(container):
 
 def test_a_singleton_registered_before_the_plan_is_made_is_built_once(container):
     """
-    Between the first resolve and the plan, a service may become a singleton.
+    After the first resolve, a service may become a singleton.
     """
     container.register(Database).register(Meetings)
     container.resolve(JoinMeetingHandler)
@@ -353,7 +353,7 @@ def test_forward_references_are_followed(container):
 
 def test_a_forward_reference_of_another_module_is_followed(container):
     """
-    A name finds what is registered under it, whoever refers to it, and what is registered later.
+    A name finds the class that is registered under it, from any class that refers to it, also if registered later.
     """
     reference = ForwardRef("Url", module="elsewhere")
     container.register("Url", instance="amqp://")
@@ -416,8 +416,8 @@ def test_a_request_never_sees_the_instance_of_another_request():
             self.user = user
 
     def user_of(number):
-        # Other code may still use punq itself, which leaves behind what is confused later.
-        application.child().register(str, instance="somebody else").resolve(str)
+        # Other code may still use punq itself, and leave singletons behind that punq confuses later.
+        application.child().register(str, instance="another").resolve(str)
         return PunqContainer(application.child().register(str, instance=f"user {number}")).resolve(Handler).user
 
     assert [f"user {number}" for number in range(100)] == [user_of(number) for number in range(100)]
@@ -453,7 +453,7 @@ def hurried_threads():
 @pytest.mark.parametrize("enlarge", [PunqContainer.register, PunqContainer.resolve])
 def test_threads_may_register_while_others_resolve(enlarge):
     """
-    Registering, and resolving what is new and what has a name, goes well in many threads at once.
+    Many threads may register at the same time, and resolve new services and names.
     """
     container = PunqContainer().register("Url", instance="amqp://")
     for number in range(300):
@@ -476,7 +476,7 @@ def test_threads_may_register_while_others_resolve(enlarge):
 
 def test_a_planned_service_is_not_inspected_again(monkeypatch):
     """
-    From the third resolve on, punq's costly look at signatures is over.
+    A plan repeats the calls without punq's costly look at signatures.
     """
     container = PunqContainer().register(Database).register(Meetings)
     resolved(container, JoinMeetingHandler)
@@ -489,7 +489,7 @@ def test_a_planned_service_is_not_inspected_again(monkeypatch):
 
 def test_containers_that_need_punq_itself_are_left_to_it():
     """
-    `auto_register` goes on registering, and methods that are overridden go on being called.
+    `auto_register` still registers, and overridden methods are still called.
     """
     asked = []
 
@@ -781,7 +781,7 @@ def test_a_list_that_leads_back_is_a_circle():
 
 def test_explaining_leaves_nothing_behind():
     """
-    Looking for what is missing builds no singleton and pretends none.
+    The search for a missing dependency builds no singleton and leaves no trace.
     """
     container = PunqContainer().register(Meetings, scope=punq.Scope.singleton)
     for _ in range(2):
@@ -797,7 +797,7 @@ def test_explaining_leaves_nothing_behind():
 @pytest.mark.parametrize(("wrong", "message"), [(Storage, "abstract"), (Unannotated, "annotate"), (Rooms, "Meetings")])
 def test_a_wiring_that_goes_wrong_before_the_plan_is_made_says_so(wrong, message):
     """
-    Between the first resolve and the plan, a registration may make the service impossible to build.
+    After the first resolve, a registration may make the service impossible to build.
     """
     container = PunqContainer().register(Database)
     container.resolve(Database)

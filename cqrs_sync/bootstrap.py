@@ -1,4 +1,4 @@
-"""Wire it all: the only module that knows every part."""
+"""Put the parts of a mediator together: the only module that knows all of them."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     """
     Make a mediator.
 
-    - `container` builds handlers and what they need; without one, those that need nothing.
-    - `broker` is where notification events go; without one, raising them is an error.
-    - `outbox` keeps notification events, and those of durable handlers, in the transaction in which
-      they were raised, and delivers them after its commit; it brings its `transactions` along.
-    - `inbox` remembers in the handler's own transaction what was done: received messages and requests that are
+    - `container` builds handlers and their dependencies; without one, only handlers without dependencies.
+    - `broker` publishes notification events; without one, raising them is an error.
+    - `outbox` stores notification events, and those of durable handlers, in the transaction in which
+      they were raised. The relay delivers them after its commit.
+    - `inbox` stores receipts in the handler's own transaction: received messages and requests that are
       sent with a key have their effect once. It is in the same database as the outbox.
     - `retry` says when and how often a failed delivery of the outbox is attempted again: a `RetryPolicy` for all, or
       `RetryPolicies` by topic and durable handler.
-    - `fast_path`: what was committed is delivered by this process, at once. Otherwise only relays do.
-    - `threads` is where event handlers run: a `ThreadPool` of a size fit for this
-      machine, one of the size given, or `SameThread()`.
-    - `transactions` tells when a surrounding transaction commits; those of the outbox or the inbox, else none
-      is assumed.
+    - `fast_path`: this process delivers what it has committed, at once. If False, only relays do.
+    - `threads` runs event handlers: a number makes a `ThreadPool` of that size. By default the pool has a size
+      that fits the machine; `SameThread()` runs them in the calling thread.
+    - `transactions` says when a surrounding transaction commits. By default those of the outbox or the inbox;
+      without these, there are none.
     - `middleware` wraps each request and each event handler, the first one outermost;
       a `MiddlewareChain` chooses by message type.
-    - `failures` decides about failing event handlers: `Collect()`, `FailFast()`, `Log()`.
-    - `serializer` writes and reads messages; `JsonSerializer(source="...")` tells who publishes.
-    - `max_depth` is how many follow-ups long a chain of events may be.
+    - `failures` decides what failed event handlers mean: `Collect()`, `FailFast()`, `Log()`.
+    - `serializer` writes and reads messages; `JsonSerializer(source="...")` names the service that publishes.
+    - `max_depth` is the length that a chain of follow-up events may have.
 
-    Nothing is started by it. Closing the mediator closes `threads` and `broker`.
+    It starts nothing. Closing the mediator closes `threads` and `broker`.
     """
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)

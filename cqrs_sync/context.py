@@ -1,8 +1,8 @@
 """
-What surrounds the handler that is running: what it raises, what its events carry, how long it may take.
+The context of the running handler: the events it raises, the attributes they carry, its deadline.
 
-All of it lives in `contextvars`, so it follows a call on to the pool and never
-crosses from one request into another.
+It is kept in `contextvars`, so it follows a call to the pool, and never
+leaks from one request into another.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import TypeAlias
 from cqrs_sync.errors import DeadlineExceeded
 from cqrs_sync.messages import Event
 
-#: Attributes (as in CloudEvents) that every message published from here carries.
+#: CloudEvents attributes that all messages published from here carry.
 Flow: TypeAlias = "dict[str, str]"
 #: An event, and the event whose handler raised it, and so on up to the first.
 Lineage: TypeAlias = "tuple[Event, Lineage | None]"
-#: The events raised so far by the handler that runs, its flow, and the event it handles.
+#: The events that the running handler has raised so far, its flow, and the event it handles.
 Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 
-# One variable, not three: every request sets it, and setting is what costs.
+# One variable, not three: each request sets it, and that costs time.
 current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
 #: Returns the deadline of this context, by `time.monotonic`; None if it has none.
@@ -33,9 +33,9 @@ deadline_at = _deadline.get
 #: Sets it in one step: a signal handler could leave a block in the middle.
 set_deadline = _deadline.set
 
-#: What follows from a received message carries these on from it.
+#: Messages that follow from a received message carry these on.
 _TRACE = ("traceparent", "tracestate")
-# What CloudEvents or the serializer says of a message itself.
+# CloudEvents or the serializer sets these for each message.
 _RESERVED = frozenset(
     {
         "data",
@@ -55,10 +55,10 @@ _RESERVED = frozenset(
 
 def raise_event(event: Event, /) -> None:
     """
-    Raise an event from the handler that is running, before it returns.
+    Raise an event from the running handler, before it returns.
 
-    It is dispatched after the handler has returned, and dropped when the handler
-    fails. For handlers that are plain functions, and for code below a handler.
+    It is dispatched after the handler has returned, and dropped if the handler fails.
+    For handlers that are functions, and for code that handlers call.
     Raises RuntimeError outside a handler.
     """
     scope = current.get()
@@ -68,12 +68,11 @@ def raise_event(event: Event, /) -> None:
 @contextmanager
 def annotate(**attributes: str) -> Iterator[None]:
     """
-    Put attributes on every message published from this block: put it around `send`.
+    Add attributes to all messages published from this block. Put it around `send`.
 
-    Messages of a handler's events are made when the handler has returned, so a block
-    inside a handler is left by then. For a correlation id, a tenant, a trace context:
-    names as CloudEvents wants them, lower-case letters and digits, 20 at most.
-    `correlationid` is made where nobody gives one.
+    A block inside a handler has no effect: the messages of its events are made after the handler has returned.
+    For a correlation id, a tenant, a trace context. CloudEvents allows lower-case letters and digits in names,
+    20 at most. Without a `correlationid`, one is made.
     """
     for name, value in attributes.items():
         if name in _RESERVED or not (name.isascii() and name.isalnum() and name.islower() and len(name) <= 20):
@@ -82,7 +81,7 @@ def annotate(**attributes: str) -> Iterator[None]:
             raise TypeError(f"the attribute {name!r} must be a string, not {value!r}")
     scope = current.get()
     raised, flow, lineage = scope if scope is not None else (outside, {}, None)
-    # The correlation id is made late; without this, code after the block would get another one.
+    # Made now: code after the block has to get the same one.
     correlation_of(flow)
     token = current.set((raised, {**flow, **attributes}, lineage))
     try:
@@ -93,14 +92,14 @@ def annotate(**attributes: str) -> Iterator[None]:
 
 def follow(attributes: Mapping[str, str]) -> None:
     """
-    Let what is raised from here on follow from a received message: its correlation and trace, its id as cause.
+    Let events raised from here on carry the correlation id and trace of a received message, and its id as causation.
 
-    Whoever calls it sets `current` back to what it was. Not a block: each received message pays for it.
+    The caller sets `current` back. Not a context manager, because each received message would pay for it.
     """
     cause = attributes["id"]
     before = current.get()
     raised, around, lineage = before if before is not None else (outside, {}, None)
-    # Where it has no correlation, all that follows from it is known by it: making one up would cost more than this.
+    # Without a correlation id, its own id serves as one: that costs less than making one.
     flow = {**around, "causationid": cause, "correlationid": attributes.get("correlationid", cause)}
     for name in _TRACE:
         if name in attributes:
@@ -110,7 +109,7 @@ def follow(attributes: Mapping[str, str]) -> None:
 
 @contextmanager
 def resuming(attributes: Mapping[str, str]) -> Iterator[None]:
-    """Let what is raised in this block follow from a stored event of ours: all that it carried, its id as cause."""
+    """Let events raised in this block carry the attributes of a stored event, and its id as causation."""
     kept = {name: value for name, value in attributes.items() if name not in _RESERVED and name != "causationid"}
     with annotate(**kept, causationid=attributes["id"]):
         yield
@@ -123,21 +122,21 @@ def carried() -> Mapping[str, str]:
 
 
 def correlation_of(flow: Flow) -> str:
-    """Return the correlation id of a flow, made at its first use, the same for all its threads."""
+    """Return the correlation id of a flow. The first use makes it, for all threads of the flow."""
     known = flow.get("correlationid")
     return known if known is not None else flow.setdefault("correlationid", str(uuid.uuid4()))
 
 
 def nearest(timeout: float) -> float:
-    """Do what `within` does, and raise ValueError for a timeout that is none."""
-    # The same words for NaN, which no comparison is true of, and for what no lock can wait.
+    """Do what `within` does. Raises ValueError for an invalid timeout."""
+    # Written so that NaN fails as well, and a time that no lock can wait.
     if not 0 < timeout <= threading.TIMEOUT_MAX:
-        raise ValueError(f"a timeout is a number of seconds above 0 and below 292 years, not {timeout!r}")
+        raise ValueError(f"a timeout must be a number of seconds above 0 and below 292 years, not {timeout!r}")
     return within(timeout)
 
 
 def within(timeout: float) -> float:
-    """Return the moment that `timeout` seconds are over, or that of the deadline around, whichever is first."""
+    """Return the moment in `timeout` seconds, or the current deadline if that is earlier."""
     until = time.monotonic() + timeout
     outer = _deadline.get()
     return until if outer is None else min(until, outer)
@@ -145,7 +144,7 @@ def within(timeout: float) -> float:
 
 @contextmanager
 def deadline(timeout: float) -> Iterator[None]:
-    """Let nothing in this block wait longer than `timeout` seconds; the nearest deadline counts."""
+    """Let nothing in this block wait longer than `timeout` seconds. Of nested deadlines, the earliest counts."""
     token = _deadline.set(nearest(timeout))
     try:
         yield
@@ -155,7 +154,7 @@ def deadline(timeout: float) -> Iterator[None]:
 
 @contextmanager
 def allowing(timeout: float) -> Iterator[None]:
-    """Give this block `timeout` seconds, whatever the deadline around it."""
+    """Give this block `timeout` seconds, even if the current deadline is earlier."""
     token = _deadline.set(time.monotonic() + timeout)
     try:
         yield
@@ -164,12 +163,12 @@ def allowing(timeout: float) -> Iterator[None]:
 
 
 def forget_deadline() -> None:
-    """Let this context have no deadline: nobody waits for it."""
+    """Remove the deadline from this context: no caller waits for it."""
     _deadline.set(None)
 
 
 class _Outside(list[Event]):
-    """Where events go that nobody would ever see."""
+    """Refuses events that are raised outside a handler: they would be lost."""
 
     def append(self, event: Event, /) -> None:
         raise RuntimeError(
@@ -183,20 +182,19 @@ outside = _Outside()
 
 def time_left() -> float | None:
     """
-    Return the seconds that are left until the deadline, None where there is none.
+    Return the seconds until the deadline, None if there is none.
 
-    For handlers that can give up or shorten their own waits. Raises
-    DeadlineExceeded when nothing is left.
+    For handlers that can shorten their own waits. Raises DeadlineExceeded if the deadline has passed.
     """
     until = _deadline.get()
     if until is None:
         return None
     left = until - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded("the deadline of this request is over")
+        raise DeadlineExceeded("the deadline of this request has passed")
     return left
 
 
 def reserve(deadline: float) -> float:
-    """Return the seconds of the time until a deadline which are kept for publishing."""
+    """Return how many of the seconds until a deadline are reserved for publishing."""
     return min(1.0, max(0.0, deadline - time.monotonic()) / 10)

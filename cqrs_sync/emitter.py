@@ -1,4 +1,4 @@
-"""Send notification events out."""
+"""Turn notification events into messages, and publish them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cqrs_sync.serializer import JsonSerializer, Serializer
 
 class EventEmitter:
     """
-    Turns events into messages and gives them to the broker.
+    Turns events into messages and publishes them to the broker.
 
-    It does not close the broker. Without one it only makes messages, for an outbox.
+    It does not close the broker. Without a broker it only makes messages, for an outbox.
     """
 
     def __init__(
@@ -32,22 +32,22 @@ class EventEmitter:
 
     def emit(self, *events: NotificationEvent) -> None:
         """
-        Publish events; return when the broker has confirmed them all.
+        Publish events. Returns when the broker has confirmed all of them.
 
         Raises EventNotSerializable and InvalidMessage before anything is published,
-        and PublishFailed with what was not confirmed.
+        and PublishFailed with the messages that were not confirmed.
         """
         self.publish([self.prepare(event) for event in events])
 
     def prepare(self, event: Event, /) -> OutgoingMessage:
-        """Make an event's message, with everything that can fail without a broker."""
+        """Make the message of an event: everything that can fail without a broker."""
         return self._serializer.dump(event)
 
     def publish(self, messages: Sequence[OutgoingMessage], /) -> None:
         """
         Publish prepared messages as one batch.
 
-        Raises PublishFailed with what was not confirmed, BrokerNotConfigured without a broker.
+        Raises PublishFailed with the messages that were not confirmed, BrokerNotConfigured without a broker.
         """
         if messages:
             self._publish(tuple(messages))

@@ -4,24 +4,24 @@ Every exception of this library, as one tree.
 ```text
 CqrsError
 ├── ConfigurationError            the application is wired wrongly
-│   ├── InvalidBinding            this cannot be bound to that
+│   ├── InvalidBinding            a handler or a message type cannot be bound
 │   │   └── AlreadyBound          a request has one handler
-│   ├── InvalidMessage            a message class lacks what it needs
-│   ├── HandlerNotFound           nothing is bound to this request
+│   ├── InvalidMessage            a message class lacks a topic, a name or a key
+│   ├── HandlerNotFound           no handler is bound to the request
 │   ├── HandlerNotBuilt           the container could not build a handler
 │   ├── HandlerReused             events of one request would leak into the next
-│   ├── BrokerNotConfigured       a notification event has nowhere to go
-│   ├── NotInTransaction          an event is to be kept, and no transaction is open
-│   ├── OutboxNotInstalled        the tables of the outbox are not there
-│   └── InboxNotInstalled         the table of the inbox is not there
-├── Closed                        it was used after `close()`
+│   ├── BrokerNotConfigured       a notification event was raised, and there is no broker
+│   ├── NotInTransaction          an event needs the outbox, and no transaction is open
+│   ├── OutboxNotInstalled        the tables of the outbox are missing
+│   └── InboxNotInstalled         the table of the inbox is missing
+├── Closed                        something was used after `close()`
 ├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
-│   └── HandlerOverran            a handler was not finished by then
-├── Fatal                         raised by a handler: trying again is of no use
-├── Retryable                     raised by a handler: it will work, later
+│   └── HandlerOverran            a handler had not finished by then
+├── Fatal                         raised by a handler: another attempt is of no use
+├── Retryable                     raised by a handler: a later attempt may succeed
 ├── AlreadyUsed                   an idempotency key came with another request
-├── EventCycle                    events raise each other without end
-├── EventsFailed                  what came after the response failed (an ExceptionGroup)
+├── EventCycle                    events raise each other in a cycle
+├── EventsFailed                  the request succeeded, then event handlers failed (an ExceptionGroup)
 ├── SerializationError
 │   ├── EventNotSerializable      an event cannot become bytes
 │   ├── EventTooLarge             an event is larger than an outbox takes
@@ -29,15 +29,15 @@ CqrsError
 │   └── UnknownMessageType        no bound event has this name
 ├── OutboxUnavailable             the database of the outbox cannot be reached
 ├── InboxUnavailable              the database of the inbox cannot be reached
-├── TransactionLost               what was to be committed would have been rolled back, without a word
+├── TransactionLost               the commit would have been a silent rollback
 ├── PublishFailed                 some messages of a batch were not confirmed
 └── DeliveryError                 why one message was not confirmed
-    ├── MessageRejected           the message is at fault: never send it again as it is
-    └── BrokerUnavailable         the broker is: outcome unknown, send it again later
+    ├── MessageRejected           the message is at fault: it will never be accepted as it is
+    └── BrokerUnavailable         the broker is at fault: outcome unknown, send it again later
 ```
 
-A message of an exception names the thing and the way out. Facts are attributes.
-All of them survive pickling, for Celery and multiprocessing.
+The message of an exception names the thing and the way out. Facts are attributes.
+All exceptions survive pickling, for Celery and multiprocessing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 class CqrsError(Exception):
     """The base of every exception this library raises."""
 
-    #: Whether doing the same again later may succeed.
+    #: Whether another attempt may succeed later.
     retryable: bool = False
 
 
@@ -66,19 +66,19 @@ class ConfigurationError(CqrsError):
 
 
 class InvalidBinding(ConfigurationError):
-    """This cannot be bound to that."""
+    """A handler or a message type cannot be bound."""
 
 
 class AlreadyBound(InvalidBinding):
-    """A request has one handler, and an event handler is bound to an event once."""
+    """A request has a handler already, or an event has this handler already."""
 
 
 class InvalidMessage(ConfigurationError):
-    """A message class lacks what it needs, such as a topic or a stable name."""
+    """A message class lacks a topic, a stable name or the field of its key."""
 
 
 class HandlerNotFound(ConfigurationError):
-    """Nothing is bound to this request."""
+    """No handler is bound to the request."""
 
 
 class HandlerNotBuilt(ConfigurationError):
@@ -87,34 +87,34 @@ class HandlerNotBuilt(ConfigurationError):
 
 class HandlerReused(ConfigurationError):
     """
-    A handler that keeps its own list of events was handed out twice.
+    The container returned a handler that keeps its own list of events a second time.
 
     Its events would leak from one request into the next.
     """
 
 
 class BrokerNotConfigured(ConfigurationError):
-    """A notification event has nowhere to go."""
+    """A notification event was raised, and the mediator has no broker."""
 
 
 class NotInTransaction(ConfigurationError):
     """
-    An event is to be kept in the outbox, and no transaction is open to keep it in.
+    An event needs the outbox, and no transaction is open.
 
-    Outside of one, what it tells of and the event itself could not be true together.
+    Without a transaction, the change and its event could not be committed together.
     """
 
 
 class OutboxNotInstalled(ConfigurationError):
-    """The tables of the outbox are not there, or not as this version needs them."""
+    """The tables of the outbox are missing, or are those of another version."""
 
 
 class InboxNotInstalled(ConfigurationError):
-    """The table of the inbox is not there, or not as this version needs it."""
+    """The table of the inbox is missing, or is that of another version."""
 
 
 class Closed(CqrsError):
-    """It was used after `close()`."""
+    """Something was used after `close()`."""
 
 
 class DeadlineExceeded(CqrsError, TimeoutError):
@@ -123,9 +123,9 @@ class DeadlineExceeded(CqrsError, TimeoutError):
 
 class HandlerOverran(DeadlineExceeded):
     """
-    A handler was not finished at the deadline; it was not stopped.
+    A handler had not finished at the deadline. It was not stopped.
 
-    The message holds the stack it was seen with.
+    The message contains its stack at the deadline.
     """
 
 
@@ -157,15 +157,15 @@ class Retryable(CqrsError):
 
 
 class AlreadyUsed(CqrsError):
-    """An idempotency key came a second time, with another request than the first time."""
+    """An idempotency key came a second time, with another request."""
 
 
 class EventCycle(CqrsError):
-    """Events raise each other without end."""
+    """Events raise each other in a cycle."""
 
 
 class SerializationError(CqrsError):
-    """An event and its bytes do not go together."""
+    """An event cannot become bytes, or bytes cannot become an event."""
 
 
 class EventNotSerializable(SerializationError):
@@ -173,7 +173,7 @@ class EventNotSerializable(SerializationError):
 
 
 class EventTooLarge(SerializationError):
-    """An event is larger than an outbox takes."""
+    """An event is larger than the outbox accepts."""
 
 
 class MalformedMessage(SerializationError):
@@ -198,9 +198,10 @@ class InboxUnavailable(CqrsError):
 
 class TransactionLost(CqrsError):
     """
-    A transaction was to be committed, and had been lost before: nothing that was done in it is there.
+    A transaction was lost before its commit: none of its changes are in the database.
 
-    A database, a session, or Django would have rolled it back without a word, and it would be taken for done.
+    The database, the session or Django would have rolled it back silently, and the caller would have taken it for
+    committed.
     """
 
 
@@ -214,15 +215,15 @@ class MessageRejected(DeliveryError):
 
 class BrokerUnavailable(DeliveryError):
     """
-    The broker is at fault, or the way to it: whether the message arrived is unknown.
+    The broker or the connection is at fault. It is unknown whether the message arrived.
 
-    Sending it again is safe for receivers that drop ids they have seen.
+    Send it again: receivers that skip known ids handle it once.
     """
 
     retryable = True
 
 
-# Without slots, since those would leave notes behind when it is pickled.
+# Without slots: pickling a slotted class loses its notes.
 @attrs.define(eq=False, slots=False)
 class PublishFailed(CqrsError):
     """
@@ -252,18 +253,17 @@ class Failure:
 
     #: The name of the handler, or "publish".
     handler: str
-    #: The event it was given, None for "publish".
+    #: The event it handled, None for "publish".
     event: Any
     error: BaseException
 
 
 class EventsFailed(CqrsError, ExceptionGroup[Exception]):
     """
-    The request succeeded, something that came after it did not.
+    The request succeeded, then event handlers or publishing failed.
 
-    Every handler has run and every notification event was given to the broker.
-    `response` is what the request's handler returned, `failures` tells which
-    handler failed with which event. `except*` reaches the single errors.
+    Every handler has run and every notification event went to the broker. `response` is the response of the
+    request, `failures` pairs handlers with their events and errors. `except*` catches the single errors.
     """
 
     response: Any
@@ -277,7 +277,7 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
         response: Any = None,
         failures: Sequence[Failure] = (),
     ) -> Self:
-        """Make the group, with its facts beside it."""
+        """Make the group, with the response and the failures."""
         group = super().__new__(cls, message, errors)
         group.response = response
         group.failures = tuple(failures)
@@ -288,7 +288,7 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
         pass
 
     def derive(self, errors: Sequence[Exception], /) -> EventsFailed:  # type: ignore[override]
-        """Keep the facts when `except*` or `split` takes the group apart."""
+        """Keep the response and the failures when `except*` or `split` takes the group apart."""
         leaves = {id(leaf) for error in errors for leaf in _leaves(error)}
         kept = [failure for failure in self.failures if any(id(leaf) in leaves for leaf in _leaves(failure.error))]
         return EventsFailed(self.message, errors, self.response, kept)
@@ -298,50 +298,50 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
-    """Return the errors that are no group: taking a group apart makes new groups, of the same leaves."""
+    """Return the single errors of a group. Splitting it makes new groups of the same errors."""
     if isinstance(error, BaseExceptionGroup):
         return [leaf for part in error.exceptions for leaf in _leaves(part)]
     return [error]
 
 
-#: Characters of an error and of a reason that are kept.
+#: Characters to which stores cut an error, and a reason.
 LONGEST_ERROR, LONGEST_REASON = 2000, 255
-#: Where the files of this library are.
+#: The folder of this library.
 _OWN = f"{os.path.dirname(__file__)}{os.sep}"  # noqa: PTH120 -- as the names of files in tracebacks are written
 
 
 def describe_error(error: BaseException) -> str:
-    """Say what an error is; of an EventsFailed, what each handler has raised."""
+    """Return the type and the message of an error; for an EventsFailed, those of each handler."""
     if isinstance(error, EventsFailed) and error.failures:
         return "; ".join(f"{failure.handler}: {_words(failure.error)}" for failure in error.failures)
     return _words(error)
 
 
 def fingerprint(words: str) -> str:
-    """Reduce an error to what it has in common with others: without numbers, ids and quotations."""
+    """Return what an error has in common with others of its kind: no numbers, ids or quotations."""
     line = printable(words.strip().partition("\n")[0])
     line = re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+", "…", line)
     return line[:LONGEST_REASON]
 
 
 def describe_with_location(error: BaseException) -> str:
-    """Say in one line what an error is, and where it was raised: its message alone seldom names what to mend."""
+    """Return one line with the error and where it was raised: the message alone seldom says what to fix."""
     line = str(error).strip().partition("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
-    # Whoever gave this library something wrong has nothing to mend in it.
+    # The fault is in the caller's code, not in the library.
     frame = next((each for each in reversed(frames) if not each.filename.startswith(_OWN)), None)
-    place = "" if frame is None else f" (line {frame.lineno} of {frame.filename})"
-    # A SyntaxError has its place in the message; the frames are those of whoever wanted to import it.
-    return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else place}"
+    location = "" if frame is None else f" (line {frame.lineno} of {frame.filename})"
+    # The message of a SyntaxError has its location; the frames are those of the import.
+    return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else location}"
 
 
 def printable(text: str) -> str:
-    """Return a text with nothing in it that a terminal or a database would trip over."""
+    """Escape the characters of a text that a terminal or a database cannot take."""
     return "".join(each if each.isprintable() or each == "\n" else f"\\x{ord(each):02x}" for each in text)
 
 
 def _words(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 -- an error that cannot say what is wrong is no reason to lose its message
+    except Exception:  # noqa: BLE001 -- an error whose str() fails must not hide where it came from
         return f"{type(error).__name__}, which cannot be shown"

@@ -1,4 +1,4 @@
-"""What becomes of failures of event handlers."""
+"""What a failed event handler means for the caller."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 class FailurePolicy(Protocol):
-    """Decides what a failing event handler means for its siblings and for the caller."""
+    """Decides what a failed event handler means for the other handlers and for the caller."""
 
     def goes_on(self, failure: Failure, /) -> bool:
-        """Tell whether handlers that nobody has started are started after this failure; called by any thread."""
+        """Return whether handlers that have not started yet still run. Any thread may call it."""
 
     def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
-        """Raise what the caller of `send` is to get, or return; called once, when everything is done."""
+        """Raise an exception for the caller of `send`, or return. Called once, after all handlers."""
 
 
 class Collect:
     """Every handler runs; all failures come back together as EventsFailed. The default."""
 
     def goes_on(self, failure: Failure, /) -> bool:
-        """Go on: a handler is not to blame for its siblings."""
+        """Return True: a failure of one handler is no reason to stop the others."""
         del failure
         return True
 
@@ -38,7 +38,7 @@ class FailFast:
     """The first failure keeps handlers that have not started from starting, and comes back as EventsFailed."""
 
     def goes_on(self, failure: Failure, /) -> bool:
-        """Stop."""
+        """Return False."""
         del failure
         return False
 
@@ -51,12 +51,12 @@ class Log:
     """Every handler runs; failures are logged and `send` returns. Only unpublished events come back as EventsFailed."""
 
     def goes_on(self, failure: Failure, /) -> bool:
-        """Go on."""
+        """Return True."""
         del failure
         return True
 
     def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
-        """Log what handlers raised, raise what was not published."""
+        """Log failures of handlers; raise EventsFailed for events that were not published."""
         log_failures([failure for failure in failures if failure.event is not None])
         unpublished = [failure for failure in failures if failure.event is None]
         if unpublished:
@@ -64,14 +64,14 @@ class Log:
 
 
 def events_failed(failures: Sequence[Failure], response: Any, what: str = "the request succeeded") -> EventsFailed:
-    """Make the exception that carries these failures."""
+    """Return an EventsFailed with these failures."""
     names = ", ".join(sorted({failure.handler for failure in failures}))
     errors = [failure.error for failure in failures if isinstance(failure.error, Exception)]
     return EventsFailed(f"{what}, then failed: {names}", errors, response, failures)
 
 
 def log_failures(failures: Sequence[Failure]) -> None:
-    """Log failures that nobody waits for, each with its traceback."""
+    """Log failures that no caller gets, each with its traceback."""
     for failure in failures:
         event = "" if failure.event is None else f" with {type(failure.event).__qualname__}"
         logger.error("%s failed%s", failure.handler, event, exc_info=failure.error)

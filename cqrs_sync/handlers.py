@@ -1,4 +1,4 @@
-"""What applications subclass: a handler answers messages and collects the events it raises."""
+"""What applications subclass: a handler handles messages and raises events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ E = TypeVar("E", bound=Event)
 
 
 class _RaisesEvents:
-    # A class attribute, so that no handler owes a call of `super().__init__()`.
+    # A class attribute, so that handlers need not call `super().__init__()`.
     _raised: Sequence[Event] = ()
 
     @property
@@ -25,32 +25,32 @@ class _RaisesEvents:
         """
         The events raised outside a mediator, as in a unit test of this handler.
 
-        A handler may override it and keep a list of its own; then the container
-        must build a fresh handler for each message.
+        A handler may override it and keep its own list. Then the container
+        must build a new handler for each message.
         """
         return self._raised
 
     def raise_event(self, event: Event, /) -> None:
-        """Raise an event: it is dispatched after this handler has returned, dropped when it fails."""
+        """Raise an event. It is dispatched after this handler has returned, and dropped if the handler fails."""
         scope = get()
         if scope is not None and scope[0] is not outside:
             scope[0].append(event)
         else:
-            # Around a frozen attrs handler's `__setattr__`.
+            # Through `__dict__`: a frozen attrs class has no `__setattr__`.
             self.__dict__.setdefault("_raised", []).append(event)
 
 
 class RequestHandler(_RaisesEvents, ABC, Generic[Req, Res]):
-    """Answers one type of request."""
+    """Handles one type of request."""
 
     @abstractmethod
     def handle(self, request: Req, /) -> Res:
-        """Do what is asked, in the caller's thread; what is returned is the answer."""
+        """Handle the request in the caller's thread, and return the response."""
 
 
 class EventHandler(_RaisesEvents, ABC, Generic[E]):
-    """Reacts to one type of event and its subclasses."""
+    """Handles one type of event and its subclasses."""
 
     @abstractmethod
     def handle(self, event: E, /) -> None:
-        """React; events raised here are dispatched in the same run."""
+        """Handle the event. Events raised here are dispatched in the same run."""

@@ -1,4 +1,4 @@
-"""The front door: send requests, send events, receive messages."""
+"""What applications call: send requests, send events, receive messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class EventMediator:
-    """Brings events to their handlers: one's own, and those received from a broker."""
+    """Brings events to their handlers: those of this service, and those received from a broker."""
 
     def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
         #: All parts of the mediator.
@@ -34,9 +34,9 @@ class EventMediator:
 
     def send(self, event: Event, /, *, timeout: float | None = None) -> None:
         """
-        Dispatch an event as if a handler had raised it, and emit it if it is a notification.
+        Dispatch an event as if a handler had raised it, and publish it if it is a notification event.
 
-        Raises EventsFailed as the failure policy says. `timeout` is that of `RequestMediator.send`.
+        Raises EventsFailed, as the failure policy says. `timeout` is that of `RequestMediator.send`.
         """
         self._check_open()
         if timeout is None:
@@ -46,20 +46,20 @@ class EventMediator:
 
     def receive(self, message: IncomingMessage, /) -> None:
         """
-        Handle a message from a broker; returns when all its handlers have succeeded.
+        Handle a message from a broker. Returns when all its handlers have succeeded.
 
-        It is not published again. What its handlers raise carries its correlation id
-        and trace, and its id as causation. Raises MalformedMessage and
-        UnknownMessageType for what is no event bound here, EventsFailed for handlers.
+        The message is not published again. Events that its handlers raise carry its correlation id and trace, and
+        its id as causation id. Raises MalformedMessage and UnknownMessageType if the message is not an event bound
+        here, EventsFailed if handlers fail.
 
         With an inbox each handler has its effect once, however often the message comes: see
-        `EventDispatcher.handle_received`. After a failure, call it again; those that succeeded do not run then.
+        `EventDispatcher.handle_received`. After a failure, call it again: handlers that succeeded are skipped.
         """
         self._check_open()
         self._receive(message)
 
     def close(self) -> None:
-        """Refuse further events; the threads and the broker belong to whoever made them."""
+        """Refuse further events. `RequestMediator.close` closes the threads and the broker."""
         self._closed = True
 
     @property
@@ -78,7 +78,7 @@ class EventMediator:
             context.follow(attributes)
             self.dispatcher.handle_received(event, key_of(attributes))
         finally:
-            # Here and not in a block of its own, as in `_within`.
+            # Not in a context manager, as in `_within`.
             context.current.set(before)
 
 
@@ -86,16 +86,16 @@ class RequestMediator:
     """
     Brings requests to their handlers.
 
-    `send` may be called from any thread, in handlers too. `close()` or leaving the
-    `with` block closes the threads and the broker that were given to `bootstrap`.
+    Any thread may call `send`, handlers too. `close()` or the end of the `with` block closes the threads and the
+    broker that `bootstrap` was given.
     """
 
     def __init__(self, wiring: Wiring, dispatcher: EventDispatcher, relay: Relay | None = None) -> None:
-        #: All parts of this mediator, to look at.
+        #: All parts of this mediator.
         self.wiring = wiring
-        #: For events that no request raises, and for messages received from a broker.
+        #: Sends events that no request raises, and receives messages from a broker.
         self.events = EventMediator(wiring, dispatcher)
-        #: Delivers what the outbox keeps; None without an outbox.
+        #: Delivers what is in the outbox; None without an outbox.
         self.relay = relay
         requests = RequestDispatcher(wiring, dispatcher)
         self._dispatch = requests.dispatch
@@ -104,23 +104,22 @@ class RequestMediator:
 
     def send(self, request: Request[R], /, *, timeout: float | None = None, once: str | None = None) -> R:
         """
-        Run the request's handler in this thread and return what it answers.
+        Run the request's handler in this thread and return its response.
 
-        Events it raises are handled and notification events confirmed by the broker
-        when this returns; inside a surrounding transaction, when that has committed.
-        What an outbox keeps is delivered after the commit, which this does not wait for.
+        When this returns, the handlers of its events have run and the broker has confirmed its notification events.
+        Inside a surrounding transaction, that happens at its commit. What is in an outbox is delivered after the
+        commit, and this does not wait for it.
 
-        `timeout` (seconds) is a deadline for everything that waits: event handlers,
-        brokers, nested sends. A handler is never killed by it, but reported with its stack.
+        `timeout` (seconds) is a deadline for everything that waits: event handlers, brokers, nested sends. It kills
+        no handler: a late handler is reported with its stack.
 
-        `once` is an idempotency key: the first `send` of this class of request with it runs the handler, and keeps the
-        response in the inbox, in the same transaction; later ones return that response, and raise no events. A
-        handler that fails has used no key. Raises AlreadyUsed where the key came with another content,
-        SerializationError where the response cannot become JSON, ConfigurationError without an inbox.
+        `once` is an idempotency key: the first `send` of this class of request with the key runs the handler and
+        stores the response in the inbox, in the same transaction. Later ones return that response and raise no
+        events. A handler that fails has not used the key. Raises AlreadyUsed if the key came with other content,
+        SerializationError if the response cannot become JSON, ConfigurationError without an inbox.
 
-        Raises what the handler raises, and then its events are dropped. Raises
-        EventsFailed, with the response, when something after the handler fails;
-        HandlerNotFound; Closed after `close()`.
+        Raises what the handler raises: then its events are dropped. Raises EventsFailed, with the response, if
+        something after the handler fails; HandlerNotFound; Closed after `close()`.
         """
         if self._closed:
             raise Closed("this mediator is closed")
@@ -137,10 +136,9 @@ class RequestMediator:
 
     def close(self, timeout: float = 10.0) -> None:
         """
-        Refuse further requests, let running handlers finish, close threads and broker.
+        Refuse further requests, let running handlers finish, close threads and broker, within `timeout` seconds.
 
-        What an outbox keeps is delivered before, as far as there is time. All that within
-        `timeout` seconds. A second call does nothing.
+        Before that, the relay delivers what is in the outbox, as far as the time allows. A second call does nothing.
         """
         if self._closed:
             return
@@ -171,7 +169,7 @@ def _within(timeout: float, dispatch: Callable[[M], T], message: M) -> T:
         context.set_deadline(until)
         return dispatch(message)
     finally:
-        # Here and not in a block of its own: what a signal handler raises (Ctrl-C, a time limit of Celery) would
-        # keep it from being left, and this thread would never have time again.
+        # Not in a context manager: if a signal handler raises (Ctrl-C, a time limit of Celery) while one is left, the
+        # deadline would stay, and this thread would never have time again.
         context.set_deadline(outer)
         unwatch(number)

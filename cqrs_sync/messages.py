@@ -1,9 +1,9 @@
 """
 Messages: requests, which have one handler, and events, which have any number.
 
-They are values. attrs classes by convention; frozen dataclasses, pydantic models
-and msgspec structs work as well. What the library must know of an event that is
-stored or sent stands in class keywords, so that fields may be called `name` or `topic`.
+Messages are values: attrs classes by convention. Frozen dataclasses, pydantic models
+and msgspec structs work as well. Class keywords describe how an event is stored or
+sent, so that fields may be called `name` or `topic`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EventType = TypeVar("EventType", bound="type[Event]")
 
 
 class Request(Generic[R_co]):
-    """Something an application is asked to do or to tell; `R` is what it answers."""
+    """A command or a query. `R` is the type of its response."""
 
     __slots__ = ()
 
@@ -32,19 +32,19 @@ class Command(Request[R_co]):
 
 
 class Query(Request[R_co]):
-    """A request to tell something."""
+    """A request to return something."""
 
     __slots__ = ()
 
 
 class Response:
-    """A convenience base for what handlers return; any other type will do."""
+    """An optional base class for responses. Any other type works as well."""
 
     __slots__ = ()
 
 
 class Publication(NamedTuple):
-    """What the library knows of a class of events."""
+    """The class keywords of an event."""
 
     topic: str | None = None
     name: str | None = None
@@ -55,7 +55,7 @@ class Publication(NamedTuple):
 def _describe(cls: type[Any], *, topic: str | None, name: str | None, version: str | None, key: str | None) -> None:
     for keyword, value in (("topic", topic), ("name", name), ("version", version), ("key", key)):
         if value is not None and not (isinstance(value, str) and value):
-            raise InvalidMessage(f"{cls.__qualname__}: {keyword} must be a string with something in it, not {value!r}")
+            raise InvalidMessage(f"{cls.__qualname__}: {keyword} must be a non-empty string, not {value!r}")
     inherited = cls.__publication__
     cls.__publication__ = Publication(
         topic=topic or inherited.topic,
@@ -69,14 +69,14 @@ class Event:
     """
     Something that has happened.
 
-    Class keywords, which an event needs to be stored or sent, and which no other event needs:
+    An event that is stored or sent has class keywords. Other events do not need them:
 
     - `name`: its stable name, unique in the application;
-    - `version`: of its fields, "1" unless told;
-    - `key`: the field whose value keeps order, events with the same key are
-      received in the order they were raised.
+    - `version`: the version of its fields, "1" by default;
+    - `key`: the field whose value keeps order: receivers get events with the same key
+      in the order in which they were raised.
 
-    A subclass inherits all of them but `name`.
+    A subclass inherits all of them except `name`.
     """
 
     __slots__ = ()
@@ -87,7 +87,7 @@ class Event:
     ) -> None:
         super().__init_subclass__(**keywords)
         # attrs and dataclasses with slots build the class a second time, without the keywords:
-        # then the first one's publication is already in the copied namespace.
+        # then the copied namespace has the publication already.
         if "__publication__" not in cls.__dict__:
             _describe(cls, topic=None, name=name, version=version, key=key)
 
@@ -96,7 +96,7 @@ class DomainEvent(Event):
     """
     An event for handlers of this application.
 
-    It needs a `name` where a durable handler is bound to it: then it is stored.
+    It needs a `name` if it has a durable handler: then the outbox stores it.
     """
 
     __slots__ = ()
@@ -104,7 +104,7 @@ class DomainEvent(Event):
 
 class NotificationEvent(Event):
     """
-    An event for other services: it leaves through a message broker.
+    An event for other services. A message broker delivers it.
 
     Besides `name`, `version` and `key`, it has the class keyword `topic`: where it is published.
     """
@@ -129,7 +129,7 @@ class NotificationEvent(Event):
 def notification(
     *, topic: str | None = None, name: str | None = None, version: str | None = None, key: str | None = None
 ) -> Callable[[EventType], EventType]:
-    """Say as a decorator what class keywords say, for msgspec structs, which refuse them."""
+    """Set the class keywords with a decorator, for msgspec structs, which do not accept them."""
 
     def describe(cls: EventType) -> EventType:
         _describe(cls, topic=topic, name=name, version=version, key=key)
@@ -140,9 +140,9 @@ def notification(
 
 def publication_of(event_type: type) -> Publication:
     """
-    Return the class keywords of an event that is to be stored or sent, complete.
+    Return the class keywords of an event, if they are complete enough to store or send it.
 
-    Raises InvalidMessage where the topic of a notification, the name or the key's field is missing.
+    Raises InvalidMessage if the topic of a notification event, the name or the key's field is missing.
     """
     publication = cast("type[Event]", event_type).__publication__
     title = event_type.__qualname__
@@ -153,12 +153,14 @@ def publication_of(event_type: type) -> Publication:
         keywords = 'NotificationEvent, topic="...", name="..."' if leaves else 'DomainEvent, name="..."'
         raise InvalidMessage(f"{title} has no {missing}: write `class {event_type.__name__}({keywords})`")
     if publication.key is not None and publication.key not in _fields_of(event_type):
-        raise InvalidMessage(f"{title} has no field {publication.key!r}, which is to be its key")
+        raise InvalidMessage(
+            f"{title} has no field {publication.key!r}, which `key` names: add the field or name another one"
+        )
     return publication
 
 
 def _fields_of(event_type: type) -> set[str]:
-    """Every annotated name: what attrs, dataclasses, pydantic and msgspec have in common."""
+    """Return all annotated names: attrs, dataclasses, pydantic and msgspec have these in common."""
     names: set[str] = set()
     for base in event_type.__mro__:
         names.update(inspect.get_annotations(base))

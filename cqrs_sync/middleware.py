@@ -1,4 +1,4 @@
-"""What is done around handlers and publishing: logging, timing, validation, retries, transactions."""
+"""Middleware: code around handlers, publishing and received messages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Middleware(Protocol):
     """
     Wraps a call: of a request's handler, an event's handler, or of publishing.
 
-    It may call `call_next` with the message once, again, or not at all, and return
-    something else. It is shared by threads.
+    It may call `call_next` with the message once, several times, or not at all, and return
+    something else. Threads share it.
     """
 
     def __call__(self, message: Any, call_next: CallNext, /) -> Any:
-        """Return what the caller is to see."""
+        """Return the response for the caller."""
 
 
 class MiddlewareChain:
@@ -36,7 +36,7 @@ class MiddlewareChain:
 
     def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
         if not isinstance(middlewares, Iterable):
-            raise TypeError(f"middlewares come in a list: write [{middlewares!r}]")
+            raise TypeError(f"middlewares must be a list: write [{middlewares!r}]")
         self._entries: list[tuple[Middleware, tuple[type, ...]]] = []
         self._in_use = False
         for middleware in middlewares:
@@ -44,10 +44,10 @@ class MiddlewareChain:
 
     def add(self, middleware: Middleware, /, *message_types: type) -> MiddlewareChain:
         """
-        Add a middleware for messages of these types, for all requests and events where none is named.
+        Add a middleware for messages of these types; without types, for all requests and events.
 
-        `OutgoingMessage` selects publishing: the middleware is given a tuple of them.
-        `IncomingMessage` selects what is received from a broker, before it becomes an event.
+        `OutgoingMessage` selects publishing: the middleware gets a tuple of them.
+        `IncomingMessage` selects received messages, before they become events.
         """
         if self._in_use:
             raise ConfigurationError("this chain is in use by a mediator: add middlewares before bootstrap")
@@ -60,13 +60,13 @@ class MiddlewareChain:
         return self
 
     def copy(self) -> MiddlewareChain:
-        """Return a chain of the same middlewares, to which others can be added, whether or not this one is in use."""
+        """Return a new chain of the same middlewares. Others can be added to it, even if this one is in use."""
         chain = MiddlewareChain()
         chain._entries.extend(self._entries)
         return chain
 
     def of(self, message_type: type, /) -> list[Middleware]:
-        """Return those that wrap messages of this type; no others can be added then."""
+        """Return the middlewares for messages of this type. From then on, none can be added."""
         self._in_use = True
         return [middleware for middleware, chosen in self._entries if issubclass(message_type, chosen)]
 
@@ -79,7 +79,7 @@ class MiddlewareChain:
 
 class LoggingMiddleware:
     """
-    Logs each message by the name of its type, never its contents: DEBUG when done, WARNING when failed.
+    Logs the type of each message, never its contents: at DEBUG when it is done, at WARNING when it failed.
     """
 
     def __init__(self, log: logging.Logger = logger) -> None:
@@ -98,7 +98,7 @@ class LoggingMiddleware:
 
 
 class TimingMiddleware:
-    """Tells `report` the name of each message's type and the seconds its handler took, failed or not."""
+    """Calls `report` with the type name of each message and the seconds its handler took, also after a failure."""
 
     def __init__(self, report: Callable[[str, float], object]) -> None:
         self._report = report
@@ -116,15 +116,15 @@ class ValidationMiddleware:
     """
     Validates messages before their handlers are built.
 
-    `validate` is called with each message and raises for a bad one; without it, the
-    message's own `validate()` is, where it has one.
+    It calls `validate` with each message, which raises for an invalid one. Without `validate` it calls the
+    message's own `validate()`, if it has one.
     """
 
     def __init__(self, validate: Callable[[Any], object] | None = None) -> None:
         self._validate = validate
 
     def __call__(self, message: Any, call_next: CallNext, /) -> Any:
-        """Validate, then go on."""
+        """Validate, then call the handler."""
         if self._validate is not None:
             self._validate(message)
         elif (validate := getattr(message, "validate", None)) is not None:

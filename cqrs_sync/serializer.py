@@ -20,9 +20,9 @@ from cqrs_sync.context import carried, correlation_of, current
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
 from cqrs_sync.messages import Event, publication_of
 
-#: Characters of the id of a message: stores have that much room for it.
+#: Characters in the id of a message: stores have no more room.
 LONGEST = 255
-#: Fields that do not fit are named one by one, up to so many.
+#: An error names so many fields that do not fit, one by one.
 _SHOWN = 5
 
 STRUCTURED = "application/cloudevents+json"
@@ -36,7 +36,7 @@ class Serializer(Protocol):
 
     def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> tuple[Event, Mapping[str, str]]:
         """
-        Make the event a message stands for, and its CloudEvents attributes.
+        Make the event of a message, and its CloudEvents attributes.
 
         `types` are the only classes that may come out, by their stable names.
         Raises MalformedMessage and UnknownMessageType.
@@ -47,15 +47,14 @@ class JsonSerializer:
     """
     JSON data in CloudEvents 1.0: binary mode, or structured mode on request.
 
-    attrs classes, dataclasses, pydantic models and msgspec structs, nested as they
-    like, with what cattrs knows: dates, UUIDs, enums, collections, and Decimal as a
-    string. `source` is the CloudEvents attribute of that name, a URI reference that
-    tells who publishes. Bodies above `max_bytes` are refused before they are parsed.
+    It takes attrs classes, dataclasses, pydantic models and msgspec structs, also nested, and the types that cattrs
+    knows: dates, UUIDs, enums, collections, and Decimal as a string. `source` is the CloudEvents attribute of that
+    name, a URI reference of the service that publishes. Bodies above `max_bytes` are refused before they are parsed.
     """
 
     def __init__(self, *, source: str = "cqrs-sync", structured: bool = False, max_bytes: int = 1_048_576) -> None:
         if not source:
-            raise ValueError("source must not be empty: CloudEvents asks who publishes")
+            raise ValueError("source must not be empty: name the service that publishes")
         self._source = source
         self._structured = structured
         self._max_bytes = max_bytes
@@ -94,13 +93,13 @@ class JsonSerializer:
         )
 
     def load(self, message: IncomingMessage, types: Mapping[str, type], /) -> tuple[Event, Mapping[str, str]]:
-        """Make the event a message stands for, and its CloudEvents attributes."""
+        """Make the event of a message, and its CloudEvents attributes."""
         attributes, data = self._open(message)
         name = attributes["type"]
         event_type = types.get(name)
         if event_type is None:
             raise UnknownMessageType(f"no event named {name!r:.200} is bound here")
-        # In anything else cattrs would find no field, and take the defaults.
+        # In any other value cattrs would find no field, and use the defaults.
         if not isinstance(data, dict):
             raise MalformedMessage(f"the data of {name!r} does not fit {event_type.__qualname__}: it is no object")
         try:
@@ -119,7 +118,7 @@ class JsonSerializer:
             kind = f", its content type is {message.content_type!r:.80}" if message.content_type else ""
             raise MalformedMessage(f"the body is not JSON{kind}: {error}") from error
         attributes = message.attributes
-        # Compared as it is usually written first: each received message pays for it.
+        # The usual spelling is compared first: each received message pays for it.
         kind = message.content_type or ""
         if kind != "application/json" and kind.partition(";")[0].strip().lower() == STRUCTURED:
             if not isinstance(data, dict):
@@ -131,7 +130,7 @@ class JsonSerializer:
 
 
 def _misfit(error: Exception) -> str:
-    """Say which fields of a message do not fit, and why."""
+    """Return which fields of a message do not fit, and why."""
     if not isinstance(error, BaseValidationError):
         return str(error)
     found = transform_error(error, format_exception=_misfit_at)
@@ -144,10 +143,10 @@ def _misfit_at(error: BaseException, wanted: type | None) -> str:
 
 
 def _check(attributes: Mapping[str, str]) -> None:
-    """Raise MalformedMessage where the attributes are not those of a CloudEvent."""
+    """Raise MalformedMessage if the attributes are not those of a CloudEvent."""
     get = attributes.get
     name, source = get("id"), get("source")
-    # One look where all is well: each received message pays for it.
+    # One check for valid messages: each received message pays for it.
     if name and source and get("type") and get("specversion") and is_key(name) and is_key(source, longest=None):
         return
     missing = [name for name in ("specversion", "id", "source", "type") if not get(name)]
@@ -158,7 +157,7 @@ def _check(attributes: Mapping[str, str]) -> None:
 
 
 def is_key(text: str, *, longest: int | None = LONGEST) -> bool:
-    """Tell whether every store takes a text as a name, and gives it back: no NUL, no half of a surrogate pair."""
+    """Return whether every store can keep a text as a name: no NUL, no half of a surrogate pair."""
     if "\0" in text or (longest is not None and len(text) > longest):
         return False
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
@@ -196,8 +195,8 @@ def _structured_data(envelope: dict[str, Any]) -> Any:
 
 
 def json_converter() -> Any:
-    """Make what turns values into what JSON can say, and back: with a type, only that comes out."""
-    import decimal  # noqa: PLC0415 -- a tenth of what importing this library costs
+    """Make a converter between Python values and those of JSON. Back, it returns values of the given type only."""
+    import decimal  # noqa: PLC0415 -- a tenth of the import time of this library
 
     converter = make_converter()
     converter.register_unstructure_hook(decimal.Decimal, str)

@@ -244,7 +244,7 @@ def test_a_pool_has_a_size(threads):
 @pytest.mark.parametrize(
     ("middleware", "words"),
     [
-        (cqrs.LoggingMiddleware(), "middlewares come in a list: write"),
+        (cqrs.LoggingMiddleware(), "middlewares must be a list: write"),
         ([cqrs.LoggingMiddleware], "a middleware is an instance called with"),
         (["logging"], "a middleware is an instance called with"),
     ],

@@ -230,7 +230,7 @@ def test_a_deadline_that_is_over_is_an_error():
         until = context.deadline_at()
         while time.monotonic() <= until:
             pass
-        with pytest.raises(cqrs.DeadlineExceeded, match="the deadline of this request is over"):
+        with pytest.raises(cqrs.DeadlineExceeded, match="the deadline of this request has passed"):
             cqrs.time_left()
         with pytest.raises(TimeoutError):
             cqrs.time_left()
@@ -259,7 +259,7 @@ def test_a_timeout_is_a_time_that_can_be_waited(timeout):
     events.bind(Done, sent.append)
     with cqrs.bootstrap(requests, events, threads=cqrs.SameThread()) as mediator:
         for send, message in ((mediator.send, Do()), (mediator.events.send, Done())):
-            with pytest.raises(ValueError, match="a timeout is a number of seconds above 0"):
+            with pytest.raises(ValueError, match="a timeout must be a number of seconds above 0"):
                 send(message, timeout=timeout)
 
     assert [] == sent

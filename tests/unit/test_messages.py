@@ -124,7 +124,7 @@ def test_the_decorator_says_what_class_keywords_say(made):
         ({"name": "joined"}, r'^\S*Joined has no topic: write `class Joined\(NotificationEvent, topic="\.\.\."'),
         ({"topic": "meetings"}, r"^\S*Joined has no stable name: "),
         ({}, "has no topic"),
-        ({"topic": "meetings", "name": "joined", "key": "meeting"}, "Joined has no field 'meeting', which is to be"),
+        ({"topic": "meetings", "name": "joined", "key": "meeting"}, "Joined has no field 'meeting', which `key` names"),
     ],
 )
 def test_what_is_missing_is_named(keywords, words):
@@ -154,7 +154,7 @@ def test_a_class_keyword_is_a_string_with_something_in_it(keyword, value, decora
         else:
             type("Joined", (cqrs.NotificationEvent,), {}, **{keyword: value})
 
-    with pytest.raises(cqrs.InvalidMessage, match=rf"Joined: {keyword} must be a string with something in it, not"):
+    with pytest.raises(cqrs.InvalidMessage, match=rf"Joined: {keyword} must be a non-empty string, not"):
         write()
 
 

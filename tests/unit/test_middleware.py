@@ -393,7 +393,7 @@ def test_a_middleware_that_is_not_in_a_list_is_an_error_that_says_so():
     """
     `middleware=LoggingMiddleware()` is what one tries first.
     """
-    with pytest.raises(TypeError, match="come in a list"):
+    with pytest.raises(TypeError, match="must be a list"):
         cqrs.bootstrap(middleware=cqrs.LoggingMiddleware())
 
 

@@ -25,19 +25,19 @@ class TopicNotKnown(Exception):
     """The producer cannot send to this topic until `find_topics` has found it."""
 
 
-class Verdict(enum.Enum):
+class ErrorAction(enum.Enum):
     """What to do after an error of a record."""
 
     #: The record is not sent again.
-    FAILED = enum.auto()
+    FAIL = enum.auto()
     #: The same, and another producer has to replace this one.
-    EXPIRED = enum.auto()
-    #: The broker refused this record, or another one of the same request or producer: it is sent again, alone.
-    REFUSED = enum.auto()
+    FAIL_AND_REPLACE = enum.auto()
+    #: The broker refused this record, or another one of the same request or producer.
+    SEND_ALONE = enum.auto()
     #: The producer failed: the next one sends the record.
-    LOST = enum.auto()
+    SEND_AGAIN = enum.auto()
     #: The topic may not exist: if it does, the record is sent again.
-    TOPIC_NOT_KNOWN = enum.auto()
+    FIND_TOPIC = enum.auto()
 
 
 class SentBatch(ABC):
@@ -89,7 +89,7 @@ class ProducerClient(ABC):
         """Yield each topic as soon as the broker has told about it: with None if it exists, else with the error."""
 
     @abstractmethod
-    def verdict(self, error: Any, /) -> Verdict:
+    def action_after(self, error: Any, /) -> ErrorAction:
         """Tell what to do with a record that failed with this error."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.kafka.client import ConsumerClient, Partition
 from cqrs_sync.kafka.cloudevents import seconds_until_due
 
-#: Fetched records that are enough while nobody receives.
+#: Fetched records that are enough while `receive` is not called.
 _ENOUGH = 500
 #: Seconds between two commits if none is urgent.
 _COMMIT_INTERVAL = 0.1

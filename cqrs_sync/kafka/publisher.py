@@ -13,11 +13,11 @@ import attrs
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
 from cqrs_sync.kafka.client import (
+    ErrorAction,
     ProducerClient,
     ProducerRetired,
     SentBatch,
     TopicNotKnown,
-    Verdict,
 )
 from cqrs_sync.kafka.cloudevents import key_and_headers_of
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
@@ -243,14 +243,14 @@ def _outcome(producer: ProducerClient, answers: Mapping[int, Any], sent: list[in
 
 
 def _judge(outcome: _Outcome, producer: ProducerClient, index: int, vendor: Any) -> None:
-    verdict, error = producer.verdict(vendor), producer.delivery_error(vendor)
-    if verdict is Verdict.TOPIC_NOT_KNOWN:
+    action, error = producer.action_after(vendor), producer.delivery_error(vendor)
+    if action is ErrorAction.FIND_TOPIC:
         outcome.topic_not_known.append(index)
-    elif verdict is Verdict.LOST:
+    elif action is ErrorAction.SEND_AGAIN:
         outcome.lost[index] = error
     else:
-        (outcome.refused if verdict is Verdict.REFUSED else outcome.failed)[index] = error
-        if verdict is Verdict.EXPIRED or producer.replaced_after_errors:
+        (outcome.refused if action is ErrorAction.SEND_ALONE else outcome.failed)[index] = error
+        if action is ErrorAction.FAIL_AND_REPLACE or producer.replaced_after_errors:
             outcome.unfit = outcome.unfit or error
 
 

@@ -13,7 +13,7 @@ from cqrs_sync.kafka.topology import SubscriptionPlan
 
 #: Seconds between two looks at whether the connection lives and finished messages are committed.
 _LOOK = 0.5
-#: Seconds for which the client may be left alone while there is enough to deliver, and while nobody receives.
+#: Seconds for which the client may be left alone while there is enough to deliver, and between calls of `keep_alive`.
 _ALONE, _KEEP_ALIVE = 1.0, 0.2
 
 

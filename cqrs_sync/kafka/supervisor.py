@@ -28,7 +28,7 @@ class ProducerSupervisor:
     A retired producer finishes in the background what it can, for `grace` seconds at most. An abandoned one sends
     nothing more: its callers learn of it at once and send again through the next one.
 
-    Where connecting blocks longer than a caller may wait, a thread connects for as long as somebody waits.
+    If connecting blocks longer than a caller may wait, a thread connects for as long as a caller waits.
     """
 
     def __init__(self, connector: ProducerConnector, *, grace: float) -> None:
@@ -168,7 +168,7 @@ class ProducerSupervisor:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _end_attempt(self, producer: ProducerClient | None, error: BaseException | None, pause: float) -> bool:
-        """Tell whether to stop: there is a producer, or nobody waits for one, or there will never be one."""
+        """Tell whether to stop: there is a producer, or no caller waits for one, or there will never be one."""
         with self._changed:
             if producer is not None and not self._closed:
                 self._producer = producer

@@ -281,7 +281,7 @@ _CONSUMER = {
 }
 _BATCH = {"send", "wait", "answers"}
 _PRODUCER = {
-    *("new_batch", "find_topics", "verdict", "delivery_error"),
+    *("new_batch", "find_topics", "action_after", "delivery_error"),
     *("finish", "abandon", "close"),
 }
 

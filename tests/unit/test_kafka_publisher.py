@@ -8,12 +8,12 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected
 from cqrs_sync.kafka.client import (
+    ErrorAction,
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
     SentBatch,
     TopicNotKnown,
-    Verdict,
 )
 from cqrs_sync.kafka.publisher import KafkaPublisher
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
@@ -22,7 +22,7 @@ from tests.waiting import eventually
 
 #: What a producer may answer; anything else is sent, and confirmed.
 REFUSED, LOST, SILENT = "refused", "lost", "silent"
-VERDICTS = {REFUSED: Verdict.REFUSED, LOST: Verdict.LOST}
+ACTIONS = {REFUSED: ErrorAction.SEND_ALONE, LOST: ErrorAction.SEND_AGAIN}
 
 
 class Producer(ProducerClient):
@@ -43,8 +43,8 @@ class Producer(ProducerClient):
             self.topics.add(topic)
             yield topic, MessageRejected("no such topic") if topic == "missing" else None
 
-    def verdict(self, error):
-        return VERDICTS[error]
+    def action_after(self, error):
+        return ACTIONS[error]
 
     def delivery_error(self, error):
         return error if isinstance(error, Exception) else MessageRejected(error)

@@ -26,13 +26,13 @@ from cqrs_sync.integrations.confluent.errors import (
     is_final,
 )
 from cqrs_sync.kafka.client import (
+    ErrorAction,
     OnFailure,
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
     SentBatch,
     TopicNotKnown,
-    Verdict,
 )
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -119,17 +119,17 @@ class ConfluentProducer(ProducerClient):
             else:
                 yield topic, delivery_error(error)
 
-    def verdict(self, error: KafkaError) -> Verdict:
+    def action_after(self, error: KafkaError) -> ErrorAction:
         """A whole request fails with what the broker says about one record in it."""
         code = error.code()
         if error.fatal() or code in LOST_PRODUCER:
-            return Verdict.LOST
+            return ErrorAction.SEND_AGAIN
         if code in MISSING_TOPIC:
-            return Verdict.TOPIC_NOT_KNOWN
+            return ErrorAction.FIND_TOPIC
         if code in REFUSALS and code != KafkaError.TOPIC_EXCEPTION:
-            return Verdict.REFUSED
+            return ErrorAction.SEND_ALONE
         # A producer that has let a message expire may be fenced for good.
-        return Verdict.EXPIRED if code == KafkaError._MSG_TIMED_OUT else Verdict.FAILED  # noqa: SLF001
+        return ErrorAction.FAIL_AND_REPLACE if code == KafkaError._MSG_TIMED_OUT else ErrorAction.FAIL  # noqa: SLF001
 
     def delivery_error(self, error: BaseException | KafkaError) -> DeliveryError:
         return delivery_error(error, self._trouble)

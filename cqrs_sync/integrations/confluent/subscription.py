@@ -57,7 +57,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
         self._lost_at: float | None = None
-        #: It joins when somebody receives, not before: librdkafka joins in the background, and a group waits for a
+        #: It joins with the first `receive`, not before: librdkafka joins in the background, and a group waits for a
         #: member that leaves meanwhile.
         self._has_to_join = False
         options = {

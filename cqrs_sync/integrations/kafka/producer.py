@@ -19,13 +19,13 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryErro
 from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error, is_final, is_passing
 from cqrs_sync.kafka.client import (
+    ErrorAction,
     OnFailure,
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
     SentBatch,
     TopicNotKnown,
-    Verdict,
 )
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -97,9 +97,9 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
                 yield topic, error
             look = _LOOK
 
-    def verdict(self, error: Any) -> Verdict:
+    def action_after(self, error: Any) -> ErrorAction:
         # What is not passing may be the error of another record: an idempotent producer fails all it has in flight.
-        return Verdict.FAILED if is_passing(error) else Verdict.REFUSED
+        return ErrorAction.FAIL if is_passing(error) else ErrorAction.SEND_ALONE
 
     delivery_error = staticmethod(delivery_error)
 

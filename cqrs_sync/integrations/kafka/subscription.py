@@ -40,10 +40,9 @@ class KafkaSubscription(BaseKafkaSubscription):
     """
     A consumer of kafka-python.
 
-    kafka-python leaves its group and joins it again with every lost connection. And it keeps its own offset in a
-    partition that comes back to the member that had it: that is behind messages that were delivered and not finished,
-    and belong to no member now. So each assigned partition begins anew where InitialOffsets says, and nothing is read
-    from it before that.
+    kafka-python leaves its group and joins it again with every lost connection. And if a partition comes back to the
+    member that had it, kafka-python reads on where it was: after messages that were delivered and not finished, which
+    would be lost. So each assigned partition begins anew where InitialOffsets says, and nothing is read from it before.
     """
 
     def __init__(self, plan: SubscriptionPlan, settings: KafkaSettings, timeout: float) -> None:

@@ -46,7 +46,7 @@ class Client:
     one_by_one: Mapping[str, Any]
     #: Options of a broker whose producer gives up after a second.
     gives_up_soon: Mapping[str, Any]
-    #: What it says of a port on which nobody listens.
+    #: What it says of a port without a listener.
     refused: str
     #: What it says of a wrong password, and logs at DEBUG while it sends one.
     unauthenticated: str

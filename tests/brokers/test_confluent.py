@@ -45,7 +45,7 @@ pytestmark = pytest.mark.broker
 
 OUT_OF_ORDER = 45
 PRODUCER_FENCED = 90
-SECRET = "p@ss:w/rd"  # noqa: S105 -- of nobody
+SECRET = "p@ss:w/rd"  # noqa: S105 -- not a real one
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_producer_that_has_lost_its_place_is_replaced_within_the_call(scripted
 
 
 def test_a_producer_that_is_lost_all_the_time_is_an_error_in_time(scripted, scripted_broker):
-    """Replacing it goes on until the deadline, and not beyond."""
+    """It is replaced until the deadline, and not beyond."""
     scripted.judge = lambda bodies: PRODUCER_FENCED
     started = time.monotonic()
 
@@ -248,7 +248,7 @@ def test_importing_and_making_a_broker_starts_nothing():
 
 def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, kafka_topic):
     """
-    Its threads are not there to end: whoever destroys it waits for ever, so that must not happen even to the last one.
+    Its threads are not in the child: to destroy it would wait without end, so that must not happen to any reference.
     """
     broker = ConfluentKafkaBroker(kafka_servers)
     broker.publish([message(kafka_topic)], timeout=10)
@@ -256,7 +256,7 @@ def test_a_producer_of_the_parent_is_never_destroyed_in_a_child(kafka_servers, k
     references = sys.getrefcount(inherited)
 
     def compare():
-        # One that nobody will ever give back.
+        # One reference that is never given back.
         assert references < sys.getrefcount(inherited)
 
     assert 0 == in_forked_child(compare, timeout=20)
@@ -295,7 +295,7 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
     assert 40 > took
 
 
-def test_a_process_leaves_in_time_with_a_subscription_nobody_closed(own_kafka):
+def test_a_process_leaves_in_time_with_an_open_subscription(own_kafka):
     """Even where the broker has stopped to answer, the interpreter does not wait for it."""
     completed, took = run(
         """

@@ -66,20 +66,20 @@ def test_what_produce_says_about_its_arguments_is_the_message_s(kind):
 
 
 @pytest.mark.parametrize("kind", [KeyError, AttributeError, RuntimeError, OSError, Exception])
-def test_what_nobody_expected_is_not_the_message_s(kind):
+def test_what_is_not_expected_is_not_the_message_s(kind):
     """A message is not given up for a bug or an outage somewhere else."""
     assert BrokerUnavailable is type(delivery_error(kind("no")))
 
 
 def test_an_expired_message_says_what_was_wrong_with_the_connection():
-    """ "timed out" helps nobody: the last thing heard about the way to the broker is told along with it."""
+    """\"Timed out\" alone does not help: the error also has what librdkafka said last about its connections."""
     expired, refused = KafkaError(KafkaError._MSG_TIMED_OUT), KafkaError(KafkaError._TRANSPORT, "one:1 refused")
 
     assert "one:1 refused" in str(delivery_error(expired, refused))
 
 
 def test_no_way_to_the_broker_names_the_servers():
-    """Whoever reads it knows where to look."""
+    """The error says where to look."""
     vendor = KafkaException(KafkaError(KafkaError._TRANSPORT))
 
     ours = connection_error(vendor, "one:1")

@@ -97,7 +97,7 @@ def test_what_send_says_about_its_arguments_is_the_message_s(kind):
 
 
 @pytest.mark.parametrize("kind", [KeyError, AttributeError, RuntimeError, OSError, Exception])
-def test_what_nobody_expected_is_not_the_message_s(kind):
+def test_what_is_not_expected_is_not_the_message_s(kind):
     """A message is not given up for a bug or an outage somewhere else."""
     assert BrokerUnavailable is type(delivery_error(kind("no")))
 

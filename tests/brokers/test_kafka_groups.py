@@ -66,7 +66,7 @@ def test_what_is_set_aside_comes_in_the_order_it_is_due_and_holds_up_nothing_els
 
 
 def test_what_waits_for_its_time_is_counted_and_outlives_its_subscription(broker, group, topic):
-    """Whoever comes later waits for what is left of the delay only."""
+    """A later subscription waits only for what is left of the delay."""
     with broker.join(group) as deliveries:
         begun = time.monotonic()
         broker.set_aside([letter(topic, b"1")], group, after=8, timeout=10)
@@ -95,7 +95,7 @@ def test_dead_letters_are_replayed_and_the_others_stay(broker, group, topic):
 
 
 def test_resting_keeps_a_place_in_the_group(client, kafka_servers, group, broker, topic):
-    """A handler may take longer than a member may stay away from polling, as long as somebody rests meanwhile."""
+    """A handler may take longer than a member may stay away from polling, as long as `keep_alive` is called meanwhile."""
     impatient = client.broker(kafka_servers, consumer_config={**client.quick_groups, **client.impatient})
     with impatient.join(group) as deliveries:
         publish_texts(broker, topic, b"1", b"2")
@@ -123,7 +123,7 @@ def test_who_only_rests_becomes_a_member(broker, group, topic):
 
 
 def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(broker, group, topic):
-    """Not before: whoever waits until it is ready would let go of those who still receive."""
+    """Not before: a deploy that waits until it is ready would end the members that still receive."""
     with broker.join(group) as first, broker.join(group) as second:
         assert not first.has_joined
         eventually(lambda: first.keep_alive() or first.has_joined)
@@ -134,7 +134,7 @@ def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(broker, g
 
 
 def test_who_rests_for_long_fetches_little(broker, group, topic):
-    """A subscription that nobody receives from does not fill up the memory, and goes on where it was."""
+    """A subscription that is only kept alive does not fill up the memory, and continues where it was."""
     with broker.join(group) as deliveries:
         broker.publish([message(topic, b"%d" % n, key="k") for n in range(1500)], timeout=30)
         first = receive(deliveries, 1)
@@ -191,7 +191,7 @@ def test_who_comes_and_goes_costs_no_message(client, broker, group, kafka_topic)
 
 
 def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(client, broker, group, kafka_topic):
-    """To whoever has its partition then, be it the same member: a client that reads on behind it would lose it."""
+    """To the next owner of its partition, even the same member: a client that reads on after it would lose it."""
     group = attrs.evolve(group, name=f"{group.name}-held")
     wide = client.broker(broker._settings.servers, partitions=4, consumer_config=client.quick_groups)
     wide.build(group)
@@ -242,7 +242,7 @@ def test_a_group_that_never_was_waits_for_nothing(broker, group, topic):
 
 
 def test_a_place_with_too_few_partitions_is_different(client, kafka_servers, broker, group, topic):
-    """It says what to do, and nobody joins before that."""
+    """It says what to do, and no subscription joins before that."""
     wide = client.broker(kafka_servers, partitions=3)
 
     piece = next(piece for piece in wide.topology(group) if piece.name.endswith(".retry.1"))
@@ -264,7 +264,7 @@ def test_who_is_to_declare_nothing_makes_no_topic(client, kafka_servers, group):
 
 
 def test_looking_after_a_broker_that_is_gone_is_an_error_in_time(client, group):
-    """Where nobody answers, each question is given up."""
+    """If no broker answers, each question is given up."""
     broker = client.broker(f"127.0.0.1:{free_port()}", publish_timeout=1)
     for ask in (broker.join, broker.backlog):
         started = time.monotonic()
@@ -276,7 +276,7 @@ def test_looking_after_a_broker_that_is_gone_is_an_error_in_time(client, group):
 
 @pytest.mark.parametrize("fault", ["cut", "freeze"])
 def test_a_member_finds_its_way_back(client, kafka_behind_proxy, group, fault):
-    """After the path was closed, or has died without a word, receiving says so or goes on within thirty seconds."""
+    """After the path was closed or died silently, receiving says so or continues within thirty seconds."""
     server, proxy = kafka_behind_proxy
     broker = client.broker(server.servers, partitions=1, consumer_config=client.quick_groups)
     broker.build(group)
@@ -301,7 +301,7 @@ def receive_or_none(deliveries):
 
 
 class Worker:
-    """Receives with a few messages in hand, finishes the latest of them first, and leaves with what it has."""
+    """Receives a few messages at a time, finishes the latest first, and leaves with those that are unfinished."""
 
     def __init__(self, subscription: Any, finished: set[bytes]) -> None:
         self._subscription = subscription

@@ -67,7 +67,7 @@ def test_connecting_imports_nothing(client, kafka_servers, kafka_topic):
 def test_children_publish_and_leave(client, kafka_servers, kafka_topic):
     """
     Forked after the broker was used, each child publishes and exits like any program within five seconds;
-    the parent goes on publishing.
+    the parent continues to publish.
     """
     completed, _ = run(
         """

@@ -21,7 +21,7 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.broker
 
 NOT_ENOUGH_RIGHTS = 29
-PASSWORD = "S3cr3t-d41d8cd9"  # noqa: S105 -- of nobody
+PASSWORD = "S3cr3t-d41d8cd9"  # noqa: S105 -- not a real one
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_topic_that_is_made_meanwhile_is_used(client, scripted):
 
 
 def test_an_unreachable_broker_fails_in_time(client):
-    """With nobody there, the first call fails at its deadline with the reason, not after 30 or 60 seconds."""
+    """Without a broker, the first call fails at its deadline with the reason, not after 30 or 60 seconds."""
     broker = client.broker(f"127.0.0.1:{free_port()}")
     started = time.monotonic()
 
@@ -178,8 +178,8 @@ def test_what_the_broker_refuses_fails_for_its_own_thread_only(client, scripted,
     assert 80 <= len(scripted.written)
 
 
-def test_a_connection_on_which_nobody_answers_is_given_up(client, scripted):
-    """A path that has died without a word costs one call; the next one goes another way, long before any timeout."""
+def test_a_connection_without_answers_is_given_up(client, scripted):
+    """A path that died silently costs one call; the next one goes another way, long before any timeout."""
     broker = client.broker(scripted.servers, publish_timeout=30)
     broker.publish([message("known", b"1")])
     scripted.mute()

@@ -122,7 +122,7 @@ def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):
     assert b"" == only_record(kafka_servers, kafka_topic).value
 
 
-def test_the_broker_is_not_asked_for_ever_about_a_topic_it_does_not_have(scripted):
+def test_the_broker_is_not_asked_without_end_about_a_topic_it_does_not_have(scripted):
     """After the call has failed, metadata requests no longer name the topic."""
     broker = KAFKA_PYTHON.broker(scripted.servers, creates_topics=False)
     failures_of(broker, [message("unknown")], timeout=10)
@@ -154,7 +154,7 @@ def test_a_producer_of_kafka_python_never_comes_back_from_an_outage(own_kafka):
     producer._sender.join(10)
 
 
-def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka, broker):
+def test_a_broker_that_was_away_while_no_call_published_is_not_noticed(own_kafka, broker):
     """An outage between two calls fails neither of them."""
     own_kafka.stop()
     own_kafka.start()
@@ -162,8 +162,8 @@ def test_a_broker_that_was_away_while_nobody_published_is_not_noticed(own_kafka,
     assert None is publish(broker, timeout=BACK_IN + LATE)[0]
 
 
-def test_a_producer_can_be_closed_while_nobody_answers(own_kafka):
-    """Closing waits as long as it may, then fails what is under way; kafka-python's own `close` raises and goes on."""
+def test_a_producer_can_be_closed_while_kafka_does_not_answer(own_kafka):
+    """Closing waits as long as it may, then fails what is in flight; kafka-python's own `close` raises and continues."""
     producer = KafkaPythonProducer(KafkaConnections({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
     assert [("orders", None)] == list(producer.find_topics(["orders"], 10))
     own_kafka.freeze()
@@ -239,7 +239,7 @@ def forget_everything():
 
 def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(group, kafka_servers, kafka_topic):
     """
-    A group that is shared out anew pauses partitions while some of their messages are fetched: none is held for ever.
+    A rebalance pauses partitions while some of their messages are fetched: all of them are delivered.
     """
     make_topic(kafka_servers, kafka_topic, partitions=3)
     several = KafkaBroker(kafka_servers, consumer_config={**QUICK_GROUPS, "max_poll_records": 10})

@@ -8,7 +8,7 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.settings import ConfluentSettings
 from cqrs_sync.integrations.kafka.settings import KafkaSettings
 
-PASSWORD = "p@ss:w/rd"  # noqa: S105 -- of nobody
+PASSWORD = "p@ss:w/rd"  # noqa: S105 -- not a real one
 
 
 def kafka(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):

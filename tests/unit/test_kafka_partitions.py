@@ -90,7 +90,7 @@ def test_the_offset_to_commit_is_that_of_the_first_unfinished_message(order, cou
 
 def test_nothing_is_handed_out_too_far_from_the_place_that_the_broker_keeps(buffer, client):
     """
-    What is finished and not confirmed does not count: somebody else would begin before it.
+    What is finished and not confirmed does not count: another member would begin before it.
     """
     buffer.add(A, [Record(n) for n in range(1500)])
     buffer.add(B, [Record(7)])
@@ -111,7 +111,7 @@ def test_nothing_is_handed_out_too_far_from_the_place_that_the_broker_keeps(buff
     assert set() == client.paused
 
 
-def test_a_gap_in_the_offsets_stops_nobody(buffer):
+def test_a_gap_in_the_offsets_stops_nothing(buffer):
     """
     Where everything is finished and confirmed, the next record may be anywhere.
     """
@@ -126,7 +126,7 @@ def test_a_gap_in_the_offsets_stops_nobody(buffer):
 
 def test_what_is_given_back_comes_in_its_order(buffer):
     """
-    The oldest comes first, whatever the order of giving back, and says that it was in hand.
+    The oldest comes first, whatever the order of giving back, and says that it was delivered before.
     """
     buffer.add(A, [Record(n) for n in range(4)])
     for each in drain(buffer):
@@ -139,7 +139,7 @@ def test_what_is_given_back_comes_in_its_order(buffer):
 
 def test_what_is_lost_is_not_handed_out_and_lapses(buffer, client):
     """
-    Neither what waits here nor what is in hand can be settled afterwards.
+    Neither what waits here nor what is in flight can be settled afterwards.
     """
     buffer.add(A, [Record(n) for n in range(3)])
     first, second, third = drain(buffer)
@@ -170,7 +170,7 @@ def test_records_that_are_not_due_hold_up_their_own_place_only(buffer, client):
     assert 59 < buffer.idle_timeout(100) <= 60
 
 
-def test_nothing_more_is_fetched_while_nobody_takes_what_there_is(buffer, client):
+def test_nothing_more_is_fetched_while_enough_waits(buffer, client):
     """
     Five hundred records are enough; all partitions go on when they are fewer.
     """
@@ -187,7 +187,7 @@ def test_nothing_more_is_fetched_while_nobody_takes_what_there_is(buffer, client
     ("written", "least", "most"),
     [(b"99999999999999", 5, 5), (b"0", 0, 0), (b"soon", 0, 0), (b"\xff", 0, 0)],
 )
-def test_nobody_waits_longer_than_the_delay(written, least, most):
+def test_no_record_waits_longer_than_the_delay(written, least, most):
     """
     Whatever the clock of the writer says, and whatever it has written.
     """

@@ -95,7 +95,7 @@ def test_dead_letters_are_replayed_and_the_others_stay(broker, group, topic):
 
 
 def test_resting_keeps_a_place_in_the_group(client, kafka_servers, group, broker, topic):
-    """A handler may take longer than a member may stay away from polling, as long as `keep_alive` is called meanwhile."""
+    """A handler may take longer than a member may stay away from polling, if `keep_alive` is called meanwhile."""
     impatient = client.broker(kafka_servers, consumer_config={**client.quick_groups, **client.impatient})
     with impatient.join(group) as deliveries:
         publish_texts(broker, topic, b"1", b"2")

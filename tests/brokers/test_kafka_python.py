@@ -163,7 +163,7 @@ def test_a_broker_that_was_away_while_no_call_published_is_not_noticed(own_kafka
 
 
 def test_a_producer_can_be_closed_while_kafka_does_not_answer(own_kafka):
-    """Closing waits as long as it may, then fails what is in flight; kafka-python's own `close` raises and continues."""
+    """Closing waits as long as it may, then fails what is in flight; kafka-python's own raises and continues."""
     producer = KafkaPythonProducer(KafkaConnections({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
     assert [("orders", None)] == list(producer.find_topics(["orders"], 10))
     own_kafka.freeze()

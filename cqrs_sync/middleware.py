@@ -162,7 +162,7 @@ class RetryMiddleware:
             self._call = retry
 
     def __call__(self, message: Any, call_next: CallNext, /) -> Any:
-        """Call, and call again."""
+        """Call the handler until it succeeds or the policy ends."""
         return self._call(call_next, message)
 
 

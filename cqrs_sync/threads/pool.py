@@ -287,6 +287,8 @@ class ThreadPool:
     def _drain(self, latch: Latch | None = None) -> None:
         """Run calls as long as there are any. The thread has a slot, and a latch if it is a pool thread."""
         around = None if latch is None else self.around
+        # A caller that drains the queue may run a call already, and is noted for that one.
+        noted = None if threading.get_ident() in running_calls.groups else threading.get_ident()
         with self._lock:
             self._waking -= latch is not None
             item = self._next_or_sleep(latch)
@@ -294,7 +296,7 @@ class ThreadPool:
             self._wake(2)
         while item is not None:
             group, call = item
-            group.run_call(call, around)
+            group.run_call(call, around, noted)
             with self._lock:
                 self._finish(group)
                 finished = group.is_finished()
@@ -367,18 +369,19 @@ class TaskGroup:
 
     # -- Without the lock.
 
-    def run_call(self, call: Call, around: Around | None) -> None:
-        """Run a call in its own context. Never raises: an error must not end the thread."""
-        thread, groups = threading.get_ident(), running_calls.groups
-        # A caller that drains the queue may run a call already.
-        is_outermost = thread not in groups
+    def run_call(self, call: Call, around: Around | None, thread: int | None) -> None:
+        """
+        Run a call in its own context, and note that `thread` runs it.
+
+        Never raises: an error must not end the thread.
+        """
         try:
-            if is_outermost:
-                groups[thread] = self
+            if thread is not None:
+                running_calls.groups[thread] = self
             self.context.copy().run(self._run, call, around)
         finally:
-            if is_outermost:
-                del groups[thread]
+            if thread is not None:
+                del running_calls.groups[thread]
 
     def _run(self, call: Call, around: Around | None) -> None:
         try:

@@ -83,8 +83,6 @@ METAPHORS = {
     "standstill",
     "overdue",
 }
-#: Words that are metaphors elsewhere, and the field's own here.
-USUAL = {"dead_letters", "dead_letter_scan", "DeadLetter", "DeadLetters", "OnDeadLetter"}
 
 
 def name_of(module: Path) -> str:
@@ -208,11 +206,13 @@ def _members(node: ast.ClassDef, by_name: Mapping[str, ast.ClassDef]) -> set[str
 def metaphors() -> list[str]:
     """Return the names of modules and classes that are metaphors."""
     named = {module.stem for module in MODULES} | {node.name for _, node in classes()}
-    return sorted(name for name in named - USUAL if METAPHORS & set(_words(name)))
+    return sorted(name for name in named if METAPHORS & set(_words(name)))
 
 
 def _words(name: str) -> list[str]:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_").split("_")
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
+    # A dead letter is the field's word.
+    return re.sub(r"dead_letters?", "", words).split("_")
 
 
 # Prose

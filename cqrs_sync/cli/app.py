@@ -1,4 +1,4 @@
-"""Find the mediator, or the consumer, that a command works with, and say in one line what is wrong."""
+"""Find the mediator, the consumer or the group that a command works with, and say in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from functools import cached_property, partial
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from cqrs_sync.broker import Group, GroupBroker
-from cqrs_sync.cli.options import Duration, Durations
 from cqrs_sync.consumer import Consumer, broker_of, group_of
 from cqrs_sync.errors import (
     BrokerUnavailable,
@@ -31,27 +31,28 @@ from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
 from cqrs_sync.retry import RetryPolicy
 
-#: Where the application is, if no option says.
-APP_VARIABLE = "CQRS_SYNC_APP"
-#: Exit statuses: what was asked for is not well; the command was called wrongly; outbox or broker cannot be reached;
-#: Ctrl-C has ended it.
-NOT_WELL, USAGE, NOT_REACHED, INTERRUPTED = 1, 2, 3, 130
+#: The environment variables that name the application and the group if no option does.
+APP_VARIABLE, GROUP_VARIABLE = "CQRS_SYNC_APP", "CQRS_SYNC_GROUP"
+#: Options that say what a group is like.
+GROUP_OPTIONS = {"group", "topics", "retry_delays", "inline_limit", "ordered"}
+#: Exit statuses: a check failed; the command was called wrongly; a server cannot be reached; Ctrl-C.
+CHECK_FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130
 
 
-class CannotBegin(click.ClickException):
-    """Said in one line: the command was called wrongly, or the application is wired wrongly."""
+class InvalidCall(click.ClickException):
+    """The command was called wrongly, or the application is wired wrongly."""
 
     exit_code = USAGE
 
 
-class NotReached(click.ClickException):
-    """Said in one line: the database of outbox or inbox, or the broker, cannot be reached, or lacks something."""
+class Unavailable(click.ClickException):
+    """The database or the broker cannot be reached, or its tables are missing."""
 
-    exit_code = NOT_REACHED
+    exit_code = UNAVAILABLE
 
 
 class Interrupted(click.ClickException):
-    """Said in one line: Ctrl-C has ended it, with nothing to tell of what was done."""
+    """Ctrl-C ended the command before it changed anything."""
 
     exit_code = INTERRUPTED
 
@@ -59,40 +60,63 @@ class Interrupted(click.ClickException):
         super().__init__("interrupted")
 
 
-#: What an application may name.
-Application: TypeAlias = "RequestMediator | Consumer"
+class Application:
+    """What a command works with: a mediator, perhaps a consumer of it, and the name of a group."""
+
+    #: How the group is named in the application's settings, if they can name it.
+    group_setting = ""
+
+    def __init__(self, find: Callable[[], RequestMediator | Consumer]) -> None:
+        """Call `find` once, when a command needs its result."""
+        self._find = find
+
+    @cached_property
+    def _found(self) -> RequestMediator | Consumer:
+        return self._find()
+
+    def mediator(self) -> RequestMediator:
+        """Return the mediator. Raises InvalidCall if there is none."""
+        return self._found.mediator if isinstance(self._found, Consumer) else self._found
+
+    def consumer(self) -> Consumer | None:
+        """Return the consumer, None if the application names only a mediator. Raises InvalidCall."""
+        return self._found if isinstance(self._found, Consumer) else None
+
+    def group(self) -> str | None:
+        """Return the group that the settings name, None if they name none."""
+        return None
 
 
-def load(path: str) -> Application:
+def load(path: str) -> RequestMediator | Consumer:
     """
-    Return the mediator or consumer that `module:name` names, or what a function of this name returns.
+    Return the mediator or consumer that `module:name` names, or that a function of this name returns.
 
-    Modules are looked for in the current directory first. Raises CannotBegin with what is wrong.
+    The current directory comes first on the path. Raises InvalidCall, which says what is wrong.
     """
     module_name, _, name = path.partition(":")
     if not module_name or not name:
-        raise CannotBegin(f"--app {path!r}: write module:name, of a mediator or a function that returns one")
+        raise InvalidCall(f"--app {path!r}: write module:name, of a mediator or a function that returns one")
     here = os.getcwd()  # noqa: PTH109 -- as the interpreter itself writes it there
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
-    found = _imported(path, module_name)
+    found = _import(path, module_name)
     for part in name.split("."):
         found = _attribute(path, found, part)
     if callable(found) and not isinstance(found, (RequestMediator, Consumer)):
-        found = _called(path, found)
+        found = _call(path, found)
     if not isinstance(found, (RequestMediator, Consumer)):
-        raise CannotBegin(f"--app {path!r}: a RequestMediator or a Consumer is wanted, this is {_shown(found)}")
+        raise InvalidCall(f"--app {path!r}: expected a RequestMediator or a Consumer, not {_describe(found)}")
     return found
 
 
-def _imported(path: str, name: str) -> Any:
+def _import(path: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
-            raise CannotBegin(f"--app {path!r}: there is no module {missing!r} here or on the path") from error
-        raise CannotBegin(f"--app {path!r}: {name} cannot be imported: {describe_with_location(error)}") from error
+            raise InvalidCall(f"--app {path!r}: there is no module {missing!r} here or on the path") from error
+        raise InvalidCall(f"--app {path!r}: {name} cannot be imported: {describe_with_location(error)}") from error
 
 
 def _attribute(path: str, owner: Any, name: str) -> Any:
@@ -101,57 +125,49 @@ def _attribute(path: str, owner: Any, name: str) -> Any:
     except AttributeError as error:
         near = difflib.get_close_matches(name, dir(owner), 1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        owned = getattr(owner, "__name__", type(owner).__name__)
-        raise CannotBegin(f"--app {path!r}: {owned} has no {name!r}{hint}") from error
+        owner_name = getattr(owner, "__name__", type(owner).__name__)
+        raise InvalidCall(f"--app {path!r}: {owner_name} has no {name!r}{hint}") from error
 
 
-def _called(path: str, factory: Callable[[], Any]) -> Any:
+def _call(path: str, factory: Callable[[], Any]) -> Any:
     try:
         return factory()
     except Exception as error:
-        raise CannotBegin(
-            f"--app {path!r}: calling it without arguments failed: {describe_with_location(error)}"
-        ) from error
+        words = f"calling it without arguments failed: {describe_with_location(error)}"
+        raise InvalidCall(f"--app {path!r}: {words}") from error
 
 
-def _shown(value: Any) -> str:
-    # Its repr may hold anything, and secrets as well.
-    return f"the class {value.__qualname__}" if isinstance(value, type) else f"of the type {type(value).__qualname__}"
+def _describe(value: Any) -> str:
+    # The repr may contain anything, secrets as well.
+    if isinstance(value, type):
+        return f"the class {value.__qualname__}"
+    return f"an object of the type {type(value).__qualname__}"
 
 
 def application_of(context: click.Context) -> Application:
-    """
-    Return the application's mediator or consumer; `context.obj` is a function that returns that.
-
-    Raises CannotBegin where there is none.
-    """
-    provide: Callable[[], Application] | None = context.obj
-    if provide is not None:
-        return provide()
+    """Return the application of a command. Raises InvalidCall if none is named."""
+    application = context.obj
+    if isinstance(application, Application):
+        return application
     path = os.environ.get(APP_VARIABLE)
     if not path:
-        raise CannotBegin(f"say which application: --app module:name, or {APP_VARIABLE} in the environment")
-    return load(path)
-
-
-def mediator_of(application: Application) -> RequestMediator:
-    """Return the mediator of an application, which may be a consumer."""
-    return application.mediator if isinstance(application, Consumer) else application
+        raise InvalidCall(f"name the application: --app module:name, or {APP_VARIABLE} in the environment")
+    return Application(partial(load, path))
 
 
 def relay_of(application: Application) -> Relay:
-    """Return the relay of an application. Raises CannotBegin where it has none."""
-    mediator = mediator_of(application)
-    if mediator.relay is None:
-        raise CannotBegin("this mediator has no outbox: give bootstrap(outbox=...) one")
-    return mediator.relay
+    """Return the relay of an application. Raises InvalidCall if it has none."""
+    relay = application.mediator().relay
+    if relay is None:
+        raise InvalidCall("this mediator has no outbox: give bootstrap(outbox=...) one")
+    return relay
 
 
 @contextmanager
-def reaching(context: click.Context) -> Iterator[Outbox]:
-    """Give the outbox to a block; what keeps it from being reached is said in one line."""
+def open_outbox(context: click.Context) -> Iterator[Outbox]:
+    """Give the outbox to a block, and turn its errors into one line."""
     outbox = relay_of(application_of(context)).outbox
-    with told_in_a_line():
+    with errors_in_one_line():
         try:
             yield outbox
         finally:
@@ -159,78 +175,45 @@ def reaching(context: click.Context) -> Iterator[Outbox]:
 
 
 @contextmanager
-def told_in_a_line() -> Iterator[None]:
-    """Say in one line what keeps an outbox or an inbox from being reached, with a status of its own."""
+def errors_in_one_line() -> Iterator[None]:
+    """Turn errors of an outbox, an inbox or a broker into one line and an exit status."""
     try:
         yield
     except (OutboxUnavailable, InboxUnavailable) as error:
         store = "outbox" if isinstance(error, OutboxUnavailable) else "inbox"
-        raise NotReached(
-            f"the database of the {store} cannot be reached, see that it runs and that its address is right: {error}"
+        raise Unavailable(
+            f"cannot reach the database of the {store}, check that it runs and that its address is right: {error}"
         ) from error
     except (OutboxNotInstalled, InboxNotInstalled) as error:
-        raise NotReached(str(error)) from error
+        raise Unavailable(str(error)) from error
     except ConfigurationError as error:
-        raise CannotBegin(str(error)) from error
+        raise InvalidCall(str(error)) from error
+    except (BrokerUnavailable, PublishFailed) as error:
+        raise Unavailable(f"the broker cannot be reached, or refused: {error}") from error
     except KeyboardInterrupt as error:
         raise Interrupted from error
 
 
-#: Which group it is, if no option says.
-GROUP_VARIABLE = "CQRS_SYNC_GROUP"
-
-_OPTIONS = (
-    click.option(
-        "--group", metavar="NAME", help=f"Who receives: all consumers of a service.  [env var: {GROUP_VARIABLE}]"
-    ),
-    click.option(
-        "--topic", "topics", multiple=True, metavar="NAME", help="Receive from this one; otherwise all that are bound."
-    ),
-    click.option(
-        "--retry-delays",
-        type=Durations(),
-        metavar="DURATIONS",
-        help="Delays between the attempts at a message. Default: 0.1,1,10s,1m,10m.",
-    ),
-    click.option(
-        "--inline-limit",
-        type=Duration(),
-        metavar="DURATION",
-        help="Up to this long the consumer keeps a message and its key waits; longer delays pass in the broker. "
-        "Default: 5s.",
-    ),
-    click.option("--ordered/--unordered", default=None, help="Keep the order of keys; it does where events have keys."),
-)
-
-
-def group_options(command: Any) -> Any:
-    """Add what tells which group it is, and what it is like."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def name_of_group(context: click.Context, name: str | None) -> str:
-    """Return the group's name, from the option, the environment or the settings. Raises CannotBegin without one."""
-    found = name or _named_elsewhere(context)[0]
+def group_name(application: Application, name: str | None) -> str:
+    """Return the group's name: from the option, the environment or the settings. Raises InvalidCall without one."""
+    found = name or _group_named_elsewhere(application)[0]
     if not found:
-        also = getattr(context.obj, "group_is_in", "")
-        raise CannotBegin(
-            f"say which group: --group NAME, or {GROUP_VARIABLE} in the environment{also and f', or {also}'}"
-        )
+        setting = application.group_setting and f", or {application.group_setting}"
+        raise InvalidCall(f"name the group: --group NAME, or {GROUP_VARIABLE} in the environment{setting}")
     return found
 
 
-def _named_elsewhere(context: click.Context) -> tuple[str, str]:
-    """Return the group that the environment or the settings name, and who says so; empty where none is named."""
+def _group_named_elsewhere(application: Application) -> tuple[str, str]:
+    """Return the group that the environment or the settings name, and which of them; empty if neither does."""
     if name := os.environ.get(GROUP_VARIABLE):
         return name, f"{GROUP_VARIABLE} in the environment says"
-    # Whoever provides the application may know its group, as the settings of Django do.
-    return str(getattr(context.obj, "group", None) or ""), "the settings say"
+    return application.group() or "", "the settings say"
 
 
-def check_that_nothing_contradicts(context: click.Context, consumer: Consumer, names: set[str]) -> None:
-    """Raise CannotBegin for options of a group or a consumer where the application has made that itself."""
+def check_consumer_options(
+    context: click.Context, application: Application, consumer: Consumer, names: set[str]
+) -> None:
+    """Raise InvalidCall for options that only apply when the command makes the group or the consumer itself."""
     given = {
         param.opts[0]: context.params.get(param.name or "")
         for param in context.command.params
@@ -240,63 +223,54 @@ def check_that_nothing_contradicts(context: click.Context, consumer: Consumer, n
     if given.get("--group") == own:
         del given["--group"]
     elif "--group" not in given:
-        _check_that_nobody_names_another(context, own)
+        name, source = _group_named_elsewhere(application)
+        if name and name != own:
+            raise InvalidCall(
+                f"{source} that the group is {name!r}, but the application names a Consumer of the group {own!r}: "
+                "remove one of the two, or make them the same"
+            )
     if given:
-        raise CannotBegin(
-            f"the application names a Consumer, which says that itself: leave out {', '.join(sorted(given))}, "
+        raise InvalidCall(
+            f"the application names a Consumer, which has its own settings: leave out {', '.join(sorted(given))}, "
             "or name a mediator"
         )
 
 
-def _check_that_nobody_names_another(context: click.Context, own: str) -> None:
-    name, source = _named_elsewhere(context)
-    if name and name != own:
-        raise CannotBegin(
-            f"{source} that the group is {name!r}, and the application names a Consumer, whose group is {own!r}: "
-            "let one of them say so, or both the same"
-        )
-
-
-def retry_options(retry_delays: tuple[float, ...] | None, inline_limit: float | None) -> dict[str, Any]:
-    """Return the arguments of a Consumer that these options name."""
-    options: dict[str, Any] = {} if retry_delays is None else {"retry": RetryPolicy(delays=retry_delays)}
-    return options if inline_limit is None else {**options, "inline_limit": inline_limit}
+def retry_arguments(retry_delays: tuple[float, ...] | None, inline_limit: float | None) -> dict[str, Any]:
+    """Return the arguments of a Consumer that these options stand for."""
+    arguments: dict[str, Any] = {} if retry_delays is None else {"retry": RetryPolicy(delays=retry_delays)}
+    return arguments if inline_limit is None else {**arguments, "inline_limit": inline_limit}
 
 
 @contextmanager
-def reaching_group(
+def open_group(
     context: click.Context,
+    *,
     group: str | None,
     topics: tuple[str, ...],
     retry_delays: tuple[float, ...] | None,
     inline_limit: float | None,
     ordered: bool | None,
 ) -> Iterator[tuple[GroupBroker, Group]]:
-    """Give the broker and the group to a block; what keeps it from being reached is said in one line."""
-    found = application_of(context)
-    try:
-        if isinstance(found, Consumer):
-            check_that_nothing_contradicts(
-                context, found, {"group", "topics", "retry_delays", "inline_limit", "ordered"}
-            )
-            yield found.broker, found.group
+    """Give the broker and the group to a block, and turn their errors into one line."""
+    application = application_of(context)
+    consumer = application.consumer()
+    with errors_in_one_line():
+        if consumer is not None:
+            check_consumer_options(context, application, consumer, GROUP_OPTIONS)
+            yield consumer.broker, consumer.group
             return
-        name, retry = name_of_group(context, group), retry_options(retry_delays, inline_limit)
-        yield broker_of(found), group_of(found, name, topics=topics, ordered=ordered, **retry)
-    except ConfigurationError as error:
-        raise CannotBegin(str(error)) from error
-    except KeyboardInterrupt as error:
-        raise Interrupted from error
-    except (BrokerUnavailable, PublishFailed) as error:
-        raise NotReached(f"the broker cannot be reached, or refuses: {error}") from error
+        mediator = application.mediator()
+        name, retry = group_name(application, group), retry_arguments(retry_delays, inline_limit)
+        yield broker_of(mediator), group_of(mediator, name, topics=topics, ordered=ordered, **retry)
 
 
-def tell_if_unknown(broker: GroupBroker, group: Group) -> None:
-    """Say on standard error that nothing on the broker is this group's, where that is so: its name may be wrong."""
+def warn_if_unknown(broker: GroupBroker, group: Group) -> None:
+    """Warn on standard error if the broker has no queue or topic of this group: its name may be wrong."""
     own = [piece for piece in broker.topology(group) if group.name in piece.name]
     if own and all(piece.state == "missing" for piece in own):
         click.echo(
-            f"nothing on the broker is of the group {group.name!r}: no consumer of it has run yet, or it is called "
-            "differently",
+            f"the broker has no queue or topic of the group {group.name!r}: no consumer of it has run yet, or its name "
+            "is different",
             err=True,
         )

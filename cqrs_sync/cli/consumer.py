@@ -1,4 +1,4 @@
-"""`consume`."""
+"""`consumer run`, `consumer lag` and `consumer dead …`."""
 
 from __future__ import annotations
 
@@ -11,126 +11,178 @@ from rich.text import Text
 
 from cqrs_sync.broker import PREFETCH
 from cqrs_sync.cli.app import (
-    CannotBegin,
+    CHECK_FAILED,
+    GROUP_OPTIONS,
+    InvalidCall,
     application_of,
-    check_that_nothing_contradicts,
-    group_options,
-    name_of_group,
-    retry_options,
+    check_consumer_options,
+    errors_in_one_line,
+    group_name,
+    open_group,
+    retry_arguments,
+    warn_if_unknown,
 )
-from cqrs_sync.cli.options import Duration, Size
-from cqrs_sync.cli.output import View, duration, screen_for, set_up_logs
+from cqrs_sync.cli.dead_letters import GroupDeadLetters, dead_letter_commands
+from cqrs_sync.cli.options import (
+    DURATION,
+    HELP,
+    NUMBER,
+    CommandGroup,
+    Size,
+    group_options,
+    json_option,
+    worker_options,
+)
+from cqrs_sync.cli.output import (
+    ReportFormat,
+    configure_logging,
+    display_for,
+    format_duration,
+    print_json,
+    print_line,
+    print_table,
+)
 from cqrs_sync.consumer import Consumer, OnUnknownType
-from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.workers.consumer import ConsumeOptions, ConsumerProcess, Consuming
+from cqrs_sync.workers.consumer import ConsumerOptions, ConsumerProgress, ConsumerWorker
 
-_DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
-_NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
-#: What a Consumer of the application says itself.
-_OF_CONSUMER = {
-    *("group", "topics", "retry_delays", "inline_limit", "ordered", "concurrency", "prefetch"),
-    *("on_unknown", "crashes", "outage_after"),
-}
+#: Options that a Consumer of the application has itself.
+_OF_CONSUMER = {*GROUP_OPTIONS, "concurrency", "prefetch", "on_unknown", "crashes", "outage_after"}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings=HELP)
+def consumer() -> None:
+    """Handle messages of other services, show what waits for a group, deal with its dead letters."""
+
+
+consumer.add_command(dead_letter_commands(GroupDeadLetters))
+
+
+@consumer.command()
 @group_options
 @click.option(
-    "--concurrency", help="Messages that are handled at a time; the mediator's threads are the limit.", **_NUMBER
+    "--concurrency", help="Messages that are handled at a time; the mediator's threads are the limit.", **NUMBER
 )
-@click.option("--prefetch", help="Messages in hand at a time, at most: 200 unless told otherwise.", **_NUMBER)
+@click.option("--prefetch", help="Messages in flight, at most. Default: 200.", **NUMBER)
 @click.option(
     "--on-unknown",
     type=click.Choice(["park", "ack", "dead-letter"]),
-    help="What happens to messages of types that are not bound here. Default: park.",
+    help="What happens to messages of types that have no handler here. Default: park.",
 )
+@click.option("--crashes", help="Crashes after which a message is a dead letter. Default: 5.", **NUMBER)
 @click.option(
-    "--crashes",
-    help="Processes that may die of a message until it is a dead letter: 5 unless told otherwise.",
-    **_NUMBER,
+    "--outage-after",
+    help="Failures in a row after which the consumer tries one message at a time. Default: 10.",
+    **NUMBER,
 )
+@worker_options
+@click.option("--max-messages", help="Stop after so many messages.", **NUMBER)
+@click.option("--max-memory", type=Size(), metavar="SIZE", help="Stop if this process uses more memory: 512M, 2G.")
 @click.option(
-    "--outage-after", help="Failures in a row until one at a time is tried: 10 unless told otherwise.", **_NUMBER
+    "--stall", default=300.0, show_default=True, help="Exit with 1 if nothing is finished for so long.", **DURATION
 )
-@click.option("--grace", default=25.0, show_default=True, help="Time to finish in when told to stop.", **_DURATION)
-@click.option("--for", "lasts", help="End after this time.", **_DURATION)
-@click.option("--max-messages", help="End after so many messages.", **_NUMBER)
-@click.option("--max-memory", type=Size(), metavar="SIZE", help="End where this process takes more memory: 512M, 2G.")
-@click.option(
-    "--stall", default=300.0, show_default=True, help="Exit with 1 where nothing is finished for so long.", **_DURATION
-)
-@click.option("--purge-after", help="Forget receipts of the inbox that are older, now and then: 14d, 30d.", **_DURATION)
+@click.option("--purge-after", help="Delete receipts of the inbox that are older, every minute: 14d, 30d.", **DURATION)
 @click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A file that is there, and renewed, while it is well.",
+    help="A file that is renewed every few seconds while the consumer is alive.",
 )
 @click.option("--health-port", type=click.IntRange(0, 65535), help="Answer /live and /ready over HTTP.")
 @click.option("--health-host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to answer.")
-@click.option("--every", default=60.0, show_default=True, help="Time between two reports in a log.", **_DURATION)
-@click.option("--json", "as_json", is_flag=True, help="Report on standard output, a JSON object in a line.")
 @click.pass_context
-def consume(context: click.Context, /, every: float, *, as_json: bool, **options: Any) -> None:
+def run(context: click.Context, /, every: float, *, as_json: bool, **options: Any) -> None:
     """
-    Handle what other services publish, until told to stop (SIGTERM, Ctrl-C).
+    Handle what other services publish, until SIGTERM or Ctrl-C.
 
     The application is a mediator with a broker, or a Consumer. Any number of processes of a group may run, on any
-    number of machines. A broker that cannot be reached is waited for. When told to stop it finishes what runs, within
-    --grace, and gives back the rest; a second signal ends it at once, with status 128 and its number.
+    number of machines. A consumer waits for a broker that cannot be reached. When it is told to stop it finishes what
+    runs, within --grace, and gives back the rest; a second signal ends it at once, with status 128 plus the signal's
+    number.
 
-    Exit status: 0; 1 where something was not finished within the grace, or made no progress; 2 where the command was
+    Exit status: 0; 1 if something was not finished within the grace, or nothing made progress; 2 if the command was
     called wrongly, or the broker refuses what the group needs.
     """
     of_consumer = {name: options.pop(name) for name in _OF_CONSUMER}
     if options["stall"] <= 0:
-        raise CannotBegin("--stall takes a duration above 0")
+        raise InvalidCall("--stall takes a duration above 0")
     if of_consumer["prefetch"] is None and options["max_messages"] is not None:
-        # What was in hand and is given back at the end counts as delivered.
+        # Messages that are given back at the end count as delivered once more.
         of_consumer["prefetch"] = min(PREFETCH, options["max_messages"])
-    try:
-        consumer = _consumer(context, of_consumer)
-        set_up_logs()
-        screen = screen_for(_VIEW, as_json=as_json, every=max(every, 0.1))
+    with errors_in_one_line():
+        found = _make_consumer(context, of_consumer)
+        configure_logging()
+        display = display_for(_FORMAT, as_json=as_json, every=every)
         try:
-            status = ConsumerProcess(consumer, ConsumeOptions(**options), screen).run()
+            status = ConsumerWorker(found, ConsumerOptions(**options), display).run()
         finally:
-            screen.close()
-    except ConfigurationError as error:
-        raise CannotBegin(str(error)) from error
+            display.close()
     sys.exit(status)
 
 
-def _consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
-    found = application_of(context)
-    if isinstance(found, Consumer):
-        check_that_nothing_contradicts(context, found, _OF_CONSUMER)
+def _make_consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
+    application = application_of(context)
+    found = application.consumer()
+    if found is not None:
+        check_consumer_options(context, application, found, _OF_CONSUMER)
         return found
-    chosen = {name: value for name, value in options.items() if value is not None}
-    if "on_unknown" in chosen:
-        chosen["on_unknown"] = OnUnknownType(chosen["on_unknown"].replace("-", " "))
-    group = name_of_group(context, chosen.pop("group", None))
-    retry = retry_options(chosen.pop("retry_delays", None), chosen.pop("inline_limit", None))
-    return Consumer(found, group, **retry, **chosen)
+    given = {name: value for name, value in options.items() if value is not None}
+    if "on_unknown" in given:
+        given["on_unknown"] = OnUnknownType(given["on_unknown"].replace("-", " "))
+    retry = retry_arguments(given.pop("retry_delays", None), given.pop("inline_limit", None))
+    mediator, group = application.mediator(), group_name(application, given.pop("group", None))
+    return Consumer(mediator, group, **retry, **given)
 
 
-def _line(progress: Consuming) -> Text:
-    vitals = progress.vitals
+@consumer.command()
+@group_options
+@click.option("--over", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 if more messages wait.")
+@json_option
+@click.pass_context
+def lag(context: click.Context, /, over: int | None, *, as_json: bool, **location: Any) -> None:
+    """
+    Show how many messages wait for a group, are delayed and are dead.
+
+    Exit status: 0; 1 if more wait than --over; 2 if the command was called wrongly; 3 if the broker cannot be reached.
+    """
+    with open_group(context, **location) as (broker, group):
+        backlog = broker.backlog(group)
+        waiting = sum(backlog.waiting.values())
+        if not (waiting or backlog.delayed or backlog.dead):
+            warn_if_unknown(broker, group)
+    is_over = over is not None and waiting > over
+    facts = {"group": group.name, "waiting": waiting, "delayed": backlog.delayed, "dead": backlog.dead}
+    if as_json:
+        print_json({**facts, "sources": dict(backlog.waiting), "over": is_over})
+    else:
+        print_line(f"{group.name}: {waiting:,} waiting, {backlog.delayed:,} delayed, {backlog.dead:,} dead")
+        if is_over:
+            print_line(f"limit exceeded: more than {over:,} waiting")
+        if backlog.waiting:
+            print_line()
+            rows = [{"waiting": count, "source": source} for source, count in backlog.waiting.items()]
+            print_table(("waiting", "source"), rows)
+    sys.exit(CHECK_FAILED if is_over else 0)
+
+
+def _line(progress: ConsumerProgress) -> Text:
+    health = progress.health
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(vitals.state, "bold")
-    line.append(f": {vitals.handled:,} handled, {progress.per_second:,.0f}/s; {vitals.in_hand:,} in hand")
-    if vitals.oldest is not None:
-        line.append(f", {vitals.running:,} run, the oldest for {duration(vitals.oldest.seconds)}")
-    line.append(f"; {vitals.delayed:,} delayed; ")
-    line.append(f"{vitals.dead:,} dead", "red" if vitals.dead else "")
-    return line.append(f"; {vitals.trouble}", "red") if vitals.trouble and vitals.state != "ended" else line
+    line.append(health.state, "bold")
+    line.append(f": {health.handled:,} handled, {progress.per_second:,.0f}/s; {health.in_flight:,} in flight")
+    if health.oldest is not None:
+        line.append(f", {health.running:,} running, the oldest for {format_duration(health.oldest.seconds)}")
+    line.append(f"; {health.delayed:,} delayed; ")
+    line.append(f"{health.dead:,} dead", "red" if health.dead else "")
+    if health.trouble and health.state != "stopped":
+        line.append(f"; {health.trouble}", "red")
+    return line
 
 
-def _facts(progress: Consuming) -> dict[str, Any]:
+def _facts(progress: ConsumerProgress) -> dict[str, Any]:
     return {
-        **progress.vitals.facts(),
+        **progress.health.facts(),
         "per_second": round(progress.per_second, 1),
         "seconds": round(progress.seconds, 3),
     }
 
 
-_VIEW = View(_line, _facts, lambda progress: progress.vitals.state == "ended")
+_FORMAT = ReportFormat(_line, _facts, lambda progress: progress.health.state == "stopped")

@@ -1,188 +1,158 @@
-"""What operators ask of the dead letters of a group."""
+"""Read the dead letters of a group one after the other, as brokers hand them out, and settle those that match."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import attrs
 
 from cqrs_sync.broker import Delivery, Group, GroupBroker, IncomingMessage, Subscription
 
-#: Letters that are handled together, and those that are held unsettled at a time, at most.
-BATCH, _HELD = 100, 200
-#: What brokers hand out unsettled to one reader, at most: RabbitMQ counts them in 16 bits.
+#: Dead letters that are changed together, and those that a scan holds unsettled, at most.
+BATCH, _PREFETCH = 100, 200
+#: Messages that brokers hand out unsettled to one reader, at most: RabbitMQ counts them in 16 bits.
 _MOST_UNSETTLED = 65_535
-#: Seconds to wait for the first letter, where brokers may have to find out who reads, and for each further one.
+#: Seconds to wait for the first dead letter, while the broker may still let the reader in, and for each further one.
 _FIRST, _NEXT = 20.0, 3.0
-#: Seconds between two signs of life while nothing is to be done.
-_SIGN = 0.5
-#: Digits of a number that programs which read JSON keep exactly.
-_DIGITS = 15
-#: What is noted of attempts begins anew.
-_CLEARED = {"attempts", "parked"}
+#: Seconds between two signs of life to the broker during a pause.
+_KEEP_ALIVE = 0.5
 
 
 @attrs.frozen
-class Choice:
-    """Which dead letters are meant: those that fulfil all of it."""
+class DeadLetterFilter:
+    """Which dead letters are meant: those that match everything that is given, the oldest `limit` of them."""
 
-    ids: frozenset[str] | None = None
+    ids: frozenset[str] = frozenset()
     reason: str | None = None
+    target: str | None = None
+    limit: int | None = None
+    #: The newest instead.
+    newest: bool = False
 
-    def has(self, message: IncomingMessage) -> bool:
-        """Tell whether it is one of them."""
-        of_ids = self.ids is None or id_of(message) in self.ids
-        return of_ids and self.reason in {None, message.notes.get("reason", "")}
+    @property
+    def is_everything(self) -> bool:
+        """Whether it matches every dead letter."""
+        return not self.ids and self.reason is None and self.target is None
+
+    def matches(self, message: IncomingMessage) -> bool:
+        """Tell whether it matches a dead letter of a group."""
+        has_id = not self.ids or id_of(message) in self.ids
+        return has_id and self.reason in {None, message.notes.get("reason", "")}
 
 
 def id_of(message: IncomingMessage) -> str:
-    """Return what names a message: its id, or a hash of what it consists of, where it has none."""
+    """Return the id of a message, or a hash of its body if it has none."""
     known = message.attributes.get("id")
     if known:
         return known
     return f"blake2b-{hashlib.blake2b(message.body, digest_size=8).hexdigest()}"
 
 
-def letter_of(message: IncomingMessage, *, body: bool = False) -> dict[str, Any]:
-    """Return what is known of a dead letter; its body only where that is asked for."""
-    notes = message.notes
-    facts: dict[str, Any] = {
-        "id": id_of(message),
-        "type": message.attributes.get("type"),
-        "topic": message.topic,
-        "key": message.key,
-        "attempts": _number(notes.get("attempts")),
-        **{name: notes.get(name) for name in ("at", "reason", "error", "handlers", "origin")},
-        "replays": _number(notes.get("replays")),
-        "bytes": len(message.body),
-    }
-    if body:
-        facts["body"] = message.body.decode("utf-8", "backslashreplace")
-    return facts
-
-
-def _number(text: str | None) -> int | str | None:
-    """Return a note as the number that it is; what somebody else has written there as it is."""
-    if text is None or len(text) > _DIGITS or not (text.isascii() and text.isdigit()):
-        return text
-    return int(text)
-
-
-def look(broker: GroupBroker, group: Group) -> Iterator[IncomingMessage]:
-    """Look at the dead letters, oldest first, at 65,535 of them at most; all of them stay where they are."""
+def browse(broker: GroupBroker, group: Group) -> Iterator[IncomingMessage]:
+    """Read the dead letters of a group, oldest first, at most 65,535 of them. All of them stay where they are."""
     total = min(broker.backlog(group).dead, _MOST_UNSETTLED)
     if not total:
         return
-    patience = _FIRST
-    with broker.dead(attrs.evolve(group, prefetch=total)) as letters:
+    timeout = _FIRST
+    with broker.dead(attrs.evolve(group, prefetch=total)) as subscription:
         for _ in range(total):
-            delivery = letters.receive(patience)
+            delivery = subscription.receive(timeout)
             if delivery is None:
                 return
             yield delivery.message
-            patience = _NEXT
+            timeout = _NEXT
 
 
-def replayed(message: IncomingMessage) -> IncomingMessage:
-    """Return a dead letter as it goes back to its group: its attempts are forgotten, its replays counted."""
-    notes = {name: text for name, text in message.notes.items() if name not in _CLEARED}
-    replays = _number(notes.get("replays"))
-    notes["replays"] = str(replays + 1 if isinstance(replays, int) else 1)
-    return attrs.evolve(message, notes=notes)
-
-
-class Sifting:
+class DeadLetterScan:
     """
-    Goes once through the dead letters that are there at its beginning, and settles those that are chosen.
+    Reads once the dead letters that are there at its start, and settles those that match.
 
-    Brokers cannot leave holes in what is settled, so letters that are not chosen and lie between those that are go to
-    the end of the dead letters. Each is copied before it is removed: where this is ended in between, by whatever, it is
-    there twice, and never lost. What comes in meanwhile, and what was put back, is not looked at.
+    Brokers cannot settle a message and keep an older one, so a dead letter that does not match and lies between two
+    that do moves to the end. Each is copied before it is removed: if the process ends in between, in whatever way, it
+    is there twice, and never lost. The scan does not read dead letters that were put back or came later.
     """
 
     def __init__(
         self,
         broker: GroupBroker,
         group: Group,
-        choice: Choice,
+        chosen: DeadLetterFilter,
         handle: Callable[[Sequence[IncomingMessage]], object],
         *,
-        limit: int | None = None,
         rate: float | None = None,
-        is_to_end: Callable[[float], bool],
+        is_cancelled: Callable[[float], bool],
     ) -> None:
         """
-        Hand chosen letters to `handle`, `limit` at most, no more than `rate` a second.
+        Hand dead letters that match to `handle`, at most `rate` per second.
 
-        `is_to_end` waits for so many seconds for a reason to end, and tells whether there is one.
+        `is_cancelled` waits for a number of seconds, and tells whether the scan should end.
         """
         self._broker = broker
         self._group = group
-        self._choice = choice
+        self._chosen = chosen
         self._handle = handle
-        self._limit = limit
         self._rate = rate
-        self._is_to_end = is_to_end
+        self._is_cancelled = is_cancelled
         self._batch = BATCH if rate is None else max(1, min(BATCH, int(rate)))
         self.total = broker.backlog(group).dead
-        #: Letters that were handled, and those that were put back.
-        self.done = self.put_back = 0
+        #: Dead letters that were handled, and those that were moved to the end.
+        self.handled = self.put_back = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Do it; yields how many letters were looked at. Raises KeyboardInterrupt where it is to end."""
+        """Scan; yields 1 for each dead letter it reads. Raises KeyboardInterrupt if it is cancelled."""
         if not self.total:
             return
-        with self._broker.dead(attrs.evolve(self._group, prefetch=_HELD)) as letters:
-            yield from self._sift(letters)
+        with self._broker.dead(attrs.evolve(self._group, prefetch=_PREFETCH)) as subscription:
+            yield from self._scan(subscription)
 
-    def _sift(self, letters: Subscription) -> Iterator[int]:
-        held: list[Delivery] = []
-        chosen: list[Delivery] = []
+    def _scan(self, subscription: Subscription) -> Iterator[int]:
+        unsettled: list[Delivery] = []
+        matching: list[Delivery] = []
         for number in range(self.total):
-            self._check()
-            delivery = letters.receive(_NEXT if number else _FIRST)
+            self._check_cancelled()
+            delivery = subscription.receive(_NEXT if number else _FIRST)
             if delivery is None:
                 break
-            held.append(delivery)
-            if self._choice.has(delivery.message):
-                chosen.append(delivery)
-            if len(chosen) >= self._most or len(held) >= BATCH:
-                self._settle(held, chosen, letters)
+            unsettled.append(delivery)
+            if self._chosen.matches(delivery.message):
+                matching.append(delivery)
+            if len(matching) >= self._room or len(unsettled) >= BATCH:
+                self._settle(unsettled, matching, subscription)
             yield 1
-            if self.done == self._limit:
+            if self.handled == self._chosen.limit:
                 return
-        if chosen:
-            self._settle(held, chosen, letters)
-        # What is left in hand is not chosen, and nothing behind it is settled: it stays where it is.
+        if matching:
+            self._settle(unsettled, matching, subscription)
+        # The rest does not match, and nothing behind it is settled: it stays where it is.
 
     @property
-    def _most(self) -> int:
-        """How many are handled together."""
-        return self._batch if self._limit is None else min(self._batch, self._limit - self.done)
+    def _room(self) -> int:
+        """How many more are handled together."""
+        limit = self._chosen.limit
+        return self._batch if limit is None else min(self._batch, limit - self.handled)
 
-    def _settle(self, held: list[Delivery], chosen: list[Delivery], letters: Subscription) -> None:
-        """Handle those that are chosen, put back those before them, and remove both; what comes after them is held."""
-        end = held.index(chosen[-1]) + 1 if chosen else len(held)
-        others = [delivery for delivery in held[:end] if delivery not in chosen]
+    def _settle(self, unsettled: list[Delivery], matching: list[Delivery], subscription: Subscription) -> None:
+        """Handle those that match, move those before them to the end, remove both; the rest stays unsettled."""
+        end = unsettled.index(matching[-1]) + 1 if matching else len(unsettled)
+        others = [delivery for delivery in unsettled[:end] if delivery not in matching]
         if others:
             self._broker.set_aside([delivery.message for delivery in others], self._group, after=None)
-        if chosen:
-            self._handle([delivery.message for delivery in chosen])
-        for delivery in held[:end]:
+        if matching:
+            self._handle([delivery.message for delivery in matching])
+        for delivery in unsettled[:end]:
             delivery.ack()
         self.put_back += len(others)
-        self.done += len(chosen)
-        pause = 0.0 if self._rate is None or self.done == self._limit else len(chosen) / self._rate
-        del held[:end]
-        chosen.clear()
+        self.handled += len(matching)
+        pause = 0.0 if self._rate is None or self.handled == self._chosen.limit else len(matching) / self._rate
+        del unsettled[:end]
+        matching.clear()
         while pause > 0:
-            step = min(pause, _SIGN)
-            self._check(step)
-            letters.keep_alive()
+            step = min(pause, _KEEP_ALIVE)
+            self._check_cancelled(step)
+            subscription.keep_alive()
             pause -= step
 
-    def _check(self, wait: float = 0.0) -> None:
-        if self._is_to_end(wait):
+    def _check_cancelled(self, wait: float = 0.0) -> None:
+        if self._is_cancelled(wait):
             raise KeyboardInterrupt

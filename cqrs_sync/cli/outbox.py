@@ -1,123 +1,138 @@
-"""`status`."""
+"""`outbox status`, `outbox dead …` and `outbox purge`."""
 
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
-from cqrs_sync.cli.app import (
-    NOT_WELL,
-    application_of,
-    mediator_of,
-    reaching,
-    relay_of,
-    told_in_a_line,
-)
-from cqrs_sync.cli.bulk import Work
-from cqrs_sync.cli.options import Duration
-from cqrs_sync.cli.output import as_json as as_json_option
-from cqrs_sync.cli.output import duration, print_json, print_table, say
-from cqrs_sync.consumer import Consumer
-from cqrs_sync.workers.desk import status_of
-from cqrs_sync.workers.purge import Purging, purging_receipts
+from cqrs_sync.cli.app import CHECK_FAILED, application_of, errors_in_one_line, open_outbox, relay_of
+from cqrs_sync.cli.bulk import BulkJob
+from cqrs_sync.cli.dead_letters import OutboxDeadLetters, dead_letter_commands, rows_by_reason
+from cqrs_sync.cli.options import DURATION, HELP, CommandGroup, json_option
+from cqrs_sync.cli.output import counted, format_duration, print_json, print_line, print_table
+from cqrs_sync.outbox import Backlog
+from cqrs_sync.workers.purge import Purge, purge_of_receipts
+
+#: Seconds that receipts are kept by default: longer than most brokers keep messages that could come again.
+_RECEIPTS_KEPT = 30 * 86_400.0
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@as_json_option
-@click.option(
-    "--max-lag",
-    type=Duration(),
-    metavar="DURATION",
-    help="Exit with 1 where something has waited longer, such as 60s.",
-)
-@click.option(
-    "--max-dead", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 where more deliveries are dead."
-)
+@click.group(cls=CommandGroup, context_settings=HELP)
+def outbox() -> None:
+    """Show what waits in the outbox, deal with its dead letters, delete what is old."""
+
+
+outbox.add_command(dead_letter_commands(OutboxDeadLetters))
+
+
+@outbox.command()
+@click.option("--max-lag", help="Exit with 1 if a message has waited longer, such as 60s.", **DURATION)
+@click.option("--max-dead", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 if more deliveries are dead.")
+@json_option
 @click.pass_context
 def status(context: click.Context, max_lag: float | None, max_dead: int | None, *, as_json: bool) -> None:
     """
-    Show what waits, for how long, and what is dead.
+    Show how many deliveries wait, for how long, and how many are dead.
 
-    Exit status: 0; 1 where a limit is passed that was given; 2 where the command was called wrongly; 3 where the outbox
-    cannot be reached, or its tables are missing.
+    Exit status: 0; 1 if a limit is exceeded; 2 if the command was called wrongly; 3 if the outbox cannot be reached, or
+    its tables are missing.
     """
-    with reaching(context) as outbox:
-        backlog = outbox.backlog()
-    facts = status_of(backlog)
+    with open_outbox(context) as store:
+        backlog = store.backlog()
     limits = (("lag", backlog.oldest or 0, max_lag), ("dead", backlog.dead, max_dead))
-    passed = [what for what, value, limit in limits if limit is not None and value > limit]
+    exceeded = [name for name, value, limit in limits if limit is not None and value > limit]
+    facts = {**_facts_of(backlog), "exceeded": exceeded}
     if as_json:
-        print_json({**facts, "passed": passed})
+        print_json(facts)
     else:
-        _show(facts, passed)
-    sys.exit(NOT_WELL if passed else 0)
+        _print_status(facts)
+    sys.exit(CHECK_FAILED if exceeded else 0)
 
 
-def _show(facts: dict[str, Any], passed: list[str]) -> None:
-    lag = "" if facts["lag"] is None else f", the oldest for {duration(facts['lag'])}, since {facts['oldest']}"
-    say(f"{facts['waiting']} wait{lag}; {facts['dead']} are dead")
-    for what in passed:
-        say(f"more than is allowed: {what}")
+def _facts_of(backlog: Backlog) -> dict[str, Any]:
+    # The date is by this machine's clock.
+    oldest = None if backlog.oldest is None else datetime.now(UTC) - timedelta(seconds=backlog.oldest)
+    return {
+        "waiting": backlog.waiting,
+        "dead": backlog.dead,
+        "lag": None if backlog.oldest is None else round(backlog.oldest, 3),
+        "oldest": None if oldest is None else oldest.isoformat(timespec="seconds"),
+        "targets": [
+            {
+                "kind": target.kind,
+                "target": target.target,
+                "pending": target.pending,
+                "tried": target.tried,
+                "dead": target.dead,
+            }
+            for target in backlog.targets
+        ],
+        "dead_by_reason": rows_by_reason(backlog.dead_by_reason),
+    }
+
+
+def _print_status(facts: dict[str, Any]) -> None:
+    print_line(f"{facts['waiting']:,} waiting, {facts['dead']:,} dead")
+    if facts["lag"] is not None:
+        print_line(f"the oldest has waited {format_duration(facts['lag'])}, since {facts['oldest']}")
+    for name in facts["exceeded"]:
+        print_line(f"limit exceeded: {name}")
     if facts["targets"]:
-        say()
+        print_line()
         print_table(("kind", "target", "pending", "tried", "dead"), facts["targets"])
     if facts["dead_by_reason"]:
-        say()
-        rows = [{"dead": row["count"], "reason": row["reason"]} for row in facts["dead_by_reason"]]
-        print_table(("dead", "reason"), rows)
+        print_line()
+        print_table(("count", "reason"), facts["dead_by_reason"])
 
 
-#: Seconds that receipts are kept where nobody says: longer than most brokers keep what could come again.
-_KEPT = 30 * 86_400.0
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--older-than", type=Duration(), metavar="DURATION", help="Messages: 12h or 7d, younger ones stay.")
+@outbox.command()
+@click.option("--older-than", help="Delete delivered messages that are older: 12h or 7d.", **DURATION)
 @click.option(
     "--receipts-older-than",
-    type=Duration(),
-    metavar="DURATION",
-    help="Receipts of the inbox: 30d unless told otherwise, two days at least.",
+    help="Delete receipts of the inbox that are older. Default: 30d; at least two days.",
+    **DURATION,
 )
-@as_json_option
+@json_option
 @click.pass_context
 def purge(
     context: click.Context, older_than: float | None, receipts_older_than: float | None, *, as_json: bool
 ) -> None:
     """
-    Delete messages that were delivered, and receipts of the inbox where there is one, in small transactions.
+    Delete old delivered messages, and old receipts of the inbox if there is one, in small transactions.
 
-    Messages that wait or are dead stay, however old they are. Without --older-than receipts alone are deleted. What
-    comes again when its receipt is gone is done again: keep receipts for longer than brokers keep messages.
+    Messages that wait or are dead stay, however old they are. Without --older-than only receipts are deleted. If a
+    message comes again after its receipt is gone, its handlers run again: keep receipts for longer than brokers keep
+    messages.
     """
     if older_than is None and receipts_older_than is None:
         raise click.UsageError("say how old: --older-than, --receipts-older-than, or both")
-    counts, work = {"messages": 0, "receipts": 0}, Work("purging")
-    with told_in_a_line():
-        rounds = _rounds(context, older_than, receipts_older_than)
-        for name, purging in rounds.items():
+    counts, job = {"message": 0, "receipt": 0}, BulkJob("purging")
+    with errors_in_one_line():
+        purges = _purges(context, older_than, receipts_older_than)
+        for purge in purges:
             try:
-                work = Work(f"purging {name}").through(purging.chunks(), None)
+                job = BulkJob(f"purging {purge.noun}s").run(purge.chunks(), None)
             finally:
-                purging.release_connection()
-            counts[name] = work.done
-            if work.interrupted:
+                purge.release_connection()
+            counts[purge.noun] = job.done
+            if job.interrupted:
                 break
-    receipts = f", and {counts['receipts']} receipt(s)" if "receipts" in rounds else ""
-    facts = {"purged": counts["messages"], "receipts": counts["receipts"]}
-    work.tell(facts, f"{counts['messages']} purged{receipts}", as_json=as_json)
+    receipts = f", {counted(counts['receipt'], 'receipt')} purged" if purges[-1].noun == "receipt" else ""
+    facts = {"purged": counts["message"], "receipts": counts["receipt"]}
+    job.finish(facts, f"{counted(counts['message'], 'message')} purged{receipts}", as_json=as_json)
 
 
-def _rounds(context: click.Context, older_than: float | None, receipts_older_than: float | None) -> dict[str, Purging]:
-    """Return what is to be purged, by its name. Raises ConfigurationError for what cannot be."""
-    found = application_of(context)
-    mediator, delays = mediator_of(found), found.group.delays if isinstance(found, Consumer) else ()
-    rounds = {}
+def _purges(context: click.Context, older_than: float | None, receipts_older_than: float | None) -> list[Purge]:
+    """Return what to purge, in this order. Raises ConfigurationError if receipts would be deleted too early."""
+    application = application_of(context)
+    consumer, mediator = application.consumer(), application.mediator()
+    purges = []
     if older_than is not None:
-        rounds["messages"] = Purging(relay_of(found).outbox, older_than, "message")
+        purges.append(Purge(relay_of(application).outbox, older_than, "message"))
     if receipts_older_than is not None or mediator.wiring.inbox is not None:
-        kept = _KEPT if receipts_older_than is None else receipts_older_than
-        rounds["receipts"] = purging_receipts(mediator, kept, delays)
-    return rounds
+        kept = _RECEIPTS_KEPT if receipts_older_than is None else receipts_older_than
+        purges.append(purge_of_receipts(mediator, kept, () if consumer is None else consumer.group.delays))
+    return purges

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cqrs_sync.broker import ReceivingBroker
-from cqrs_sync.cli.app import INTERRUPTED, CannotBegin
+from cqrs_sync.cli.app import INTERRUPTED, InvalidCall
 from cqrs_sync.demo.picture import picture, summary
 from cqrs_sync.demo.run import DemoRun
 from cqrs_sync.errors import ConfigurationError, CqrsError
@@ -41,14 +41,14 @@ def demo(url: str, events: int, topic: str | None, *, plain: bool) -> None:
         title = f"demo on {address_of(url)}"
         run = DemoRun(broker_of(url), events, topic=topic)
     except (ValueError, ConfigurationError, ImportError) as error:
-        raise CannotBegin(f"--broker: {error}") from error
+        raise InvalidCall(f"--broker: {error}") from error
     plain = plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
     options = {"force_terminal": False, "color_system": None, "width": 100} if plain else {}
     sys.exit(perform(run, title, Console(highlight=False, **options)))  # type: ignore[arg-type]
 
 
 def perform(run: DemoRun, title: str, console: Console) -> int:
-    """Play, show it, and return the exit status. Raises CannotBegin if the broker cannot be reached."""
+    """Play, show it, and return the exit status. Raises InvalidCall if the broker cannot be reached."""
     try:
         if console.is_terminal:
             with Live(console=console, transient=True, get_renderable=lambda: picture(run, title)):
@@ -56,7 +56,7 @@ def perform(run: DemoRun, title: str, console: Console) -> int:
         else:
             run.play(console.print)
     except CqrsError as error:
-        raise CannotBegin(f"{title}: {error}") from error
+        raise InvalidCall(f"{title}: {error}") from error
     except KeyboardInterrupt:
         click.echo(f"Interrupted: {run.progress()}.", err=True)
         return INTERRUPTED

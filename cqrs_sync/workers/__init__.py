@@ -1,8 +1,6 @@
 """
-Processes of their own that deliver what an outbox keeps or consume what a broker has, and end in time.
+Long-lived processes: `relay` delivers what an outbox keeps, `consumer` handles what other services publish.
 
-`process` relays and `consuming` consumes until they are told to stop: by `signals`, when their time is over, or when
-nothing is left to do. `held` knows what a relay has claimed, `vitals` how a consumer is, and `health` tells it;
-`overdue` names handlers that run for too long. `errands` are what processes do besides, `leaving` ends them where a
-handler never returns. `desk` is what operators ask of an outbox, `letters` what they ask of dead letters.
+`worker` is the base of both: signals, grace, hard exit, periodic tasks, reports. `health` and `watchdogs` look at a
+consumer, `purge` deletes what is old.
 """

@@ -1,14 +1,13 @@
-"""A process that consumes: until a signal, until its time is over, or until it is to be replaced."""
+"""The consumer worker: handles what other services publish, until it is told to stop or should be replaced."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
@@ -16,252 +15,200 @@ import attrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import publication_of
-from cqrs_sync.workers.health import HealthFile, HealthPort
-from cqrs_sync.workers.overdue import Overdue
-from cqrs_sync.workers.purge import purging_receipts
-from cqrs_sync.workers.signals import Signals
-from cqrs_sync.workers.silence import Silence
-from cqrs_sync.workers.vitals import Lookout, Vitals, tell_of_what_runs
-from cqrs_sync.workers.worker import Deadline, Errand, Pace, Reports, Screen, done_by, leave
+from cqrs_sync.threads.running import running_calls
+from cqrs_sync.threads.watchdog import stacks_of
+from cqrs_sync.workers.health import HealthFile, HealthReporter, HealthServer, HealthSnapshot
+from cqrs_sync.workers.purge import purge_of_receipts
+from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog, running_message
+from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether there is a reason to end.
-_STEP = 0.2
-#: Of the grace, this many seconds at most are kept to close the mediator, and to name what was not finished.
-_MARGIN = 1.0
-#: Seconds that a consumer which is stuck is given to finish what is not.
-_STUCK_GRACE = 3.0
+_STATM = Path("/proc/self/statm")
 
 
 @attrs.frozen
-class ConsumeOptions:
-    """How a consuming process works; durations are seconds."""
+class ConsumerOptions(WorkerOptions):
+    """How a consumer worker runs; durations are seconds."""
 
-    #: What is under way when it is told to stop may take so long.
-    grace: float = 25.0
-    #: End after so long, after so many messages, and where this process takes so many bytes of memory.
-    lasts: float | None = None
+    #: Stop after so many messages, or when this process uses so many bytes of memory.
     max_messages: int | None = None
     max_memory: int | None = None
-    #: What makes no progress for so long is stuck.
+    #: A consumer that finishes nothing for so long is stuck.
     stall: float = 300.0
     health_file: Path | None = None
     health_host: str = "127.0.0.1"
     health_port: int | None = None
-    #: Forget receipts of the inbox that are older, now and then.
-    purge_after: float | None = None
 
 
 @attrs.frozen
-class Consuming:
-    """How far a consuming process is."""
+class ConsumerProgress:
+    """How far a consumer worker is."""
 
-    vitals: Vitals
+    health: HealthSnapshot
     #: Messages that were settled, over the last seconds.
     per_second: float
-    #: Since it began.
+    #: Since the worker started.
     seconds: float
 
 
-@attrs.frozen
-class _Reason:
-    """Why it ends."""
-
-    words: str
-    status: int = 0
-    is_stuck: bool = False
-
-
-class ConsumerProcess:
+class ConsumerWorker(Worker[ConsumerProgress]):
     """
-    Consumes in a process of its own; call `run` once, in the main thread.
+    Consumes until it is told to stop, until a limit is reached, or until it is stuck; then it closes the mediator.
 
-    At the end what runs is finished and settled, the rest given back, and the mediator closed. A handler that is
-    not finished within the grace is named in the log with its stack, and the process ends all the same, with
-    status 1; a second signal ends it at once, with 128 and its number. A consumer that is stuck is
-    told of in the same way, and ends with 1. A broker that cannot be reached is waited for.
+    It waits for a broker that cannot be reached. Exit status: 0; 1 if something was not finished within the grace, or
+    if the consumer was stuck; 2 if the broker refuses what the group needs.
     """
 
-    def __init__(self, consumer: Consumer, options: ConsumeOptions, screen: Screen[Consuming]) -> None:
+    _options: ConsumerOptions
+    after_exit = "the broker delivers their messages again"
+
+    def __init__(self, consumer: Consumer, options: ConsumerOptions, display: Display[ConsumerProgress]) -> None:
+        super().__init__(options, display)
         self._consumer = consumer
-        self._options = options
-        self._screen = screen
-        self._overdue = Overdue(consumer, options.stall)
-        self._lookout = Lookout(consumer, options.stall, lambda: self._overdue.trouble)
-        self._pace = Pace(screen.every)
-        self._reports = Reports(screen, self._progress)
-        self._file = None if options.health_file is None else HealthFile(options.health_file, self._lookout.look)
-        self._is_finished = self._has_told = False
+        self._slow_handlers = SlowHandlerWatchdog(consumer, options.stall)
+        self._health = HealthReporter(consumer, options.stall, self._slow_handlers)
+        self._file = None if options.health_file is None else HealthFile(options.health_file, self._snapshot)
+        self._is_finished = False
 
-    def run(self) -> int:
-        """
-        Consume; return the exit status: 0, 1 where it was stuck, 2 where the broker refuses what the group needs.
-
-        Raises ConfigurationError for options that cannot be. The process should leave soon after: it is
-        ended at the end of the grace where the interpreter does not manage to.
-        """
-        with Signals() as signals, self._consuming():
-            reason = self._work(signals)
-            return self._end(signals, reason)
-
-    @contextmanager
-    def _consuming(self) -> Iterator[None]:
+    def _start(self, resources: ExitStack) -> None:
         options, consumer = self._options, self._consumer
         if options.max_memory is not None:
-            # Here it says whether it can be told at all.
-            _check_room(resident(), options.max_memory)
-        with ExitStack() as ending:
-            if options.health_port is not None:
-                port = HealthPort(options.health_host, options.health_port, self._lookout.look)
-                ending.callback(port.end)
-                port.start()
-                logger.info("health: %s/live and /ready", port.url)
-            if self._file is not None:
-                ending.callback(self._file.end)
-                self._file.start()
-            if options.purge_after is not None:
-                receipts = purging_receipts(consumer.mediator, options.purge_after, consumer.group.delays)
-                purging = Errand("cqrs-purge", lambda: receipts.do(purging.pause), receipts.release_connection)
-                ending.callback(purging.end)
-                purging.start()
-            looks = {"cqrs-silence": Silence(consumer, options.stall).look, "cqrs-overdue": self._overdue.look}
-            errands = [Errand(name, look, lambda: None) for name, look in looks.items()]
-            _receive(consumer)
-            for errand in errands:
-                ending.callback(errand.end)
-                errand.start()
-            self._reports.start()
-            yield
+            _check_memory(resident_bytes(), options.max_memory)
+        if options.health_port is not None:
+            server = HealthServer(options.health_host, options.health_port, self._snapshot)
+            resources.callback(server.close)
+            server.start()
+            logger.info("health: %s/live and /ready", server.url)
+        if self._file is not None:
+            resources.callback(self._file.close)
+            self._file.start()
+        tasks = [
+            PeriodicTask("cqrs-idle-watchdog", IdleWatchdog(consumer, options.stall).check),
+            PeriodicTask("cqrs-slow-watchdog", self._slow_handlers.check),
+        ]
+        if options.purge_after is not None:
+            purge = purge_of_receipts(consumer.mediator, options.purge_after, consumer.group.delays)
+            purging = PeriodicTask("cqrs-purge", lambda: purge.run(purging.pause), purge.release_connection)
+            tasks.append(purging)
+        consumer.start()
+        logger.info("consuming %s in the group %r", ", ".join(consumer.group.topics), consumer.group.name)
+        _warn_of_topics_without_handlers(consumer)
+        for task in tasks:
+            resources.callback(task.close)
+            task.start()
 
-    def _work(self, signals: Signals) -> _Reason:
-        """Wait for a reason to end."""
-        begun = time.monotonic()
-        until = None if self._options.lasts is None else begun + self._options.lasts
-        while (reason := self._reason(until)) is None:
-            number = signals.wait(_STEP if until is None else max(0.0, min(_STEP, until - time.monotonic())))
-            if number is not None:
-                return _Reason(signal.Signals(number).name)
-        return reason
-
-    def _reason(self, until: float | None) -> _Reason | None:
+    def _reason_to_stop(self) -> StopReason | None:
         options = self._options
         if self._consumer.fatal_error is not None:
-            # Whoever receives has said why.
-            return _Reason("it cannot go on", status=2)
+            # The consumer has logged why.
+            return StopReason("the consumer cannot continue", status=2)
         health = self._consumer.health(options.stall)
         if not health.is_alive:
-            return _Reason(f"it is stuck: {health.trouble}", status=1, is_stuck=True)
-        if until is not None and time.monotonic() >= until:
-            return _Reason(f"{options.lasts:g} s are over")
+            return StopReason(f"the consumer is stuck: {health.trouble}", status=1, is_stuck=True)
         settled = self._consumer.counts.settled
         if options.max_messages is not None and settled >= options.max_messages:
-            return _Reason(f"{settled} messages are enough")
-        if options.max_memory is not None and (taken := resident()) >= options.max_memory:
-            return _Reason(f"it takes {taken / 2**20:.0f} MiB of memory")
+            return StopReason(f"the limit of messages is reached: {settled}")
+        if options.max_memory is not None and (used := resident_bytes()) >= options.max_memory:
+            return StopReason(f"the limit of memory is reached: {used / 2**20:.0f} MiB")
         return None
 
-    def _end(self, signals: Signals, reason: _Reason) -> int:
-        grace = min(self._options.grace, _STUCK_GRACE) if reason.is_stuck else self._options.grace
-        self._lookout.is_ending = True
-        begun = time.monotonic()
-        # What never waits takes a moment as well.
-        until = begun + max(grace, _MARGIN)
-        deadline = Deadline(until, self._last_words)
-        deadline.start()
-        logger.log(
-            logging.ERROR if reason.is_stuck else logging.INFO,
-            "%s: ending within %g s, %d handler(s) run",
-            *(reason.words, grace, len(self._consumer.running())),
-        )
-        if reason.is_stuck:
-            self._tell()
-        is_closed = done_by(lambda: self._stop(begun + grace), until - _MARGIN / 4, signals, words=self._cut_short)
-        if not self._is_finished:
-            leave(reason.status or 1, words=self._last_words)
-        if not is_closed:
-            logger.warning("all messages are settled, but the mediator could not be closed within the grace")
-        self._lookout.has_ended = True
-        self._reports.finish(until - _MARGIN / 8 - time.monotonic())
-        self._screen.close()
-        logger.info("ended: %d handled in %.1f s", self._consumer.counts.handled, self._progress().seconds)
-        deadline.met(reason.status)
-        return reason.status
-
-    def _stop(self, until: float) -> None:
-        margin = min(_MARGIN, (until - time.monotonic()) / 2)
-        self._is_finished = self._consumer.close(max(0.0, until - margin - time.monotonic()))
+    def _close(self, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        margin = min(MARGIN, timeout / 2)
+        self._is_finished = self._consumer.close(timeout - margin)
         if self._is_finished:
             self._consumer.mediator.close(max(0.1, until - margin / 2 - time.monotonic()))
 
-    def _progress(self) -> Consuming:
-        return Consuming(self._lookout.look(), *self._pace.at(self._consumer.counts.settled))
+    def _is_settled(self) -> bool:
+        return self._is_finished
 
-    def _last_words(self) -> None:
-        self._goodbye()
-        self._tell()
+    def _in_flight(self) -> str:
+        return f"{len(self._consumer.running())} handler(s) running"
 
-    def _cut_short(self) -> None:
-        self._goodbye()
-        words = "a second signal: ended at once, %d handler(s) are left running; what they have in hand comes again"
-        logger.warning(words, len(self._consumer.running()))
+    def _finish(self, reason: StopReason, *, is_closed: bool, timeout: float) -> int:  # noqa: ARG002 -- nothing is left
+        if not is_closed:
+            logger.warning("all messages are settled, but the mediator could not be closed within the grace")
+        return reason.status
 
-    def _goodbye(self) -> None:
+    def _progress(self) -> ConsumerProgress:
+        return ConsumerProgress(self._snapshot(), self._meter.rate(self._consumer.counts.settled), self._meter.seconds)
+
+    def _snapshot(self) -> HealthSnapshot:
+        return self._health.snapshot(is_stopping=self._is_stopping, has_stopped=self._has_stopped)
+
+    def _done(self) -> str:
+        return f"{self._consumer.counts.handled} handled"
+
+    def _log_unfinished(self) -> None:
+        log_unfinished_messages(self._consumer, self._options.stall)
+
+    def _abandon(self) -> None:
         if self._file is not None:
-            self._file.end()
-        self._screen.close()
-
-    def _tell(self) -> None:
-        if not self._has_told:
-            self._has_told = True
-            tell_of_what_runs(self._consumer, self._options.stall)
+            self._file.close()
+        super()._abandon()
 
 
-def _receive(consumer: Consumer) -> None:
-    consumer.start()
-    logger.info("consuming %s for the group %r", ", ".join(consumer.group.topics), consumer.group.name)
-    _warn_of_topics_without_events(consumer)
+def log_unfinished_messages(consumer: Consumer, stall: float) -> None:
+    """
+    Log which messages were not finished, and the stacks of the threads that run their handlers.
+
+    The receiver's thread is shown if it is at fault: it hangs for more than `stall` seconds, or no handler runs.
+    """
+    running = consumer.running()
+    for item in running:
+        message = running_message(consumer, item)
+        logger.error(
+            "%s was not finished in time: %r %r, for %.1f s; the broker delivers the message again",
+            message.handler_names,
+            message.type,
+            message.id,
+            message.seconds,
+        )
+    names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
+    shown = running_calls.threads()
+    if not running or consumer.health(stall).is_receiver_hung:
+        shown |= {thread for thread, name in names.items() if name == "cqrs-receiver"}
+    for thread, stack in stacks_of(shown & names.keys()).items():
+        logger.error("thread %s is still running, its stack:\n%s", names[thread], stack)
 
 
-def _warn_of_topics_without_events(consumer: Consumer) -> None:
-    """Name topics of the group that no bound event has: one of them may be misspelled, or lack an import."""
+def _warn_of_topics_without_handlers(consumer: Consumer) -> None:
+    """Warn of topics for which there is no handler: the name may be misspelled, or an import may be missing."""
     types = consumer.mediator.wiring.event_map.types.values()
     known = sorted({topic for event in types if (topic := publication_of(event).topic)})
     for topic in consumer.group.topics:
         if topic not in known:
             logger.warning(
-                "no event that is bound here has the topic %r (theirs: %s): the group is bound to it on the broker all "
-                "the same, and handles only what comes from there under the name of an event that is bound",
-                *(topic, ", ".join(map(repr, known)) or "none"),
+                "no event with a handler has the topic %r (known topics: %s): the group receives from it all the same, "
+                "and handles only messages of known event types",
+                topic,
+                ", ".join(map(repr, known)) or "none",
             )
 
 
-def _check_room(taken: int, most: int) -> None:
-    """Raise ConfigurationError where a process would end before its first message, over and over again."""
-    if taken >= most:
-        words = f"takes {taken / 2**20:.0f} MiB before it receives anything, and is to end at {most / 2**20:.0f} MiB"
-        raise ConfigurationError(f"this process {words}: --max-memory has to be larger by what handlers take")
+def _check_memory(used: int, limit: int) -> None:
+    """Raise ConfigurationError if the process would stop before its first message, again and again."""
+    if used >= limit:
+        raise ConfigurationError(
+            f"this process uses {used / 2**20:.0f} MiB before it receives anything, and should stop at "
+            f"{limit / 2**20:.0f} MiB: raise --max-memory by what the handlers need"
+        )
 
 
-_STATM = Path("/proc/self/statm")
-
-
-def resident() -> int:
+def resident_bytes() -> int:
     """
-    Return the bytes of memory that this process occupies; where the system tells no more, the most it ever did.
+    Return the bytes of memory that this process uses, or its peak if the system does not tell more.
 
-    Raises ConfigurationError where the system tells nothing.
+    Raises ConfigurationError if the system tells neither.
     """
     try:
         return int(_STATM.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
-        return _peak()
-
-
-def _peak() -> int:
+        pass
     try:
         import resource  # noqa: PLC0415 -- not every system has it
     except ImportError as error:
-        raise ConfigurationError("this system does not tell how much memory a process takes") from error
+        raise ConfigurationError("this system does not tell how much memory a process uses") from error
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

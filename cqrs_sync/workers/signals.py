@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, noted and nothing more."""
+"""Note SIGTERM and SIGINT, and do nothing else."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any, Self
 
-#: Seconds between two looks: a signal that another thread is given wakes nobody.
+#: Seconds between two looks: a signal that the system gives to another thread does not wake this one.
 _STEP = 0.2
 
 
 class Signals:
     """
-    Notes signals that ask a process to end, as long as its block runs.
+    Notes the signals that ask a process to stop, while its block runs.
 
-    What was in force before is again afterwards. Outside of the main thread, where Python
-    takes no signals, it notes none.
+    Afterwards the previous handlers are in force again. Outside of the main thread, where Python has no signals, it
+    notes none.
     """
 
     def __init__(self) -> None:
-        # Not an Event: its lock may be held by the very code that the signal interrupts. This queue is reentrant.
+        # Not an Event: the code that the signal interrupts may hold its lock. This queue is reentrant.
         self._noted: SimpleQueue[int] = SimpleQueue()
         self._before: dict[int, Any] = {}
 
     def wait(self, timeout: float) -> int | None:
-        """Wait at most `timeout` seconds for the next signal; None where none came."""
+        """Wait at most `timeout` seconds for the next signal; None if none came."""
         until = time.monotonic() + timeout
         while True:
             left = until - time.monotonic()
@@ -46,12 +46,12 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None is one that was not installed from Python, and cannot be given back.
+            # None is a handler that was not installed from Python, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._noted.empty():
             self._noted.put(number)
         else:
-            # Nobody has looked at the last one: the thread that should waits for a terminal that takes nothing.
+            # The last signal was not read: the main thread may wait for a terminal that takes no output.
             os._exit(128 + number)

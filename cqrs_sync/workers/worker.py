@@ -1,193 +1,69 @@
-"""What a process does beside its work, now and then."""
+"""The base of long-lived processes: signals, grace, a hard exit, periodic tasks, and reports of progress."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Generic, Protocol, TypeVar
+from contextlib import ExitStack, suppress
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import attrs
 
 from cqrs_sync.errors import CqrsError
-from cqrs_sync.outbox import Backlog, Outbox
 from cqrs_sync.retry import LogThrottle, suppressed_suffix
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until something is tried again that failed.
-_AGAIN = 2.0
+P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
 
-
-class Errand:
-    """
-    Does something again and again in a thread of its own, whatever goes wrong.
-
-    `do` returns the seconds until it is to be done again, None where it is done for good. It may wait for a
-    database as long as it likes: nobody waits for it. A database that cannot be reached is left to others to tell of.
-    """
-
-    def __init__(self, name: str, do: Callable[[], float | None], release_connection: Callable[[], object]) -> None:
-        """Do it, with `release_connection` called in the same thread before long pauses and at the end."""
-        self._do = do
-        self._let_go = release_connection
-        self._seldom = LogThrottle()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-
-    def start(self) -> None:
-        """Start the thread. Raises RuntimeError where the system gives none."""
-        self._thread.start()
-
-    def end(self) -> None:
-        """Do it no more; what is being done is left alone."""
-        self._ended.set()
-
-    def pause(self, seconds: float) -> bool:
-        """Wait in between, called by `do`; True where it is to end."""
-        return self._ended.wait(seconds)
-
-    def _run(self) -> None:
-        pause: float | None = 0.0
-        while pause is not None and not self._ended.wait(pause):
-            pause = self._once()
-        self._let_go()
-
-    def _once(self) -> float | None:
-        try:
-            pause = self._do()
-            if pause is not None and pause > _AGAIN:
-                self._let_go()
-        except CqrsError as error:
-            logger.debug("%s: %s", self._thread.name, error)
-        except Exception:
-            unsaid = self._seldom.due()
-            if unsaid is not None:
-                logger.exception("%s failed, and is tried again%s", self._thread.name, suppressed_suffix(unsaid))
-        else:
-            return pause
-        return _AGAIN
-
-
-#: Seconds that last words may take: who reads them may be gone as well.
+#: Seconds between two looks for a reason to stop, and for whether the stop is done.
+_STEP, _STOP_STEP = 0.2, 0.05
+#: Of the grace, this many seconds at most are kept to close the rest and to log what was not finished.
+MARGIN = 1.0
+#: Seconds that a worker that is stuck has to finish what is not.
+_STUCK_GRACE = 3.0
+#: Seconds that the last log lines may take: their reader may be gone.
 _LAST_WORDS = 1.0
-#: Seconds between two looks at whether something is done.
-_LOOK = 0.05
-
-
-def leave(status: int, *, words: Callable[[], object] = lambda: None) -> None:
-    """End this process now, with a status; nothing is waited for but `words`, and those for a second at most."""
-    saying = threading.Thread(target=_say, args=(words,), name="cqrs-last-words", daemon=True)
-    with suppress(RuntimeError):
-        saying.start()
-        saying.join(_LAST_WORDS)
-    os._exit(status)
-
-
-def _say(words: Callable[[], object]) -> None:
-    with suppress(Exception):
-        words()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-
-
-def done_by(do: Callable[[], object], until: float, signals: Signals, *, words: Callable[[], object]) -> bool:
-    """
-    Do it in a thread of its own; True where that is done by a moment by `time.monotonic`.
-
-    What is not is left alone. A signal meanwhile is the second one: it ends this process at once, after `words`.
-    """
-    doing = threading.Thread(target=do, name="cqrs-stop", daemon=True)
-    doing.start()
-    while doing.is_alive() and time.monotonic() < until:
-        number = signals.wait(_LOOK)
-        if number is not None:
-            leave(128 + number, words=words)
-    return not doing.is_alive()
-
-
-class Deadline:
-    """
-    The moment by which this process has ended, by `time.monotonic`.
-
-    Until `met` says that everything is done, it ends it there with status 1. After that it does so only
-    where the interpreter is leaving and does not come to an end: a thread or a hook of the application's
-    keeps it. Then the status is the one that was given.
-    """
-
-    def __init__(self, until: float, words: Callable[[], object]) -> None:
-        """Call `words` before the process is ended."""
-        self._until = until
-        self._words = words
-        self._status: int | None = None
-        self._thread = threading.Thread(target=self._run, name="cqrs-deadline", daemon=True)
-
-    def start(self) -> None:
-        """Start to watch. Raises RuntimeError where the system gives no thread."""
-        self._thread.start()
-
-    def met(self, status: int) -> None:
-        """Everything is done; only leaving is left."""
-        self._status = status
-
-    def _run(self) -> None:
-        threading.Event().wait(max(0.0, self._until - time.monotonic()))
-        if self._status is None:
-            leave(1, words=self._words)
-        elif not threading.main_thread().is_alive():
-            leave(self._status, words=_tell_who_keeps_it)
-
-
-def _tell_who_keeps_it() -> None:
-    names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
-    main = threading.main_thread()
-    # Daemon threads keep nobody: it is a hook, which runs in the main thread, or one of the others.
-    stack = stacks_of([main.ident or 0])[main.ident or 0]
-    logger.error(
-        "everything is settled, but the process does not end: threads that keep it: %s; the main thread is at:\n%s",
-        *(", ".join(names) or "none", stack),
-    )
-
-
-#: Seconds between two looks at the backlog, at least and at most.
-_OFTEN, _SELDOM = 5.0, 20.0
-#: Counting takes this share of the time at most: it reads the whole table of deliveries.
-_SHARE = 0.05
-#: Seconds over which deliveries per second are told, at least.
+#: Seconds until a periodic task that failed runs again.
+_RETRY = 2.0
+#: Seconds over which a rate is measured, at least.
 _WINDOW = 5.0
 
 
 @attrs.frozen
-class Progress:
-    """How far a relay process is."""
+class WorkerOptions:
+    """How a worker runs; durations are seconds."""
 
-    delivered: int
-    #: Over the last seconds, or since the last report where that is longer ago.
-    per_second: float
-    #: Since the process began to relay.
-    seconds: float
-    #: None where it could not be counted.
-    backlog: Backlog | None
-    #: It was told to end, and finishes what is under way.
-    is_ending: bool = False
-    #: It has ended: nothing more is delivered here.
-    has_ended: bool = False
+    #: What is in flight when it is told to stop may take so long.
+    grace: float = 25.0
+    #: Stop after this time.
+    max_runtime: float | None = None
+    #: Delete delivered messages or receipts that are older, about every minute.
+    purge_after: float | None = None
 
 
-P = TypeVar("P")
-P_contra = TypeVar("P_contra", contravariant=True)
+@attrs.frozen
+class StopReason:
+    """Why a worker stops, and its exit status if everything is finished."""
+
+    text: str
+    status: int = 0
+    is_signal: bool = False
+    is_stuck: bool = False
 
 
-class Screen(Protocol[P_contra]):
-    """Shows how far a process is."""
+class Display(Protocol[P_contra]):
+    """Shows the progress of a worker."""
 
     @property
     def every(self) -> float:
@@ -197,89 +73,320 @@ class Screen(Protocol[P_contra]):
         """Show it; called by one thread."""
 
     def close(self) -> None:
-        """Leave the terminal as it was; may be called twice, and by any thread."""
+        """Leave the terminal as it was. Any thread may call it, more than once."""
 
 
-class Gauge:
-    """Counts what is not delivered, as often as that is cheap."""
+class Worker(ABC, Generic[P]):
+    """
+    A process that works until a signal, until its time is over, or until it has a reason of its own.
 
-    def __init__(self, outbox: Outbox, every: float) -> None:
-        self._outbox = outbox
-        self._every = min(max(every, _OFTEN), _SELDOM)
-        #: What was counted last; None where that failed.
-        self.backlog: Backlog | None = None
+    Call `run` once, in the main thread. After SIGTERM or SIGINT the worker finishes and settles what is in flight, and
+    gives back the rest. If something is not finished within the grace, it logs what, with its stack, and exits with
+    status 1. A second signal ends the process at once, with status 128 plus the signal's number.
+    """
 
-    def look(self) -> float:
-        """Count; returns the seconds until it is worth doing again."""
-        begun = time.monotonic()
+    #: What happens to work that is left in flight.
+    after_exit: ClassVar[str]
+
+    def __init__(self, options: WorkerOptions, display: Display[P]) -> None:
+        self._options = options
+        self._display = display
+        self._meter = RateMeter(display.every)
+        self._reporter = ProgressReporter(display, self._progress)
+        self._is_stopping = self._has_stopped = self._has_logged_unfinished = False
+
+    def run(self) -> int:
+        """
+        Work; return the exit status.
+
+        Raises ConfigurationError for invalid options. The process should exit soon after this returns: at the end of
+        the grace it is ended, if the interpreter does not exit by itself.
+        """
+        with Signals() as signals, ExitStack() as resources:
+            self._start(resources)
+            self._reporter.start()
+            reason = self._wait(signals)
+            return self._stop(signals, reason)
+
+    @abstractmethod
+    def _start(self, resources: ExitStack) -> None:
+        """Start the work; what is added to `resources` is closed at the end."""
+
+    @abstractmethod
+    def _reason_to_stop(self) -> StopReason | None:
+        """Return a reason to stop now, None if there is none."""
+
+    @abstractmethod
+    def _close(self, timeout: float) -> None:
+        """Finish and settle what is in flight and give back the rest, within `timeout` seconds."""
+
+    @abstractmethod
+    def _is_settled(self) -> bool:
+        """Tell whether nothing is in flight any more."""
+
+    @abstractmethod
+    def _in_flight(self) -> str:
+        """Describe what is in flight, for the log."""
+
+    @abstractmethod
+    def _log_unfinished(self) -> None:
+        """Log what is in flight, with the stacks of its threads."""
+
+    @abstractmethod
+    def _finish(self, reason: StopReason, *, is_closed: bool, timeout: float) -> int:
+        """Do what is left to do, within `timeout` seconds, once everything is settled; return the exit status."""
+
+    @abstractmethod
+    def _progress(self) -> P:
+        """Return how far the worker is."""
+
+    @abstractmethod
+    def _done(self) -> str:
+        """Describe what the worker has done, for its last log line."""
+
+    def _abandon(self) -> None:
+        """Undo what others see of this process, before it is ended."""
+        self._display.close()
+
+    def _wait(self, signals: Signals) -> StopReason:
+        """Wait for a reason to stop."""
+        runtime = self._options.max_runtime
+        until = None if runtime is None else time.monotonic() + runtime
+        while (reason := self._reason_to_stop()) is None:
+            left = _STEP if until is None else min(_STEP, until - time.monotonic())
+            if left <= 0:
+                return StopReason(f"{runtime:g} s are over")
+            number = signals.wait(left)
+            if number is not None:
+                return StopReason(signal.Signals(number).name, is_signal=True)
+        return reason
+
+    def _stop(self, signals: Signals, reason: StopReason) -> int:
+        grace = self._options.grace
+        if reason.is_stuck:
+            grace = min(grace, _STUCK_GRACE)
+        # Even a stop that waits for nothing takes a moment.
+        until = time.monotonic() + max(grace, MARGIN)
+        self._is_stopping = True
+        deadline = ExitDeadline(max(grace, MARGIN), self._last_words)
+        deadline.start()
+        level = logging.ERROR if reason.is_stuck else logging.INFO
+        logger.log(level, "%s: stopping within %g s, %s", reason.text, grace, self._in_flight())
+        if reason.is_stuck:
+            self._log_unfinished_once()
+        is_closed = run_until_done(
+            lambda: self._close(grace), until - MARGIN / 4 - time.monotonic(), signals, self._on_second_signal
+        )
+        if not self._is_settled():
+            force_exit(reason.status or 1, self._last_words)
+        status = self._finish(reason, is_closed=is_closed, timeout=until - MARGIN / 8 - time.monotonic())
+        self._has_stopped = True
+        self._reporter.close(until - MARGIN / 8 - time.monotonic())
+        self._display.close()
+        logger.info("stopped: %s in %.1f s", self._done(), self._meter.seconds)
+        deadline.met(status)
+        return status
+
+    def _on_second_signal(self) -> None:
+        self._abandon()
+        logger.warning("second signal: exiting at once, %s; %s", self._in_flight(), self.after_exit)
+
+    def _last_words(self) -> None:
+        self._abandon()
+        self._log_unfinished_once()
+
+    def _log_unfinished_once(self) -> None:
+        if not self._has_logged_unfinished:
+            self._has_logged_unfinished = True
+            self._log_unfinished()
+
+
+class PeriodicTask:
+    """
+    Runs an action again and again in a daemon thread, whatever goes wrong.
+
+    The action returns the seconds until its next run, None if it is done. It may wait for a database as long as it
+    likes: nothing waits for it. Other parts of a worker report that a database cannot be reached.
+    """
+
+    def __init__(
+        self, name: str, action: Callable[[], float | None], release_connection: Callable[[], object] = lambda: None
+    ) -> None:
+        """Call `release_connection` in the same thread before long pauses and at the end."""
+        self._action = action
+        self._release_connection = release_connection
+        self._throttle = LogThrottle()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Raises RuntimeError if the system has none left."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Do not run the action again; a run that has begun is not waited for."""
+        self._closed.set()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait within the action; True if the task was closed."""
+        return self._closed.wait(seconds)
+
+    def _run(self) -> None:
+        pause: float | None = 0.0
+        while pause is not None and not self._closed.wait(pause):
+            pause = self._run_once()
+        self._release_connection()
+
+    def _run_once(self) -> float | None:
         try:
-            self.backlog = self._outbox.backlog()
-        except BaseException:
-            self.backlog = None
-            raise
-        return max(self._every, (time.monotonic() - begun) / _SHARE)
+            pause = self._action()
+            if pause is not None and pause > _RETRY:
+                self._release_connection()
+        except CqrsError as error:
+            logger.debug("%s: %s", self._thread.name, error)
+        except Exception:
+            suppressed = self._throttle.due()
+            if suppressed is not None:
+                suffix = suppressed_suffix(suppressed)
+                logger.exception("%s failed, and runs again in %g s%s", self._thread.name, _RETRY, suffix)
+        else:
+            return pause
+        return _RETRY
 
-    def try_to_look(self) -> None:
-        """Count once more, if that can be done."""
-        with suppress(CqrsError):
-            self.look()
-        self._outbox.release_connection()
 
-
-class Pace:
-    """Deliveries per second, over a while."""
+class RateMeter:
+    """Counts per second, over the last seconds."""
 
     def __init__(self, every: float) -> None:
+        """Measure over a window that is not shorter than `every` seconds, the pause between two reports."""
         self._window = max(every, _WINDOW)
         self._begun = time.monotonic()
         self._samples: deque[tuple[float, int]] = deque([(self._begun, 0)])
 
-    def progress(self, delivered: int, backlog: Backlog | None) -> Progress:
-        """Tell how far it is."""
-        rate, seconds = self.at(delivered)
-        return Progress(delivered, rate, seconds, backlog)
+    @property
+    def seconds(self) -> float:
+        """Seconds since the meter was made."""
+        return time.monotonic() - self._begun
 
-    def at(self, count: int) -> tuple[float, float]:
-        """Take note of a count; returns how many a second that are, and the seconds since the beginning."""
+    def rate(self, count: int) -> float:
+        """Note a count; return how much it grew per second."""
         now = time.monotonic()
         self._samples.append((now, count))
         while len(self._samples) > 2 and now - self._samples[1][0] >= self._window:
             self._samples.popleft()
         then, before = self._samples[0]
-        return (count - before) / max(now - then, 0.001), now - self._begun
+        return (count - before) / max(now - then, 0.001)
 
 
-class Reports(Generic[P]):
+class ProgressReporter(Generic[P]):
     """
-    Shows how far a process is, again and again, in a thread of its own.
+    Shows the progress of a worker every few seconds, in a daemon thread.
 
-    Whoever reads may take nothing for hours: nobody waits for that.
+    Its reader may block it for hours: nothing waits for that.
     """
 
-    def __init__(self, screen: Screen[P], look: Callable[[], P]) -> None:
-        """Show what `look` returns."""
-        self._screen = screen
-        self._look = look
-        self._ended = threading.Event()
+    def __init__(self, display: Display[P], progress: Callable[[], P]) -> None:
+        self._display = display
+        self._progress = progress
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cqrs-reports", daemon=True)
 
     def start(self) -> None:
-        """Show it from now on. Raises RuntimeError where the system gives no thread."""
+        """Show it from now on. Raises RuntimeError if the system has no thread left."""
         self._thread.start()
 
-    def finish(self, timeout: float) -> None:
-        """Show it for the last time; waits `timeout` seconds for that."""
-        self._ended.set()
+    def close(self, timeout: float) -> None:
+        """Show it once more, and wait at most `timeout` seconds for that."""
+        self._closed.set()
         self._thread.join(max(0.0, timeout))
 
     def _run(self) -> None:
         try:
-            while not self._ended.is_set():
-                self._screen.show(self._look())
-                self._ended.wait(self._screen.every)
-            self._screen.show(self._look())
+            while not self._closed.is_set():
+                self._display.show(self._progress())
+                self._closed.wait(self._display.every)
+            self._display.show(self._progress())
         except (OSError, ValueError) as error:
-            # Who has watched is gone, which is no reason to do nothing more.
-            logger.warning("reports can be written no more: %s", error)
+            # The reader is gone. The work goes on without it.
+            logger.warning("no more reports, their reader is gone: %s", error)
         except Exception:
-            logger.exception("reports are written no more")
+            logger.exception("no more reports, one of them failed")
+
+
+def run_until_done(
+    action: Callable[[], object], timeout: float, signals: Signals, on_signal: Callable[[], object]
+) -> bool:
+    """
+    Run an action in a daemon thread; True if it is done within `timeout` seconds. Otherwise it is left alone.
+
+    A signal meanwhile ends this process at once, after `on_signal`.
+    """
+    until = time.monotonic() + timeout
+    thread = threading.Thread(target=action, name="cqrs-stop", daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() < until:
+        number = signals.wait(_STOP_STEP)
+        if number is not None:
+            force_exit(128 + number, on_signal)
+    return not thread.is_alive()
+
+
+def force_exit(status: int, before_exit: Callable[[], object] = lambda: None) -> None:
+    """End this process now. It waits only for `before_exit`, and for that a second at most."""
+    thread = threading.Thread(target=_flush_after, args=(before_exit,), name="cqrs-last-words", daemon=True)
+    with suppress(RuntimeError):
+        thread.start()
+        thread.join(_LAST_WORDS)
+    os._exit(status)
+
+
+def _flush_after(action: Callable[[], object]) -> None:
+    with suppress(Exception):
+        action()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
+class ExitDeadline:
+    """
+    Ends this process `timeout` seconds after it was made, if nothing else has.
+
+    Until `met` is called it exits with status 1. After that it only ends a process whose interpreter is exiting and
+    does not come to an end, because a thread or an exit hook of the application blocks it: with the status that `met`
+    was given.
+    """
+
+    def __init__(self, timeout: float, before_exit: Callable[[], object]) -> None:
+        """Call `before_exit` before it exits with status 1."""
+        self._until = time.monotonic() + timeout
+        self._before_exit = before_exit
+        self._status: int | None = None
+        self._thread = threading.Thread(target=self._run, name="cqrs-deadline", daemon=True)
+
+    def start(self) -> None:
+        """Start to watch. Raises RuntimeError if the system has no thread left."""
+        self._thread.start()
+
+    def met(self, status: int) -> None:
+        """Note that everything is done, and that the process should exit with this status."""
+        self._status = status
+
+    def _run(self) -> None:
+        threading.Event().wait(max(0.0, self._until - time.monotonic()))
+        if self._status is None:
+            force_exit(1, self._before_exit)
+        elif not threading.main_thread().is_alive():
+            force_exit(self._status, _log_what_blocks_exit)
+
+
+def _log_what_blocks_exit() -> None:
+    names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread.is_alive()]
+    main = threading.main_thread()
+    # Daemon threads do not block an exit: an exit hook does, which runs in the main thread, or one of these threads.
+    stack = stacks_of([main.ident or 0])[main.ident or 0]
+    logger.error(
+        "everything is settled, but the process does not exit; threads that block it: %s; the main thread's stack:\n%s",
+        ", ".join(names) or "none",
+        stack,
+    )

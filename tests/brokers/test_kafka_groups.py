@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
-from cqrs_sync.cli.dead_letter_scan import Choice, Sifting, id_of, look
+from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, browse, id_of
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.serializer import uuid7
 from cqrs_sync.testing.contracts.broker import message, receive
@@ -82,16 +82,16 @@ def test_dead_letters_are_replayed_and_the_others_stay(broker, group, topic):
     """Although what is settled has no holes: those in between go to the end."""
     dead = [letter(topic, b"%d" % n, attributes={"id": f"{n}"}, notes={"reason": "ab"[n % 2]}) for n in range(8)]
     broker.set_aside(dead, group, after=None, timeout=10)
-    sifting = Sifting(
-        broker, group, Choice(reason="a"), lambda messages: broker.set_aside(messages, group, after=0),
-        is_to_end=lambda seconds: False,
+    scan = DeadLetterScan(
+        broker, group, DeadLetterFilter(reason="a"), lambda messages: broker.set_aside(messages, group, after=0),
+        is_cancelled=lambda _: False,
     )  # fmt: skip
-    assert 8 == sum(sifting)
-    assert 4 == sifting.done
+    assert 8 == sum(scan)
+    assert 4 == scan.handled
     with broker.join(group) as deliveries:
         assert {b"0", b"2", b"4", b"6"} == set(bodies(receive(deliveries, 4)))
 
-    assert {"1", "3", "5", "7"} == {id_of(message) for message in look(broker, group)}
+    assert {"1", "3", "5", "7"} == {id_of(message) for message in browse(broker, group)}
 
 
 def test_resting_keeps_a_place_in_the_group(client, kafka_servers, group, broker, topic):

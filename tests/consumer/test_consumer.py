@@ -17,7 +17,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retry
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from cqrs_sync.memory.broker import MemorySubscription
 from cqrs_sync.retry import RetryPolicy
-from cqrs_sync.workers.purge import Purging, purging_receipts
+from cqrs_sync.workers.purge import Purge, purge_of_receipts
 from tests.consumer.conftest import RETRY, Joined, Noticed
 from tests.waiting import eventually
 
@@ -957,16 +957,16 @@ def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_
     with inbox.once("k"):
         pass
     with pytest.raises(ConfigurationError, match="172800 s at least"):
-        purging_receipts(consumer.mediator, 3600, consumer.group.delays)
+        purge_of_receipts(consumer.mediator, 3600, consumer.group.delays)
     with pytest.raises(ConfigurationError, match="1728000 s at least"):
-        purging_receipts(consumer.mediator, 172_800, [10.0, 864_000.0 - 10.0])
-    assert [] == list(purging_receipts(consumer.mediator, 30 * 86_400, consumer.group.delays).chunks())
+        purge_of_receipts(consumer.mediator, 172_800, [10.0, 864_000.0 - 10.0])
+    assert [] == list(purge_of_receipts(consumer.mediator, 30 * 86_400, consumer.group.delays).chunks())
     with inbox.once("k") as kept:
         assert not kept.first
 
-    assert 15 < Purging(inbox, -1.0, "receipt").do(lambda seconds: False) < 100
+    assert 15 < Purge(inbox, -1.0, "receipt").run(lambda seconds: False) < 100
 
     with inbox.once("k") as forgotten:
         assert forgotten.first
     with pytest.raises(ConfigurationError, match="no inbox"):
-        purging_receipts(workshop.consumer().mediator, 30 * 86_400)
+        purge_of_receipts(workshop.consumer().mediator, 30 * 86_400)

@@ -24,7 +24,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from cqrs_sync.cli import consume
+from cqrs_sync.cli.consumer import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -138,9 +138,9 @@ def test_files_of_supervisors_start_commands_that_are_there(page):
     for block in blocks_of(page, {"ini", "dockerfile", "yaml"}):
         for line in block.body.splitlines():
             words = re.findall(r"[\w./:-]+", line)
-            if "cqrs-sync" in line and "consume" in words:
-                options = words[words.index("consume") + 1 :]
-                consume.make_context("consume", options)
+            if "cqrs-sync" in line and {"consumer", "run"} <= set(words):
+                options = words[words.index("run") + 1 :]
+                run.make_context("run", options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -1,15 +1,20 @@
-"""Run the examples as their readers do: as processes of their own."""
+"""Run examples and workers as their users do: as processes of their own."""
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.source import ROOT
+from tests.waiting import eventually
 
 EXAMPLES = ROOT / "docs" / "examples"
 
@@ -70,3 +75,67 @@ def serving(arguments: list[str], cwd: Path, env: dict[str, str], log: Path) -> 
         if process.poll() is None:
             process.kill()
             process.wait(10)
+
+
+class WorkerProcess:
+    """A worker as a process, with its log and its standard output."""
+
+    def __init__(self, arguments: list[str], directory: Path, env: dict[str, str]) -> None:
+        self.log_file = directory / "log"
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cqrs_sync", *arguments],
+                cwd=directory, env=env, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self.log_file.read_text()
+
+    def logged(self, pattern: str) -> re.Match[str]:
+        """What it has logged, once it has."""
+        return eventually(lambda: re.search(pattern, self.log()))
+
+    def line(self) -> str:
+        """The next line of its standard output."""
+        return self.process.stdout.readline().rstrip()
+
+    def rest(self) -> list[str]:
+        """All further lines of its standard output; returns when it has ended."""
+        return self.process.stdout.read().splitlines()
+
+    def send(self, number: int = signal.SIGTERM) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def status(self, timeout: float = 40) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it in any case."""
+        self.process.kill()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_worker(tmp_path):
+    """Start workers, `start_worker(*arguments, **environment)`; they are killed at the end of the test."""
+    running: list[WorkerProcess] = []
+
+    def start(*arguments: str, **variables: str) -> WorkerProcess:
+        running.append(WorkerProcess(list(arguments), tmp_path, environment(**variables)))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.kill()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """A file: handlers of the applications do not end as long as it is there."""
+    path = tmp_path / "gate"
+    path.touch()
+    return path

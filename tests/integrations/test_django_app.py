@@ -349,13 +349,13 @@ def test_manage_py_has_the_commands_of_the_command_line(make, django_mediator, m
     django_mediator(mediator)
     mediator.send(Sell(1))
 
-    code, printed = manage("cqrs_status", "--json")
+    code, printed = manage("cqrs_outbox", "status", "--json")
     assert (0, 1) == (code, json.loads(printed.out)["waiting"])
-    assert 1 == manage("cqrs_status", "--max-lag", "0s")[0]
+    assert 1 == manage("cqrs_outbox", "status", "--max-lag", "0s")[0]
     assert 0 == manage("cqrs_relay", "--drain")[0]
     assert [1] == numbers_in(broker)
-    code, printed = manage("cqrs_purge", "--older-than", "0s")
-    assert (0, "1 purged\n") == (code, printed.out)
+    code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")
+    assert (0, "1 message purged\n") == (code, printed.out)
 
 
 def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
@@ -367,13 +367,13 @@ def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
     mediator = make(using="sqlite", fast_path=False, inbox=True)
     django_mediator(mediator)
     mediator.send(Sell(1), once="k")
-    code, printed = manage("cqrs_purge", "--older-than", "0s")
-    assert (0, "0 purged, and 0 receipt(s)\n") == (code, printed.out)
+    code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")
+    assert (0, "0 messages purged, 0 receipts purged\n") == (code, printed.out)
     with connections["sqlite"].cursor() as cursor:
         cursor.execute("UPDATE cqrs_inbox SET created_at = datetime(created_at, '-31 days')")
 
-    code, printed = manage("cqrs_purge", "--older-than", "0s")
-    assert (0, "0 purged, and 1 receipt(s)\n") == (code, printed.out)
+    code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")
+    assert (0, "0 messages purged, 1 receipt purged\n") == (code, printed.out)
 
 
 def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypatch):
@@ -386,20 +386,20 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     events.bind(Joined, lambda event: None)
     mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
     django_mediator(mediator)
-    code, printed = manage("cqrs_lag")
+    code, printed = manage("cqrs_consumer", "lag")
     assert (2, True) == (code, printed.err.endswith('or CQRS_SYNC = {"GROUP": "shop"} in the settings\n'))
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "shop"})
 
-    assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
-    assert "other" == json.loads(manage("cqrs_lag", "--json", "--group", "other")[1].out)["group"]
+    assert "shop" == json.loads(manage("cqrs_consumer", "lag", "--json")[1].out)["group"]
+    assert "other" == json.loads(manage("cqrs_consumer", "lag", "--json", "--group", "other")[1].out)["group"]
     assert 0 == manage("cqrs_topology", "apply")[0]
-    code, printed = manage("cqrs_dlq", "replay", "--all")
+    code, printed = manage("cqrs_consumer", "dead", "replay", "--all")
     assert (0, "0 replayed\n") == (code, printed.out)
-    code, printed = manage("cqrs_dlq", "purge", "--all")
+    code, printed = manage("cqrs_consumer", "dead", "discard", "--all")
     assert (2, True) == (code, printed.err.endswith("add --yes, or --dry-run\n"))
-    assert 0 == manage("cqrs_dlq", "purge", "--all", "--yes")[0]
-    code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
-    assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
+    assert 0 == manage("cqrs_consumer", "dead", "discard", "--all", "--yes")[0]
+    code, printed = manage("cqrs_consumer", "run", "--for", "0.1", "--json")
+    assert (0, "stopped") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 
 
 def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, manage, monkeypatch):
@@ -419,20 +419,20 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     monkeypatch.setitem(globals(), "consumer_of_test", lambda: made)
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "CONSUMER": named})
 
-    assert "shop" == json.loads(manage("cqrs_lag", "--json")[1].out)["group"]
+    assert "shop" == json.loads(manage("cqrs_consumer", "lag", "--json")[1].out)["group"]
     assert 0 == manage("cqrs_topology", "apply")[0]
-    assert 2 == manage("cqrs_lag", "--retry-delays", "9s")[0]
-    code, printed = manage("cqrs_consume", "--for", "0.1", "--json")
-    assert (0, "ended") == (code, json.loads(printed.out.splitlines()[-1])["state"])
+    assert 2 == manage("cqrs_consumer", "lag", "--retry-delays", "9s")[0]
+    code, printed = manage("cqrs_consumer", "run", "--for", "0.1", "--json")
+    assert (0, "stopped") == (code, json.loads(printed.out.splitlines()[-1])["state"])
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
 
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "parcels"})
-    code, printed = manage("cqrs_lag")
+    code, printed = manage("cqrs_consumer", "lag")
     assert (2, True) == (code, "the settings say that the group is 'parcels', and the app" in printed.err)
 
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
     words = f"{named!r}: it must be a Consumer, or a function that returns one, not of the type RequestMediator"
-    code, printed = manage("cqrs_lag")
+    code, printed = manage("cqrs_consumer", "lag")
     assert (2, True) == (code, words in printed.err)
     assert [words in found.msg for found in check_mediator(None)] == [True]
 
@@ -443,7 +443,7 @@ def test_commands_take_the_settings_that_manage_py_takes(make, django_mediator, 
     """
     django_mediator(make(using="sqlite"))
     for options in (["--settings=shop.settings"], ["--settings", "shop.settings", "--pythonpath", "/srv"]):
-        code, printed = manage("cqrs_status", *options, "--json")
+        code, printed = manage("cqrs_outbox", "status", *options, "--json")
         assert (0, 0) == (code, json.loads(printed.out)["waiting"])
 
 
@@ -455,7 +455,7 @@ def test_commands_are_called_from_code_as_well(make, django_mediator, capfd):
 
     django_mediator(make(using="sqlite"))
     with pytest.raises(SystemExit) as left:
-        call_command("cqrs_status", "--json")
+        call_command("cqrs_outbox", "status", "--json")
 
     assert (0, 0) == (left.value.code, json.loads(capfd.readouterr().out)["waiting"])
 

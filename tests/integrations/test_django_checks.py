@@ -150,7 +150,7 @@ def test_an_error_in_the_projects_code_is_reported_with_its_line(django_mediator
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, setting: f"{path}.make"})
     (error,) = run_checks(tags=["cqrs_sync"], databases=["default"])
     with pytest.raises(click.ClickException) as raised:
-        call_command("cqrs_lag")
+        call_command("cqrs_consumer", "lag")
 
     assert "cqrs_sync.E001" == error.id
     assert error.msg.startswith(f"CQRS_SYNC[\"{setting}\"] names '{path}.make'")

@@ -17,40 +17,13 @@ from collections import Counter
 import pytest
 import sqlalchemy as sa
 
-from tests.integrations.parcels import METADATA, Packed, Sent, engine_of, keep
+from tests.integrations.outbox_app import METADATA, Packed, Sent, engine_of, keep
 from tests.integrations.processes import environment
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import bound_queue, drained, proxied, via
 from tests.waiting import eventually
 
-APP = "tests.integrations.parcels:mediator"
-
-
-class Relaying:
-    """A relay process, what it says on standard output, and its log."""
-
-    def __init__(self, directory, arguments, variables):
-        self.log_file = directory / "log"
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cqrs_sync", "relay", "--app", APP, *arguments],
-                cwd=directory, env=environment(**variables), stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
-
-    def log(self):
-        return self.log_file.read_text()
-
-    def line(self):
-        return self.process.stdout.readline().rstrip()
-
-    def rest(self):
-        return self.process.stdout.read().splitlines()
-
-    def terminate(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-
-    def status(self, timeout=40):
-        return self.process.wait(timeout)
+APP = "tests.integrations.outbox_app:mediator"
 
 
 @pytest.fixture
@@ -60,27 +33,13 @@ def database(tmp_path):
 
 
 @pytest.fixture
-def relay(tmp_path, database):
+def relay(start_worker, database):
     """Start relays on that database."""
-    running = []
 
     def start(*arguments, **variables):
-        running.append(Relaying(tmp_path, arguments, {"PARCELS_DATABASE": database, **variables}))
-        return running[-1]
+        return start_worker("relay", "--app", APP, *arguments, **{"PARCELS_DATABASE": database, **variables})
 
-    yield start
-    for each in running:
-        each.process.kill()
-        each.process.wait(10)
-        each.process.stdout.close()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A file: handlers do not end as long as it is there."""
-    path = tmp_path / "gate"
-    path.touch()
-    return path
+    return start
 
 
 def states(url):
@@ -114,13 +73,13 @@ def test_what_has_begun_is_finished_and_the_rest_given_back(relay, database, gat
     keep(database, *(Packed(f"street {each}", each) for each in range(3)))
     relaying = relay(PARCELS_GATE=str(gate))
     begun = relaying.line()
-    relaying.terminate(number)
-    eventually(lambda: "are under way" in relaying.log())
+    relaying.send(number)
+    eventually(lambda: "in flight" in relaying.log())
     gate.unlink()
 
     assert (0, [begun.replace("begun", "done")]) == (relaying.status(), relaying.rest()), relaying.log()
     assert {"pending": 2} == states(database)
-    assert f"{number.name}: ending within 25 s, 1 deliveries are under way" in relaying.log()
+    assert f"{number.name}: stopping within 25 s, 1 deliveries in flight" in relaying.log()
 
 
 def test_a_handler_that_hangs_is_named_with_its_stack_and_left(relay, database):
@@ -131,12 +90,12 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_left(relay, database):
     relaying = relay("--grace", "2", PARCELS_FAULT="hangs")
     relaying.line()
     told = time.monotonic()
-    relaying.terminate()
+    relaying.send()
 
     assert 1 == relaying.status()
     assert 0.9 < time.monotonic() - told < 10
-    assert "the handler label was not finished within the grace: parcel.packed" in relaying.log()
-    assert re.search(r"parcels\.py\", line \d+, in label", relaying.log())
+    assert "handler label was not finished within the grace: parcel.packed" in relaying.log()
+    assert re.search(r"outbox_app\.py\", line \d+, in label", relaying.log())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -147,13 +106,13 @@ def test_a_second_signal_ends_it_at_once(relay, database, number):
     keep(database, Packed("elm", 1))
     relaying = relay("--grace", "10m", PARCELS_FAULT="hangs")
     relaying.line()
-    relaying.terminate(number)
-    eventually(lambda: "are under way" in relaying.log())
+    relaying.send(number)
+    eventually(lambda: "in flight" in relaying.log())
     assert relaying.process.poll() is None
-    relaying.terminate(number)
+    relaying.send(number)
 
     assert 128 + number == relaying.status()
-    assert "a second signal: ended at once, 1 deliveries are left under way; another process" in relaying.log()
+    assert "second signal: exiting at once, 1 deliveries in flight; other processes" in relaying.log()
 
 
 def test_an_application_that_does_not_let_it_leave_is_left(relay, database):
@@ -163,10 +122,10 @@ def test_an_application_that_does_not_let_it_leave_is_left(relay, database):
     keep(database, Packed("elm", 1))
     relaying = relay("--grace", "2", PARCELS_FAULT="stays")
     relaying.line()
-    relaying.terminate()
+    relaying.send()
 
     assert 0 == relaying.status()
-    assert "threads that keep it: of-the-application" in eventually(relaying.log)
+    assert "threads that block it: of-the-application" in eventually(relaying.log)
 
 
 @pytest.mark.parametrize("grace", ["0s", "0.2s", "1s"])
@@ -177,7 +136,7 @@ def test_a_short_grace_is_enough_for_nothing(relay, database, grace):
     keep(database)
     relaying = relay("--grace", grace, "--json", "--every", "0.1")
     relaying.line()
-    relaying.terminate()
+    relaying.send()
     told = time.monotonic()
 
     assert 0 == relaying.status(), relaying.log()
@@ -199,7 +158,7 @@ def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql
         assert "relaying" == json.loads(relaying.line())["state"]
         eventually(lambda: json.loads(relaying.line())["waiting"] == 0)
         proxy.freeze()
-        relaying.terminate()
+        relaying.send()
         told = time.monotonic()
 
         assert 0 == relaying.status(), relaying.log()
@@ -225,7 +184,7 @@ def test_signals_while_it_publishes_lose_nothing_and_double_nothing(relay, reque
         for _ in range(4):
             relaying = relay("--batch", "40", PARCELS_FAULT="slow", **variables)
             assert re.fullmatch(r"publishing \d+", relaying.line())
-            relaying.terminate()
+            relaying.send()
             assert 0 == relaying.status(), relaying.log()
         left = states(url)
         last = relay("--drain", **variables)
@@ -273,7 +232,7 @@ def test_servers_that_are_down_at_first_are_waited_for(relay, postgresql_url_of_
         eventually(lambda: "the broker cannot be reached" in relaying.log(), 60)
         broker.restore()
         eventually(lambda: not states(postgresql_url_of_module), 60)
-        relaying.terminate()
+        relaying.send()
 
         assert 0 == relaying.status(), relaying.log()
         assert 2 == len(drained(rabbitmq_url, queue))
@@ -293,7 +252,7 @@ def test_it_ends_when_nothing_is_due(relay, database):
 
     assert 0 == relaying.status(), relaying.log()
     assert not states(database)
-    assert "nothing is due: ending" in relaying.log()
+    assert "nothing is due: stopping" in relaying.log()
     assert "61 delivered message(s) purged" in relaying.log()
 
 
@@ -309,7 +268,7 @@ def test_it_does_not_take_an_outage_for_an_end(relay, database, rabbitmq_url, ex
         brief = relay("--drain", "--for", "5s", "--lease", "6", **variables)
         brief.rest()
         assert 1 == brief.status(), brief.log()
-        assert "5 s are over, and something is still due" in brief.log()
+        assert "5 s are over, but the outbox is not drained" in brief.log()
         patient = relay("--drain", "--for", "60s", "--lease", "6", **variables)
         eventually(lambda: patient.log().count("the broker cannot be reached") == 2, 30)
         broker.restore()
@@ -328,8 +287,8 @@ def test_it_ends_after_a_while(relay, database):
     relaying.rest()
 
     assert 0 == relaying.status(), relaying.log()
-    assert "1 s are over: ending" in relaying.log()
-    assert "ended: 1 delivered" in relaying.log()
+    assert "1 s are over: stopping" in relaying.log()
+    assert "stopped: 1 delivered" in relaying.log()
 
 
 # It shows how far it is
@@ -342,7 +301,7 @@ def test_who_has_watched_may_go(relay, database):
     relaying = relay("--json", "--every", "0.1", "--for", "3s", PYTHONUNBUFFERED="")
     assert relaying.line()
     relaying.process.stdout.close()
-    eventually(lambda: "reports can be written no more" in relaying.log())
+    eventually(lambda: "no more reports, their reader is gone" in relaying.log())
     keep(database, Packed("elm", 1))
 
     assert 0 == relaying.status()
@@ -365,7 +324,7 @@ def test_it_reports_in_the_log_and_as_json(relay, database):
     assert "INFO cqrs_sync.cli.output relaying: 1 delivered, " in logging.log()
     assert {"at", "state", "delivered", "per_second", "seconds", "waiting", "lag", "dead"} == reports[0].keys()
     assert len(reports) >= 3
-    assert ("ended", 1, 0, None, 0) == tuple(
+    assert ("stopped", 1, 0, None, 0) == tuple(
         reports[-1][key] for key in ("state", "delivered", "waiting", "lag", "dead")
     )
 
@@ -384,7 +343,7 @@ def test_a_terminal_has_a_line_of_its_own_and_is_left_as_it_was(database, tmp_pa
     )  # fmt: skip
     os.close(far)
     seen = b""
-    for words in [b"delivered, ", b"are under way"][:signals]:
+    for words in [b"delivered, ", b"in flight"][:signals]:
         while words not in seen:
             assert select.select([near], [], [], 20)[0], seen
             seen += os.read(near, 65536)

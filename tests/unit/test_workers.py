@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,18 +17,15 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.broker import GroupBacklog
 from cqrs_sync.memory import MemoryOutbox
-from cqrs_sync.outbox import Backlog, Outcome, Selection, TargetBacklog, Verdict
-from cqrs_sync.testing.contracts.outbox import handled, published
-from cqrs_sync.workers.desk import count_of, in_chunks, seconds
-from cqrs_sync.workers.health import HealthFile
-from cqrs_sync.workers.held import Held
-from cqrs_sync.workers.purge import Purging
+from cqrs_sync.outbox import Backlog, Outcome, TargetBacklog, Verdict
+from cqrs_sync.testing.contracts.outbox import published
+from cqrs_sync.workers.consumer import log_unfinished_messages
+from cqrs_sync.workers.health import HealthFile, HealthServer, HealthSnapshot
+from cqrs_sync.workers.purge import Purge
+from cqrs_sync.workers.relay import BacklogGauge
 from cqrs_sync.workers.signals import Signals
-from cqrs_sync.workers.silence import Silence
-from cqrs_sync.workers.vitals import Vitals, tell_of_what_runs
-from cqrs_sync.workers.worker import Errand, Gauge, Pace
+from cqrs_sync.workers.worker import PeriodicTask, RateMeter
 from tests.consumer.conftest import Joined, Workshop
 from tests.source import ROOT
 from tests.waiting import eventually
@@ -39,117 +38,24 @@ def kept(*entries):
     return outbox
 
 
-def again(claimed, after, *, counted=False):
-    return [Outcome(each, Verdict.AGAIN, after=after, counted=counted) for each in claimed]
-
-
-# What is held
-
-
-def test_what_is_claimed_is_held_until_it_is_settled():
-    """
-    In whatever way it is settled.
-    """
-    held = Held(kept(*(published(f"{number}") for number in range(3))))
-    claimed = held.claim(10, 60)
-    assert claimed == held.under_way()
-    held.settle([Outcome(claimed[0], Verdict.DONE), Outcome.failed(claimed[1], "bad", after=None)])
-    assert [claimed[2]] == held.under_way()
-    held.settle(again(claimed[2:], 0))
-
-    assert [] == held.under_way()
-    assert held.at_rest() is not None
-
-
-def test_what_is_anyones_again_is_held_no_more():
-    """
-    By the end of its lease, which is that of the last renewal.
-    """
-    held = Held(kept(published("a"), handled("b", handlers=["label"])))
-    held.claim(1, 0.01)
-    (renewed,) = held.claim(1, 0.01, handlers=["label"])
-    assert 1 == held.renew([renewed.token], 60)
-
-    eventually(lambda: held.under_way() == [renewed])
-
-
-def test_an_outbox_is_at_rest_where_nothing_is_claimed_meanwhile():
-    """
-    Its number changes with each claim: whoever looked before and after knows that there was none in between.
-    """
-    outbox = kept()
-    held = Held(outbox)
-    before = held.at_rest()
-    assert before == held.at_rest()
-    held.claim(1, 60)
-    assert before != held.at_rest()
-    seen = []
-    outbox.claim = lambda *_, **__: seen.append(held.at_rest()) or ()
-    held.claim(1, 60)
-
-    assert [None] == seen
-
-
-def test_an_outage_is_no_rest():
-    """
-    What did not reach the broker is under way until it is due again and a little longer; what failed otherwise is not.
-    """
-    held = Held(kept(published("a"), handled("b", handlers=["label"])))
-    first = held.claim(1, 60)
-    held.settle(again(first, 0.01))
-    assert held.at_rest() is None
-    eventually(lambda: held.claim(1, 60))
-    held.settle([Outcome.failed(held.under_way()[0], "no such topic", after=60)])
-    assert held.at_rest() is not None
-    held.settle(again(held.claim(1, 60, handlers=["label"]), 30))
-
-    assert held.at_rest() is not None
-
-
-def test_a_claim_that_fails_is_over():
-    """
-    A database that was away is no reason never to rest.
-    """
-    outbox = kept()
-    held = Held(outbox)
-
-    def fail(*_, **__):
-        raise cqrs.OutboxUnavailable("away")
-
-    outbox.claim = fail
-    with pytest.raises(cqrs.OutboxUnavailable):
-        held.claim(1, 60)
-
-    assert held.at_rest() is not None
-
-
-def test_everything_else_is_passed_on():
-    """
-    It is an outbox like the one it notes.
-    """
-    outbox = kept(published("a"))
-
-    assert outbox.backlog().waiting == Held(outbox).backlog().waiting == 1
-
-
-# Errands
+# Periodic tasks
 
 
 @pytest.fixture
-def errand():
+def periodic():
     started = []
 
     def start(do, release_connection=lambda: None):
-        started.append(Errand("cqrs-test", do, release_connection))
+        started.append(PeriodicTask("cqrs-test", do, release_connection))
         started[-1].start()
         return started[-1]
 
     yield start
     for each in started:
-        each.end()
+        each.close()
 
 
-def test_an_errand_is_done_again_until_it_is_done_for_good(errand):
+def test_a_periodic_task_runs_again_until_it_is_done(periodic):
     """
     In one thread, which lets go of its connection at the end.
     """
@@ -159,31 +65,31 @@ def test_an_errand_is_done_again_until_it_is_done_for_good(errand):
         threads.add(threading.current_thread().name)
         return pauses.pop(0)
 
-    errand(do, lambda: release_connection.append(1))
+    periodic(do, lambda: release_connection.append(1))
 
     eventually(lambda: release_connection)
     assert ([], {"cqrs-test"}) == (pauses, threads)
 
 
 @pytest.mark.parametrize(("error", "lines"), [(cqrs.OutboxUnavailable("away"), 0), (ValueError("a bug"), 1)])
-def test_an_errand_survives_what_goes_wrong(errand, caplog, monkeypatch, error, lines):
+def test_a_periodic_task_survives_errors(periodic, caplog, monkeypatch, error, lines):
     """
     A database that is away is told of by others; anything else is told of once.
     """
-    monkeypatch.setattr("cqrs_sync.workers.worker._AGAIN", 0.01)
+    monkeypatch.setattr("cqrs_sync.workers.worker._RETRY", 0.01)
     calls = []
 
     def do():
         calls.append(1)
         raise error
 
-    errand(do)
+    periodic(do)
 
     eventually(lambda: len(calls) > 3)
     assert lines == len([record for record in caplog.records if record.levelname != "DEBUG"])
 
 
-def test_an_errand_ends_in_its_pause(errand):
+def test_a_periodic_task_ends_in_its_pause(periodic):
     """
     At once, and so does one that pauses in between.
     """
@@ -193,10 +99,10 @@ def test_an_errand_ends_in_its_pause(errand):
         begun.set()
         paused.append(running.pause(60))
 
-    running = Errand("cqrs-test", do, lambda: None)
+    running = PeriodicTask("cqrs-test", do, lambda: None)
     running.start()
     assert begun.wait(10)
-    running.end()
+    running.close()
 
     eventually(lambda: paused == [True])
 
@@ -261,16 +167,16 @@ def test_a_signal_ends_a_process_that_has_not_looked_at_the_last_one():
     assert 130 == done.returncode
 
 
-# Leaving
+# A hard exit
 
 
-LEAVING = """
-import atexit, sys, threading, time
-from cqrs_sync.workers.worker import Deadline, leave
+EXIT = """
+import atexit, sys, threading
+from cqrs_sync.workers.worker import ExitDeadline, force_exit
 def words():
     print("last words", file=sys.stderr)
 def met_within(seconds):
-    deadline = Deadline(time.monotonic() + seconds, lambda: None)
+    deadline = ExitDeadline(seconds, lambda: None)
     deadline.start()
     deadline.met(0)
 """
@@ -279,10 +185,10 @@ def met_within(seconds):
 @pytest.mark.parametrize(
     ("program", "status", "said"),
     [
-        ("Deadline(time.monotonic() + 0.2, words).start(); threading.Event().wait()", 1, "last words"),
-        ("leave(3, words=lambda: threading.Event().wait())", 3, ""),
-        ("leave(3, words=lambda: 1 / 0)", 3, ""),
-        ("met_within(0.5); atexit.register(threading.Event().wait)", 0, "does not end"),
+        ("ExitDeadline(0.2, words).start(); threading.Event().wait()", 1, "last words"),
+        ("force_exit(3, lambda: threading.Event().wait())", 3, ""),
+        ("force_exit(3, lambda: 1 / 0)", 3, ""),
+        ("met_within(0.5); atexit.register(threading.Event().wait)", 0, "does not exit"),
         ("met_within(0.2); threading.Event().wait(0.6); words(); sys.exit(4)", 4, "last words"),
     ],
     ids=["hangs", "hanging words", "failing words", "hanging hook", "goes on"],
@@ -292,7 +198,7 @@ def test_a_process_ends_by_its_deadline(program, status, said):
     Whatever hangs in it; unless it was done in time, and goes on with something else.
     """
     done = subprocess.run(
-        [sys.executable, "-c", LEAVING + program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", EXIT + program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (status, True) == (done.returncode, said in done.stderr), done.stderr
@@ -307,11 +213,11 @@ def test_the_pace_is_that_of_the_last_seconds(monkeypatch):
     """
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    pace = Pace(0.5)
+    meter = RateMeter(0.5)
     rates = []
     for delivered in (0, 1000, 1000, 1000, 1000, 1100):
         now[0] += 2.0
-        rates.append(round(pace.progress(delivered, None).per_second))
+        rates.append(round(meter.rate(delivered)))
 
     assert [0, 250, 167, 167, 0, 17] == rates
 
@@ -331,11 +237,11 @@ def test_a_backlog_that_takes_long_to_count_is_counted_seldom(monkeypatch):
             return Backlog((), (), None)
 
     outbox = Slow()
-    gauge = Gauge(outbox, 0.5)
-    quick = gauge.look()
+    gauge = BacklogGauge(outbox, 0.5)
+    quick = gauge.count()
     outbox.took = 3.0
 
-    assert (5.0, 60.0) == (quick, gauge.look())
+    assert (5.0, 60.0) == (quick, gauge.count())
     assert gauge.backlog is not None
 
 
@@ -355,83 +261,11 @@ def test_a_backlog_that_cannot_be_counted_is_not_known():
         def release_connection(self):
             pass
 
-    gauge = Gauge(Outbox(), 60)
-    gauge.look()
-    gauge.try_to_look()
+    gauge = BacklogGauge(Outbox(), 60)
+    gauge.count()
+    gauge.count_within(10)
 
     assert gauge.backlog is None
-
-
-# The desk
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("90", 90), ("1.5s", 1.5), ("15m", 900), ("12h", 43_200), ("7d", 604_800), (" 2w ", 1_209_600), ("0s", 0)],
-)
-def test_durations_are_read(text, expected):
-    """
-    As seconds, or with a unit.
-    """
-    assert expected == seconds(text)
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-1", "7 days", "1e3", "7d12h", "\u0663", "9" * 400, "9999w"])
-def test_what_is_no_duration_is_refused(text):
-    """
-    With what can be written.
-    """
-    with pytest.raises(ValueError, match="write 90s, 15m, 12h or 7d"):
-        seconds(text)
-
-
-@pytest.mark.parametrize(("text", "written"), [("1500ms", "1.5"), ("5 ms", "0.005"), ("2000ms", "2")])
-def test_milliseconds_are_told_as_what_to_write(text, written):
-    """
-    Seconds, as everywhere.
-    """
-    with pytest.raises(ValueError, match=f"write seconds, which is {written}$"):
-        seconds(text)
-    assert int(text.removesuffix("ms")) == seconds(written) * 1000
-
-
-@pytest.mark.parametrize(
-    ("selection", "expected"),
-    [
-        (Selection(), 3),
-        (Selection(reason="bad"), 2),
-        (Selection(reason="gone"), 0),
-        (Selection(target="orders"), 2),
-        (Selection(target="orders", reason="worse"), 1),
-        (Selection(target="orders", reason="bad"), 1),
-        (Selection(numbers=(1, 2, 99)), 2),
-    ],
-)
-def test_dead_deliveries_are_counted(selection, expected):
-    """
-    Those that are meant.
-    """
-    outbox = kept(published("a"), published("b"), handled("c", handlers=["label"]))
-    for error, claimed in zip(("bad", "worse"), outbox.claim(2, 60), strict=True):
-        outbox.settle([Outcome.failed(claimed, error, after=None)])
-    outbox.settle([Outcome.failed(each, "bad", after=None) for each in outbox.claim(1, 60, handlers=["label"])])
-
-    assert expected == count_of(outbox, selection)
-
-
-def test_no_more_are_changed_than_there_were():
-    """
-    Those that are dead again meanwhile are left: otherwise it would never end.
-    """
-    asked = []
-
-    def change(_, limit):
-        asked.append(limit)
-        return limit
-
-    assert [500, 500, 200] == list(in_chunks(change, Selection(), 1200))
-    assert [500, 500, 200] == asked
-    assert [] == list(in_chunks(lambda *_: 0, Selection(), 1200))
 
 
 def test_messages_are_purged_chunk_by_chunk():
@@ -442,7 +276,7 @@ def test_messages_are_purged_chunk_by_chunk():
     while claimed := outbox.claim(500, 60):
         outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
 
-    assert [1000, 100] == list(Purging(outbox, 0, "message").chunks())
+    assert [1000, 100] == list(Purge(outbox, 0, "message").chunks())
 
 
 @pytest.mark.parametrize(("last", "lines"), [(0, "1500 receipt(s) purged"), (None, "receipts cannot be purged")])
@@ -463,11 +297,11 @@ def test_what_is_purged_now_and_then_leaves_time_for_others(caplog, last, lines)
             return count
 
     pauses = []
-    assert 20 < Purging(Store(), 60, "receipt").do(pauses.append) < 100
+    assert 20 < Purge(Store(), 60, "receipt").run(pauses.append) < 100
     assert lines in caplog.text
     assert 2 == len(pauses)
     store = Store()
-    Purging(store, 60, "receipt").do(lambda seconds: True)
+    Purge(store, 60, "receipt").run(lambda seconds: True)
     assert [500, last] == store.left
 
 
@@ -480,95 +314,7 @@ def test_a_target_backlog_adds_up():
     assert (3, 3) == (backlog.waiting, backlog.dead)
 
 
-# How a consumer is
-
-
-class StandIn:
-    """A consumer that receives what it is told to, of a group for which messages wait."""
-
-    def __init__(self, waiting):
-        self.received = self.in_flight_count = self.rejoined = 0
-        self.group = None
-        self.broker = self
-        self.waiting = iter(waiting)
-        self.is_connected = True
-
-    def backlog(self, group):
-        return GroupBacklog({"letters": next(self.waiting)}, 0, 0)
-
-    def rejoin(self):
-        self.rejoined += 1
-
-
-def looked(silence, times):
-    """Let it look as often as it wants to."""
-    never = threading.Event()
-    for _ in range(times):
-        never.wait(silence.look())
-
-
-@pytest.mark.parametrize(
-    ("waiting", "rejoined"),
-    [
-        pytest.param([5] * 30, 1, id="nothing-moves"),
-        pytest.param([0] * 30, 0, id="nothing-waits"),
-        pytest.param([5, 6, 7, 4] * 8, 0, id="others-receive"),
-    ],
-)
-def test_where_messages_wait_and_none_comes_the_group_is_joined_anew_once(waiting, rejoined):
-    """
-    Whoever stands by for others does it once at most, and never where fewer wait than before.
-    """
-    consumer = StandIn(waiting)
-    looked(Silence(consumer, 0.4), 20)
-
-    assert rejoined == consumer.rejoined
-
-
-def test_a_broker_that_is_away_is_no_silence():
-    """
-    Whoever waits for it says so, and has nothing to join.
-    """
-    consumer = StandIn([5] * 30)
-    consumer.is_connected = False
-    looked(Silence(consumer, 0.2), 15)
-
-    assert 0 == consumer.rejoined
-
-
-def test_a_process_that_was_frozen_was_not_silent(monkeypatch):
-    """
-    What was published meanwhile waits, and nobody could receive it.
-    """
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    consumer = StandIn([0, *[5] * 30])
-    silence = Silence(consumer, 10.0)
-    for pause in (2.0, 2.0, 3600.0, 2.0, 2.0):
-        now[0] += pause
-        silence.look()
-    assert 0 == consumer.rejoined
-    for _ in range(5):
-        now[0] += 2.0
-        silence.look()
-
-    assert 1 == consumer.rejoined
-
-
-def test_each_silence_is_one_of_its_own():
-    """
-    Whatever has come in between; what is in hand is none.
-    """
-    consumer = StandIn([5] * 60)
-    silence = Silence(consumer, 0.3)
-    looked(silence, 10)
-    consumer.in_flight_count = 1
-    looked(silence, 10)
-    assert 1 == consumer.rejoined
-    consumer.received, consumer.in_flight_count = 1, 0
-    looked(silence, 10)
-
-    assert 2 == consumer.rejoined
+# The health of a consumer
 
 
 def test_the_health_file_is_not_there_where_the_consumer_is_not_alive(tmp_path):
@@ -576,20 +322,21 @@ def test_the_health_file_is_not_there_where_the_consumer_is_not_alive(tmp_path):
     And again when it is; never after the end.
     """
     path, alive = tmp_path / "health", [True]
-    facts = dict.fromkeys(("received", "handled", "delayed", "dead", "dropped", "in_hand", "running"), 0)
+    facts = dict.fromkeys(("received", "handled", "delayed", "dead", "dropped", "in_flight", "running"), 0)
     health = HealthFile(
-        path, lambda: Vitals("stuck", is_alive=alive[0], is_ready=False, trouble="it hangs", oldest=None, **facts)
+        path,
+        lambda: HealthSnapshot("stuck", is_alive=alive[0], is_ready=False, trouble="it hangs", oldest=None, **facts),
     )
     health.start()
     assert path.exists()
     alive[0] = False
-    health._renew()
+    health.renew()
     assert not path.exists()
     alive[0] = True
-    health._renew()
+    health.renew()
     assert path.exists()
-    health.end()
-    health._renew()
+    health.close()
+    health.renew()
 
     assert not path.exists()
 
@@ -623,9 +370,11 @@ def test_the_threads_in_which_handlers_of_its_events_run_are_shown(workshop, cap
     with consumer:
         workshop.publish(Joined("m", 1))
         gate.wait_for(2)
-        tell_of_what_runs(consumer, 60.0)
+        log_unfinished_messages(consumer, 60.0)
         gate.open()
-    stacks = {each.args[0].rpartition("_")[0]: each.args[1] for each in caplog.records if "is left" in each.msg}
+    stacks = {
+        each.args[0].rpartition("_")[0]: each.args[1] for each in caplog.records if "is still running" in each.msg
+    }
 
     assert {"cqrs", "inner"} == stacks.keys()
     assert all(" in __call__" in stack for stack in stacks.values())
@@ -654,8 +403,8 @@ def deaf_after_one(broker, goes_on):
 def shown(caplog, consumer, stall):
     """The threads whose stacks are logged: the one that receives, and those of the pool."""
     caplog.clear()
-    tell_of_what_runs(consumer, stall)
-    threads = [each.args[0] for each in caplog.records if each.msg.startswith("the thread %s is left")]
+    log_unfinished_messages(consumer, stall)
+    threads = [each.args[0] for each in caplog.records if each.msg.startswith("thread %s is still running")]
     return sorted({"receiver" if name == "cqrs-receiver" else "pool" for name in threads})
 
 
@@ -678,3 +427,105 @@ def test_the_thread_that_receives_is_shown_only_where_it_is_at_fault(workshop, c
             goes_on.set()
     finally:
         goes_on.set()
+
+
+# The health port
+
+
+@pytest.fixture
+def health_port():
+    """A health server, and the address of its port."""
+    facts = dict.fromkeys(("received", "handled", "delayed", "dead", "dropped", "in_flight", "running"), 0)
+    alive = HealthSnapshot("receiving", is_alive=True, is_ready=True, trouble="", oldest=None, **facts)
+    server = HealthServer("127.0.0.1", 0, lambda: alive)
+    server.start()
+    yield server, ("127.0.0.1", int(server.url.rpartition(":")[2]))
+    server.close()
+
+
+def answer(address, request=b"GET /live HTTP/1.1\r\n\r\n"):
+    """What a client is answered; empty if it is cut off."""
+    with socket.create_connection(address, timeout=10) as client:
+        client.sendall(request)
+        parts = []
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(65536):
+                parts.append(part)
+        return b"".join(parts)
+
+
+def is_taken(client, part):
+    """Whether a connection still takes bytes."""
+    try:
+        client.sendall(part)
+    except ConnectionError:
+        return False
+    return True
+
+
+def test_slow_clients_are_cut_off_and_keep_nobody_waiting(health_port):
+    """
+    Even one that sends a byte now and then, and any number of them that send nothing.
+    """
+    _, address = health_port
+    begun = time.monotonic()
+    with contextlib.ExitStack() as clients:
+        mute = [clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]
+        slow = clients.enter_context(socket.create_connection(address, timeout=10))
+        assert answer(address).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - begun < 1.0
+        cut_off = eventually(lambda: not is_taken(slow, b"x"), pause=0.05)
+        assert cut_off
+        assert 8 * [b""] == [each.recv(1) for each in mute]
+    assert time.monotonic() - begun < 8
+
+
+def test_more_clients_than_it_serves_are_refused(health_port):
+    """
+    So that they cost no more threads; when they are gone, it answers again.
+    """
+    _, address = health_port
+    with contextlib.ExitStack() as clients:
+        for _ in range(40):
+            clients.enter_context(socket.create_connection(address, timeout=10))
+        assert sum(thread.name.startswith("Thread-") for thread in threading.enumerate()) < 40
+    assert eventually(lambda: answer(address)).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /live HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n", b"431"),
+        (b"GET /live HTTP/1.1\r\n" + (b"a: " + b"b" * 500 + b"\r\n") * 50 + b"\r\n", b"200"),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", b"error"),
+        (b"HEAD /ready HTTP/1.0\r\n\r\n", b"200"),
+        (b"POST /live HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n", b"405"),
+        (b"BREW /live HTTP/1.1\r\n\r\n", b"501"),
+        (b"\xff\x00\r\n\r\n", b"4"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
+    ],
+    ids=["headers", "long headers", "path", "head", "post", "unknown", "garbage", "root"],
+)
+def test_hostile_requests_are_bounded_and_answered(health_port, request_, status):
+    """
+    Or cut off; after each the next client is answered.
+    """
+    _, address = health_port
+    found = answer(address, request_)
+
+    assert not found or status in found.partition(b"\r\n")[0], found
+    assert answer(address).endswith(b"}")
+
+
+def test_the_port_is_closed_within_its_time(health_port):
+    """
+    Although a client is connected.
+    """
+    server, address = health_port
+    with socket.create_connection(address, timeout=10):
+        begun = time.monotonic()
+        server.close()
+
+        assert time.monotonic() - begun < 1.5
+    with pytest.raises(ConnectionRefusedError):
+        eventually(lambda: socket.create_connection(address, timeout=1).close())

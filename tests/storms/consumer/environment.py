@@ -103,7 +103,8 @@ class Environment:
         with log_file.open("wb") as log:
             worker = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "cqrs_sync", "consume", "--app", "tests.storms.consumer.shop:application"),
+                    *(sys.executable, "-m", "cqrs_sync", "consumer", "run"),
+                    *("--app", "tests.storms.consumer.shop:application"),
                     *("--group", GROUP, "--inline-limit", "0.5s", "--retry-delays"),
                     ",".join(f"{delay:g}s" for delay in (0.1, 0.5, *self.group.delays)),
                     *("--grace", str(GRACE), *options),

@@ -1,40 +1,45 @@
-"""A management command that is a command of click."""
+"""A management command that hands its arguments to a click command."""
 
 from __future__ import annotations
 
 from argparse import REMAINDER, ArgumentParser
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
 
 import click
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand
 from django.db import connections
 
-from cqrs_sync.cli.app import Application, CannotBegin
+from cqrs_sync.cli.app import Application, InvalidCall
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.integrations.django.wiring import consumer_of_settings, group_of_settings, mediator_of_settings
+from cqrs_sync.mediator import RequestMediator
+
+T = TypeVar("T")
 
 
 class ClickCommand(BaseCommand):
-    """Hands its arguments over, and the mediator that the settings name; `of_groups`, their consumer if they do."""
+    """Runs `command` with the mediator, the consumer and the group that the settings name."""
 
     command: click.Command
-    of_groups = False
     requires_system_checks: Any = ()
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """Let click read the arguments, and end with its status."""
-        # `manage.py` has read these two, and set things up by them.
+        """Let click read the arguments, and exit with its status."""
+        # `manage.py` has read these two, and has set up Django by them.
         of_django = ArgumentParser(add_help=False, allow_abbrev=False)
         of_django.add_argument("--settings")
         of_django.add_argument("--pythonpath")
         _, arguments = of_django.parse_known_args(argv[2:])
         try:
-            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=_Application(self.of_groups))
+            self.command.main(args=arguments, prog_name=f"{argv[0]} {argv[1]}", obj=SettingsApplication())
         finally:
             connections.close_all()
 
     def print_help(self, prog_name: str, subcommand: str) -> None:
-        """Let click tell what the command takes."""
+        """Print the help of the click command."""
         self.command.main(args=["--help"], prog_name=f"{prog_name} {subcommand}", standalone_mode=False)
 
     def create_parser(self, prog_name: str, subcommand: str, **options: Any) -> Any:
@@ -44,29 +49,46 @@ class ClickCommand(BaseCommand):
         return parser
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take them all, for `call_command`."""
+        """Take all arguments, for `call_command`."""
         parser.add_argument("arguments", nargs=REMAINDER)
 
     def handle(self, *_: Any, **options: Any) -> None:
-        """Do it inside this process. Raises what click raises; a status other than 0 as SystemExit."""
-        self.command.main(args=options["arguments"], standalone_mode=False, obj=_Application(self.of_groups))
+        """Run it in this process. Raises what click raises, and SystemExit for its exit status."""
+        self.command.main(args=options["arguments"], standalone_mode=False, obj=SettingsApplication())
 
 
-class _Application:
-    """What commands ask for: the mediator or consumer of the settings, and the group it is one of."""
+class SettingsApplication(Application):
+    """The mediator, the consumer and the group that Django's settings name."""
 
-    #: Where a group may be named.
-    group_is_in = 'CQRS_SYNC = {"GROUP": "shop"} in the settings'
+    group_setting = 'CQRS_SYNC = {"GROUP": "shop"} in the settings'
 
-    def __init__(self, of_groups: bool) -> None:
-        self._of_groups = of_groups
+    def __init__(self) -> None:
+        super().__init__(self.mediator)
 
-    @property
+    def mediator(self) -> RequestMediator:
+        """Return the mediator that the settings name, or that of their consumer."""
+        return self._mediator
+
+    def consumer(self) -> Consumer | None:
+        """Return the consumer that the settings name, None if they name none."""
+        return self._consumer
+
     def group(self) -> str | None:
+        """Return the group that the settings name, None if they name none."""
         return group_of_settings()
 
-    def __call__(self) -> Application:
-        try:
-            return (consumer_of_settings() if self._of_groups else None) or mediator_of_settings()
-        except ImproperlyConfigured as error:
-            raise CannotBegin(str(error)) from error
+    # Each is made once, and the consumer only for commands that ask for it, or if there is no other mediator.
+    @cached_property
+    def _mediator(self) -> RequestMediator:
+        return _read_settings(lambda: mediator_of_settings(self.__dict__.get("_consumer")))
+
+    @cached_property
+    def _consumer(self) -> Consumer | None:
+        return _read_settings(consumer_of_settings)
+
+
+def _read_settings(read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ImproperlyConfigured as error:
+        raise InvalidCall(str(error)) from error

@@ -1,12 +1,12 @@
-"""`manage.py cqrs_relay`: what `cqrs-sync relay` does, with the mediator of the settings."""
+"""`manage.py cqrs_relay`: what `cqrs-sync relay` does, with the mediator, consumer and group of the settings."""
 
 from __future__ import annotations
 
-from cqrs_sync.cli import relay
+from cqrs_sync.cli.relay import relay
 from cqrs_sync.integrations.django.management.click import ClickCommand
 
 
 class Command(ClickCommand):
-    """Hand over to the command of the library."""
+    """Runs the click command."""
 
     command = relay

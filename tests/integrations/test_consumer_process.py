@@ -1,4 +1,4 @@
-"""Promises of `cqrs-sync consume` as a process: it ends in time, is replaced where it should be, and says how it is."""
+"""Promises of `cqrs-sync consumer run` as a process: it ends in time, is replaced if it should be, tells its health."""
 
 from __future__ import annotations
 
@@ -20,70 +20,25 @@ import attrs
 import pytest
 
 from cqrs_sync.broker import Group, IncomingMessage
-from cqrs_sync.cli.dead_letter_scan import look
+from cqrs_sync.cli.dead_letter_scan import browse
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts.broker import message
 from tests.integrations.processes import environment
 from tests.servers.rabbitmq import forget
 from tests.waiting import eventually
 
-APP = "tests.integrations.letters:mediator"
-
-
-class Consuming:
-    """A consuming process, what it says on standard output, and its log."""
-
-    def __init__(self, directory, arguments, variables, app):
-        self.log_file = directory / "log"
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "cqrs_sync", "consume", "--app", app, *arguments],
-                cwd=directory, env=environment(**variables), stdout=subprocess.PIPE, stderr=log, text=True,
-            )  # fmt: skip
-
-    def log(self):
-        return self.log_file.read_text()
-
-    def line(self):
-        return self.process.stdout.readline().rstrip()
-
-    def rest(self):
-        return self.process.stdout.read().splitlines()
-
-    def terminate(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-
-    def status(self, timeout=40):
-        return self.process.wait(timeout)
-
-    def said(self, pattern):
-        """What the log says, once it does."""
-        return eventually(lambda: re.search(pattern, self.log()))
+APP = "tests.integrations.consumer_app:mediator"
 
 
 @pytest.fixture
-def consume(tmp_path):
+def consume(start_worker):
     """Start consumers of the group `post`."""
-    running = []
 
     def start(*arguments, app=APP, group="post", **variables):
         named = ["--group", group] if group else []
-        running.append(Consuming(tmp_path, [*named, *arguments], variables, app))
-        return running[-1]
+        return start_worker("consumer", "run", "--app", app, *named, *arguments, **variables)
 
-    yield start
-    for each in running:
-        each.process.kill()
-        each.process.wait(10)
-        each.process.stdout.close()
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A file: handlers do not end as long as it is there."""
-    path = tmp_path / "gate"
-    path.touch()
-    return path
+    return start
 
 
 def ask(url):
@@ -114,13 +69,13 @@ def test_what_has_begun_is_finished_and_nothing_else_is_begun(consume, gate, num
     """
     consuming = consume("--concurrency", "2", LETTERS_COUNT="50", LETTERS_GATE=str(gate))
     begun = {consuming.line(), consuming.line()}
-    consuming.terminate(number)
-    consuming.said(rf"{number.name}: ending within 25 s, 2 handler\(s\) run")
+    consuming.send(number)
+    consuming.logged(rf"{number.name}: stopping within 25 s, 2 handler\(s\) running")
     gate.unlink()
 
     assert 0 == consuming.status(), consuming.log()
     assert {line.replace("begun", "done") for line in begun} == set(consuming.rest())
-    assert "ended: 2 handled" in consuming.log()
+    assert "stopped: 2 handled" in consuming.log()
 
 
 def test_a_handler_that_hangs_is_named_with_its_stack_and_left(consume):
@@ -130,12 +85,12 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_left(consume):
     consuming = consume("--grace", "2", LETTERS_COUNT="1", LETTERS_FAULT="hangs")
     consuming.line()
     told = time.monotonic()
-    consuming.terminate()
+    consuming.send()
 
     assert 1 == consuming.status()
     assert 0.9 < time.monotonic() - told < 10
     assert re.search(r"deliver was not finished in time: 'letter.written' '[0-9a-f-]+', for \d", consuming.log())
-    assert re.search(r"letters\.py\", line \d+, in deliver", consuming.log())
+    assert re.search(r"consumer_app\.py\", line \d+, in deliver", consuming.log())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -148,13 +103,13 @@ def test_a_second_signal_ends_it_at_once(consume, tmp_path, number):
         "--grace", "10m", "--health-file", str(health), LETTERS_COUNT="1", LETTERS_FAULT="hangs"
     )  # fmt: skip
     consuming.line()
-    consuming.terminate(number)
-    consuming.said("ending within 600 s")
+    consuming.send(number)
+    consuming.logged("stopping within 600 s")
     assert consuming.process.poll() is None
-    consuming.terminate(number)
+    consuming.send(number)
 
     assert 128 + number == consuming.status()
-    assert "a second signal: ended at once, 1 handler(s) are left running; what they have in hand" in consuming.log()
+    assert "second signal: exiting at once, 1 handler(s) running; the broker delivers their messages" in consuming.log()
     assert not health.exists()
 
 
@@ -164,10 +119,10 @@ def test_an_application_that_does_not_let_it_leave_is_left(consume):
     """
     consuming = consume("--grace", "2", LETTERS_COUNT="1", LETTERS_FAULT="stays")
     assert ["begun 0", "done 0"] == [consuming.line(), consuming.line()]
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status(10)
-    consuming.said("threads that keep it: of-the-application")
+    consuming.logged("threads that block it: of-the-application")
 
 
 def test_no_grace_is_enough_for_nothing(consume):
@@ -176,7 +131,7 @@ def test_no_grace_is_enough_for_nothing(consume):
     """
     consuming = consume("--grace", "0s", "--json", LETTERS_SAYS="JSON")
     consuming.line()
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status(), consuming.log()
 
@@ -196,10 +151,8 @@ def test_a_consumer_that_makes_no_progress_is_told_of_and_ends(consume, tmp_path
 
     assert 1 == consuming.status(15)
     assert not health.exists()
-    assert re.search(
-        r"it is stuck: none of 2 messages in flight was finished for \d+ s: ending within 3 s", consuming.log()
-    )
-    assert 1 == len(re.findall(r"letters\.py\", line \d+, in deliver", consuming.log()))
+    assert re.search(r"the consumer is stuck: .*2 messages .* \d+ s: stopping within 3 s", consuming.log())
+    assert 1 == len(re.findall(r"consumer_app\.py\", line \d+, in deliver", consuming.log()))
     assert "cqrs-receiver" not in consuming.log()
 
 
@@ -211,17 +164,17 @@ def test_a_handler_that_hangs_is_told_of_while_others_make_progress(consume):
         "--stall", "1", "--grace", "2", "--health-port", "0",
         LETTERS_COUNT="8000", LETTERS_FAULT="hangs-first,waits", LETTERS_SAYS="JSON",
     )  # fmt: skip
-    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
-    said = consuming.said(
-        r" WARNING cqrs_sync.workers.overdue deliver runs for \d+ s: 'letter.written' '([0-9a-f-]+)';"
+    url = consuming.logged(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    said = consuming.logged(
+        r" WARNING cqrs_sync.workers.watchdogs deliver has been running for \d+ s: 'letter.written' '([0-9a-f-]+)';"
     )
-    consuming.said(r"letters\.py\", line \d+, in deliver")
+    consuming.logged(r"consumer_app\.py\", line \d+, in deliver")
     status, live = ask(f"{url}/live")
 
     assert (200, True, said[1]) == (status, live["alive"], live["oldest"]["id"])
-    assert "1 handler(s) run for more than 1 s" == live["trouble"]
-    assert "it is stuck" not in consuming.log()
-    consuming.terminate()
+    assert "1 handler(s) running for more than 1 s" == live["trouble"]
+    assert "is stuck" not in consuming.log()
+    consuming.send()
     assert 1 == consuming.status()
 
 
@@ -231,15 +184,15 @@ def test_a_process_that_was_frozen_has_all_its_time_again(consume):
     """
     stall = 2.0
     consuming = consume("--stall", str(stall), "--health-port", "0", LETTERS_COUNT="1", LETTERS_FAULT="hangs")
-    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    url = consuming.logged(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
     consuming.line()
-    consuming.terminate(signal.SIGSTOP)
+    consuming.send(signal.SIGSTOP)
     # It is to be frozen for longer than its patience.
     threading.Event().wait(stall * 1.5)
-    consuming.terminate(signal.SIGCONT)
+    consuming.send(signal.SIGCONT)
     thawed = time.monotonic()
     assert 200 == ask(f"{url}/live")[0]
-    consuming.said(r"it is stuck: none of 1 messages in flight was finished for \d+ s")
+    consuming.logged(r"the consumer is stuck: .*1 messages .* \d+ s")
 
     assert stall * 0.8 < time.monotonic() - thawed < stall + 15
     assert 1 == consuming.status()
@@ -255,7 +208,7 @@ def test_it_ends_after_some_messages(consume):
     assert 0 == consuming.status(), consuming.log()
     assert 20 <= len(numbers(lines, "done")) < 500
     assert sorted(numbers(lines, "begun")) == sorted(numbers(lines, "done"))
-    assert re.search(r"\d+ messages are enough: ending", consuming.log())
+    assert re.search(r"the limit of messages is reached: \d+: stopping", consuming.log())
 
 
 def test_it_ends_where_it_takes_too_much_memory(consume):
@@ -267,7 +220,7 @@ def test_it_ends_where_it_takes_too_much_memory(consume):
 
     assert 0 == consuming.status(), consuming.log()
     assert 20 < len(numbers(lines, "done")) < 200
-    assert re.search(r"it takes \d{3} MiB of memory: ending", consuming.log())
+    assert re.search(r"the limit of memory is reached: \d{3} MiB: stopping", consuming.log())
 
 
 def test_it_ends_when_its_time_is_over(consume):
@@ -277,7 +230,7 @@ def test_it_ends_when_its_time_is_over(consume):
     consuming = consume("--for", "0.5s")
 
     assert 0 == consuming.status()
-    assert "0.5 s are over: ending" in consuming.log()
+    assert "0.5 s are over: stopping" in consuming.log()
 
 
 # It says how it is
@@ -289,16 +242,16 @@ def test_reports_are_lines_of_json(consume):
     """
     consuming = consume("--json", "--every", "0.1", LETTERS_COUNT="7", LETTERS_SAYS="JSON")
     eventually(lambda: json.loads(consuming.line())["handled"] == 7)
-    consuming.terminate()
+    consuming.send()
     last = json.loads(consuming.rest()[-1])
 
     assert 0 == consuming.status()
     assert {
-        "at", "state", "alive", "ready", "trouble", "received", "handled", "delayed", "dead", "dropped", "in_hand",
+        "at", "state", "alive", "ready", "trouble", "received", "handled", "delayed", "dead", "dropped", "in_flight",
         "running", "oldest", "per_second", "seconds",
     } == last.keys()  # fmt: skip
-    kept = ("state", "received", "handled", "in_hand", "ready", "trouble")
-    assert ("ended", 7, 7, 0, False, "") == tuple(last[key] for key in kept)
+    kept = ("state", "received", "handled", "in_flight", "ready", "trouble")
+    assert ("stopped", 7, 7, 0, False, "") == tuple(last[key] for key in kept)
 
 
 def test_who_reads_nothing_keeps_it_from_nothing(consume):
@@ -309,10 +262,10 @@ def test_who_reads_nothing_keeps_it_from_nothing(consume):
     pipe = consuming.process.stdout.fileno()
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     eventually(lambda: unread(pipe) > 4096 - 400)
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status(), consuming.log()
-    consuming.said("ended: 0 handled")
+    consuming.logged("stopped: 0 handled")
 
 
 def test_its_health_is_told_over_http(consume, gate):
@@ -322,7 +275,7 @@ def test_its_health_is_told_over_http(consume, gate):
     consuming = consume(
         "--health-port", "0", "--concurrency", "1", LETTERS_COUNT="3", LETTERS_GATE=str(gate)
     )  # fmt: skip
-    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    url = consuming.logged(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
     consuming.line()
     status, live = ask(f"{url}/live")
     ready = ask(f"{url}/ready?probe")[0]
@@ -331,10 +284,10 @@ def test_its_health_is_told_over_http(consume, gate):
     assert (True, True, "receiving", 1) == (live["alive"], live["ready"], live["state"], live["running"])
     assert ("letter.written", ["deliver"]) == (live["oldest"]["type"], live["oldest"]["handlers"])
     assert 404 == ask(f"{url}/")[0]
-    consuming.terminate()
-    consuming.said("ending within")
+    consuming.send()
+    consuming.logged("stopping within")
     status, ending = ask(f"{url}/ready")
-    assert (503, "ending", True) == (status, ending["state"], ending["alive"])
+    assert (503, "stopping", True) == (status, ending["state"], ending["alive"])
     gate.unlink()
     assert 0 == consuming.status()
 
@@ -344,14 +297,14 @@ def test_clients_that_ask_nothing_keep_no_one_from_asking(consume):
     Each has a second; what comes after the head of a question is not read.
     """
     consuming = consume("--health-port", "0")
-    url = consuming.said(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
+    url = consuming.logged(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
     address = ("127.0.0.1", int(url.rpartition(":")[2]))
     with socket.create_connection(address) as mute, socket.create_connection(address) as rude:
         rude.sendall(b"POST /live HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n" + b"x" * 1000)
         assert 200 == ask(f"{url}/live")[0]
         assert b"" == mute.recv(1)
         assert rude.recv(100).startswith(b"HTTP/1.1 405 ")
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status()
 
@@ -368,7 +321,7 @@ def test_its_health_is_told_in_a_file(consume, tmp_path):
     eventually(lambda: health.stat().st_mtime_ns > first)
     # Its broker may take longer to answer than the file to be renewed.
     eventually(lambda: json.loads(health.read_text())["state"] == "receiving", timeout=20)
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status()
     assert not health.exists()
@@ -382,10 +335,10 @@ def test_a_consumer_of_the_application_is_consumed_with(consume):
     """
     Its options are those of the code.
     """
-    consuming = consume(app="tests.integrations.letters:consumer", group=None, LETTERS_COUNT="1")
+    consuming = consume(app="tests.integrations.consumer_app:consumer", group=None, LETTERS_COUNT="1")
 
     assert ["begun 0", "done 0"] == [consuming.line(), consuming.line()]
-    consuming.terminate()
+    consuming.send()
     assert 0 == consuming.status()
 
 
@@ -400,21 +353,21 @@ def test_the_group_may_be_in_the_environment(consume):
 @pytest.mark.parametrize(
     ("app", "options", "words"),
     [
-        (APP, [], "say which group: --group NAME, or CQRS_SYNC_GROUP"),
+        (APP, [], "name the group: --group NAME, or CQRS_SYNC_GROUP"),
         (APP, ["--group", " "], "a group needs a name"),
         (APP, ["--group", "post", "--inline-limit", "2m"], "inline_limit must be between 0 and 60 s"),
-        (APP, ["--group", "post", "--retry-delays", "0.1;1"], "is no duration"),
+        (APP, ["--group", "post", "--retry-delays", "0.1;1"], "is not a duration"),
         (APP, ["--group", "post", "--on-unknown", "burn"], "'burn' is not one of"),
-        (APP, ["--group", "post", "--max-memory", "much"], "is no size"),
-        (APP, ["--group", "post", "--max-memory", "1M"], "MiB before it receives anything, and is to end at 1 MiB"),
+        (APP, ["--group", "post", "--max-memory", "much"], "is not a size"),
+        (APP, ["--group", "post", "--max-memory", "1M"], "MiB before it receives anything, and should stop at 1 MiB"),
         (APP, ["--group", "post", "--stall", "0"], "--stall takes a duration above 0"),
         (APP, ["--group", "post", "--health-file", "no/where"], "cannot be written"),
         (APP, ["--group", "post", "--health-port", "80000"], "80000 is not in the range"),
-        (APP, ["--group", "post", "--health-port", "0", "--health-host", "no.host.invalid"], "cannot be listened at"),
-        ("tests.integrations.letters:nothing", ["--group", "post"], "this mediator has no broker"),
-        ("tests.integrations.letters:events", ["--group", "post"], "a RequestMediator or a Consumer is wanted"),
+        (APP, ["--group", "post", "--health-port", "0", "--health-host", "no.host.invalid"], "cannot be opened"),
+        ("tests.integrations.consumer_app:nothing", ["--group", "post"], "this mediator has no broker"),
+        ("tests.integrations.consumer_app:events", ["--group", "post"], "expected a RequestMediator or a Consumer"),
         (
-            "tests.integrations.letters:consumer",
+            "tests.integrations.consumer_app:consumer",
             ["--group", "other", "--prefetch", "1"],
             "leave out --group, --prefetch, or name a mediator",
         ),
@@ -438,8 +391,8 @@ def test_a_topic_that_no_bound_event_has_is_told_of(consume):
     consuming = consume("--topic", "letters", "--topic", "leters", "--for", "0.3s")
 
     assert 0 == consuming.status()
-    assert "no event that is bound here has the topic 'leters' (theirs: 'letters'): the group is b" in consuming.log()
-    assert 1 == consuming.log().count("no event that is bound here")
+    assert "no event with a handler has the topic 'leters' (known topics: 'letters'): the group rec" in consuming.log()
+    assert 1 == consuming.log().count("no event with a handler")
 
 
 @pytest.mark.parametrize(("concurrency", "lines"), [("50", 1), ("4", 0)])
@@ -464,7 +417,7 @@ def test_a_port_that_is_taken_is_told(consume):
         consuming = consume("--health-port", str(port))
 
         assert 2 == consuming.status()
-    assert f"the health port {port} of '127.0.0.1' cannot be listened at" in consuming.log()
+    assert f"the health port {port} of '127.0.0.1' cannot be opened" in consuming.log()
 
 
 def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
@@ -475,7 +428,7 @@ def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
 
     assert 2 == consuming.status()
     assert "ERROR cqrs_sync.consumer.receiver the consumer cannot go on: the queue of 'post' is diff" in consuming.log()
-    assert "it cannot go on: ending within 25 s" in consuming.log()
+    assert "the consumer cannot continue: stopping within 25 s" in consuming.log()
     assert (1, 1) == (consuming.log().count("is different"), consuming.log().count(" ERROR "))
 
 
@@ -509,7 +462,7 @@ def test_signals_under_load_lose_nothing_and_double_nothing(consume, post):
     for _ in range(5):
         consuming = consume(LETTERS_FAULT="waits", **variables)
         done += [consuming.line(), consuming.line()]
-        consuming.terminate()
+        consuming.send()
         done += consuming.rest()
         assert 0 == consuming.status(), consuming.log()
     assert 0 < len(numbers(done, "done")) < 400
@@ -535,7 +488,20 @@ def test_dead_letters_are_dealt_with_on_a_broker_that_lasts(consume, post, tmp_p
         for n, each in enumerate(letters(60))
     ]  # fmt: skip
     broker.set_aside(dead, group, after=None)
-    command = [sys.executable, "-m", "cqrs_sync", "dlq", "replay", "--app", APP, "--group", "post", "--reason", "b"]
+    command = [
+        sys.executable,
+        "-m",
+        "cqrs_sync",
+        "consumer",
+        "dead",
+        "replay",
+        "--app",
+        APP,
+        "--group",
+        "post",
+        "--reason",
+        "b",
+    ]
     for waiting in (1, 8, 15):
         with subprocess.Popen(
             [*command, "--rate", "20", "--yes"], cwd=tmp_path, env=environment(**variables), stdin=subprocess.DEVNULL
@@ -551,7 +517,7 @@ def test_dead_letters_are_dealt_with_on_a_broker_that_lasts(consume, post, tmp_p
     handled = set()
     while len(handled) < 30:
         handled |= set(numbers([consuming.line()], "done"))
-    consuming.terminate()
+    consuming.send()
 
     assert 0 == consuming.status()
     assert set(range(0, 60, 2)) == handled
@@ -567,4 +533,4 @@ def _replayed(command, directory, variables):
 
 
 def _left(broker, group):
-    return {json.loads(each.body)["number"] for each in look(broker, group)}
+    return {json.loads(each.body)["number"] for each in browse(broker, group)}

@@ -1,5 +1,5 @@
 """
-An application that `cqrs-sync consume` finds as `tests.integrations.letters:mediator`; its environment says what it is.
+An application that consumes, `tests.integrations.consumer_app:mediator`; its environment says what it is like.
 
 It publishes to itself, through a broker in memory, or reads from `LETTERS_BROKER` on `LETTERS_EXCHANGE`. As many
 messages as `LETTERS_COUNT` are there at first. What its handler does, `LETTERS_FAULT`: `hangs`, `hangs-first` at the

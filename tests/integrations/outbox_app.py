@@ -1,5 +1,5 @@
 """
-An application that `cqrs-sync` finds as `tests.integrations.parcels:mediator`; what it is like, the environment says.
+An application with an outbox, `tests.integrations.outbox_app:mediator`; its environment says what it is like.
 
 `PARCELS_DATABASE` and `PARCELS_BROKER` are URLs, without a broker's it is in memory; `PARCELS_EXCHANGE`. What happens
 to it, `PARCELS_FAULT`: `hangs` in a handler, `stays` when it is to leave, `slow` to publish.

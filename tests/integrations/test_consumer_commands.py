@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import cqrs_sync as cqrs
 from cqrs_sync.__main__ import main
 from cqrs_sync.broker import IncomingMessage, Piece
-from cqrs_sync.cli.dead_letter_scan import BATCH, Choice, Sifting, id_of
+from cqrs_sync.cli.dead_letter_scan import BATCH, DeadLetterFilter, DeadLetterScan, id_of
 from cqrs_sync.consumer import Consumer, group_of
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.memory import MemoryBroker
@@ -103,19 +103,21 @@ def test_dead_letters_are_listed_and_stay(office, run):
     """
     office.bury(1, 2, 3)
     office.bury(4, reason="Fatal: \x1b[31mred")
-    listed = json.loads(run("dlq", "list", "--json")[1])
-    _, text = run("dlq", "list")
+    listed = json.loads(run("consumer", "dead", "list", "--json")[1])
+    _, text = run("consumer", "dead", "list")
 
-    assert ids(1, 2, 3, 4) == [letter["id"] for letter in listed["letters"]]
+    assert ids(1, 2, 3, 4) == [letter["id"] for letter in listed["dead"]]
     assert ("meeting.joined", "m", 6, 4) == (
-        *(listed["letters"][0][key] for key in ("type", "key", "attempts")), listed["total"],
+        *(listed["dead"][0][key] for key in ("type", "key", "attempts")), listed["total"],
     )  # fmt: skip
-    assert "body" not in listed["letters"][0]
+    assert "body" not in listed["dead"][0]
     assert "\x1b" not in text
-    assert ids(1) == [each["id"] for each in json.loads(run("dlq", "list", "--limit", 1, "--json")[1])["letters"]]
-    newest = json.loads(run("dlq", "list", "--newest", "--limit", 2, "--json")[1])["letters"]
+    assert ids(1) == [
+        each["id"] for each in json.loads(run("consumer", "dead", "list", "--limit", 1, "--json")[1])["dead"]
+    ]
+    newest = json.loads(run("consumer", "dead", "list", "--newest", "--limit", 2, "--json")[1])["dead"]
     assert ids(3, 4) == [each["id"] for each in newest]
-    chosen = json.loads(run("dlq", "list", "--reason", "ValueError: no meeting …", "--json")[1])["letters"]
+    chosen = json.loads(run("consumer", "dead", "list", "--reason", "ValueError: no meeting …", "--json")[1])["dead"]
     assert ids(1, 2, 3) == [each["id"] for each in chosen]
     assert ids(1, 2, 3, 4) == office.dead()
 
@@ -126,12 +128,12 @@ def test_dead_letters_are_counted_by_reason(office, run):
     """
     office.bury(1, reason="b")
     office.bury(2, 3)
-    _, printed = run("dlq", "list", "--by-reason", "--json")
+    _, printed = run("consumer", "dead", "list", "--by-reason", "--json")
 
     assert [{"count": 2, "reason": "ValueError: no meeting …"}, {"count": 1, "reason": "b"}] == json.loads(printed)[
-        "by_reason"
+        "dead_by_reason"
     ]
-    assert 2 == run("dlq", "list", "--by-reason", "--newest")[0]
+    assert 2 == run("consumer", "dead", "list", "--by-reason", "--newest")[0]
 
 
 def test_a_dead_letter_is_shown(office, run):
@@ -139,14 +141,14 @@ def test_a_dead_letter_is_shown(office, run):
     With its headers, and its body only where that is asked for.
     """
     office.bury(1, 2, handlers="deliver")
-    code, text = run("dlq", "show", "id-2")
-    facts = json.loads(run("dlq", "show", "id-2", "--body", "--json")[1])
+    code, text = run("consumer", "dead", "show", "id-2")
+    facts = json.loads(run("consumer", "dead", "show", "id-2", "--body", "--json")[1])
 
     assert 0 == code
-    assert "attribute source" in text
+    assert "attributes.source" in text
     assert "number" not in text
     assert ('{"meeting": "m", "number": 2}', "deliver") == (facts["body"], facts["handlers"])
-    assert (1, "Error: no dead letter has the id id-7\n") == run("dlq", "show", "id-7")
+    assert (1, "Error: no dead letter has the id id-7\n") == run("consumer", "dead", "show", "id-7")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +159,11 @@ def test_counts_are_numbers_for_programs(office, run, noted, told):
     What somebody else has written there is no count, and stays as it is.
     """
     office.bury(1, attempts=noted, replays=noted)
-    (listed,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
-    shown = json.loads(run("dlq", "show", "id-1", "--json")[1])
+    (listed,) = json.loads(run("consumer", "dead", "list", "--json")[1])["dead"]
+    shown = json.loads(run("consumer", "dead", "show", "id-1", "--json")[1])
 
     assert 4 * [told] == [letter[name] for letter in (listed, shown) for name in ("attempts", "replays")]
-    assert 0 == run("dlq", "list")[0]
+    assert 0 == run("consumer", "dead", "list")[0]
 
 
 def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
@@ -171,20 +173,20 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     office.broker.set_aside(
         [IncomingMessage("meetings", b"\xff\x00", notes={"reason": "bad"})], office.group, after=None
     )
-    (letter,) = json.loads(run("dlq", "list", "--json")[1])["letters"]
+    (letter,) = json.loads(run("consumer", "dead", "list", "--json")[1])["dead"]
 
-    assert "\\xff" in run("dlq", "show", letter["id"], "--body")[1]
-    assert (0, "1 deleted\n") == run("dlq", "purge", "--id", letter["id"], "--yes")
+    assert "\\xff" in run("consumer", "dead", "show", letter["id"], "--body")[1]
+    assert (0, "1 discarded\n") == run("consumer", "dead", "discard", letter["id"], "--yes")
 
 
-@pytest.mark.parametrize("command", ["replay", "purge"])
+@pytest.mark.parametrize("command", ["replay", "discard"])
 @pytest.mark.parametrize("options", [["--yes"], ["--dry-run"]])
 def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     """
     Its id may be misspelled.
     """
     office.bury(1, 2)
-    code, printed = run("dlq", command, "--id", "id-9", *options)
+    code, printed = run("consumer", "dead", command, "id-9", *options)
 
     assert 1 == code
     assert printed.endswith("Error: no dead letter has the id id-9\n")
@@ -195,30 +197,30 @@ def test_no_letter_is_deleted_where_nobody_can_be_asked(office, run):
     """
     As in a script whose author expected a question: only `--yes` means it, also where nothing is dead yet.
     """
-    assert 2 == run("dlq", "purge", "--all")[0]
+    assert 2 == run("consumer", "dead", "discard", "--all")[0]
     office.bury(1, 2)
-    for chosen in (["--all"], ["--id", "id-1"], ["--reason", "a"]):
-        code, text = run("dlq", "purge", *chosen)
+    for chosen in (["--all"], ["id-1"], ["--reason", "a"]):
+        code, text = run("consumer", "dead", "discard", *chosen)
         assert (2, True) == (code, "add --yes" in text)
 
     assert ids(1, 2) == office.dead()
-    assert (0, "2 would be deleted\n") == run("dlq", "purge", "--all", "--dry-run")
-    assert (0, "2 deleted\n") == run("dlq", "purge", "--all", "--yes")
+    assert (0, "2 would be discarded\n") == run("consumer", "dead", "discard", "--all", "--dry-run")
+    assert (0, "2 discarded\n") == run("consumer", "dead", "discard", "--all", "--yes")
 
 
-@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["discard", "--yes"]])
 def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(office, run, command):
     """
     A part of it is none; where nothing is dead there is nothing to copy.
     """
-    words = "copy it from `main dlq list --by-reason --json | jq -r '.by_reason[].reason'`"
-    assert words not in run("dlq", *command, "--reason", "ValueError")[1]
+    words = "copy it from `main consumer dead list --by-reason --json | jq -r '.dead_by_reason[].reason'`"
+    assert words not in run("consumer", "dead", *command, "--reason", "ValueError")[1]
     office.bury(1)
-    code, text = run("dlq", *command, "--reason", "ValueError")
+    code, text = run("consumer", "dead", *command, "--reason", "ValueError")
 
     assert (0, True) == (code, words in text)
     assert ids(1) == office.dead()
-    assert words not in run("dlq", *command, "--reason", "ValueError: no meeting …")[1]
+    assert words not in run("consumer", "dead", *command, "--reason", "ValueError: no meeting …")[1]
 
 
 # Dead letters go back
@@ -231,9 +233,9 @@ def test_dead_letters_are_replayed_with_their_attempts_forgotten(office, run):
     other = attrs.evolve(office.group, name="other")
     office.broker.join(other).close()
     office.bury(1, 2)
-    assert (0, "2 would be replayed\n") == run("dlq", "replay", "--all", "--dry-run")
+    assert (0, "2 would be replayed\n") == run("consumer", "dead", "replay", "--all", "--dry-run")
     assert ids(1, 2) == office.dead()
-    code, printed = run("dlq", "replay", "--all", "--json")
+    code, printed = run("consumer", "dead", "replay", "--all", "--json")
     messages = office.waiting()
 
     assert (0, {"dead": 2, "replayed": 2, "put_back": 0, "interrupted": False}) == (code, json.loads(printed))
@@ -250,7 +252,7 @@ def test_a_replay_after_a_replay_is_counted(office, run):
     """
     office.bury(1, replays="3")
     office.bury(2, replays="many")
-    run("dlq", "replay", "--all")
+    run("consumer", "dead", "replay", "--all")
 
     assert ["4", "1"] == [message.notes["replays"] for message in office.waiting()]
 
@@ -262,12 +264,12 @@ def test_some_are_chosen_and_the_others_stay(office, run):
     office.bury(1, 2, 3, reason="a")
     office.bury(4, 5, reason="b")
 
-    assert (0, "1 replayed\n") == run("dlq", "replay", "--id", "id-2")
+    assert (0, "1 replayed\n") == run("consumer", "dead", "replay", "id-2")
     assert ids(3, 4, 5, 1) == office.dead()
-    assert (0, "1 replayed\n") == run("dlq", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
+    assert (0, "1 replayed\n") == run("consumer", "dead", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
     assert ids(5, 1, 3) == office.dead()
     assert Counter(ids(1, 3, 5)) == Counter(office.dead())
-    assert (0, "2 deleted\n") == run("dlq", "purge", "--reason", "a", "--yes")
+    assert (0, "2 discarded\n") == run("consumer", "dead", "discard", "--reason", "a", "--yes")
     assert ids(5) == office.dead()
     assert ids(2, 4) == [id_of(message) for message in office.waiting()]
 
@@ -277,7 +279,7 @@ def test_what_was_replayed_is_handled_once_more(office, run):
     By the handlers of its group.
     """
     office.bury(*range(5))
-    run("dlq", "replay", "--all")
+    run("consumer", "dead", "replay", "--all")
     with Consumer(office.mediator, "office"):
         eventually(lambda: len(office.seen) == 5)
 
@@ -290,7 +292,7 @@ def test_it_ends_although_what_it_puts_back_is_there_again(office, run):
     """
     office.bury(*range(3 * BATCH), reason="a")
     office.bury(*range(3 * BATCH, 3 * BATCH + 7), reason="b")
-    facts = json.loads(run("dlq", "replay", "--reason", "b", "--json")[1])
+    facts = json.loads(run("consumer", "dead", "replay", "--reason", "b", "--json")[1])
 
     assert (3 * BATCH + 7, 7) == (facts["dead"], facts["replayed"])
     assert ids(*range(3 * BATCH)) == sorted(office.dead(), key=lambda text: int(text[3:]))
@@ -306,7 +308,7 @@ def test_few_are_in_hand_at_a_time(office, monkeypatch):
     dead = office.broker.dead
     monkeypatch.setattr(office.broker, "dead", lambda group: opened.append((group, dead(group))) or opened[-1][1])
     look = lambda seconds: held.append(len(opened[0][1]._unsettled))  # noqa: E731
-    list(Sifting(office.broker, office.group, Choice(reason="b"), print, is_to_end=look))
+    list(DeadLetterScan(office.broker, office.group, DeadLetterFilter(reason="b"), print, is_cancelled=look))
 
     assert BATCH > max(held) > 1
     assert opened[0][0].prefetch >= BATCH
@@ -337,11 +339,11 @@ def test_nothing_is_lost_where_it_is_ended_in_between(office, moment, monkeypatc
 
     monkeypatch.setattr(office.broker, "set_aside", dying)
     handle = lambda messages: office.broker.set_aside(messages, office.group, after=0)  # noqa: E731
-    sifting = Sifting(
-        office.broker, office.group, Choice(reason="b"), handle, rate=1.0, is_to_end=lambda seconds: die()
+    scan = DeadLetterScan(
+        office.broker, office.group, DeadLetterFilter(reason="b"), handle, rate=1.0, is_cancelled=lambda _: die()
     )  # fmt: skip
     with pytest.raises(Dies):
-        list(sifting)
+        list(scan)
 
     assert set(ids(*range(14))) == {*office.dead(), *(id_of(message) for message in office.waiting())}
 
@@ -358,7 +360,7 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(office.broker, "set_aside", pressing)
-    code, text = run("dlq", "replay", "--all", "--rate", 5)
+    code, text = run("consumer", "dead", "replay", "--all", "--rate", 5)
 
     assert (130, "5 replayed, then interrupted\n") == (code, text)
     assert ids(*range(5, 20)) == office.dead()
@@ -368,10 +370,10 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "say which: --id, --reason, or --all"),
-        (["--all", "--reason", "a"], "--all is all of them"),
+        ([], "say which: ids, --reason, or --all"),
+        (["--all", "--reason", "a"], "--all means all of them"),
         (["--all", "--rate", "0"], "0.0 is not in the range"),
-        (["--all", "--rate", "nan"], "'nan' is no number"),
+        (["--all", "--rate", "nan"], "'nan' is not a number"),
         (["--all", "--rate", "inf"], "inf is not in the range"),
         (["--all", "--rate", "1e-300"], "1e-300 is not in the range"),
     ],
@@ -380,7 +382,7 @@ def test_what_to_replay_is_said(run, options, words):
     """
     Nothing is chosen by chance.
     """
-    code, text = run("dlq", "replay", *options)
+    code, text = run("consumer", "dead", "replay", *options)
 
     assert 2 == code
     assert words in text
@@ -396,14 +398,14 @@ def test_the_lag_is_told(office, run):
     office.bury(1)
     for number in range(3):
         office.mediator.events.send(Joined("m", number))
-    code, text = run("lag")
+    code, text = run("consumer", "lag")
 
     assert 0 == code
     assert "office" in text
-    assert {"group": "office", "waiting": 3, "delayed": 0, "dead": 1, "places": {"meetings": 3}, "over": True} == (
-        json.loads(run("lag", "--json", "--over", 2)[1])
+    assert {"group": "office", "waiting": 3, "delayed": 0, "dead": 1, "sources": {"meetings": 3}, "over": True} == (
+        json.loads(run("consumer", "lag", "--json", "--over", 2)[1])
     )
-    assert (1, 0) == (run("lag", "--over", 2)[0], run("lag", "--over", 3)[0])
+    assert (1, 0) == (run("consumer", "lag", "--over", 2)[0], run("consumer", "lag", "--over", 3)[0])
 
 
 def test_the_topology_is_planned_and_made(office, run):
@@ -464,9 +466,9 @@ def test_a_consumer_of_the_application_says_which_group_it_is(office, run):
     """
     office.bury(1)
 
-    assert 1 == json.loads(run("lag", "--json", app="an_office:consumer", group=None)[1])["dead"]
-    assert 0 == run("lag", app="an_office:consumer", group="office")[0]
-    code, text = run("lag", "--topic", "x", app="an_office:consumer", group="other")
+    assert 1 == json.loads(run("consumer", "lag", "--json", app="an_office:consumer", group=None)[1])["dead"]
+    assert 0 == run("consumer", "lag", app="an_office:consumer", group="office")[0]
+    code, text = run("consumer", "lag", "--topic", "x", app="an_office:consumer", group="other")
     assert 2 == code
     assert "leave out --group, --topic, or name a mediator" in text
 
@@ -477,59 +479,61 @@ def test_a_group_of_the_environment_does_not_contradict_a_consumer(office, run, 
     """
     for name, expected in {"office": 0, "other": 2}.items():
         monkeypatch.setenv("CQRS_SYNC_GROUP", name)
-        for command in (["lag"], ["consume", "--for", "0s"]):
-            code, text = run(*command, app="an_office:consumer", group=None)
+        for command in (["lag"], ["run", "--for", "0s"]):
+            code, text = run("consumer", *command, app="an_office:consumer", group=None)
             assert expected == code, text
-    assert "CQRS_SYNC_GROUP in the environment says that the group is 'other', and the application names" in text
-    assert "whose group is 'office'" in text
-    assert 0 == run("lag", app="an_office:consumer", group="office")[0]
+    assert "CQRS_SYNC_GROUP in the environment says that the group is 'other', but the application names" in text
+    assert "a Consumer of the group 'office'" in text
+    assert 0 == run("consumer", "lag", app="an_office:consumer", group="office")[0]
 
 
 def test_the_environment_says_which_group_it_is(office, run, monkeypatch):
     """
     Where no option does.
     """
-    assert (2, "Error: say which group: --group NAME, or CQRS_SYNC_GROUP in the environment\n") == run(
-        "lag", group=None
+    assert (2, "Error: name the group: --group NAME, or CQRS_SYNC_GROUP in the environment\n") == run(
+        "consumer", "lag", group=None
     )
     monkeypatch.setenv("CQRS_SYNC_GROUP", "office")
 
-    assert 0 == run("lag", group=None)[0]
+    assert 0 == run("consumer", "lag", group=None)[0]
 
 
 @pytest.mark.parametrize(
     ("command", "status"),
     [
         (["lag"], 0),
-        (["dlq", "list"], 0),
-        (["dlq", "show", "id-1"], 1),
-        (["dlq", "replay", "--all"], 0),
-        (["dlq", "purge", "--all", "--dry-run"], 0),
+        (["dead", "list"], 0),
+        (["dead", "show", "id-1"], 1),
+        (["dead", "replay", "--all"], 0),
+        (["dead", "discard", "--all", "--dry-run"], 0),
     ],
 )
 def test_a_group_that_is_unknown_is_told_of(office, run, command, status):
     """
     Nobody takes it for one with nothing to do, as where its name is mistyped; one that is known is not doubted.
     """
-    words = "nothing on the broker is of the group 'offices'"
-    code, text = run(*command, group="offices")
+    words = "the broker has no queue or topic of the group 'offices'"
+    code, text = run("consumer", *command, group="offices")
     assert (status, True) == (code, words in text)
 
-    code, text = run(*command)
-    assert (status, False) == (code, "nothing on the broker" in text)
+    code, text = run("consumer", *command)
+    assert (status, False) == (code, "the broker has no queue" in text)
 
 
 def test_what_is_told_of_an_unknown_group_is_no_part_of_the_answer(office, monkeypatch):
     """
     Programs read standard output.
     """
-    result = CliRunner().invoke(main, ["lag", "--json", "--app", "an_office:mediator", "--group", "offices"])
+    result = CliRunner().invoke(
+        main, ["consumer", "lag", "--json", "--app", "an_office:mediator", "--group", "offices"]
+    )
 
     assert ("offices", 0) == (json.loads(result.stdout)["group"], result.exit_code)
-    assert "nothing on the broker" in result.stderr
+    assert "the broker has no queue" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["lag"], ["dlq", "list"], ["dlq", "replay", "--all"]])
+@pytest.mark.parametrize("command", [["lag"], ["dead", "list"], ["dead", "replay", "--all"]])
 def test_ctrl_c_ends_a_question_with_a_status_of_its_own(office, run, monkeypatch, command):
     """
     As while a broker does not answer: 1 would mean that something is not well.
@@ -540,7 +544,7 @@ def test_ctrl_c_ends_a_question_with_a_status_of_its_own(office, run, monkeypatc
 
     monkeypatch.setattr(office.broker, "backlog", interrupted)
 
-    assert (130, "Error: interrupted\n") == run(*command)
+    assert (130, "Error: interrupted\n") == run("consumer", *command)
 
 
 def test_a_broker_that_cannot_be_reached_is_told_in_a_line(office, run, monkeypatch):
@@ -552,9 +556,9 @@ def test_a_broker_that_cannot_be_reached_is_told_in_a_line(office, run, monkeypa
         raise BrokerUnavailable("connection refused")
 
     monkeypatch.setattr(office.broker, "backlog", unreachable)
-    code, text = run("dlq", "replay", "--all")
+    code, text = run("consumer", "dead", "replay", "--all")
 
-    assert (3, "Error: the broker cannot be reached, or refuses: connection refused\n") == (code, text)
+    assert (3, "Error: the broker cannot be reached, or refused: connection refused\n") == (code, text)
 
 
 @pytest.mark.parametrize(
@@ -579,7 +583,7 @@ def test_whoever_is_to_end_soon_has_little_in_hand(run, monkeypatch, options, ex
         def run(self):
             return 0
 
-    monkeypatch.setattr("cqrs_sync.cli.consumer.ConsumerProcess", Process)
+    monkeypatch.setattr("cqrs_sync.cli.consumer.ConsumerWorker", Process)
 
-    assert 0 == run("consume", *options)[0]
+    assert 0 == run("consumer", "run", *options)[0]
     assert [expected] == made

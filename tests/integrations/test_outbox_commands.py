@@ -17,17 +17,23 @@ from click.testing import CliRunner
 
 import cqrs_sync as cqrs
 from cqrs_sync.__main__ import main
-from cqrs_sync.cli import dead, status
-from cqrs_sync.cli.bulk import Work
-from cqrs_sync.cli.output import JsonLines, View, duration, escaped
-from cqrs_sync.memory import MemoryInbox
-from cqrs_sync.outbox import Entry, Outcome, Verdict
+from cqrs_sync.cli.app import Application
+from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter
+from cqrs_sync.cli.dead_letters import OutboxDeadLetters, change_in_chunks
+from cqrs_sync.cli.options import parse_duration
+from cqrs_sync.cli.outbox import outbox
+from cqrs_sync.cli.output import JsonLines, ReportFormat, counted, format_duration, printable
+from cqrs_sync.memory import MemoryInbox, MemoryOutbox
+from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
 from cqrs_sync.testing.contracts.broker import message
-from tests.integrations.parcels import Packed, engine_of, keep
+from cqrs_sync.testing.contracts.outbox import handled, published
+from tests.integrations.outbox_app import Packed, engine_of, keep
 from tests.integrations.processes import environment
 from tests.promises.outbox_fixtures import Counted, Shop, Sold
 from tests.source import ROOT
 from tests.waiting import eventually
+
+APP = "tests.integrations.outbox_app:mediator"
 
 
 @pytest.fixture
@@ -74,14 +80,13 @@ def test_status_shows_what_waits_and_what_is_dead(shop, run):
     """
     bury(shop, Sold("ada", 1), Counted(2))
     shop.sell(Counted(3))
-    code, text = run("status")
-    _, printed = run("status", "--json")
+    code, text = run("outbox", "status")
+    _, printed = run("outbox", "status", "--json")
     facts = json.loads(printed)
 
     assert 0 == code
-    assert "1 wait" in text
-    assert "2 are dead" in text
-    assert {"waiting", "dead", "lag", "oldest", "targets", "dead_by_reason", "passed"} == facts.keys()
+    assert "1 waiting, 2 dead" in text
+    assert {"waiting", "dead", "lag", "oldest", "targets", "dead_by_reason", "exceeded"} == facts.keys()
     assert (1, 2) == (facts["waiting"], facts["dead"])
     assert [{"reason": "MessageRejected: no queue for …", "count": 2}] == facts["dead_by_reason"]
     assert {"kind", "target", "pending", "tried", "dead"} == facts["targets"][0].keys()
@@ -98,7 +103,7 @@ def test_status_fails_where_a_limit_is_passed(shop, run, limits, code):
     bury(shop, Counted(1))
     shop.sell(Counted(2))
 
-    assert code == run("status", *limits)[0]
+    assert code == run("outbox", "status", *limits)[0]
 
 
 def test_dead_deliveries_are_listed_shown_and_counted(shop, run):
@@ -107,16 +112,16 @@ def test_dead_deliveries_are_listed_shown_and_counted(shop, run):
     """
     bury(shop, Sold("ada", 1))
     bury(shop, Counted(2), error="ValueError: \x1b[31mred")
-    (first, second) = json.loads(run("dead", "list", "--json")[1])["dead"]
-    _, shown = run("dead", "show", second["number"], "--body")
-    _, counted = run("dead", "list", "--by-reason")
+    (first, second) = json.loads(run("outbox", "dead", "list", "--json")[1])["dead"]
+    _, shown = run("outbox", "dead", "show", second["number"], "--body")
+    _, counted = run("outbox", "dead", "list", "--by-reason")
 
     assert ("sales", "sold", "ada", True) == (first["target"], first["type"], first["key"], first["blocks"])
     assert "body" not in first
     assert '{"number":2}' in shown
-    assert "\x1b" not in shown + run("dead", "list")[1]
+    assert "\x1b" not in shown + run("outbox", "dead", "list")[1]
     assert "no queue for" in counted
-    (chosen,) = json.loads(run("dead", "list", "--target", "counts", "--json")[1])["dead"]
+    (chosen,) = json.loads(run("outbox", "dead", "list", "--target", "counts", "--json")[1])["dead"]
     assert second["number"] == chosen["number"]
 
 
@@ -126,12 +131,12 @@ def test_dead_deliveries_are_replayed(shop, run):
     """
     bury(shop, Counted(1), Counted(2))
     bury(shop, Sold("ada", 3), error="ValueError: bad")
-    numbers = [each["number"] for each in json.loads(run("dead", "list", "--json")[1])["dead"]]
+    numbers = [each["number"] for each in json.loads(run("outbox", "dead", "list", "--json")[1])["dead"]]
 
-    assert (0, "3 would be replayed\n") == run("dead", "replay", "--all", "--dry-run")
-    assert (0, "1 replayed\n") == run("dead", "replay", numbers[0], "--yes")
-    assert (0, "1 replayed\n") == run("dead", "replay", "--reason", "ValueError: bad", "--yes")
-    assert (0, "1 replayed\n") == run("dead", "replay", "--target", "counts", "--yes", "--rate", "1000")
+    assert (0, "3 would be replayed\n") == run("outbox", "dead", "replay", "--all", "--dry-run")
+    assert (0, "1 replayed\n") == run("outbox", "dead", "replay", numbers[0], "--yes")
+    assert (0, "1 replayed\n") == run("outbox", "dead", "replay", "--reason", "ValueError: bad", "--yes")
+    assert (0, "1 replayed\n") == run("outbox", "dead", "replay", "--target", "counts", "--yes", "--rate", "1000")
     assert 3 == shop.waiting()
 
 
@@ -141,17 +146,17 @@ def test_dead_deliveries_are_deleted(shop, run):
     """
     bury(shop, *(Counted(number) for number in range(3)))
 
-    assert (0, "3 deleted\n") == run("dead", "purge", "--all", "--yes")
+    assert (0, "3 discarded\n") == run("outbox", "dead", "discard", "--all", "--yes")
     assert 0 == shop.outbox.backlog().dead
 
 
-@pytest.mark.parametrize("command", ["replay", "purge"])
+@pytest.mark.parametrize("command", ["replay", "discard"])
 def test_nothing_is_changed_where_nothing_is_chosen(shop, run, command):
     """
     `--all` has to be written.
     """
     bury(shop, Counted(1))
-    code, text = run("dead", command, "--yes")
+    code, text = run("outbox", "dead", command, "--yes")
 
     assert 2 == code
     assert "--all" in text
@@ -164,27 +169,27 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(shop, run):
     """
     bury(shop, Counted(1), Counted(2))
     for everything in (["--all"], ["--target", "counts"]):
-        code, text = run("dead", "purge", *everything)
+        code, text = run("outbox", "dead", "discard", *everything)
         assert (2, True) == (code, "add --yes" in text)
     assert 2 == shop.outbox.backlog().dead
 
-    assert (0, "2 would be deleted\n") == run("dead", "purge", "--all", "--dry-run")
-    assert (0, "2 replayed\n") == run("dead", "replay", "--all")
+    assert (0, "2 would be discarded\n") == run("outbox", "dead", "discard", "--all", "--dry-run")
+    assert (0, "2 replayed\n") == run("outbox", "dead", "replay", "--all")
 
 
-@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["discard", "--yes"]])
 def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(shop, run, command):
     """
     A part of it is none; where nothing is dead there is nothing to copy.
     """
-    words = "copy it from `main dead list --by-reason --json | jq -r '.dead_by_reason[].reason'`"
-    assert words not in run("dead", *command, "--reason", "MessageRejected")[1]
+    words = "copy it from `main outbox dead list --by-reason --json | jq -r '.dead_by_reason[].reason'`"
+    assert words not in run("outbox", "dead", *command, "--reason", "MessageRejected")[1]
     bury(shop, Counted(1))
-    code, text = run("dead", *command, "--reason", "MessageRejected")
+    code, text = run("outbox", "dead", *command, "--reason", "MessageRejected")
 
     assert (0, True) == (code, words in text)
-    assert words not in run("dead", *command, "--target", "no")[1]
-    assert words not in run("dead", *command, "--reason", "MessageRejected: no queue for …")[1]
+    assert words not in run("outbox", "dead", *command, "--target", "no")[1]
+    assert words not in run("outbox", "dead", *command, "--reason", "MessageRejected: no queue for …")[1]
 
 
 def test_delivered_messages_are_purged(shop, run):
@@ -195,8 +200,8 @@ def test_delivered_messages_are_purged(shop, run):
     shop.relay.start(poll=(0.01, 0.02))
     eventually(lambda: shop.waiting() == 0)
 
-    assert (0, "0 purged\n") == run("purge", "--older-than", "1h")
-    assert (0, "1 purged\n") == run("purge", "--older-than", "0s")
+    assert (0, "0 messages purged\n") == run("outbox", "purge", "--older-than", "1h")
+    assert (0, "1 message purged\n") == run("outbox", "purge", "--older-than", "0s")
 
 
 @pytest.fixture
@@ -221,8 +226,12 @@ def test_receipts_are_purged_with_the_messages(shop, run, received):
     shop.relay.start(poll=(0.01, 0.02))
     eventually(lambda: shop.waiting() == 0)
 
-    assert (0, "1 purged, and 2 receipt(s)\n") == run("purge", "--older-than", "0s", app="a_shop:kept")
-    code, text = run("purge", "--older-than", "0s", "--receipts-older-than", "3d", "--json", app="a_shop:kept")
+    assert (0, "1 message purged, 2 receipts purged\n") == run(
+        "outbox", "purge", "--older-than", "0s", app="a_shop:kept"
+    )
+    code, text = run(
+        "outbox", "purge", "--older-than", "0s", "--receipts-older-than", "3d", "--json", app="a_shop:kept"
+    )
     assert (0, {"purged": 0, "receipts": 1, "interrupted": False}) == (code, json.loads(text))
     assert not received._rows
 
@@ -231,16 +240,20 @@ def test_receipts_alone_are_purged(run, received):
     """
     Also where there is no outbox.
     """
-    assert (0, "0 purged, and 2 receipt(s)\n") == run("purge", "--receipts-older-than", "30d", app="a_shop:kept")
-    assert (0, "0 purged, and 1 receipt(s)\n") == run("purge", "--receipts-older-than", "2d", app="a_shop:receiver")
+    assert (0, "0 messages purged, 2 receipts purged\n") == run(
+        "outbox", "purge", "--receipts-older-than", "30d", app="a_shop:kept"
+    )
+    assert (0, "0 messages purged, 1 receipt purged\n") == run(
+        "outbox", "purge", "--receipts-older-than", "2d", app="a_shop:receiver"
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "say how old: --older-than, --receipts-older-than, or both"),
-        (["--older-than", "0s", "--receipts-older-than", "47h"], "keep them for 172800 s at least"),
-        (["--older-than", "0s", "--receipts-older-than", "0"], "keep them for 172800 s at least"),
+        (["--older-than", "0s", "--receipts-older-than", "47h"], "keep receipts for 172800 s at least"),
+        (["--older-than", "0s", "--receipts-older-than", "0"], "keep receipts for 172800 s at least"),
     ],
 )
 def test_what_comes_again_is_not_forgotten_by_mistake(shop, run, received, arguments, words):
@@ -250,7 +263,7 @@ def test_what_comes_again_is_not_forgotten_by_mistake(shop, run, received, argum
     shop.sell(Counted(1))
     shop.relay.start(poll=(0.01, 0.02))
     eventually(lambda: shop.waiting() == 0)
-    code, text = run("purge", *arguments, app="a_shop:kept")
+    code, text = run("outbox", "purge", *arguments, app="a_shop:kept")
 
     assert (2, 3) == (code, len(received._rows))
     assert words in text
@@ -261,9 +274,9 @@ def test_an_application_without_an_inbox_has_no_receipts(run, shop):
     """
     It says so where they are to be purged.
     """
-    code, text = run("purge", "--receipts-older-than", "30d")
+    code, text = run("outbox", "purge", "--receipts-older-than", "30d")
 
-    assert (2, "Error: receipts are to be purged, and this mediator has no inbox\n") == (code, text)
+    assert (2, "Error: receipts cannot be purged: this mediator has no inbox\n") == (code, text)
 
 
 def test_an_interrupt_tells_what_was_purged(run, received, monkeypatch):
@@ -272,8 +285,8 @@ def test_an_interrupt_tells_what_was_purged(run, received, monkeypatch):
     """
     monkeypatch.setattr(sys.modules["a_shop"].kept.relay.outbox, "purge", raising(KeyboardInterrupt))
 
-    assert (130, "0 purged, and 0 receipt(s), then interrupted\n") == run(
-        "purge", "--older-than", "0s", app="a_shop:kept"
+    assert (130, "0 messages purged, 0 receipts purged, then interrupted\n") == run(
+        "outbox", "purge", "--older-than", "0s", app="a_shop:kept"
     )
     assert 3 == len(received._rows)
 
@@ -283,10 +296,10 @@ def test_an_inbox_that_cannot_be_reached_has_a_status_of_its_own(run, received, 
     As that of an outbox.
     """
     monkeypatch.setattr(received, "purge", raising(cqrs.InboxUnavailable("connection refused")))
-    code, text = run("purge", "--older-than", "0s", app="a_shop:kept")
+    code, text = run("outbox", "purge", "--older-than", "0s", app="a_shop:kept")
 
     assert (3, 1) == (code, len(text.splitlines()))
-    assert "the database of the inbox cannot be reached" in text
+    assert "cannot reach the database of the inbox" in text
 
 
 def raising(error):
@@ -304,7 +317,7 @@ def raising(error):
         ("no_shop:mediator", "there is no module 'no_shop'"),
         ("a_shop.below:mediator", "there is no module 'a_shop.below'"),
         ("a_shop:mediater", "a_shop has no 'mediater', did you mean 'mediator'?"),
-        ("a_shop:nothing", "a RequestMediator or a Consumer is wanted, this is of the type int"),
+        ("a_shop:nothing", "expected a RequestMediator or a Consumer, not an object of the type int"),
         ("a_shop:Shop.sell", "calling it without arguments failed: TypeError"),
         ("a_shop:fails", "calling it without arguments failed: ValueError: no settings (line "),
         ("a_shop:plain", "this mediator has no outbox: give bootstrap(outbox=...) one"),
@@ -314,7 +327,7 @@ def test_an_application_that_is_none_is_told_in_one_line(shop, run, app, words):
     """
     With the status of a command that was called wrongly.
     """
-    code, text = run("status", app=app)
+    code, text = run("outbox", "status", app=app)
 
     assert (2, 1) == (code, len(text.splitlines()))
     assert words in text
@@ -335,7 +348,7 @@ def test_an_application_that_cannot_be_imported_is_told_in_one_line(run, tmp_pat
         "needy_shop": "No module named 'a_module_that_is_not_there' (line 1 of",
         "garbled_shop": "SyntaxError",
     }.items():
-        code, text = run("status", app=f"{name}:mediator")
+        code, text = run("outbox", "status", app=f"{name}:mediator")
         assert (2, 1) == (code, len(text.splitlines()))
         assert words in text
 
@@ -348,12 +361,12 @@ def test_an_application_is_named_anywhere(shop):
     def status_of(*arguments, variable=None):
         return CliRunner().invoke(main, [*arguments, "--json"], env={"CQRS_SYNC_APP": variable}).exit_code
 
-    assert 0 == status_of("status", "--app", "a_shop:mediator")
-    assert 0 == status_of("--app", "a_shop:mediator", "status")
-    assert 0 == status_of("status", variable="a_shop:mediator")
-    assert 0 == status_of("dead", "--app", "a_shop:mediator", "list", variable="nowhere:mediator")
-    assert 0 == status_of("dead", "--app", "nowhere:mediator", "list", "--app", "a_shop:mediator")
-    assert 2 == status_of("status")
+    assert 0 == status_of("outbox", "status", "--app", "a_shop:mediator")
+    assert 0 == status_of("--app", "a_shop:mediator", "outbox", "status")
+    assert 0 == status_of("outbox", "status", variable="a_shop:mediator")
+    assert 0 == status_of("outbox", "dead", "--app", "a_shop:mediator", "list", variable="nowhere:mediator")
+    assert 0 == status_of("outbox", "dead", "--app", "nowhere:mediator", "list", "--app", "a_shop:mediator")
+    assert 2 == status_of("outbox", "status")
 
 
 def test_commands_take_a_mediator_that_is_at_hand(shop, capsys):
@@ -361,7 +374,7 @@ def test_commands_take_a_mediator_that_is_at_hand(shop, capsys):
     As Django's management commands call them.
     """
     with pytest.raises(SystemExit) as left:
-        status.main(["--json"], prog_name="manage.py cqrs_status", obj=lambda: shop.mediator)
+        outbox.main(["status", "--json"], prog_name="manage.py cqrs_outbox", obj=Application(lambda: shop.mediator))
 
     assert (0, 0) == (left.value.code, json.loads(capsys.readouterr().out)["waiting"])
 
@@ -385,7 +398,7 @@ def test_an_application_may_be_a_function(shop, run):
     """
     Which returns the mediator.
     """
-    assert 0 == run("status", app="a_shop:make")[0]
+    assert 0 == run("outbox", "status", app="a_shop:make")[0]
 
 
 def test_an_outbox_that_cannot_be_reached_has_a_status_of_its_own(shop, run, monkeypatch):
@@ -397,7 +410,7 @@ def test_an_outbox_that_cannot_be_reached_has_a_status_of_its_own(shop, run, mon
         raise cqrs.OutboxUnavailable("connection refused")
 
     monkeypatch.setattr(shop.outbox, "backlog", fail)
-    code, text = run("status")
+    code, text = run("outbox", "status")
 
     assert 3 == code
     assert "connection refused" in text
@@ -408,10 +421,31 @@ def test_a_duration_that_is_none_is_refused(shop, run, text):
     """
     With what can be written.
     """
-    code, words = run("purge", "--older-than", text)
+    code, words = run("outbox", "purge", "--older-than", text)
 
     assert 2 == code
     assert "write 90s, 15m, 12h or 7d" in words
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (["status"], "No such command 'status'. Did you mean 'outbox status'?"),
+        (["dlq", "list"], "No such command 'dlq'. Did you mean 'outbox dead' or 'consumer dead'?"),
+        (["consume"], "No such command 'consume'. Did you mean 'consumer'?"),
+        (["purge"], "No such command 'purge'. Did you mean 'outbox purge'?"),
+        (["consumer", "dead", "purge"], "No such command 'purge'. Did you mean 'discard'?"),
+        (["outbox", "stauts"], "No such command 'stauts'. Did you mean 'status'?"),
+        (["topology", "frobnicate"], "No such command 'frobnicate'.\n"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_similar_ones(run, shop, written, words):
+    """
+    Wherever they are.
+    """
+    code, text = run(*written)
+
+    assert (2, True) == (code, words in text)
 
 
 # What is printed
@@ -422,12 +456,12 @@ def test_what_is_dead_is_told_as_json(shop, run):
     One object for each command, with keys that stay.
     """
     bury(shop, Sold("ada", 1))
-    listed = json.loads(run("dead", "list", "--json")[1])
-    counted = json.loads(run("dead", "list", "--by-reason", "--json")[1])
-    shown = json.loads(run("dead", "show", listed["dead"][0]["number"], "--body", "--json")[1])
-    dry = json.loads(run("dead", "purge", "--all", "--dry-run", "--json")[1])
-    replayed = json.loads(run("dead", "replay", "--all", "--json")[1])
-    purged = json.loads(run("purge", "--older-than", "0s", "--json")[1])
+    listed = json.loads(run("outbox", "dead", "list", "--json")[1])
+    counted = json.loads(run("outbox", "dead", "list", "--by-reason", "--json")[1])
+    shown = json.loads(run("outbox", "dead", "show", listed["dead"][0]["number"], "--body", "--json")[1])
+    dry = json.loads(run("outbox", "dead", "discard", "--all", "--dry-run", "--json")[1])
+    replayed = json.loads(run("outbox", "dead", "replay", "--all", "--json")[1])
+    purged = json.loads(run("outbox", "purge", "--older-than", "0s", "--json")[1])
 
     keys = {
         "number", "kind", "target", "attempts", "age", "reason", "error", "blocks", "id", "type", "key", "bytes",
@@ -436,7 +470,7 @@ def test_what_is_dead_is_told_as_json(shop, run):
     assert {"dead_by_reason": [{"reason": "MessageRejected: no queue for …", "count": 1}], "total": 1} == counted
     assert {*keys, "attributes", "body"} == shown.keys()
     assert {"customer": "ada", "number": 1} == json.loads(shown["body"])
-    assert {"selected": 1, "deleted": 0, "interrupted": False} == dry
+    assert {"selected": 1, "discarded": 0, "interrupted": False} == dry
     assert {"selected": 1, "replayed": 1, "interrupted": False} == replayed
     assert {"purged": 0, "receipts": 0, "interrupted": False} == purged
 
@@ -448,8 +482,8 @@ def test_a_body_is_cut_and_obeyed_by_no_terminal(shop, run):
     body = "ada\x1b[2J\u202e" + "a" * 5000
     shop.outbox.add([Entry(message("sales", body.encode()), publish=True)], alone=True)
     bury(shop)
-    code, text = run("dead", "show", "1", "--body")
-    whole = json.loads(run("dead", "show", "1", "--body", "--json")[1])["body"]
+    code, text = run("outbox", "dead", "show", "1", "--body")
+    whole = json.loads(run("outbox", "dead", "show", "1", "--body", "--json")[1])["body"]
 
     assert 0 == code
     assert max(map(len, text.splitlines())) < 2100
@@ -467,7 +501,14 @@ def test_what_is_not_printable_is_escaped(value, expected):
     """
     What moves the cursor, turns the direction of reading, or is no character.
     """
-    assert expected == escaped(value)
+    assert expected == printable(value)
+
+
+def test_numbers_have_their_nouns():
+    """
+    In the singular and the plural.
+    """
+    assert ["0 messages", "1 message", "2,000 messages"] == [counted(number, "message") for number in (0, 1, 2000)]
 
 
 def test_durations_are_for_people():
@@ -475,8 +516,83 @@ def test_durations_are_for_people():
     With one digit.
     """
     assert ["0.3 s", "119.0 s", "2.0 min", "2.5 h", "3.0 d"] == [
-        duration(seconds) for seconds in (0.3, 119, 120, 9000, 259_200)
+        format_duration(seconds) for seconds in (0.3, 119, 120, 9000, 259_200)
     ]
+
+
+# Durations, and what is chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1.5s", 1.5), ("15m", 900), ("12h", 43_200), ("7d", 604_800), (" 2w ", 1_209_600), ("0s", 0)],
+)
+def test_durations_are_read(text, expected):
+    """
+    As seconds, or with a unit.
+    """
+    assert expected == parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "7 days", "1e3", "7d12h", "\u0663", "9" * 400, "9999w"])
+def test_what_is_no_duration_is_refused(text):
+    """
+    With what can be written.
+    """
+    with pytest.raises(ValueError, match="write 90s, 15m, 12h or 7d"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "written"), [("1500ms", "1.5"), ("5 ms", "0.005"), ("2000ms", "2")])
+def test_milliseconds_are_told_as_what_to_write(text, written):
+    """
+    Seconds, as everywhere.
+    """
+    with pytest.raises(ValueError, match=f"write seconds, {written}$"):
+        parse_duration(text)
+    assert int(text.removesuffix("ms")) == parse_duration(written) * 1000
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, 3),
+        ({"reason": "bad"}, 2),
+        ({"reason": "gone"}, 0),
+        ({"target": "orders"}, 2),
+        ({"target": "orders", "reason": "worse"}, 1),
+        ({"target": "orders", "reason": "bad"}, 1),
+        ({"ids": frozenset("12")}, 2),
+        ({"ids": frozenset({"1", "99"})}, 1),
+        ({"limit": 1}, 1),
+    ],
+)
+def test_dead_deliveries_are_counted(chosen, expected):
+    """
+    Those that are meant.
+    """
+    outbox = MemoryOutbox(strict=False)
+    outbox.add([published("a"), published("b"), handled("c", handlers=["label"])])
+    for error, claimed in zip(("bad", "worse"), outbox.claim(2, 60), strict=True):
+        outbox.settle([Outcome.failed(claimed, error, after=None)])
+    outbox.settle([Outcome.failed(each, "bad", after=None) for each in outbox.claim(1, 60, handlers=["label"])])
+
+    assert expected == OutboxDeadLetters(outbox).count(DeadLetterFilter(**chosen))
+
+
+def test_no_more_are_changed_than_there_were():
+    """
+    Those that are dead again meanwhile are left: otherwise it would never end.
+    """
+    asked = []
+
+    def change(_, *, limit):
+        asked.append(limit)
+        return limit
+
+    assert [500, 500, 200] == list(change_in_chunks(change, Selection(), 1200))
+    assert [500, 500, 200] == asked
+    assert [] == list(change_in_chunks(lambda _, limit: 0, Selection(), 1200))
 
 
 # What is changed
@@ -501,21 +617,21 @@ def test_what_cannot_be_chosen_is_refused(shop, run, arguments):
     """
     Nobody replays all of them by mistake.
     """
-    assert 2 == run("dead", "replay", *arguments)[0]
+    assert 2 == run("outbox", "dead", "replay", *arguments)[0]
 
 
 def test_a_number_that_is_not_dead_is_not_found(shop, run):
     """
     With the status of what was not found.
     """
-    assert (1, "Error: no dead delivery has the number 7\n") == run("dead", "show", 7)
+    assert (1, "Error: no dead letter has the number 7\n") == run("outbox", "dead", "show", 7)
 
 
 def test_reasons_are_counted_all_or_not_at_all(shop, run):
     """
     A choice that would be left out is refused.
     """
-    assert 2 == run("dead", "list", "--by-reason", "--target", "sales")[0]
+    assert 2 == run("outbox", "dead", "list", "--by-reason", "--target", "sales")[0]
 
 
 def test_much_is_changed_in_chunks(shop, run, monkeypatch):
@@ -529,14 +645,14 @@ def test_much_is_changed_in_chunks(shop, run, monkeypatch):
         shop.outbox, "replay", lambda chosen, limit: limits.append(limit) or replay(chosen, limit=limit)
     )
 
-    assert (0, "1100 replayed\n") == run("dead", "replay", "--target", "counts")
+    assert (0, "1100 replayed\n") == run("outbox", "dead", "replay", "--target", "counts")
     assert [500, 500, 100] == limits
     while claimed := shop.outbox.claim(1000, 30):
         shop.outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
     bury_many(shop, 5)
     limits.clear()
     begun = time.monotonic()
-    assert (0, "5 replayed\n") == run("dead", "replay", "--all", "--rate", "10")
+    assert (0, "5 replayed\n") == run("outbox", "dead", "replay", "--all", "--rate", "10")
     assert [5] == limits
     assert time.monotonic() - begun < 25
 
@@ -552,9 +668,8 @@ def test_a_rate_is_kept():
     After each chunk but the last one.
     """
     begun = time.monotonic()
-    work = Work("testing").through([5, 5, 5], 15, 50)
 
-    assert (15, False) == (work.done, work.interrupted)
+    assert [5, 5, 5] == list(change_in_chunks(lambda _, limit: min(limit, 5), Selection(), 15, 50))
     assert 0.19 < time.monotonic() - begun < 5
 
 
@@ -564,7 +679,7 @@ def test_an_interrupt_before_anything_is_done_has_the_same_status(shop, run, mon
     """
     monkeypatch.setattr(shop.outbox, "backlog", raising(KeyboardInterrupt))
 
-    assert (130, "Error: interrupted\n") == run("status")
+    assert (130, "Error: interrupted\n") == run("outbox", "status")
 
 
 def test_output_that_cannot_be_written_is_told_in_a_line(shop, monkeypatch, capsys):
@@ -583,11 +698,11 @@ def test_output_that_cannot_be_written_is_told_in_a_line(shop, monkeypatch, caps
     for number, code in {errno.ENOSPC: 2, errno.EPIPE: 1}.items():
         monkeypatch.setattr(sys, "stdout", Full(number))
         with pytest.raises(SystemExit) as left:
-            status.main(["--json"], obj=lambda: shop.mediator)
+            outbox.main(["status", "--json"], obj=Application(lambda: shop.mediator))
         assert code == left.value.code
     monkeypatch.setattr(sys, "stdout", Full(errno.ENOSPC))
     with pytest.raises(SystemExit):
-        dead.main(["list"], obj=lambda: shop.mediator)
+        outbox.main(["dead", "list"], obj=Application(lambda: shop.mediator))
 
     assert 2 * "Error: standard output cannot be written: No space left on device\n" == capsys.readouterr().err
 
@@ -599,13 +714,13 @@ def test_standard_input_and_output_may_be_closed(shop, monkeypatch):
     bury(shop, Counted(1))
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)
-    for arguments, status_of_it in ((["list"], 0), (["purge", "--all"], 2), (["replay", "--all"], 0)):
+    for arguments, status_of_it in ((["list"], 0), (["discard", "--all"], 2), (["replay", "--all"], 0)):
         with pytest.raises(SystemExit) as left:
-            dead.main(arguments, obj=lambda: shop.mediator)
+            outbox.main(["dead", *arguments], obj=Application(lambda: shop.mediator))
         assert status_of_it == left.value.code
 
     assert 1 == shop.waiting()
-    JsonLines(View(str, dict, bool), 1.0).show({})
+    JsonLines(ReportFormat(str, dict, bool), 1.0).show({})
 
 
 def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):
@@ -623,7 +738,7 @@ def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):
 
     monkeypatch.setattr(shop.outbox, "discard", interrupted)
 
-    assert (130, "500 deleted, then interrupted\n") == run("dead", "purge", "--all", "--yes")
+    assert (130, "500 discarded, then interrupted\n") == run("outbox", "dead", "discard", "--all", "--yes")
     assert 600 == shop.outbox.backlog().dead
 
 
@@ -639,12 +754,12 @@ def test_a_terminal_is_asked_before_anything_is_deleted(tmp_path, answer, left):
         connection.exec_driver_sql("UPDATE cqrs_delivery SET status = 'dead'")
     near, far = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cqrs_sync", "dead", "purge", "--all", "--app", "tests.integrations.parcels:mediator"],
+        [sys.executable, "-m", "cqrs_sync", "outbox", "dead", "discard", "--all", "--app", APP],
         cwd=tmp_path, env=environment(PARCELS_DATABASE=url), stdin=far, stdout=far, stderr=far,
     )  # fmt: skip
     os.close(far)
     seen = b""
-    while b"Delete 2 dead deliveries? [y/N]:" not in seen:
+    while b"Discard 2 dead letters? [y/N]:" not in seen:
         seen += os.read(near, 1000)
     os.write(near, answer.encode() + b"\n")
     process.wait(20)
@@ -665,11 +780,11 @@ def test_a_database_that_is_not_there_has_a_status_of_its_own(tmp_path):
     """
     nowhere = "postgresql+psycopg://postgres:secret@127.0.0.1:1/parcels"
     for url, words in {
-        nowhere: "cannot be reached, see that it runs and that its address is right",
+        nowhere: "cannot reach the database of the outbox, check that it runs and that its address is right",
         f"sqlite:///{tmp_path / 'empty.db'}": "metadata.create_all(engine)",
     }.items():
         done = subprocess.run(
-            [sys.executable, "-m", "cqrs_sync", "status", "--app", "tests.integrations.parcels:mediator"],
+            [sys.executable, "-m", "cqrs_sync", "outbox", "status", "--app", APP],
             cwd=tmp_path, env=environment(PARCELS_DATABASE=url), capture_output=True, text=True, timeout=60,
             check=False,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Promises of what is told of handlers that run for too long while others make progress."""
+"""Promises of the watchdogs of a consumer: slow handlers are logged, and idle consumers join their group again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
+from cqrs_sync.broker import GroupBacklog
 from cqrs_sync.consumer import Health
-from cqrs_sync.workers.overdue import Overdue
-from cqrs_sync.workers.vitals import Lookout
+from cqrs_sync.workers.health import HealthReporter
+from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
 
 
 def told(caplog):
-    return [each for each in caplog.records if each.name == "cqrs_sync.workers.overdue"]
+    return [each for each in caplog.records if each.name == "cqrs_sync.workers.watchdogs"]
 
 
 def test_a_handler_that_hangs_is_named_with_its_stack_and_is_trouble(workshop, caplog):
@@ -30,26 +31,29 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_is_trouble(workshop, c
     """
     gate = workshop.hold_up(1)
     consumer = workshop.consumer(Joined)
-    overdue = Overdue(consumer, 0.5)
-    lookout = Lookout(consumer, 0.5, lambda: overdue.trouble)
+    watchdog = SlowHandlerWatchdog(consumer, 0.5)
+    reporter = HealthReporter(consumer, 0.5, watchdog)
     numbers = iter(range(2, 100_000))
 
     def seen(trouble):
         """How it is, once it is alive with this trouble; others make progress meanwhile."""
         workshop.publish(Joined("other", next(numbers)))
-        overdue.look()
-        vitals = lookout.look()
-        return vitals if vitals.is_alive and vitals.trouble == trouble else None
+        watchdog.check()
+        snapshot = reporter.snapshot()
+        return snapshot if snapshot.is_alive and snapshot.trouble == trouble else None
 
     consumer.start()
     workshop.publish(Joined("hung", 1))
     gate.wait_for()
-    eventually(lambda: seen("1 handler(s) run for more than 0.5 s") and told(caplog), pause=0.02)
-    vitals = seen("1 handler(s) run for more than 0.5 s") or lookout.look()
+    eventually(lambda: seen("1 handler(s) running for more than 0.5 s") and told(caplog), pause=0.02)
+    snapshot = seen("1 handler(s) running for more than 0.5 s") or reporter.snapshot()
     words = told(caplog)[0].getMessage()
-    assert (logging.WARNING, True) == (told(caplog)[0].levelno, vitals.is_ready)
-    assert re.match(r"Workshop.handle runs for \d+ s: 'meeting.joined' '[0-9a-f-]+'; what has its key waits", words)
-    assert vitals.oldest.id in words
+    assert (logging.WARNING, True) == (told(caplog)[0].levelno, snapshot.is_ready)
+    assert re.match(
+        r"Workshop.handle has been running for \d+ s: 'meeting.joined' '[0-9a-f-]+'; messages with the same key wait",
+        words,
+    )
+    assert snapshot.oldest.id in words
     assert re.search(r'conftest.py", line \d+, in __call__', words)
     gate.open()
 
@@ -73,7 +77,7 @@ def test_the_handlers_that_a_message_waits_for_are_shown_too(workshop, caplog):
     mediator = cqrs.bootstrap(events=events, threads=2)
     workshop.mediators.append(mediator)
     workshop.react = lambda event: mediator.events.send(Greeted(1)) if isinstance(event, Joined) else gate(event)
-    overdue = Overdue(consumer, 0.5)
+    watchdog = SlowHandlerWatchdog(consumer, 0.5)
     numbers = iter(range(2, 100_000))
     consumer.start()
     workshop.publish(Joined("m", 0), Noticed(1))
@@ -82,13 +86,13 @@ def test_the_handlers_that_a_message_waits_for_are_shown_too(workshop, caplog):
     def shown():
         """What is told of both; others make progress meanwhile."""
         workshop.publish(Noticed(next(numbers)))
-        overdue.look()
+        watchdog.check()
         return len(told(caplog)) >= 2 and {each.args[2]: each.getMessage() for each in told(caplog)}
 
     messages = eventually(shown, pause=0.02)
     gate.open()
 
-    assert 1 == messages["meeting.joined"].count("and a handler that it waits for is at:")
+    assert 1 == messages["meeting.joined"].count("stack of a handler that it waits for:")
     assert 2 == messages["meeting.joined"].count(" in __call__")
     assert 1 == messages["meeting.noticed"].count(" in __call__")
 
@@ -113,10 +117,10 @@ class Hanging:
     def health(self, stall):
         return Health(is_alive=self.is_alive, is_ready=True)
 
-    def look(self, overdue, seconds, step=0.5):
+    def look(self, watchdog, seconds, step=0.5):
         until = self.now + seconds
         while self.now < until:
-            overdue.look()
+            watchdog.check()
             self.now += step
 
 
@@ -132,14 +136,14 @@ def test_it_is_told_of_ever_more_rarely(workshop, monkeypatch, caplog):
     Each time its age has doubled; another one is told of for itself, and so is another attempt at it.
     """
     consumer = Hanging(workshop, monkeypatch)
-    overdue = Overdue(consumer, 10.0)
-    consumer.look(overdue, 200)
+    watchdog = SlowHandlerWatchdog(consumer, 10.0)
+    consumer.look(watchdog, 200)
     assert [10, 20, 40, 80, 160] == pytest.approx([each.args[1] for each in told(caplog)], rel=0.1)
     consumer.items.append(consumer.item("b"))
-    consumer.look(overdue, 25)
+    consumer.look(watchdog, 25)
     assert ["b", "b"] == [each.args[3] for each in told(caplog)[5:]]
     consumer.items[0].begun = consumer.now
-    consumer.look(overdue, 12)
+    consumer.look(watchdog, 12)
 
     assert ["a"] == [each.args[3] for each in told(caplog)[7:]]
 
@@ -149,12 +153,12 @@ def test_who_was_frozen_says_nothing_of_handlers_that_could_not_run(workshop, mo
     They have as long again.
     """
     consumer = Hanging(workshop, monkeypatch)
-    overdue = Overdue(consumer, 10.0)
-    consumer.look(overdue, 8)
+    watchdog = SlowHandlerWatchdog(consumer, 10.0)
+    consumer.look(watchdog, 8)
     consumer.now += 3600
-    consumer.look(overdue, 9)
-    assert ([], "") == (told(caplog), overdue.trouble)
-    consumer.look(overdue, 3)
+    consumer.look(watchdog, 9)
+    assert ([], "") == (told(caplog), watchdog.trouble)
+    consumer.look(watchdog, 3)
 
     assert 1 == len(told(caplog))
 
@@ -164,11 +168,11 @@ def test_a_process_that_is_stuck_is_left_to_say_so(workshop, monkeypatch, caplog
     Its end shows the same stacks.
     """
     consumer = Hanging(workshop, monkeypatch, is_alive=False)
-    overdue = Overdue(consumer, 10.0)
-    consumer.look(overdue, 30)
+    watchdog = SlowHandlerWatchdog(consumer, 10.0)
+    consumer.look(watchdog, 30)
     assert [] == told(caplog)
     consumer.is_alive = True
-    consumer.look(overdue, 1)
+    consumer.look(watchdog, 1)
 
     assert 1 == len(told(caplog))
 
@@ -178,9 +182,100 @@ def test_what_was_finished_a_moment_ago_is_not_told_of(workshop, monkeypatch, ca
     Its thread is at something else by then.
     """
     consumer = Hanging(workshop, monkeypatch)
-    overdue = Overdue(consumer, 10.0)
-    consumer.look(overdue, 8)
+    watchdog = SlowHandlerWatchdog(consumer, 10.0)
+    consumer.look(watchdog, 8)
     consumer.items[0].thread = None
-    consumer.look(overdue, 4)
+    consumer.look(watchdog, 4)
 
     assert [] == told(caplog)
+
+
+# Messages wait and none comes
+
+
+class StandIn:
+    """A consumer that receives what it is told to, of a group for which messages wait."""
+
+    def __init__(self, waiting):
+        self.received = self.in_flight_count = self.rejoined = 0
+        self.group = None
+        self.broker = self
+        self.waiting = iter(waiting)
+        self.is_connected = True
+
+    def backlog(self, group):
+        return GroupBacklog({"letters": next(self.waiting)}, 0, 0)
+
+    def rejoin(self):
+        self.rejoined += 1
+
+
+def checked(watchdog, times):
+    """Let it look as often as it wants to."""
+    never = threading.Event()
+    for _ in range(times):
+        never.wait(watchdog.check())
+
+
+@pytest.mark.parametrize(
+    ("waiting", "rejoined"),
+    [
+        pytest.param([5] * 30, 1, id="nothing-moves"),
+        pytest.param([0] * 30, 0, id="nothing-waits"),
+        pytest.param([5, 6, 7, 4] * 8, 0, id="others-receive"),
+    ],
+)
+def test_where_messages_wait_and_none_comes_the_group_is_joined_again_once(waiting, rejoined):
+    """
+    Whoever stands by for others does it once at most, and never where fewer wait than before.
+    """
+    consumer = StandIn(waiting)
+    checked(IdleWatchdog(consumer, 0.4), 20)
+
+    assert rejoined == consumer.rejoined
+
+
+def test_a_consumer_that_waits_for_its_broker_is_not_idle():
+    """
+    Whoever waits for it says so, and has nothing to join.
+    """
+    consumer = StandIn([5] * 30)
+    consumer.is_connected = False
+    checked(IdleWatchdog(consumer, 0.2), 15)
+
+    assert 0 == consumer.rejoined
+
+
+def test_a_process_that_was_frozen_was_not_idle(monkeypatch):
+    """
+    What was published meanwhile waits, and nobody could receive it.
+    """
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    consumer = StandIn([0, *[5] * 30])
+    watchdog = IdleWatchdog(consumer, 10.0)
+    for pause in (2.0, 2.0, 3600.0, 2.0, 2.0):
+        now[0] += pause
+        watchdog.check()
+    assert 0 == consumer.rejoined
+    for _ in range(5):
+        now[0] += 2.0
+        watchdog.check()
+
+    assert 1 == consumer.rejoined
+
+
+def test_each_idle_period_is_one_of_its_own():
+    """
+    Whatever has come in between; what is in hand is none.
+    """
+    consumer = StandIn([5] * 60)
+    watchdog = IdleWatchdog(consumer, 0.3)
+    checked(watchdog, 10)
+    consumer.in_flight_count = 1
+    checked(watchdog, 10)
+    assert 1 == consumer.rejoined
+    consumer.received, consumer.in_flight_count = 1, 0
+    checked(watchdog, 10)
+
+    assert 2 == consumer.rejoined

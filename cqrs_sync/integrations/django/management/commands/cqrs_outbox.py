@@ -1,0 +1,12 @@
+"""`manage.py cqrs_outbox`: what `cqrs-sync outbox` does, with the mediator, consumer and group of the settings."""
+
+from __future__ import annotations
+
+from cqrs_sync.cli.outbox import outbox
+from cqrs_sync.integrations.django.management.click import ClickCommand
+
+
+class Command(ClickCommand):
+    """Runs the click command."""
+
+    command = outbox

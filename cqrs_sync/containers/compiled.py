@@ -54,28 +54,16 @@ def is_supported(container: punq.Container) -> bool:
         return False
 
 
-def make_plan(recorder: PlanRecorder, service: Any, changed: Plan, failed: Callable[[Exception], object]) -> Plan:
+def make_plan(recorder: PlanRecorder, service: Any) -> Plan:
     """
     Record what punq does for a service.
 
-    The plan returns `changed()` if a registration has changed, and calls `failed` with what a constructor raises.
-    It may be kept if `recorder.is_settled`. Raises what punq raises for wrong registrations.
+    The plan may be kept if `recorder.is_settled`, and used while what the recorder watches is as it has seen it.
+    Raises what punq raises for wrong registrations.
     """
     result = recorder.request(service)
     # Otherwise the result is an instance, or a singleton that has been built.
-    build = _build_in_turn(recorder.steps, result.position) if type(result) is _Made else lambda: result
-    watched, seen = recorder.registrations.watched, recorder.registrations.seen
-
-    def plan() -> Any:
-        if watched != seen:
-            return changed()
-        try:
-            return build()
-        except Exception as error:
-            failed(error)
-            raise
-
-    return plan
+    return _build_in_turn(recorder.steps, result.position) if type(result) is _Made else lambda: result
 
 
 def _build_in_turn(steps: Sequence[_Step], result: int) -> Plan:

@@ -81,16 +81,24 @@ class PunqContainer:
             return partial(_resolve_by_punq, self.punq, service)
         recorder = _CheckedRecorder(self.punq)
         try:
-            plan = make_plan(recorder, service, partial(self._plan_again, service), partial(_add_note, service))
+            build = make_plan(recorder, service)
         except Exception as error:  # noqa: BLE001 -- no constructor has been called: the registrations are wrong
             cause = None if isinstance(error, _CallFails) else error
             raise HandlerNotBuilt(f"{_name(service)} cannot be built: {_explain(error, recorder.path)}") from cause
+        watched, seen = recorder.registrations.watched, recorder.registrations.seen
+
+        def plan() -> Any:
+            if watched != seen:
+                return self._plan(service)()
+            try:
+                return build()
+            except Exception as error:
+                _add_note(service, error)
+                raise
+
         if recorder.is_settled:
             self._plans[service] = plan
         return plan
-
-    def _plan_again(self, service: Any) -> Any:
-        return self._plan(service)()
 
 
 def _resolve_by_punq(container: punq.Container, service: Any) -> Any:

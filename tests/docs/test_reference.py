@@ -24,9 +24,7 @@ def test_every_public_name_is_listed_once(name):
 
 
 def test_nothing_else_is_listed():
-    """
-    What the page lists is there.
-    """
+    """What the page lists is there."""
     commands = {"demo", "relay", "topology"}
     others = {"MemoryBroker", "MemoryInbox", "MemoryOutbox", "MemoryTransactions", "contracts", *commands}
 

@@ -72,7 +72,7 @@ def test_a_message_that_ends_its_process_is_parked(tmp_path):
 
 
 def test_while_a_dependency_is_down_few_messages_spend_attempts(tmp_path):
-    """And all are handled when it is back."""
+    """While a dependency is down few messages spend attempts, and all are handled when it is back."""
     figures = storms.outage("postgresql", "rabbitmq", tmp_path, messages=500, seconds=8.0)
 
     assert 0 == figures.wrong, figures

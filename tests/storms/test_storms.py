@@ -19,7 +19,7 @@ def test_a_storm_passes(name):
 
 @pytest.mark.parametrize("name", ["mixed", "closings"])
 def test_a_storm_of_switches_passes(name):
-    """Also where threads are switched as often as the interpreter can."""
+    """A storm of switches passes, also where threads are switched as often as the interpreter can."""
     done = run(name, seconds=1.0, interval=1e-6)
 
     assert 0 == done.returncode, done.stderr

@@ -154,7 +154,7 @@ def test_every_link_leads_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_to_a_heading_finds_it(page):
-    """Every link to a heading finds it of this page or of another one."""
+    """The heading is on the same page or on another one."""
     found = [(link["target"], link["anchor"]) for link in _ANCHOR.finditer(page.read_text("utf-8"))]
     lost = [link for link in found if link[1] not in anchors_of(page.parent / link[0] if link[0] else page)]
 

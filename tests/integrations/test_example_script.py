@@ -37,18 +37,18 @@ def said(*arguments):
 
 
 def test_the_script_needs_nothing_but_python():
-    """The script needs nothing but Python without arguments everything happens in one process."""
+    """Without arguments, everything happens in one process."""
     assert said() == SAID
 
 
 @pytest.mark.broker
 def test_the_script_goes_through_rabbitmq(clean_rabbitmq_url):
-    """The script goes through RabbitMQ with the URL of a RabbitMQ the report is made from what came through it."""
+    """With the URL of a RabbitMQ, the report is made from the messages that came through it."""
     assert said(clean_rabbitmq_url) == SAID
 
 
 @pytest.mark.broker
 def test_the_script_goes_through_kafka(own_kafka):
-    """The script goes through Kafka with the URL of a Kafka it is made from what came through that."""
+    """With the URL of a Kafka, the report is made from the messages that came through it."""
     # Of the URL, only because Tansu lets a group wait for half a session at first.
     assert said(f"kafka://{own_kafka.servers}?session_timeout_ms=2000&heartbeat_interval_ms=500") == SAID

@@ -1,7 +1,7 @@
 """
 The application of the consumers' storms: each message is to have one effect, a row.
 
-`cqrs-sync consume --app tests.storms.consumer.shop:application` runs it. It is configured by the environment:
+`cqrs-sync consumer run --app tests.storms.consumer.shop:application` runs it. It is configured by the environment:
 `STORM_DATABASE`, `STORM_BROKER`, `STORM_EXCHANGE`; what its handler does besides, `STORM_HANDLER`.
 """
 

@@ -428,7 +428,7 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
 
     monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROUP": "parcels"})
     code, printed = manage("cqrs_consumer", "lag")
-    assert (2, True) == (code, "the settings say that the group is 'parcels', and the app" in printed.err)
+    assert (2, True) == (code, "the settings say that the group is 'parcels', but the app" in printed.err)
 
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
     words = f"{named!r}: it must be a Consumer, or a function that returns one, not of the type RequestMediator"

@@ -18,13 +18,13 @@ from cqrs_sync.integrations.sqlalchemy import (
     SessionTransactions,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
-    after_commit,
     inbox_table,
+    sessions,
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.retry import is_transient
-from cqrs_sync.sql.drivers import TransactionStatus
+from cqrs_sync.sql.database import TransactionStatus
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -229,7 +229,7 @@ def test_x1_a_driver_that_does_not_tell_is_asked(engine, monkeypatch):
     """
     Only then: it costs a round trip.
     """
-    monkeypatch.setattr(after_commit, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
+    monkeypatch.setattr(sessions, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
     lost, good = Shop(engine, caught), Shop(engine, caught_in_a_savepoint)
     with lost.mediator, pytest.raises(cqrs.TransactionLost, match=WORDS):
         lost.mediator.send(Buy())

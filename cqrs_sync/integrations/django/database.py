@@ -12,16 +12,16 @@ from django.db import Error, connections, transaction
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.integrations.django.transactions import DjangoTransactions, check_not_aborted, check_not_rolled_back
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.sql.database import StoreKind
-from cqrs_sync.sql.dialects import DIALECTS, Dialect
-from cqrs_sync.sql.drivers import (
+from cqrs_sync.sql.database import (
     PsycopgListener,
+    StoreKind,
     TransactionStatus,
     can_listen,
     is_conflict,
     is_missing,
     transaction_status,
 )
+from cqrs_sync.sql.dialects import DIALECTS, Dialect
 
 _NEVER_COMMITS = (
     "autocommit is off on the database {0!r}, so `atomic` commits nothing there: "

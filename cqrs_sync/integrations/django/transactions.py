@@ -9,7 +9,7 @@ from typing import Any
 from django.db import close_old_connections, connections, transaction
 
 from cqrs_sync.middleware import CallNext
-from cqrs_sync.sql.drivers import TransactionStatus, aborted_error, rolled_back_error, transaction_status
+from cqrs_sync.sql.database import TransactionStatus, aborted_error, rolled_back_error, transaction_status
 
 _SAVEPOINT = "with transaction.atomic():"
 

@@ -12,17 +12,25 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError, UnboundE
 from sqlalchemy.orm import Session
 
 from cqrs_sync.errors import ConfigurationError, CqrsError, NotInTransaction
-from cqrs_sync.integrations.sqlalchemy.after_commit import (
+from cqrs_sync.integrations.sqlalchemy.sessions import (
+    Sessions,
+    SessionTransactions,
     check_not_aborted,
     connection_status,
     note_half_lost_transactions,
     open_blocks,
 )
-from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.sql.database import OUTBOX, StoreKind
+from cqrs_sync.sql.database import (
+    OUTBOX,
+    PsycopgListener,
+    StoreKind,
+    TransactionStatus,
+    can_listen,
+    is_conflict,
+    is_missing,
+)
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
-from cqrs_sync.sql.drivers import PsycopgListener, TransactionStatus, can_listen, is_conflict, is_missing
 
 _PLACEHOLDER = re.compile("%([%s])")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections import deque
@@ -117,19 +116,21 @@ class RabbitMQSubscription(Subscription):
 
     def receive(self, timeout: float) -> Delivery | None:
         """Wait at most `timeout` seconds for the next message; return None if none came."""
-        # Only this thread takes deliveries. The connection thread may drop them meanwhile.
-        if self._closed is None and self._arrived:
-            with contextlib.suppress(IndexError):
-                return self._delivery(self._arrived.popleft())
+        deliveries = self.receive_many(1, timeout)
+        return deliveries[0] if deliveries else None
+
+    def receive_many(self, most: int, timeout: float) -> Sequence[Delivery]:
+        """Wait at most `timeout` seconds for a message; return what has arrived by then, at most `most` of it."""
         self._connect()
         with self._changed:
             self._changed.wait_for(
                 lambda: self._arrived or self._closed is not None or self._refusal is not None, timeout
             )
-            if self._arrived and self._closed is None:
-                return self._delivery(self._arrived.popleft())
-            self._check_ready()
-            return None
+            if self._closed is not None or not self._arrived:
+                self._check_ready()
+                return ()
+            arrived = [self._arrived.popleft() for _ in range(min(most, len(self._arrived)))]
+        return [self._delivery(each) for each in arrived]
 
     def keep_alive(self) -> None:
         """Raise BrokerUnavailable if it does not receive. The connection thread does everything else."""

@@ -13,7 +13,7 @@ from cqrs_sync.dispatch.run import EventRunner
 from cqrs_sync.dispatch.staging import PendingEvents, Staging
 from cqrs_sync.errors import ConfigurationError, Failure
 from cqrs_sync.failures import events_failed, log_failures
-from cqrs_sync.idempotency import IdempotentRequest, idempotency_key
+from cqrs_sync.inbox import IdempotentRequest, idempotency_key
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import Middleware
 from cqrs_sync.wiring import Wiring

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cqrs_sync.dispatch.handler_call import HandlerCall, compile_call
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound
-from cqrs_sync.idempotency import IdempotentEvent
+from cqrs_sync.inbox import IdempotentEvent
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import Middleware
 from cqrs_sync.registry import Binding, Phase

@@ -70,12 +70,6 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     """
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-
-    def wake_relay() -> None:
-        # The relay is made of the wiring, below.
-        if relay is not None:
-            relay.wake()
-
     wiring = Wiring(
         request_map=_checked(requests, RequestMap, "requests"),
         event_map=_checked(events, EventMap, "events"),
@@ -92,10 +86,9 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         retry=_checked(RetryPolicies(retry) if isinstance(retry, RetryPolicy) else retry, RetryPolicies, "retry"),
         fast_path=fast_path,
         max_depth=_above_zero("max_depth", max_depth),
-        wake_relay=wake_relay,
     )
-    dispatcher = EventDispatcher(wiring)
-    relay = Relay(wiring, dispatcher) if outbox is not None else None
+    relay = None if outbox is None else Relay(wiring)
+    dispatcher = EventDispatcher(wiring) if relay is None else relay.dispatcher
     return RequestMediator(wiring, dispatcher, relay)
 
 

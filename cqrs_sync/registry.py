@@ -136,9 +136,11 @@ class EventMap:
         self._bindings: dict[type, list[tuple[int, Binding]]] = {}
         self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type[Event]] = {}
-        self._types: Mapping[str, type] = {}
+        #: The notification events with handlers, by their stable names: a consumer may receive these.
+        self.types: Mapping[str, type] = {}
         self._handlers: dict[str, Handler] = {}
-        self._durable_names: frozenset[str] = frozenset()
+        #: The stable names of the durable handlers.
+        self.durable_names: frozenset[str] = frozenset()
         #: Grows with each binding, when it can be found: a dispatcher compares it before it uses what it has prepared.
         self.version = 0
         self._lock = threading.Lock()
@@ -185,11 +187,11 @@ class EventMap:
                 known = _title(self._handlers[name])
                 raise AlreadyBound(f"{known} is named {name!r} already: give {_title(handler)} another name")
             self._learn_name(event_type)
-            # A new mapping, as below. Made here, because each received message asks for it.
-            self._types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
+            # New ones, as below.
+            self.types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
             if name is not None:
                 self._handlers[name] = handler
-                self._durable_names |= {name} if phase is Phase.DURABLE else set()
+                self.durable_names |= {name} if phase is Phase.DURABLE else set()
             # A new list: other threads may be reading the old one.
             self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
             self._found.clear()
@@ -210,16 +212,6 @@ class EventMap:
                 )
                 self._found[event_type] = found
         return found
-
-    @property
-    def types(self) -> Mapping[str, type]:
-        """The notification events with handlers, by their stable names: a consumer may receive these."""
-        return self._types
-
-    @property
-    def durable_names(self) -> frozenset[str]:
-        """The stable names of the durable handlers."""
-        return self._durable_names
 
     def stored_type(self, name: str, /) -> type[Event] | None:
         """Return the event type of this stable name that durable handlers receive, or None."""

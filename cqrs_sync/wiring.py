@@ -47,7 +47,5 @@ class Wiring:
     #: Whether this process delivers what it has committed to the outbox, without waiting for a relay.
     fast_path: bool
     max_depth: int
-    #: Called after each commit to the outbox. It does not raise.
-    wake_relay: Callable[[], object]
     #: For tests: called with events before their handlers run. Durable handlers then run after the commit, unstored.
     observer: Callable[[Sequence[Event]], object] | None = None

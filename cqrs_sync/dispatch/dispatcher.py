@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from cqrs_sync import context
@@ -26,15 +26,18 @@ get, enter = context.current.get, context.current.set
 class EventDispatcher:
     """Stages events inside their transaction, and runs their handlers after its commit."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Wiring, wake_relay: Callable[[], object] = lambda: None) -> None:
+        """Call `wake_relay` after each commit to the outbox; it must not raise."""
+        self._wake_relay = wake_relay
         self.use(wiring)
 
     def use(self, wiring: Wiring) -> None:
         """Use these parts from now on. `cqrs_sync.testing.record` exchanges some of them for a while."""
         self.wiring = wiring
-        self._routing = Routing(wiring)
-        staging = Staging(wiring, self._routing)
-        self._runner = EventRunner(wiring, self._routing, staging)
+        routing = Routing(wiring)
+        self._received, self._durable = routing.received, routing.durable
+        staging = Staging(wiring, routing.routes, self._wake_relay)
+        self._runner = EventRunner(wiring, routing.routes, staging)
         self.stage = staging.stage
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
@@ -54,15 +57,28 @@ class EventDispatcher:
 
     def durable_call(self, event_type: type, name: str) -> HandlerCall:
         """Return the durable handler of this stable name. Raises HandlerNotFound if it is not bound to these events."""
-        return self._routing.durable_call(event_type, name)
+        if self._durable.version != self.wiring.event_map.version:
+            self._durable.refresh()
+        return self._durable[event_type, name]
 
-    def run_durable(self, call: HandlerCall, event: Event, /) -> None:
+    def run_handler(self, call: HandlerCall, event: Event, /) -> None:
         """
-        Run one durable handler with a stored event, and dispatch what it raises.
+        Run one handler in this thread, and dispatch what it raises. No caller waits for these events.
 
         Raises what the handler raises. Failures after it are logged: they are no reason to run the handler again.
         """
-        self._run_alone(call, event)
+        scope = get()
+        raised: list[Event] = []
+        try:
+            enter((raised, {} if scope is None else scope[1], (event, None)))
+            _, batches = call.invoke(event, raised, self.stage)
+        finally:
+            enter(scope)
+        for pending in batches:
+            if pending.committed:
+                self._runner.run_unattended(pending)
+            else:
+                self._runner.run_at_commit(pending)
 
     def handle_received(self, event: Event, key: str, /) -> None:
         """
@@ -74,7 +90,9 @@ class EventDispatcher:
 
         Raises EventsFailed with the handlers that failed, after all have run. With an inbox only those run again.
         """
-        calls = self._routing.received_calls(type(event))
+        if self._received.version != self.wiring.event_map.version:
+            self._received.refresh()
+        calls = self._received[type(event)]
         if not calls:
             logger.warning("%s was received, but no handler is bound to it", type(event).__qualname__)
         if self.wiring.observer is not None:
@@ -108,26 +126,11 @@ class EventDispatcher:
         failures: list[Failure] = []
         for call in calls:
             try:
-                self._run_alone(call, event)
+                self.run_handler(call, event)
             except Exception as error:  # noqa: BLE001 -- the other handlers run all the same
                 error.add_note(f"in {call.name}, handling {type(event).__qualname__}")
                 failures.append(Failure(call.name, event, error))
         return failures
-
-    def _run_alone(self, call: HandlerCall, event: Event) -> None:
-        """Run one handler in this thread. No caller waits for the events it raises."""
-        scope = get()
-        raised: list[Event] = []
-        try:
-            enter((raised, {} if scope is None else scope[1], (event, None)))
-            _, batches = call.invoke(event, raised, self.stage)
-        finally:
-            enter(scope)
-        for pending in batches:
-            if pending.committed:
-                self._runner.run_unattended(pending)
-            else:
-                self._runner.run_at_commit(pending)
 
 
 class RequestDispatcher:

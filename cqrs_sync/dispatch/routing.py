@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from cqrs_sync.dispatch.handler_call import HandlerCall, compile_call
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound
 from cqrs_sync.inbox import IdempotentEvent
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import Middleware
-from cqrs_sync.registry import Binding, Phase
+from cqrs_sync.registry import Binding, EventMap, Phase
 from cqrs_sync.wiring import Wiring
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Route(NamedTuple):
@@ -27,64 +30,44 @@ class Route(NamedTuple):
     only_after_commit: bool
 
 
-class Routing(dict[type, Route]):
-    """The route of each event type, made at its first use and again after a later `bind`."""
+class Prepared(dict[K, V]):
+    """What is prepared for each key, made at its first use and again after a later `bind`."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, event_map: EventMap, prepare: Callable[[K], V]) -> None:
         super().__init__()
-        self._wiring = wiring
-        self._durable: dict[tuple[type, str], HandlerCall] = {}
-        self._received: dict[type, tuple[HandlerCall, ...]] = {}
-        #: The version of the event map that the routes were made of; `EventMap.version` may be ahead of it.
-        self.version = wiring.event_map.version
+        self._event_map = event_map
+        self._prepare = prepare
+        #: The version of the event map that all this was made of. If `EventMap.version` is ahead, call `refresh`.
+        self.version = event_map.version
 
-    def __missing__(self, event_type: type) -> Route:
-        if not issubclass(event_type, Event):
-            raise TypeError(f"{event_type.__qualname__} is not an event: raise instances of Event subclasses")
-        event_map = self._wiring.event_map
+    def __missing__(self, key: K) -> V:
         while True:
-            version = event_map.version
-            route = self[event_type] = self._route(event_type)
-            if version == event_map.version:
-                return route
+            version = self._event_map.version
+            value = self[key] = self._prepare(key)
+            if version == self._event_map.version:
+                return value
 
     def refresh(self) -> None:
-        """Drop all routes: more handlers were bound."""
-        version = self._wiring.event_map.version
+        """Drop everything: more handlers were bound."""
+        version = self._event_map.version
         self.clear()
-        self._durable.clear()
-        self._received.clear()
         self.version = version
 
-    def durable_call(self, event_type: type, name: str) -> HandlerCall:
-        """Return the durable handler of this stable name. Raises HandlerNotFound if it is not bound to these events."""
-        self._refresh_if_old()
-        known = self._durable.get((event_type, name))
-        if known is not None:
-            return known
-        for binding in self._wiring.event_map.find(event_type):
-            if binding.phase is Phase.DURABLE and binding.stable_name == name:
-                call = self._durable[event_type, name] = self._call(binding, event_type)
-                return call
-        raise HandlerNotFound(f"no durable handler named {name!r} is bound to {event_type.__qualname__}")
 
-    def received_calls(self, event_type: type) -> tuple[HandlerCall, ...]:
-        """
-        Return the handlers of an event from a broker, whatever their phase. With an inbox each of them is idempotent.
+class Routing:
+    """Finds and prepares the handlers of events."""
 
-        Raises AlreadyBound if the inbox cannot tell two of them apart.
-        """
-        self._refresh_if_old()
-        calls = self._received.get(event_type)
-        event_map = self._wiring.event_map
-        while calls is None:
-            version = event_map.version
-            made = self._received[event_type] = self._received_calls(event_type)
-            if version == event_map.version:
-                calls = made
-        return calls
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        #: What happens to events that this service raises. Raises TypeError for anything but an event.
+        self.routes = Prepared(wiring.event_map, self._route)
+        #: The handlers of an event from a broker, whatever their phase. With an inbox each of them is idempotent.
+        #: Raises AlreadyBound if the inbox cannot tell two of them apart.
+        self.received = Prepared(wiring.event_map, self._received)
+        #: Durable handlers, by event and stable name. Raises HandlerNotFound if it is not bound to these events.
+        self.durable = Prepared(wiring.event_map, self._durable)
 
-    def _received_calls(self, event_type: type) -> tuple[HandlerCall, ...]:
+    def _received(self, event_type: type) -> tuple[HandlerCall, ...]:
         bindings = self._wiring.event_map.find(event_type)
         inbox = self._wiring.inbox
         if inbox is None:
@@ -92,11 +75,16 @@ class Routing(dict[type, Route]):
         _check_names(bindings, event_type)
         return tuple(self._call(each, event_type, IdempotentEvent(inbox, each.lasting_name)) for each in bindings)
 
-    def _refresh_if_old(self) -> None:
-        if self.version != self._wiring.event_map.version:
-            self.refresh()
+    def _durable(self, key: tuple[type, str]) -> HandlerCall:
+        event_type, name = key
+        for binding in self._wiring.event_map.find(event_type):
+            if binding.phase is Phase.DURABLE and binding.stable_name == name:
+                return self._call(binding, event_type)
+        raise HandlerNotFound(f"no durable handler named {name!r} is bound to {event_type.__qualname__}")
 
     def _route(self, event_type: type) -> Route:
+        if not issubclass(event_type, Event):
+            raise TypeError(f"{event_type.__qualname__} is not an event: raise instances of Event subclasses")
         bound: dict[Phase, list[Binding]] = {phase: [] for phase in Phase}
         for binding in self._wiring.event_map.find(event_type):
             observed = binding.phase is Phase.DURABLE and self._wiring.observer is not None

@@ -6,13 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.dispatch.handler_call import HandlerCall, drain_raised
-from cqrs_sync.dispatch.routing import Routing
+from cqrs_sync.dispatch.routing import Route
 from cqrs_sync.dispatch.staging import PendingEvents, Staging
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
 from cqrs_sync.failures import log_failures
@@ -35,9 +35,9 @@ enter, deadline_at = context.current.set, context.deadline_at
 class EventRunner:
     """Runs committed events, each batch with all that follows from it as one `EventRun`."""
 
-    def __init__(self, wiring: Wiring, routing: Routing, staging: Staging) -> None:
+    def __init__(self, wiring: Wiring, routes: Mapping[type, Route], staging: Staging) -> None:
         self.wiring = wiring
-        self.routing = routing
+        self.routes = routes
         self.stage = staging.stage
         self._transaction_is_open = staging.transaction_is_open
         self._publishes = wiring.outbox is None and wiring.broker is not None
@@ -226,11 +226,11 @@ class EventRun:
         return failures or []
 
     def _count(self) -> int:
-        routing = self._runner.routing
-        return sum(len(routing[type(event)].after_commit) for pending in self._batches for event in pending.events)
+        routes = self._runner.routes
+        return sum(len(routes[type(event)].after_commit) for pending in self._batches for event in pending.events)
 
     def _calls(self) -> Iterator[Call | None]:
-        routing = self._runner.routing
+        routes = self._runner.routes
         batches = self._batches
         invoke = self._invoke if self._until is None else self._invoke_watched
         while True:
@@ -238,7 +238,7 @@ class EventRun:
                 pending = batches[self._started]
                 self._started += 1
                 for event in pending.events:
-                    for call in routing[type(event)].after_commit:
+                    for call in routes[type(event)].after_commit:
                         if self._stopped and not self._runs_after_cycle(pending):
                             break
                         yield invoke, call, event, pending

@@ -10,7 +10,7 @@ from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import Flow, Lineage
 from cqrs_sync.dispatch.handler_call import HandlerCall
-from cqrs_sync.dispatch.routing import Route, Routing
+from cqrs_sync.dispatch.routing import Prepared, Route
 from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
 from cqrs_sync.messages import Event
 from cqrs_sync.outbox import Entry
@@ -63,9 +63,10 @@ class Staging:
     An error here fails that handler.
     """
 
-    def __init__(self, wiring: Wiring, routing: Routing) -> None:
+    def __init__(self, wiring: Wiring, routes: Prepared[type, Route], wake_relay: Callable[[], object]) -> None:
         self._wiring = wiring
-        self._routing = routing
+        self._routes = routes
+        self._wake_relay = wake_relay
         self._event_map = wiring.event_map
         self._transactions = wiring.transactions
         self._has_transactions = not isinstance(wiring.transactions, NoTransactions)
@@ -76,15 +77,15 @@ class Staging:
         if lineage is not None:
             self._check_depth(lineage)
         pending = PendingEvents(raised, flow, lineage)
-        routing = self._routing
-        if routing.version != self._event_map.version:
-            routing.refresh()
+        routes = self._routes
+        if routes.version != self._event_map.version:
+            routes.refresh()
         if len(raised) > 1 and len(set(map(id, raised))) < len(raised):
             pending.events = list({id(event): event for event in raised}.values())
         for event in pending.events:
-            if not routing[type(event)].only_after_commit:
+            if not routes[type(event)].only_after_commit:
                 self._stage_each(pending, emit=emit)
-                pending.has_calls = any(routing[type(each)].after_commit for each in pending.events)
+                pending.has_calls = any(routes[type(each)].after_commit for each in pending.events)
                 break
         if self._has_transactions and self._transactions.active():
             self._transactions.on_commit(pending.wait_for_commit())
@@ -105,7 +106,7 @@ class Staging:
             if id(event) in events:
                 continue
             events[id(event)] = event
-            route = self._routing[type(event)]
+            route = self._routes[type(event)]
             publish = emit and route.is_notification
             if publish or route.durable:
                 message = outgoing[id(event)] = self._message(event, route, flow)
@@ -127,9 +128,9 @@ class Staging:
         assert outbox is not None
         outbox.add(entries, alone=alone)
         if outbox.transactions.active():
-            outbox.transactions.on_commit(self._wiring.wake_relay)
+            outbox.transactions.on_commit(self._wake_relay)
         else:
-            self._wiring.wake_relay()
+            self._wake_relay()
 
     def _call_inline(
         self, call: HandlerCall, event: Event, lineage: Lineage, flow: Flow

@@ -160,7 +160,7 @@ class DurableHandlerWorker(RelayTask):
             return self._defer_unknown(claimed, error)
         context.forget_deadline()
         with context.resuming(attributes):
-            self._dispatcher.run_durable(call, event)
+            self._dispatcher.run_handler(call, event)
         return Outcome(claimed, Verdict.DONE)
 
     def _defer_unknown(self, claimed: Claimed, error: Exception) -> Outcome:

@@ -36,12 +36,13 @@ class Relay:
     closes itself within seconds.
     """
 
-    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
+    def __init__(self, wiring: Wiring) -> None:
         if wiring.outbox is None:
             raise ConfigurationError("a relay needs an outbox: give bootstrap one")
         self.outbox = wiring.outbox
         self._wiring = wiring
-        self._dispatcher = dispatcher
+        #: Runs durable handlers. Each of its commits to the outbox, and of the requests it serves, wakes the relay.
+        self.dispatcher = EventDispatcher(wiring, self.wake)
         self._lease, self._batch = 30.0, 500
         self._is_closed = False
         self.reset_in_child()
@@ -83,7 +84,6 @@ class Relay:
         process had claimed. It takes `batch` messages at most. Raises ConfigurationError for numbers out of range.
         """
         self._lease, self._batch = _checked(lease, batch)
-        self._claims.outbox = self.outbox
         longest = max(60.0, poll[1])
         poller = Poller(self._claims, self._wiring.event_map, self._wake_all, shortest=poll[0], longest=poll[1])
         listener = NotificationListener(self._claims, self._wake_all)
@@ -146,7 +146,7 @@ class Relay:
                 threads.append(RelayThread(f"publisher-{number}", publisher, longest))
         # Also if no durable handler is bound yet: it then asks the outbox for nothing.
         woken = threading.Event()
-        worker = DurableHandlerWorker(claims, wiring, self._dispatcher, woken.set, lease=self._lease)
+        worker = DurableHandlerWorker(claims, wiring, self.dispatcher, woken.set, lease=self._lease)
         return [*threads, RelayThread("durable", worker, longest, woken)]
 
     def _start(self, threads: Sequence[RelayThread]) -> None:

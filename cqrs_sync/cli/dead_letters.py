@@ -1,5 +1,5 @@
 """
-`dead list`, `show`, `replay` and `discard`: the same commands for the dead letters of an outbox and of a group.
+`dead list`, `show`, `replay` and `purge`: the same commands for the dead letters of an outbox and of a group.
 
 `dead_letter_commands` makes the commands for a `DeadLetterStore`, of which there are two. The outbox chooses and
 changes its dead letters by itself. A broker can only hand them out one after the other: `DeadLetterScan` does that.
@@ -39,7 +39,7 @@ _DIGITS = 15
 #: Notes about attempts, which a replayed dead letter loses.
 _CLEARED = {"attempts", "parked"}
 
-Action: TypeAlias = Literal["replay", "discard"]
+Action: TypeAlias = Literal["replay", "purge"]
 
 
 class DeadLetterStore(ABC):
@@ -86,7 +86,7 @@ class DeadLetterStore(ABC):
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
     ) -> tuple[BulkJob, dict[str, int]]:
         """
-        Replay or discard dead letters that match, after a question; return what was done, and its counts.
+        Replay or purge dead letters that match, after a question; return what was done, and its counts.
 
         The counts have the name of what was done, such as `replayed`, among others.
         """
@@ -97,7 +97,7 @@ def dead_letter_commands(store_type: type[DeadLetterStore]) -> click.Group:
 
     @click.group(cls=CommandGroup, context_settings=HELP)
     def dead() -> None:
-        """List, show, replay or discard dead letters."""
+        """List, show, replay or purge dead letters."""
 
     reason = click.option("--reason", metavar="TEXT", help="Only those with this reason, exactly as `list` shows it.")
     filter_options = add_options(reason, store_type.filter_options)
@@ -115,14 +115,14 @@ _CHANGES: Mapping[Action, str] = {
     A delivery of an outbox keeps the order of its key. A dead letter of a group goes back to this group and to no
     other. Choose by argument, --reason or --all. Exit status 1 if none of the arguments is dead.
     """,
-    "discard": """
+    "purge": """
     Delete dead letters for good. Messages that waited behind them are delivered.
 
     Choose by argument, --reason or --all. Without a terminal to ask on, --yes is required. Exit status 1 if none of the
     arguments is dead.
     """,
 }
-_PAST: Mapping[Action, str] = {"replay": "replayed", "discard": "discarded"}
+_PAST: Mapping[Action, str] = {"replay": "replayed", "purge": "purged"}
 
 
 def _list_command(store_type: type[DeadLetterStore], filter_options: Callable[[Any], Any]) -> click.Command:
@@ -222,7 +222,7 @@ def _change_command(
             raise click.UsageError(f"say which: {store_type.id_name}s, --reason, or --all")
         if everything and not chosen.is_everything:
             raise click.UsageError("--all means all of them: leave it out to choose some")
-        if action == "discard":
+        if action == "purge":
             require_confirmation(yes=yes, dry_run=dry_run)
         past = _PAST[action]
         with store_type.open(context, **location) as store:
@@ -328,7 +328,7 @@ class OutboxDeadLetters(DeadLetterStore):
     def change(
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
     ) -> tuple[BulkJob, dict[str, int]]:
-        """Replay or discard dead deliveries that match, in small transactions."""
+        """Replay or purge dead deliveries that match, in small transactions."""
         change = self._outbox.replay if action == "replay" else self._outbox.discard
         selected = self.count(chosen)
         if selected:
@@ -342,7 +342,7 @@ def change_in_chunks(
     change: Callable[..., int], selection: Selection, most: int, rate: float | None = None
 ) -> Iterator[int]:
     """
-    Replay or discard `most` dead deliveries, in chunks; yields how many each time.
+    Replay or purge `most` dead deliveries, in chunks; yields how many each time.
 
     A delivery may be dead again before the end: without `most` this might never end.
     """
@@ -435,7 +435,7 @@ class GroupDeadLetters(DeadLetterStore):
     def change(
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
     ) -> tuple[BulkJob, dict[str, int]]:
-        """Replay or discard dead letters that match; Ctrl-C ends it between two of them."""
+        """Replay or purge dead letters that match; Ctrl-C ends it between two of them."""
         handle = self._replay if action == "replay" else lambda _: None
         signals = Signals()
         scan = DeadLetterScan(

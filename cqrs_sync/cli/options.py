@@ -17,7 +17,7 @@ _LONGEST = 3_155_760_000
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 #: What operators may look for under another name.
-_SYNONYMS = {"dlq": "dead", "purge": "discard", "delete": "discard", "retry": "replay", "ls": "list", "consume": "run"}
+_SYNONYMS = {"dlq": "dead", "discard": "purge", "delete": "purge", "retry": "replay", "ls": "list", "consume": "run"}
 
 #: For every command.
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -166,7 +166,7 @@ def _similar_in_tree(root: click.Command, name: str) -> list[str]:
     names = {path[-1] for path in paths}
     same = [each for each in (name, _SYNONYMS.get(name)) if each in names][:1]
     near = same or difflib.get_close_matches(name, names, 3)
-    return [" ".join(path) for path in paths if path[-1] in near][:3]
+    return [" ".join(path) for path in sorted(paths, key=len) if path[-1] in near][:3]
 
 
 def _paths(command: click.Command, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

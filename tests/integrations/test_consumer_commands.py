@@ -176,10 +176,10 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     (letter,) = json.loads(run("consumer", "dead", "list", "--json")[1])["dead"]
 
     assert "\\xff" in run("consumer", "dead", "show", letter["id"], "--body")[1]
-    assert (0, "1 discarded\n") == run("consumer", "dead", "discard", letter["id"], "--yes")
+    assert (0, "1 purged\n") == run("consumer", "dead", "purge", letter["id"], "--yes")
 
 
-@pytest.mark.parametrize("command", ["replay", "discard"])
+@pytest.mark.parametrize("command", ["replay", "purge"])
 @pytest.mark.parametrize("options", [["--yes"], ["--dry-run"]])
 def test_a_letter_that_is_not_there_is_told_of(office, run, command, options):
     """
@@ -197,18 +197,18 @@ def test_no_letter_is_deleted_where_nobody_can_be_asked(office, run):
     """
     As in a script whose author expected a question: only `--yes` means it, also where nothing is dead yet.
     """
-    assert 2 == run("consumer", "dead", "discard", "--all")[0]
+    assert 2 == run("consumer", "dead", "purge", "--all")[0]
     office.bury(1, 2)
     for chosen in (["--all"], ["id-1"], ["--reason", "a"]):
-        code, text = run("consumer", "dead", "discard", *chosen)
+        code, text = run("consumer", "dead", "purge", *chosen)
         assert (2, True) == (code, "add --yes" in text)
 
     assert ids(1, 2) == office.dead()
-    assert (0, "2 would be discarded\n") == run("consumer", "dead", "discard", "--all", "--dry-run")
-    assert (0, "2 discarded\n") == run("consumer", "dead", "discard", "--all", "--yes")
+    assert (0, "2 would be purged\n") == run("consumer", "dead", "purge", "--all", "--dry-run")
+    assert (0, "2 purged\n") == run("consumer", "dead", "purge", "--all", "--yes")
 
 
-@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["discard", "--yes"]])
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
 def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(office, run, command):
     """
     A part of it is none; where nothing is dead there is nothing to copy.
@@ -269,7 +269,7 @@ def test_some_are_chosen_and_the_others_stay(office, run):
     assert (0, "1 replayed\n") == run("consumer", "dead", "replay", "--reason", "b", "--limit", 1, "--rate", 1000)
     assert ids(5, 1, 3) == office.dead()
     assert Counter(ids(1, 3, 5)) == Counter(office.dead())
-    assert (0, "2 discarded\n") == run("consumer", "dead", "discard", "--reason", "a", "--yes")
+    assert (0, "2 purged\n") == run("consumer", "dead", "purge", "--reason", "a", "--yes")
     assert ids(5) == office.dead()
     assert ids(2, 4) == [id_of(message) for message in office.waiting()]
 
@@ -506,7 +506,7 @@ def test_the_environment_says_which_group_it_is(office, run, monkeypatch):
         (["dead", "list"], 0),
         (["dead", "show", "id-1"], 1),
         (["dead", "replay", "--all"], 0),
-        (["dead", "discard", "--all", "--dry-run"], 0),
+        (["dead", "purge", "--all", "--dry-run"], 0),
     ],
 )
 def test_a_group_that_is_unknown_is_told_of(office, run, command, status):

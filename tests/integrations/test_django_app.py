@@ -395,9 +395,9 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     assert 0 == manage("cqrs_topology", "apply")[0]
     code, printed = manage("cqrs_consumer", "dead", "replay", "--all")
     assert (0, "0 replayed\n") == (code, printed.out)
-    code, printed = manage("cqrs_consumer", "dead", "discard", "--all")
+    code, printed = manage("cqrs_consumer", "dead", "purge", "--all")
     assert (2, True) == (code, printed.err.endswith("add --yes, or --dry-run\n"))
-    assert 0 == manage("cqrs_consumer", "dead", "discard", "--all", "--yes")[0]
+    assert 0 == manage("cqrs_consumer", "dead", "purge", "--all", "--yes")[0]
     code, printed = manage("cqrs_consumer", "run", "--for", "0.1", "--json")
     assert (0, "stopped") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 

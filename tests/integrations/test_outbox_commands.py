@@ -146,11 +146,11 @@ def test_dead_deliveries_are_deleted(shop, run):
     """
     bury(shop, *(Counted(number) for number in range(3)))
 
-    assert (0, "3 discarded\n") == run("outbox", "dead", "discard", "--all", "--yes")
+    assert (0, "3 purged\n") == run("outbox", "dead", "purge", "--all", "--yes")
     assert 0 == shop.outbox.backlog().dead
 
 
-@pytest.mark.parametrize("command", ["replay", "discard"])
+@pytest.mark.parametrize("command", ["replay", "purge"])
 def test_nothing_is_changed_where_nothing_is_chosen(shop, run, command):
     """
     `--all` has to be written.
@@ -169,15 +169,15 @@ def test_nothing_is_deleted_where_nobody_can_be_asked(shop, run):
     """
     bury(shop, Counted(1), Counted(2))
     for everything in (["--all"], ["--target", "counts"]):
-        code, text = run("outbox", "dead", "discard", *everything)
+        code, text = run("outbox", "dead", "purge", *everything)
         assert (2, True) == (code, "add --yes" in text)
     assert 2 == shop.outbox.backlog().dead
 
-    assert (0, "2 would be discarded\n") == run("outbox", "dead", "discard", "--all", "--dry-run")
+    assert (0, "2 would be purged\n") == run("outbox", "dead", "purge", "--all", "--dry-run")
     assert (0, "2 replayed\n") == run("outbox", "dead", "replay", "--all")
 
 
-@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["discard", "--yes"]])
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--dry-run"], ["purge", "--yes"]])
 def test_a_reason_that_chooses_nothing_is_told_how_it_is_written(shop, run, command):
     """
     A part of it is none; where nothing is dead there is nothing to copy.
@@ -433,8 +433,9 @@ def test_a_duration_that_is_none_is_refused(shop, run, text):
         (["status"], "No such command 'status'. Did you mean 'outbox status'?"),
         (["dlq", "list"], "No such command 'dlq'. Did you mean 'outbox dead' or 'consumer dead'?"),
         (["consume"], "No such command 'consume'. Did you mean 'consumer'?"),
-        (["purge"], "No such command 'purge'. Did you mean 'outbox purge'?"),
-        (["consumer", "dead", "purge"], "No such command 'purge'. Did you mean 'discard'?"),
+        (["discard"], "No such command 'discard'. Did you mean 'outbox purge' or 'outbox dead purge'"),
+        (["purge"], "No such command 'purge'. Did you mean 'outbox purge' or 'outbox dead purge'"),
+        (["consumer", "dead", "discard"], "No such command 'discard'. Did you mean 'purge'?"),
         (["outbox", "stauts"], "No such command 'stauts'. Did you mean 'status'?"),
         (["topology", "frobnicate"], "No such command 'frobnicate'.\n"),
     ],
@@ -459,7 +460,7 @@ def test_what_is_dead_is_told_as_json(shop, run):
     listed = json.loads(run("outbox", "dead", "list", "--json")[1])
     counted = json.loads(run("outbox", "dead", "list", "--by-reason", "--json")[1])
     shown = json.loads(run("outbox", "dead", "show", listed["dead"][0]["number"], "--body", "--json")[1])
-    dry = json.loads(run("outbox", "dead", "discard", "--all", "--dry-run", "--json")[1])
+    dry = json.loads(run("outbox", "dead", "purge", "--all", "--dry-run", "--json")[1])
     replayed = json.loads(run("outbox", "dead", "replay", "--all", "--json")[1])
     purged = json.loads(run("outbox", "purge", "--older-than", "0s", "--json")[1])
 
@@ -470,7 +471,7 @@ def test_what_is_dead_is_told_as_json(shop, run):
     assert {"dead_by_reason": [{"reason": "MessageRejected: no queue for …", "count": 1}], "total": 1} == counted
     assert {*keys, "attributes", "body"} == shown.keys()
     assert {"customer": "ada", "number": 1} == json.loads(shown["body"])
-    assert {"selected": 1, "discarded": 0, "interrupted": False} == dry
+    assert {"selected": 1, "purged": 0, "interrupted": False} == dry
     assert {"selected": 1, "replayed": 1, "interrupted": False} == replayed
     assert {"purged": 0, "receipts": 0, "interrupted": False} == purged
 
@@ -714,7 +715,7 @@ def test_standard_input_and_output_may_be_closed(shop, monkeypatch):
     bury(shop, Counted(1))
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(sys, name, None)
-    for arguments, status_of_it in ((["list"], 0), (["discard", "--all"], 2), (["replay", "--all"], 0)):
+    for arguments, status_of_it in ((["list"], 0), (["purge", "--all"], 2), (["replay", "--all"], 0)):
         with pytest.raises(SystemExit) as left:
             outbox.main(["dead", *arguments], obj=Application(lambda: shop.mediator))
         assert status_of_it == left.value.code
@@ -738,7 +739,7 @@ def test_an_interrupt_tells_what_was_done(shop, run, monkeypatch):
 
     monkeypatch.setattr(shop.outbox, "discard", interrupted)
 
-    assert (130, "500 discarded, then interrupted\n") == run("outbox", "dead", "discard", "--all", "--yes")
+    assert (130, "500 purged, then interrupted\n") == run("outbox", "dead", "purge", "--all", "--yes")
     assert 600 == shop.outbox.backlog().dead
 
 
@@ -754,12 +755,12 @@ def test_a_terminal_is_asked_before_anything_is_deleted(tmp_path, answer, left):
         connection.exec_driver_sql("UPDATE cqrs_delivery SET status = 'dead'")
     near, far = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cqrs_sync", "outbox", "dead", "discard", "--all", "--app", APP],
+        [sys.executable, "-m", "cqrs_sync", "outbox", "dead", "purge", "--all", "--app", APP],
         cwd=tmp_path, env=environment(PARCELS_DATABASE=url), stdin=far, stdout=far, stderr=far,
     )  # fmt: skip
     os.close(far)
     seen = b""
-    while b"Discard 2 dead letters? [y/N]:" not in seen:
+    while b"Purge 2 dead letters? [y/N]:" not in seen:
         seen += os.read(near, 1000)
     os.write(near, answer.encode() + b"\n")
     process.wait(20)

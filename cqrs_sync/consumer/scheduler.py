@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 from cqrs_sync.consumer.processor import MessageProcessor
 from cqrs_sync.retry import Backoff
 from cqrs_sync.threads.executor import Call, Executor
-from cqrs_sync.threads.pool import SameThread, ThreadPool
+from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
 
@@ -84,13 +83,13 @@ class Scheduler:
             count = min(count, self._most - self._active)
             self._active += max(0, count)
         for _ in range(count):
-            task = _Task(self._work, self._on_end)
-            # This does not wait for it.
-            if self._threads.run(task, timeout=0, may_help=False):
-                task.finished_late()
+            DetachedCalls([(self._work,)], self._not_called, self._on_end).start(self._threads)
 
     def _work(self) -> None:
         """Handle messages until none is left, for a while at most; in a pool thread."""
+        if self._backoff.record_success():
+            self._not_before = 0.0
+            logger.warning("pool threads handle messages again")
         queue, load, until = self._queue, self._load, time.monotonic() + _BATCH_SECONDS
         thread = threading.get_ident()
         for _ in range(_BATCH):
@@ -116,16 +115,14 @@ class Scheduler:
         else:
             self._queue.retry(item, delay)
 
-    def _on_end(self, error: BaseException | None) -> None:
-        """Note that a thread has ended its work, or why it could not begin."""
+    def _not_called(self, _: Call, error: BaseException) -> None:
+        words = "a pool thread cannot handle messages, trying again: the pool's `around` failed: %s"
+        self._not_before = time.monotonic() + self._backoff.record_failure(logging.WARNING, words, error)
+
+    def _on_end(self, _: DetachedCalls) -> None:
+        """Note that a thread has ended its work, or could not begin it."""
         with self._lock:
             self._active -= 1
-        if error is not None:
-            words = "a pool thread cannot handle messages, trying again: the pool's `around` failed: %s"
-            self._not_before = time.monotonic() + self._backoff.record_failure(logging.WARNING, words, error)
-        elif self._backoff.record_success():
-            self._not_before = 0.0
-            logger.warning("pool threads handle messages again")
         if self._active == 0 and self._queue.has_work(self.limit):
             self._spawn(1)
 
@@ -151,23 +148,3 @@ class _Load:
             count, self._count = max(1, self._count), 0
             self.is_high = computed > took * _BUSY and computed / count < _HEAVY
         return now
-
-
-class _Task:
-    """One call for an executor: a thread handles messages for a while."""
-
-    def __init__(self, work: Callable[[], object], on_end: Callable[[BaseException | None], object]) -> None:
-        self._call: Call | None = (work,)
-        self._on_end = on_end
-        self._error: BaseException | None = None
-
-    def next_call(self) -> Call | None:
-        call, self._call = self._call, None
-        return call
-
-    def call_failed(self, call: Call, error: BaseException, /) -> None:
-        del call
-        self._error = error
-
-    def finished_late(self) -> None:
-        self._on_end(self._error)

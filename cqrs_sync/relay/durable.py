@@ -17,7 +17,7 @@ from cqrs_sync.outbox import Claimed, Outcome, Verdict
 from cqrs_sync.relay.settlement import Claims, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.threads.executor import Call, Executor
-from cqrs_sync.threads.pool import SameThread, ThreadPool
+from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.wiring import Wiring
 
@@ -52,7 +52,7 @@ class DurableHandlerWorker(RelayTask):
         self._running: dict[int, _RunningHandler] = {}
         self._own: ThreadPool | None = None
         # Calls that the pool has not finished, with what it does around each of them.
-        self._calls: set[_HandlerCalls] = set()
+        self._calls: set[DetachedCalls] = set()
         self._renewed_at = time.monotonic()
         self._unknown: set[str] = set()
         self._unknown_count = 0
@@ -113,10 +113,9 @@ class DurableHandlerWorker(RelayTask):
                 calls.append((self._run, each))
         if calls:
             # The worker does not wait for the pool: it has to settle and renew meanwhile.
-            batch = _HandlerCalls(calls, self._not_called, self._calls_finished)
+            batch = DetachedCalls(calls, self._not_called, self._calls_finished)
             self._calls.add(batch)
-            if self._pool().run(batch, timeout=0, may_help=False):
-                self._calls.discard(batch)
+            batch.start(self._pool())
 
     def _is_last(self, claimed: Claimed) -> bool:
         return claimed.attempts == self._wiring.retry.of(claimed.target).attempts > 1
@@ -138,7 +137,7 @@ class DurableHandlerWorker(RelayTask):
         self._finished.append(Outcome.failed(claimed, error, after=_NOT_CALLED, counted=False))
         self._wake()
 
-    def _calls_finished(self, batch: _HandlerCalls) -> None:
+    def _calls_finished(self, batch: DetachedCalls) -> None:
         self._calls.discard(batch)
         self._wake()
 
@@ -211,26 +210,3 @@ class _RunningHandler:
         message = self.claimed.message
         stack = stacks_of([self.thread])[self.thread]
         logger.warning("%s still handles %s %s, at:\n%s", self.claimed.target, message.type, message.id, stack)
-
-
-class _HandlerCalls:
-    """Calls for an executor that the worker does not wait for."""
-
-    def __init__(
-        self,
-        calls: Sequence[Call],
-        not_called: Callable[[Call, BaseException], object],
-        finished: Callable[[_HandlerCalls], object],
-    ) -> None:
-        self._calls = deque(calls)
-        self._not_called = not_called
-        self._finished = finished
-
-    def next_call(self) -> Call | None:
-        return self._calls.popleft() if self._calls else None
-
-    def call_failed(self, call: Call, error: BaseException, /) -> None:
-        self._not_called(call, error)
-
-    def finished_late(self) -> None:
-        self._finished(self)

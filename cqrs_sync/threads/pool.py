@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from contextvars import Context, ContextVar, copy_context
 from typing import Self, TypeAlias
@@ -17,7 +17,7 @@ from cqrs_sync.threads.executor import Call, Executor, SameThread, TaskSource
 from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.worker_threads import Latch, WorkerThreads
 
-__all__ = ["Executor", "SameThread", "TaskGroup", "ThreadPool"]
+__all__ = ["DetachedCalls", "Executor", "SameThread", "TaskGroup", "ThreadPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -417,3 +417,34 @@ class TaskGroup:
             logger.exception("the work after the last call raised, and no caller waits for it")
         if self.error is not None:
             logger.error("calls were dropped, and no caller waits for them", exc_info=self.error)
+
+
+class DetachedCalls:
+    """
+    Calls that no caller waits for.
+
+    `not_called` gets a call that the executor could not make, and why. `finished` is called after the last call.
+    """
+
+    def __init__(
+        self,
+        calls: Iterable[Call],
+        not_called: Callable[[Call, BaseException], None],
+        finished: Callable[[DetachedCalls], object],
+    ) -> None:
+        self._calls = deque(calls)
+        self._finished = finished
+        self.call_failed = not_called
+
+    def start(self, executor: Executor) -> None:
+        """Give the calls to the executor."""
+        if executor.run(self, timeout=0, may_help=False):
+            self.finished_late()
+
+    def next_call(self) -> Call | None:
+        """Return the next call."""
+        return self._calls.popleft() if self._calls else None
+
+    def finished_late(self) -> None:
+        """Tell that all calls have finished."""
+        self._finished(self)

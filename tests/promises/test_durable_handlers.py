@@ -464,7 +464,7 @@ def test_without_an_outbox_it_is_an_error(events, ran):
 @pytest.mark.parametrize(
     ("event_type", "keywords", "words"),
     [
-        (Packed, {"phase": DURABLE}, "has no stable name, by which another process could find it"),
+        (Packed, {"phase": DURABLE}, "has no stable name for other processes to find it by"),
         (Packed, {"phase": DURABLE, "name": ""}, "must be one line"),
         (Packed, {"phase": DURABLE, "name": "two\nlines"}, "must be one line"),
         (Packed, {"phase": DURABLE, "name": "x" * 300}, "must be one line"),

@@ -42,7 +42,7 @@ class ThreadPool:
 
     `around` makes a context manager that surrounds each call on a pool thread, for instance one that closes
     database connections. If it cannot be entered, the call counts as failed. The first call starts the threads; a
-    forked child starts its own. Whoever makes the pool closes it. After `close` calls run in their caller's thread.
+    forked child starts its own. Close a pool that you make. After `close` calls run in their caller's thread.
     """
 
     def __init__(
@@ -79,6 +79,21 @@ class ThreadPool:
         self._waking = 0
         self._local = threading.local()
         self._token = object()
+
+    @property
+    def busy_count(self) -> int:
+        """How many of its `max_workers` are in use now: pool threads that are awake, and callers that help."""
+        return self._busy
+
+    @property
+    def queued_count(self) -> int:
+        """How many callers have a call that waits for a thread."""
+        return len(self._queue)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed, even if calls still run."""
+        return self._closed
 
     def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
         """
@@ -219,7 +234,7 @@ class ThreadPool:
             group.fetch()
         self._enqueue(group)
 
-    # -- Nobody holds the lock.
+    # -- Without the lock.
 
     def _help(self, group: TaskGroup, call: Call | None, *, has_slot: bool) -> None:
         """Run calls in the thread that waits for them."""

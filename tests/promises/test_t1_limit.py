@@ -286,7 +286,7 @@ def test_t1_a_pool_that_gets_fewer_threads_than_it_may_have_makes_every_call(mon
             work = Calls(*[(make, (caller, number)) for number in range(20)])
             assert pool.run(work, may_help=caller % 2 == 0)
 
-        eventually(lambda: pool._busy == 0)
+        eventually(lambda: pool.busy_count == 0)
 
     assert sorted((caller, number) for caller in range(5) for number in range(20)) == sorted(made)
     assert ["only 2 of 8 threads could be started for cqrs"] == [record.getMessage() for record in caplog.records]
@@ -309,6 +309,6 @@ def test_t1_a_pool_that_gets_no_thread_has_its_callers_make_their_calls(monkeypa
         assert pool.run(Calls(*[(made.append, number) for number in range(5)]))
         assert pool.run(Calls(*[(made.append, number) for number in range(5)]), may_help=False)
 
-        assert 0 == pool._busy
+        assert 0 == pool.busy_count
 
     assert sorted([0, 1, 2, 3, 4] * 2) == sorted(made)

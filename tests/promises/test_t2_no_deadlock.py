@@ -240,7 +240,7 @@ def test_t2_a_caller_that_is_interrupted_leaves_the_pool_whole(size):
                 mediator.send(happenings(1))
         in_threads(*[lambda: mediator.send(Go(tuple(Followed() for _ in range(20))))] * 4)
         assert 80 == gauge.begun
-        eventually(lambda: pool._busy == 0)
+        eventually(lambda: pool.busy_count == 0)
 
 
 # As seen from the database

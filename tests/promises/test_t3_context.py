@@ -334,7 +334,7 @@ def test_t3_a_task_whose_hook_cannot_be_entered_is_reported_not_lost(size, enter
         broken[0] = False
         mediator.send(happenings(6), timeout=BOUND)
         assert 6 == gauge.begun
-        eventually(lambda: pool._busy == 0)
+        eventually(lambda: pool.busy_count == 0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])
@@ -359,7 +359,7 @@ def test_t3_a_hook_that_fails_when_it_is_left_is_logged(size, caplog):
             mediator.send(happenings(6), timeout=BOUND)
 
         assert 18 == gauge.begun
-        eventually(lambda: pool._busy == 0)
+        eventually(lambda: pool.busy_count == 0)
 
     assert 18 == len(caplog.records)
     assert {"the connection could not be closed"} == {str(record.exc_info[1]) for record in caplog.records}

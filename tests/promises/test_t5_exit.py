@@ -293,11 +293,11 @@ def wait():
     patient.send(Go((Followed(), Followed(), Followed())), timeout=10)
 
 def release_connection():
-    eventually(lambda: len(pool._queue) == 1, timeout=20)
+    eventually(lambda: pool.queued_count == 1, timeout=20)
     waiting.set()
 
 pool.run(Calls((int,)), may_help=False)
-eventually(lambda: pool._busy == 0)
+eventually(lambda: pool.busy_count == 0)
 for function in (help, wait, release_connection):
     threading.Thread(target=function).start()
 """

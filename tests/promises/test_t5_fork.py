@@ -13,7 +13,6 @@ import pytest
 import cqrs_sync as cqrs
 from cqrs_sync import lifecycle
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.threads import watchdog
 from tests.promises.threads_fixtures import (
     BOUND,
     Calls,
@@ -27,6 +26,8 @@ from tests.promises.threads_fixtures import (
     happenings,
     in_thread,
     in_threads,
+    locks_of,
+    locks_of_the_watchdog,
     mediator_of,
     program,
 )
@@ -114,7 +115,7 @@ def test_t5_a_child_has_threads_of_its_own_only():
     mediator = mediator_of(pool, (Happened, hold), (Followed, lambda event: None))
 
     def use_all_places():
-        assert 0 == pool._busy
+        assert 0 == pool.busy_count
         meet = threading.Barrier(2)
         pool.run(Calls((meet.wait, 4), (meet.wait, 4)), may_help=False)
         assert not meet.broken
@@ -167,9 +168,8 @@ def test_t5_a_handler_may_fork(size):
 
 def locks_of_the_process():
     """Return the locks of each object that is made anew in a child."""
-    values = [value for resettable in lifecycle._resettables for value in vars(resettable).values()]
-    locks = [value._lock if isinstance(value, threading.Condition) else value for value in values]
-    return list({id(lock): lock for lock in locks if hasattr(lock, "acquire")}.values())
+    locks = [lock for resettable in lifecycle._resettables for lock in locks_of(resettable)]
+    return list({id(lock): lock for lock in locks}.values())
 
 
 def test_t5_a_child_sends_though_every_lock_was_held_at_the_fork():
@@ -181,7 +181,9 @@ def test_t5_a_child_sends_though_every_lock_was_held_at_the_fork():
     with counting.mediator:
         counting.send_all_ways()
         locks = locks_of_the_process()
-        assert {id(pool._lock), id(pool._starting), id(watchdog._watchdog._changed._lock)} <= set(map(id, locks))
+        known = [locks_of(pool), locks_of_the_watchdog()]
+        assert [2, 2] == [len(each) for each in known]
+        assert {id(lock) for each in known for lock in each} <= set(map(id, locks))
         held, release = threading.Barrier(2), threading.Event()
 
         def hold_all():

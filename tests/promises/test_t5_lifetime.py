@@ -176,7 +176,7 @@ def test_t5_close_waits_for_what_runs(size):
         gauge.wait_until(lambda gauge: gauge.running == min(size, 10))
         with in_thread(close):
             assert closing.wait(BOUND)
-            eventually(lambda: pool._closed)
+            eventually(lambda: pool.is_closed)
             gate.open()
 
 
@@ -232,8 +232,8 @@ def test_t5_calls_after_close_run_in_their_callers_thread(size, may_help):
 
     assert [threading.current_thread()] * 15 == seen
     assert [] == pool_threads()
-    assert 0 == pool._busy
-    assert 0 == len(pool._queue)
+    assert 0 == pool.busy_count
+    assert 0 == pool.queued_count
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -356,9 +356,9 @@ def test_t5_a_caller_that_waits_when_an_unused_pool_is_closed_is_served():
     with in_thread(mediator.send, Go((Happened(1),))):
         gauge.wait_until(lambda gauge: gauge.running == 1)
         with in_thread(partial(mediator.send, Go((Happened(2),)), timeout=BOUND)):
-            eventually(lambda: len(pool._queue) == 1)
+            eventually(lambda: pool.queued_count == 1)
             with in_thread(pool.close):
-                eventually(lambda: pool._closed)
+                eventually(lambda: pool.is_closed)
                 gate.open()
 
     assert [1, 1, 2, 2] == sorted(followed)

@@ -18,7 +18,6 @@ from attrs import frozen
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
-from cqrs_sync.threads import watchdog
 from tests.promises.threads_fixtures import (
     BOUND,
     Followed,
@@ -28,6 +27,7 @@ from tests.promises.threads_fixtures import (
     Happened,
     Told,
     answer_of,
+    collections_of_the_watchdog,
     happenings,
     in_thread,
     in_threads,
@@ -507,7 +507,7 @@ def test_t6_the_last_instant_belongs_to_somebody(size):
     with hasty.mediator:
         in_threads(*[lambda: [hasty.send() for _ in range(40)]] * 2)
         eventually(lambda: len(hasty.followed) == 160)
-        eventually(lambda: pool._busy == 0)
+        eventually(lambda: pool.busy_count == 0)
 
     assert {1} == set(hasty.handled.values())
     assert {1} == set(hasty.followed.values())
@@ -623,8 +623,8 @@ def test_t6_deadlines_are_watched_by_one_thread_that_forgets_them(logged):
         in_threads(*[lambda: [mediator.send(happenings(1), timeout=3600) for _ in range(300)]] * 4)
 
         assert 1 == len([thread for thread in threading.enumerate() if thread.name == "cqrs-watchdog"])
-        assert len(watchdog._watchdog._watches) < 200
-        assert len(watchdog._watchdog._cancelled) < 200
+        assert 2 == len(collections_of_the_watchdog())
+        assert max(map(len, collections_of_the_watchdog())) < 200
 
 
 def test_t6_a_log_handler_that_raises_does_not_end_the_watch():

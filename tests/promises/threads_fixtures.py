@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from attrs import frozen
 import cqrs_sync as cqrs
 from cqrs_sync.testing.contracts.executor import Calls
 from cqrs_sync.testing.waiting import BOUND, in_threads
+from cqrs_sync.threads import watchdog
 from tests.source import ROOT
 
 
@@ -138,6 +139,27 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Iterator[threadi
         raise errors[0]
 
 
+#: The one of this process.
+_watchdog = watchdog._watchdog
+
+
+def collections_of_the_watchdog() -> list[Collection[object]]:
+    """Return everything that the watchdog keeps for the deadlines it watches."""
+    return [value for value in vars(_watchdog).values() if isinstance(value, Collection)]
+
+
+def locks_of(resettable: object) -> list[Any]:
+    """Return the locks of an object that is made anew in a child."""
+    values = vars(resettable).values()
+    locks = [value._lock if isinstance(value, threading.Condition) else value for value in values]
+    return list({id(lock): lock for lock in locks if hasattr(lock, "acquire")}.values())
+
+
+def locks_of_the_watchdog() -> list[Any]:
+    """Return the locks of the watchdog."""
+    return locks_of(_watchdog)
+
+
 def on_pool_thread() -> bool:
     """Tell whether this is a thread of a `concurrent.futures.ThreadPoolExecutor`, by looking at the stack."""
     frame = sys._getframe()
@@ -212,11 +234,14 @@ __all__: Sequence[str] = [
     "Happened",
     "Told",
     "answer_of",
+    "collections_of_the_watchdog",
     "fork",
     "go",
     "happenings",
     "in_thread",
     "in_threads",
+    "locks_of",
+    "locks_of_the_watchdog",
     "mediator_of",
     "on_pool_thread",
     "program",

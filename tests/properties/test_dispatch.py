@@ -124,7 +124,7 @@ class Forest:
         return self.mediator.send(Grow(request))
 
     def calls_of(self, request: int) -> list[tuple[int, int]]:
-        return [(number, handler) for exponential_delay, number, handler in self.calls if exponential_delay == request]
+        return [(number, handler) for asked, number, handler in self.calls if asked == request]
 
     def told(self) -> Counter[tuple[int, int]]:
         bodies = [json.loads(message.body) for message in self.broker.published]

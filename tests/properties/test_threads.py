@@ -123,8 +123,8 @@ def test_any_tree_of_calls_is_made_once_within_the_limit(size, callers):
         tree = Tree(pool)
         in_threads(*[lambda root=root: tree.run(root) for root in callers])
 
-        eventually(lambda: pool._busy == 0)
-        eventually(lambda: not pool._queue)
+        eventually(lambda: pool.busy_count == 0)
+        eventually(lambda: not pool.queued_count)
 
     assert sorted(node for root in callers for node in ids_of(root)) == sorted(tree.made)
     assert tree.peak <= size
@@ -159,7 +159,7 @@ def test_closing_at_any_time_loses_no_call(size, callers, late):
 
     in_threads(close, *[lambda root=root: tree.run(root) for root in callers])
     tree.run(callers[0])
-    eventually(lambda: pool._busy == 0)
+    eventually(lambda: pool.busy_count == 0)
     pool.close()
 
     expected = [node for root in (*callers, callers[0]) for node in ids_of(root)]

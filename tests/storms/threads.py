@@ -72,14 +72,14 @@ class _Mixed:
     def run(self) -> Counter[str]:
         in_threads(*[self._send_until_the_end] * CALLERS, timeout=self._end - time.monotonic() + CALM)
         eventually(lambda: len(self._handled) == len(self._expected), timeout=CALM)
-        eventually(lambda: self._pool._busy == 0, timeout=CALM)
+        eventually(lambda: self._pool.busy_count == 0, timeout=CALM)
         eventually(lambda: len(self._broker.published) >= self._told, timeout=CALM)
         self._mediator.close()
         assert set(self._handled) == self._expected, "some events were not handled"
         assert set(self._handled.values()) <= {1}, "some events were handled twice"
         assert len(self._broker.published) == self._told, "notifications were lost or doubled"
         assert self._gauge.peak <= self._pool.max_workers, "the limit was exceeded"
-        assert not self._pool._queue
+        assert not self._pool.queued_count
         self.outcomes["events"] += len(self._handled)
         self.outcomes["notifications"] += self._told
         return self.outcomes
@@ -155,7 +155,7 @@ def forks(seconds: float) -> dict[str, int]:
     warnings.simplefilter("ignore", DeprecationWarning)
     forking = _Forking(time.monotonic() + seconds)
     in_threads(forking.fork_often, *[forking.load] * 3, timeout=seconds + CALM)
-    eventually(lambda: forking.pool._busy == 0, timeout=CALM)
+    eventually(lambda: forking.pool.busy_count == 0, timeout=CALM)
     assert set(forking.statuses) == {0}, forking.statuses
     return {"forks": forking.statuses[0]}
 
@@ -227,7 +227,7 @@ def _close_in_the_middle(size: int, *, closer_is_a_handler: bool) -> dict[str, i
             pool.close(CALM)
 
     in_threads(close, *[send] * 4, timeout=CALM)
-    eventually(lambda: pool._busy == 0, timeout=CALM)
+    eventually(lambda: pool.busy_count == 0, timeout=CALM)
     pool.close()
     assert handled == Counter(range(4 * 15 * 3)), "events were lost or doubled"
     return {"pools": 1, "events": len(handled)}
@@ -260,9 +260,9 @@ def _interrupt_often(pool: cqrs.ThreadPool) -> int:
     # Whatever was interrupted: others are served, those too that only wait.
     in_threads(*[lambda: mediator.send(Go((Followed(1), Followed(2))), timeout=CALM)] * 4, timeout=CALM)
     with suppress(AssertionError):
-        eventually(lambda: pool._busy == 0, timeout=1)
+        eventually(lambda: pool.busy_count == 0, timeout=1)
     pool.close(0)
-    return pool._busy
+    return pool.busy_count
 
 
 def _send_until_interrupted(mediator: cqrs.RequestMediator) -> None:

@@ -135,7 +135,7 @@ def test_closing_lets_running_handlers_finish(requests, events):
         answer = callers.submit(mediator.send, Do())
         assert entered.wait(10)
         closing = callers.submit(mediator.close, 10)
-        eventually(lambda: mediator._closed)
+        eventually(lambda: mediator.events.is_closed)
         leave.set()
         closing.result(10)
         assert [Done()] == finished

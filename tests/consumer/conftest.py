@@ -9,8 +9,10 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
+from cqrs_sync.broker import Group
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.memory.broker import MemorySubscription
 from cqrs_sync.retry import RetryPolicy
 
 #: Two attempts in which the key waits, and two for which the broker keeps the message.
@@ -51,11 +53,24 @@ class Gate:
         self._opened.set()
 
 
+class RecordingBroker(MemoryBroker):
+    """A broker that keeps the subscriptions of groups: closing one is what its loss looks like to a consumer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joined: list[MemorySubscription] = []
+
+    def join(self, group: Group, /) -> MemorySubscription:
+        subscription = super().join(group)
+        self.joined.append(subscription)
+        return subscription
+
+
 class Workshop:
     """A publisher, consumers of one group, and what their handlers have seen."""
 
     def __init__(self) -> None:
-        self.broker = MemoryBroker()
+        self.broker = RecordingBroker()
         self.publisher = cqrs.bootstrap(broker=self.broker)
         self.seen: dict[str, list[int]] = defaultdict(list)
         self.changed = threading.Condition()

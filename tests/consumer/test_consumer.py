@@ -417,7 +417,7 @@ def test_what_is_lost_with_a_subscription_is_not_begun(workshop):
     consumer.start()
     gate.wait_for()
     eventually(lambda: consumer.in_flight_count == 10, timeout=10)
-    consumer._receiver._subscription.close()
+    workshop.broker.joined[-1].close()
     gate.open()
     workshop.wait_for(10)
     eventually(lambda: consumer.in_flight_count == 0, timeout=10)
@@ -433,7 +433,7 @@ def test_what_another_consumer_has_by_now_is_not_begun(workshop):
     first.start()
     gate.wait_for()
     eventually(lambda: first.in_flight_count == 10, timeout=10)
-    first._receiver._subscription.close()
+    workshop.broker.joined[-1].close()
     workshop.react = lambda event: None
     second = workshop.consumer(Noticed, threads=1)
     second.start()
@@ -452,9 +452,8 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
     workshop.publish(Noticed(1))
     consumer.start()
     gate.wait_for()
-    before = consumer._receiver._subscription
-    for delivery in list(before._unsettled.values()):
-        delivery.nack()
+    [item] = consumer.running()
+    item.delivery.nack()
     eventually(lambda: consumer.received == 2, timeout=10)
     gate.open()
     workshop.wait_for(1)
@@ -472,7 +471,7 @@ def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(w
     workshop.publish(Noticed(1))
     consumer.start()
     gate.wait_for()
-    consumer._receiver._subscription.close()
+    workshop.broker.joined[-1].close()
     gate.open()
     eventually(lambda: consumer.received == 2 and consumer.in_flight_count == 0, timeout=10)
     consumer.close()
@@ -675,12 +674,13 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
 
 def test_a_broker_that_goes_away_is_waited_for(workshop):
     """Setting aside is tried again until it is back; nothing is lost."""
-    workshop.react = lambda event: _fail()
+    handled = []
+    workshop.react = lambda event: handled.append(event) or _fail()
     consumer = workshop.consumer(retry=RetryPolicy(attempts=1))
     workshop.publish(Noticed(1))
     workshop.broker.fail_with = BrokerUnavailable("away")
     consumer.start()
-    eventually(lambda: consumer.in_flight_count == 1 and consumer._scheduler.processed >= 1, timeout=10)
+    eventually(lambda: handled and not consumer.running() and consumer.in_flight_count == 1, timeout=10)
     workshop.broker.fail_with = None
 
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -749,11 +749,12 @@ def test_a_consumer_that_its_group_has_not_let_in_is_alive_and_not_ready(worksho
 
 def test_a_pause_longer_than_any_patience_is_no_stall(workshop):
     """A message that waits in hand for its next attempt is in nobody's way."""
-    workshop.react = lambda event: _fail()
+    handled = []
+    workshop.react = lambda event: handled.append(event) or _fail()
     consumer = workshop.consumer(retry=RetryPolicy(delays=(30.0,)), inline_limit=30)
     workshop.publish(Noticed(1))
     consumer.start()
-    eventually(lambda: consumer._scheduler.processed == 1)
+    eventually(lambda: handled and not consumer.running())
     until = time.monotonic() + 0.5
 
     while time.monotonic() < until:
@@ -940,9 +941,9 @@ def test_joining_anew_loses_nothing_and_begins_nothing_twice(workshop):
     workshop.publish(*joined(6, meetings=3))
     consumer.start()
     gate.wait_for(2)
-    first = consumer._receiver._subscription
+    first = workshop.broker.joined[-1]
     consumer.rejoin()
-    eventually(lambda: consumer._receiver._subscription not in {None, first})
+    eventually(lambda: workshop.broker.joined[-1] is not first)
     gate.open()
     workshop.wait_for(6)
     assert consumer.close(5)

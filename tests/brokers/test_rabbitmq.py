@@ -24,11 +24,13 @@ from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq import publisher as publisher_module
+from cqrs_sync.integrations.rabbitmq.amqp import MessageEncoder
 from cqrs_sync.integrations.rabbitmq.errors import delivery_error
 from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.messages import NotificationEvent
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts.broker import message
+from tests.brokers.rabbitmq_publishers import channel_of
 from tests.servers import free_port
 from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, opened, proxied, via
 from tests.waiting import eventually
@@ -364,12 +366,12 @@ class TestBrokersOutOfReach:
 
         assert [b"new"] == [body for _, body in drained(rabbitmq_url, queue)]
 
-    def test_an_abandoned_batch_in_the_queue_is_not_sent(self, broker, queue, rabbitmq_url):
+    def test_an_abandoned_batch_in_the_queue_is_not_sent(self, broker, exchange, queue, rabbitmq_url):
         """The connection thread drops it."""
         broker.publish([message("meetings", b"before")])
-        late = PublishBatch([message("meetings", b"given up")], broker._publisher._encoder)
+        late = PublishBatch([message("meetings", b"given up")], MessageEncoder(exchange, 1000))
         late.abandoned = True
-        broker._publisher._channel.submit(late)
+        channel_of(broker).submit(late)
         broker.publish([message("meetings", b"after")])
 
         assert [b"before", b"after"] == [body for _, body in drained(rabbitmq_url, queue)]
@@ -397,7 +399,7 @@ class TestBrokersOutOfReach:
     def test_the_io_thread_survives_an_error(self, broker):
         """It starts over with a new connection, and callers are served."""
         broker.publish([message("meetings")])
-        thread = broker._publisher._channel._thread
+        thread = channel_of(broker)._thread
         before = thread.connection
         thread.call_soon(lambda: 1 / 0)
         eventually(lambda: thread.connection is not before)

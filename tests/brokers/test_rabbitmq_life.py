@@ -18,8 +18,10 @@ import pytest
 
 from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.testing.contracts.broker import message
 from cqrs_sync.testing.waiting import in_forked_child
+from tests.brokers.rabbitmq_publishers import publisher_of
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import bound_queue, drained, proxied, via
@@ -167,7 +169,7 @@ def test_closing_ends_in_time_when_the_broker_does_not_answer(broker, proxy, fau
 
     publishing = threading.Thread(target=publish)
     publishing.start()
-    eventually(lambda: broker._publisher._running_calls == 1)
+    eventually(lambda: publisher_of(broker)._running_calls == 1)
     started = time.monotonic()
     broker.close(timeout=1.0)
     took = time.monotonic() - started
@@ -189,6 +191,7 @@ import threading
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
+from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.testing.contracts.broker import message
 
 broker = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2])
@@ -251,9 +254,15 @@ def test_an_outage_does_not_pile_up_abandoned_messages(broker, proxy):
     """T4: messages whose callers gave up are dropped while the broker is away."""
     broker.publish([message("meetings")])
     proxy.cut()
+    before = batches()
     for _ in range(20):
         with pytest.raises(PublishFailed):
             broker.publish([message("meetings") for _ in range(50)], timeout=0.02)
 
-    channel = broker._publisher._channel
-    eventually(lambda: not (channel._queue or channel._resend or channel._in_flight))
+    eventually(lambda: not [batch for batch in batches() if batch not in before])
+
+
+def batches() -> list[PublishBatch]:
+    """Return the calls of `publish` that anything refers to."""
+    gc.collect()
+    return [each for each in gc.get_objects() if isinstance(each, PublishBatch)]

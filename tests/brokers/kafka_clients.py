@@ -144,14 +144,22 @@ def seconds_until_it_works(broker):
     return time.monotonic() - started
 
 
+# What the tests look at inside of a broker and a subscription, with either client.
+
+
+def supervisor_of(broker):
+    """What keeps its producer."""
+    return broker._publisher.batching
+
+
 def producer_of(broker):
     """The producer that its next call would use."""
-    return broker._publisher.batching._producer
+    return supervisor_of(broker)._producer
 
 
 def owes_nothing(broker):
     """Whether the client has given up the record that a call left behind, with no thread looking."""
-    unanswered = broker._publisher.batching._unanswered
+    unanswered = supervisor_of(broker)._unanswered
     return unanswered is None or unanswered[1] in unanswered[0].answers()
 
 
@@ -171,8 +179,23 @@ def bodies(deliveries):
     return [delivery.message.body for delivery in deliveries]
 
 
+def buffer_of(deliveries):
+    """What it has fetched, and its partitions."""
+    return deliveries._buffer
+
+
+def ready_count(deliveries):
+    """How many messages it has fetched and not delivered."""
+    return len(buffer_of(deliveries)._ready)
+
+
+def initial_offsets_of(deliveries):
+    """Where its partitions begin."""
+    return deliveries._initial_offsets
+
+
 def has_partitions(deliveries):
-    return bool(deliveries._buffer.partitions)
+    return bool(buffer_of(deliveries).partitions)
 
 
 def is_unreachable(deliveries):

@@ -29,6 +29,7 @@ from tests.brokers.kafka_clients import (
     bodies,
     failures_of,
     has_partitions,
+    initial_offsets_of,
     is_unreachable,
     make_topic,
     producer_of,
@@ -211,7 +212,7 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
         kafka_servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "partition.assignment.strategy": strategy}
     )
     with broker.subscribe(topic, group=group) as deliveries:
-        deliveries._initial_offsets.remember({(topic, 0): 1})
+        initial_offsets_of(deliveries).remember({(topic, 0): 1})
         deliveries.committed_offsets = fails_once(deliveries.committed_offsets)
         publish_texts(broker, topic, b"finished already", b"1")
 
@@ -311,7 +312,7 @@ def test_a_process_leaves_in_time_with_an_open_subscription(own_kafka):
         os.kill(int(sys.argv[2]), signal.SIGSTOP)
         """,
         own_kafka.servers,
-        str(own_kafka._process.pid),
+        str(own_kafka.pid),
     )
 
     assert (0, "") == (completed.returncode, completed.stderr)

@@ -14,7 +14,7 @@ from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, bro
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.serializer import uuid7
 from cqrs_sync.testing.contracts.broker import message, receive
-from tests.brokers.kafka_clients import bodies, has_partitions, is_unreachable, publish_texts
+from tests.brokers.kafka_clients import bodies, buffer_of, has_partitions, is_unreachable, publish_texts, ready_count
 from tests.servers import free_port
 from tests.waiting import eventually
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.broker
 
 def owned(deliveries: Any) -> bool:
     """Whether it has any partition of the topic itself."""
-    return any(".retry." not in key[0] for key in deliveries._buffer.partitions)
+    return any(".retry." not in key[0] for key in buffer_of(deliveries).partitions)
 
 
 def letter(topic: str, body: bytes, **what: Any) -> IncomingMessage:
@@ -141,7 +141,7 @@ def test_who_rests_for_long_fetches_little(broker, group, topic):
         until = time.monotonic() + 2
         while time.monotonic() < until:
             deliveries.keep_alive()
-        assert 700 > len(deliveries._buffer._ready)
+        assert 700 > ready_count(deliveries)
         rest = receive(deliveries, 1499)
 
     assert [b"%d" % n for n in range(1500)] == bodies(first + rest)
@@ -168,10 +168,10 @@ def test_only_what_may_have_been_in_hand_before_says_so(broker, group, topic):
     assert [f"{topic}[0]@{n}" for n in range(1100)] == [delivery.origin for delivery in received]
 
 
-def test_who_comes_and_goes_costs_no_message(client, broker, group, kafka_topic):
+def test_who_comes_and_goes_costs_no_message(client, kafka_servers, group, kafka_topic):
     """One member, then two, then one: what is unfinished when partitions move is received again, nothing is skipped."""
     group = attrs.evolve(group, name=f"{group.name}-moves")
-    wide = client.broker(broker._settings.servers, partitions=4, consumer_config=client.quick_groups)
+    wide = client.broker(kafka_servers, partitions=4, consumer_config=client.quick_groups)
     wide.build(group)
     wanted = [b"%d" % n for n in range(400)]
     finished: set[bytes] = set()
@@ -190,10 +190,10 @@ def test_who_comes_and_goes_costs_no_message(client, broker, group, kafka_topic)
         wide.close()
 
 
-def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(client, broker, group, kafka_topic):
+def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(client, kafka_servers, group, kafka_topic):
     """To the next owner of its partition, even the same member: a client that reads on after it would lose it."""
     group = attrs.evolve(group, name=f"{group.name}-held")
-    wide = client.broker(broker._settings.servers, partitions=4, consumer_config=client.quick_groups)
+    wide = client.broker(kafka_servers, partitions=4, consumer_config=client.quick_groups)
     wide.build(group)
     wanted = {b"%d" % n for n in range(40)}
     finished: set[bytes] = set()

@@ -6,9 +6,11 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import attrs
@@ -16,6 +18,7 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event, from_structured_event
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaTimeoutError
+from kafka.net.transport import KafkaTCPTransport
 
 from cqrs_sync import NotificationEvent
 from cqrs_sync.broker import OutgoingMessage
@@ -32,7 +35,9 @@ from tests.brokers.kafka_clients import (
     LATE,
     ROOT,
     bodies,
+    buffer_of,
     failures_of,
+    initial_offsets_of,
     is_unreachable,
     make_topic,
     publish,
@@ -164,6 +169,7 @@ def test_a_broker_that_was_away_while_no_call_published_is_not_noticed(own_kafka
 
 def test_a_producer_can_be_closed_while_kafka_does_not_answer(own_kafka):
     """Closing waits as long as it may, then fails what is in flight; kafka-python's own raises and continues."""
+    before = set(threading.enumerate())
     producer = KafkaPythonProducer(KafkaConnections({"bootstrap_servers": own_kafka.servers}), lambda *_: None)
     assert [("orders", None)] == list(producer.find_topics(["orders"], 10))
     own_kafka.freeze()
@@ -174,7 +180,7 @@ def test_a_producer_can_be_closed_while_kafka_does_not_answer(own_kafka):
 
     assert 0.3 + LATE > time.monotonic() - started
     eventually(stuck.failed, timeout=20)
-    eventually(lambda: not producer._sender.is_alive(), timeout=20)
+    eventually(lambda: not set(threading.enumerate()) - before, timeout=20)
 
 
 def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behind_proxy):
@@ -188,14 +194,17 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
 
     proxy.cut()
     delivery.ack()
-    eventually(lambda: deliveries._commit_request.is_done)
-    assert deliveries._commit_request.failed()
+    commit = deliveries._commit_request
+    eventually(lambda: commit.is_done)
+    assert commit.failed()
     # What kafka-python does with most lost connections, and here with every one.
-    partitions = deliveries._consumer.assignment()
+    partitions = list(buffer_of(deliveries).partitions)
     deliveries._revoked(partitions)
     deliveries._assigned(partitions)
     proxy.restore()
-    eventually(lambda: not is_unreachable(deliveries) and not deliveries._initial_offsets._finished, timeout=15)
+    eventually(
+        lambda: not is_unreachable(deliveries) and not initial_offsets_of(deliveries).decides(partitions), timeout=15
+    )
     deliveries.close()
 
     with broker.subscribe("orders", group=group) as deliveries:
@@ -204,14 +213,25 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     broker.close()
 
 
-def test_a_connection_that_kafka_python_leaves_open_is_closed_with_its_subscription(group, broker, topic):
+def connected_sockets() -> list[socket.socket]:
+    """Return the sockets that are connected to a server."""
+    return [each for each in gc.get_objects() if type(each) is socket.socket and has_peer(each)]
+
+
+def has_peer(each: socket.socket) -> bool:
+    try:
+        return each.family == socket.AF_INET and bool(each.getpeername())
+    except OSError:
+        return False
+
+
+def test_a_connection_that_kafka_python_leaves_open_is_closed_with_its_subscription(group, broker, topic, monkeypatch):
     """One that has something to send is left to a thread, which may have ended by then."""
+    before = connected_sockets()
     deliveries = broker.subscribe(topic, group=group)
     deliveries.receive(timeout=0.5)
-    transports = [connection.transport for connection in deliveries._connections.client._manager._conns.values()]
-    sockets = [transport._sock for transport in transports]
-    for transport in transports:
-        transport._close = lambda error=None: None
+    sockets = [each for each in connected_sockets() if each not in before]
+    monkeypatch.setattr(KafkaTCPTransport, "_close", lambda transport, error=None: None)
     deliveries.close()
 
     assert sockets
@@ -292,8 +312,8 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         try:
-            assert proxy._pairs
+            assert proxy.connections
             parent.kill()
-            eventually(lambda: not proxy._pairs, timeout=20)
+            eventually(lambda: not proxy.connections, timeout=20)
         finally:
             os.kill(child, signal.SIGKILL)

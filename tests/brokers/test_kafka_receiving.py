@@ -18,10 +18,12 @@ from tests.brokers.kafka_clients import (
     KAFKA_PYTHON,
     LATE,
     bodies,
+    buffer_of,
     has_partitions,
     is_unreachable,
     make_topic,
     publish_texts,
+    ready_count,
 )
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -78,7 +80,7 @@ def receive_one_and_die(name, servers, topic, group):
     deliveries = client.broker(servers, consumer_config=client.quick_groups).subscribe(topic, group=group)
     receive(deliveries, 1)
     # The answer comes while the client works; what comes with it is not settled.
-    eventually(lambda: deliveries.receive(timeout=0.1) is None and not deliveries._buffer.uncommitted)
+    eventually(lambda: deliveries.receive(timeout=0.1) is None and not buffer_of(deliveries).uncommitted)
     os._exit(7)
 
 
@@ -88,8 +90,8 @@ def test_what_came_from_a_revoked_partition_is_not_delivered(group, broker, topi
         publish_texts(broker, topic, b"1", b"2", b"3")
         first, second = receive(deliveries, 2, settle=False)
         second.nack()
-        eventually(lambda: deliveries.keep_alive() or 1 == len(deliveries._buffer._ready))
-        deliveries._buffer.revoke(list(deliveries._buffer.partitions))
+        eventually(lambda: deliveries.keep_alive() or 1 == ready_count(deliveries))
+        buffer_of(deliveries).revoke(list(buffer_of(deliveries).partitions))
 
         assert deliveries.receive(timeout=0.2) is None
         first.ack()

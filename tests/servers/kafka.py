@@ -62,6 +62,12 @@ class Tansu:
         """Where clients are to connect to."""
         return f"127.0.0.1:{self.advertised_port}"
 
+    @property
+    def pid(self) -> int:
+        """The number of its process, which runs."""
+        assert self._process is not None, "it is not running"
+        return self._process.pid
+
     def start(self) -> None:
         """Start it on the same port, with nothing in it."""
         command = [
@@ -95,9 +101,8 @@ class Tansu:
         self.stop()
 
     def _signal(self, number: signal.Signals) -> int:
-        assert self._process is not None, "it is not running"
-        self._process.send_signal(number)
-        return self._process.pid
+        os.kill(self.pid, number)
+        return self.pid
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,12 @@ class TcpProxy:
         self.port: int = self._listener.getsockname()[1]
         self._listen()
 
+    @property
+    def connections(self) -> int:
+        """How many connections it forwards now."""
+        with self._lock:
+            return len(self._pairs)
+
     def cut(self) -> int:
         """Close all connections and refuse new ones; return how many were closed."""
         self._stop_listening()

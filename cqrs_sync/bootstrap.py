@@ -12,7 +12,7 @@ from cqrs_sync.container import Container
 from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.failures import Collect, FailurePolicy
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.mediator import RequestMediator
@@ -68,6 +68,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
 
     It starts nothing. Closing the mediator closes `threads` and `broker`.
     """
+    check_above_zero(max_depth=max_depth)
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     wiring = Wiring(
@@ -85,7 +86,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         failures=_able("failures", "settle", failures) or Collect(),
         retry=_checked(RetryPolicies(retry) if isinstance(retry, RetryPolicy) else retry, RetryPolicies, "retry"),
         fast_path=fast_path,
-        max_depth=_above_zero("max_depth", max_depth),
+        max_depth=max_depth,
     )
     relay = None if outbox is None else Relay(wiring)
     dispatcher = EventDispatcher(wiring) if relay is None else relay.dispatcher
@@ -119,12 +120,6 @@ def _able(role: str, method: str, part: Any) -> Any:
     if part is not None and (isinstance(part, type) or not callable(getattr(part, method, None))):
         raise ConfigurationError(f"{role} must be an object with the method {method}(...), not {part!r}")
     return part
-
-
-def _above_zero(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number above 0, not {value!r}")
-    return value
 
 
 def _checked(value: Any, wanted: type, name: str) -> Any:

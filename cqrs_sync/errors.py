@@ -310,6 +310,13 @@ LONGEST_ERROR, LONGEST_REASON = 2000, 255
 _OWN = f"{os.path.dirname(__file__)}{os.sep}"  # noqa: PTH120 -- as the names of files in tracebacks are written
 
 
+def check_above_zero(**numbers: Any) -> None:
+    """Raise ConfigurationError, with its name, for anything but a whole number above 0."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")
+
+
 def describe_error(error: BaseException) -> str:
     """Return the type and the message of an error; for an EventsFailed, those of each handler."""
     if isinstance(error, EventsFailed) and error.failures:

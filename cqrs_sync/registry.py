@@ -134,7 +134,6 @@ class EventMap:
 
     def __init__(self) -> None:
         self._bindings: dict[type, list[tuple[int, Binding]]] = {}
-        self._found: dict[type, tuple[Binding, ...]] = {}
         self._names: dict[str, type[Event]] = {}
         #: The notification events with handlers, by their stable names: a consumer may receive these.
         self.types: Mapping[str, type] = {}
@@ -194,24 +193,19 @@ class EventMap:
                 self.durable_names |= {name} if phase is Phase.DURABLE else set()
             # A new list: other threads may be reading the old one.
             self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
-            self._found.clear()
             self.version += 1
         return handler
 
     def find(self, event_type: type, /) -> tuple[Binding, ...]:
         """Return the bindings of an event and of its base classes: each handler once, in the order of `bind`."""
-        found = self._found.get(event_type)
-        if found is None:
-            with self._lock:
-                bound = [self._bindings.get(base, []) for base in event_type.__mro__]
-                matching = [known for _, known in sorted(chain.from_iterable(bound), key=itemgetter(0))]
-                found = tuple(
-                    known
-                    for index, known in enumerate(matching)
-                    if not any(earlier.handler == known.handler for earlier in matching[:index])
-                )
-                self._found[event_type] = found
-        return found
+        with self._lock:
+            bound = [self._bindings.get(base, []) for base in event_type.__mro__]
+        matching = [known for _, known in sorted(chain.from_iterable(bound), key=itemgetter(0))]
+        return tuple(
+            known
+            for index, known in enumerate(matching)
+            if not any(earlier.handler == known.handler for earlier in matching[:index])
+        )
 
     def stored_type(self, name: str, /) -> type[Event] | None:
         """Return the event type of this stable name that durable handlers receive, or None."""

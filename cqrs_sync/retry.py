@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, Fatal, Retryable
+from cqrs_sync.errors import ConfigurationError, CqrsError, Fatal, Retryable, check_above_zero
 
 #: Errors of database drivers that may pass by themselves (PEP 249).
 _TRANSIENT = {"OperationalError", "InterfaceError"}
@@ -57,8 +57,7 @@ class RetryPolicy:
     on_dead_letter: OnDeadLetter = OnDeadLetter.BLOCK
 
     def __attrs_post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ConfigurationError(f"attempts must be a whole number above 0, not {self.attempts!r}")
+        check_above_zero(attempts=self.attempts)
         if not (self.first > 0 and self.factor >= 1 and self.ceiling >= self.first):
             raise ConfigurationError(
                 "a retry policy needs first > 0, factor >= 1 and ceiling >= first, "
@@ -215,9 +214,9 @@ class LogThrottle:
         self._logged_at: float | None = None
         self._suppressed = 0
 
-    def due(self) -> int | None:
+    def due(self) -> str | None:
         """
-        Return how many lines were suppressed since the last one; None if this one is to be suppressed as well.
+        Return the end of the line: how many were suppressed since the last one. None if this one is suppressed as well.
 
         Two threads that ask at the same moment may both be told to log.
         """
@@ -226,7 +225,7 @@ class LogThrottle:
             self._suppressed += 1
             return None
         suppressed, self._suppressed, self._logged_at = self._suppressed, 0, now
-        return suppressed
+        return f" (and {suppressed} more like it)" if suppressed else ""
 
 
 class Backoff:
@@ -247,9 +246,9 @@ class Backoff:
     def record_failure(self, level: int, message: str, *arguments: object, exc_info: Any = None) -> float:
         """Count a failure, and log it if the last line is half a minute old; returns the seconds to wait."""
         self.failures += 1
-        suppressed = self._throttle.due()
-        if suppressed is not None:
-            text = f"{message}{suppressed_suffix(suppressed)}"
+        suffix = self._throttle.due()
+        if suffix is not None:
+            text = message + suffix
             self._logger.log(level, text, *arguments, exc_info=exc_info, stacklevel=2)
         return exponential_delay(self.failures, self._first, self._ceiling)
 
@@ -260,8 +259,3 @@ class Backoff:
         self.failures = 0
         self._throttle = LogThrottle()
         return True
-
-
-def suppressed_suffix(suppressed: int) -> str:
-    """Return what to add to a log line after so many were suppressed."""
-    return f" (and {suppressed} more like it)" if suppressed else ""

@@ -22,7 +22,7 @@ from cqrs_sync.consumer.processor import (
 from cqrs_sync.consumer.receiver import Receiver
 from cqrs_sync.consumer.scheduler import Scheduler
 from cqrs_sync.consumer.stall import StallDetector
-from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable
+from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable, check_above_zero
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.messages import publication_of
 from cqrs_sync.retry import RetryPolicy
@@ -83,25 +83,16 @@ class Consumer:
         crashes: int = 5,
         outage_after: int = 10,
     ) -> None:
-        _check_above_zero(
-            prefetch=prefetch,
-            crashes=crashes,
-            outage_after=outage_after,
-            concurrency=1 if concurrency is None else concurrency,
-        )
+        check_above_zero(prefetch=prefetch, crashes=crashes, outage_after=outage_after)
+        if concurrency is not None:
+            check_above_zero(concurrency=concurrency)
         #: The mediator whose handlers run. The consumer does not close it.
         self.mediator = mediator
         self.broker = broker_of(mediator)
         policy = ProcessingPolicy(retry, inline_limit, on_unknown, crashes)
         #: The group it is a member of, with the delays for which the broker keeps messages.
         self.group = group_of(
-            mediator,
-            group,
-            topics=topics,
-            ordered=ordered,
-            prefetch=prefetch,
-            retry=retry,
-            inline_limit=inline_limit,
+            mediator, group, topics=topics, ordered=ordered, prefetch=prefetch, retry=retry, inline_limit=inline_limit
         )
         self._inbox = mediator.wiring.inbox
         self._queue = KeyedQueue(prefetch)
@@ -254,9 +245,3 @@ def broker_of(mediator: RequestMediator) -> GroupBroker:
         what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which cannot consume"
         raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one that can")
     return broker
-
-
-def _check_above_zero(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")

@@ -98,16 +98,8 @@ class ProcessingPolicy:
     on_unknown: OnUnknownType = OnUnknownType.PARK
     #: A message is a dead letter after it has killed so many processes.
     crashes: int = 5
-    #: The delays for which the broker keeps messages, shortest first.
-    broker_delays: tuple[float, ...] = attrs.field(init=False)
 
-    @broker_delays.default
-    def _broker_delays(self) -> tuple[float, ...]:
-        self._check()
-        base = (self.retry.base_delay(attempts) for attempts in range(1, self.retry.attempts))
-        return tuple(sorted({delay for delay in base if delay is not None and delay > self.inline_limit}))
-
-    def _check(self) -> None:
+    def __attrs_post_init__(self) -> None:
         if not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"retry must be a RetryPolicy, not {self.retry!r}")
         if isinstance(self.inline_limit, bool) or not isinstance(self.inline_limit, (int, float)):
@@ -119,6 +111,12 @@ class ProcessingPolicy:
             )
         if not isinstance(self.on_unknown, OnUnknownType):
             raise ConfigurationError(f"on_unknown must be an OnUnknownType, not {self.on_unknown!r}")
+
+    @property
+    def broker_delays(self) -> tuple[float, ...]:
+        """The delays for which the broker keeps messages, shortest first."""
+        base = (self.retry.base_delay(attempts) for attempts in range(1, self.retry.attempts))
+        return tuple(sorted({delay for delay in base if delay is not None and delay > self.inline_limit}))
 
     def delay(self, attempts: int, error: BaseException) -> tuple[float, bool] | None:
         """
@@ -228,17 +226,10 @@ class MessageProcessor:
             if item.delivery.redeliveries and not item.begun_attempts and not self._count_attempt(item):
                 return 0.0
             self._receive(item.delivery.message)
-        except UnknownMessageType as error:
-            self._uncount_attempt(item)
-            self._on_unknown(item, error)
-        except MalformedMessage as error:
-            self._uncount_attempt(item)
-            self._bury(item, error)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the message as well
             self._uncount_attempt(item)
             return self._on_failure(item, error)
-        else:
-            self._on_success(item)
+        self._on_success(item)
         return None
 
     def _on_success(self, item: InFlightMessage) -> None:
@@ -279,7 +270,10 @@ class MessageProcessor:
             logger.warning("the inbox cannot update the attempts at %s: %s", item.identity, error)
 
     def _on_failure(self, item: InFlightMessage, error: BaseException) -> float | None:
-        if is_permanent(error):
+        if isinstance(error, UnknownMessageType):
+            self._on_unknown(item, error)
+            return None
+        if isinstance(error, MalformedMessage) or is_permanent(error):
             self._bury(item, error)
             return None
         self.circuit.record_failure_of(item, error)

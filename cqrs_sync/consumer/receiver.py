@@ -49,8 +49,8 @@ class Receiver:
         self._thread = threading.Thread(target=self._run, name="cqrs-receiver", daemon=True)
         #: The error that ended it, which no retry can mend.
         self.fatal_error: ConfigurationError | None = None
-        #: When it last heard from the broker, and when it last made a step; by `time.monotonic`.
-        self.heard_at = self.alive_at = time.monotonic()
+        #: When it last made a step, by `time.monotonic`.
+        self.alive_at = time.monotonic()
         #: How many messages it has received.
         self.received = 0
 
@@ -127,7 +127,6 @@ class Receiver:
             self._wait()
         else:
             self._receive()
-        self.heard_at = time.monotonic()
         if self._backoff.failures:
             self._note_calm(has_received=self.received > before)
         self._schedule()
@@ -155,8 +154,9 @@ class Receiver:
 
     def _note_calm(self, *, has_received: bool) -> None:
         """End an outage once a message came, or after a while without errors: `keep_alive` may notice none."""
-        self._calm_since = self._calm_since or self.heard_at
-        if has_received or self.heard_at - self._calm_since >= _CALM:
+        now = time.monotonic()
+        self._calm_since = self._calm_since or now
+        if has_received or now - self._calm_since >= _CALM:
             self._backoff.record_success()
             self.why = ""
             logger.warning("messages are received again")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from cqrs_sync import context
@@ -36,20 +35,19 @@ class DurableHandlerWorker(RelayTask):
     Claims as many deliveries for durable handlers as the pool has threads, and runs the handlers there.
 
     It renews the lease of a handler for as long as the handler runs. A handler that never returns keeps its thread.
-    `wake` is called when a handler has finished: the next `step` settles its delivery.
+    A handler that has finished wakes it: the next `step` settles the delivery.
     """
 
-    def __init__(
-        self, claims: Claims, wiring: Wiring, dispatcher: EventDispatcher, wake: Callable[[], object], *, lease: float
-    ) -> None:
+    def __init__(self, claims: Claims, wiring: Wiring, dispatcher: EventDispatcher, *, lease: float) -> None:
         super().__init__(claims)
         self._wiring = wiring
         self._dispatcher = dispatcher
-        self._wake = wake
         self._lease = lease
         self._settlement = Settlement(claims)
         self._finished: deque[Outcome] = deque()
-        self._running: dict[int, _RunningHandler] = {}
+        # Deliveries in the pool by number, and when a handler that still runs is logged next.
+        self._running: dict[int, Claimed] = {}
+        self._log_at: dict[int, float] = {}
         self._own: ThreadPool | None = None
         # Calls that the pool has not finished, with what it does around each of them.
         self._calls: set[DetachedCalls] = set()
@@ -105,11 +103,11 @@ class DurableHandlerWorker(RelayTask):
             policy = self._wiring.retry.of(each.target)
             if each.attempts > policy.attempts:
                 self._finished.append(self._settlement.exhausted(each, policy))
-            elif self._is_last(each) and any(self._is_last(other.claimed) for other in self._running.values()):
+            elif self._is_last(each) and any(self._is_last(other) for other in self._running.values()):
                 # Last attempts run one at a time: a handler that kills its process must not use up those of others.
                 self._finished.append(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
             else:
-                self._running[each.number] = _RunningHandler(each)
+                self._running[each.number] = each
                 calls.append((self._run, each))
         if calls:
             # The worker does not wait for the pool: it has to settle and renew meanwhile.
@@ -122,24 +120,23 @@ class DurableHandlerWorker(RelayTask):
 
     def _run(self, claimed: Claimed) -> None:
         """Run one handler in a pool thread; must not raise."""
-        self._running[claimed.number].thread = threading.get_ident()
         self.claims.note_thread(claimed)
         try:
             outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
             outcome = self._settlement.failure(claimed, error, self._wiring.retry.of(claimed.target))
         self._finished.append(outcome)
-        self._wake()
+        self.woken.set()
 
     def _not_called(self, call: Call, error: BaseException) -> None:
         """Note that the pool could not call a handler. The handler is not at fault."""
         _, claimed = call
         self._finished.append(Outcome.failed(claimed, error, after=_NOT_CALLED, counted=False))
-        self._wake()
+        self.woken.set()
 
     def _calls_finished(self, batch: DetachedCalls) -> None:
         self._calls.discard(batch)
-        self._wake()
+        self.woken.set()
 
     def _attempt(self, claimed: Claimed) -> Outcome:
         message = claimed.message
@@ -182,6 +179,7 @@ class DurableHandlerWorker(RelayTask):
         for outcome in outcomes:
             self._finished.popleft()
             self._running.pop(outcome.claimed.number, None)
+            self._log_at.pop(outcome.claimed.number, None)
 
     def _renew(self) -> None:
         now = time.monotonic()
@@ -190,23 +188,11 @@ class DurableHandlerWorker(RelayTask):
                 self._renewed_at = now
             return
         self._renewed_at = now
-        self.claims.renew({running.claimed.token for running in self._running.values()}, self._lease)
-        for running in self._running.values():
-            running.log_if_slow(now)
-
-
-class _RunningHandler:
-    """A handler that runs in the pool, or waits there for a thread."""
-
-    def __init__(self, claimed: Claimed) -> None:
-        self.claimed = claimed
-        self.thread: int | None = None
-        self._log_at = time.monotonic() + _SLOW
-
-    def log_if_slow(self, now: float) -> None:
-        if self.thread is None or now < self._log_at:
-            return
-        self._log_at = now + _SLOW
-        message = self.claimed.message
-        stack = stacks_of([self.thread])[self.thread]
-        logger.warning("%s still handles %s %s, at:\n%s", self.claimed.target, message.type, message.id, stack)
+        self.claims.renew({claimed.token for claimed in self._running.values()}, self._lease)
+        for each in self.claims.in_flight():
+            claimed = each.claimed
+            log_at = self._log_at.get(claimed.number, each.since + _SLOW)
+            if each.thread is not None and claimed.number in self._running and now >= log_at:
+                self._log_at[claimed.number] = now + _SLOW
+                words, stack = "%s still handles %s %s, at:\n%s", stacks_of([each.thread])[each.thread]
+                logger.warning(words, claimed.target, claimed.message.type, claimed.message.id, stack)

@@ -57,7 +57,7 @@ class NotificationListener(RelayTask):
     def step(self) -> float | None:
         """Listen for a while."""
         if self.is_finishing:
-            self._close()
+            self.release_connection()
             return None
         if self._listener is None:
             self._listener = self.claims.outbox.listener()
@@ -69,15 +69,12 @@ class NotificationListener(RelayTask):
             if self._listener.wait(_LISTENING):
                 self._wake()
         except BaseException:
-            self._close()
+            self.release_connection()
             raise
         return 0
 
     def release_connection(self) -> None:
         """Close the connection."""
-        self._close()
-
-    def _close(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()

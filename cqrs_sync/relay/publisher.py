@@ -12,7 +12,7 @@ from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, Publ
 from cqrs_sync.outbox import Claimed, Outcome, Verdict
 from cqrs_sync.relay.settlement import Claims, Settlement
 from cqrs_sync.relay.thread import RelayTask
-from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies, suppressed_suffix
+from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +186,8 @@ class Reachability:
                 logger.warning("the topic %r cannot be reached, other topics can: %s", topic, error)
         elif unreached:
             self._broker.record_failure()
-            suppressed = self._throttle.due()
-            if suppressed is not None:
-                suffix = suppressed_suffix(suppressed)
+            suffix = self._throttle.due()
+            if suffix is not None:
                 logger.warning("the broker cannot be reached, messages wait in the outbox: %s%s", error, suffix)
             pause = self._broker.delay()
             for topic in unreached:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.relay.durable import DurableHandlerWorker
 from cqrs_sync.relay.poller import NotificationListener, Poller
@@ -83,7 +83,10 @@ class Relay:
         second while there is none. A claim lasts `lease` seconds; after that other processes deliver what a dead
         process had claimed. It takes `batch` messages at most. Raises ConfigurationError for numbers out of range.
         """
-        self._lease, self._batch = _checked(lease, batch)
+        if not 1 <= lease <= threading.TIMEOUT_MAX:
+            raise ConfigurationError(f"a lease must be a number of seconds, at least 1, not {lease!r}")
+        check_above_zero(batch=batch)
+        self._lease, self._batch = lease, batch
         longest = max(60.0, poll[1])
         poller = Poller(self._claims, self._wiring.event_map, self._wake_all, shortest=poll[0], longest=poll[1])
         listener = NotificationListener(self._claims, self._wake_all)
@@ -145,9 +148,8 @@ class Relay:
                 publisher = OutboxPublisher(claims, wiring.emitter, wiring.retry, lease=self._lease, batch=self._batch)
                 threads.append(RelayThread(f"publisher-{number}", publisher, longest))
         # Also if no durable handler is bound yet: it then asks the outbox for nothing.
-        woken = threading.Event()
-        worker = DurableHandlerWorker(claims, wiring, self.dispatcher, woken.set, lease=self._lease)
-        return [*threads, RelayThread("durable", worker, longest, woken)]
+        worker = DurableHandlerWorker(claims, wiring, self.dispatcher, lease=self._lease)
+        return [*threads, RelayThread("durable", worker, longest)]
 
     def _start(self, threads: Sequence[RelayThread]) -> None:
         with self._starting:
@@ -173,11 +175,3 @@ class Relay:
     def _wake_all(self) -> None:
         for thread in self._threads:
             thread.wake()
-
-
-def _checked(lease: float, batch: int) -> tuple[float, int]:
-    if not 1 <= lease <= threading.TIMEOUT_MAX:
-        raise ConfigurationError(f"a lease must be a number of seconds, at least 1, not {lease!r}")
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ConfigurationError(f"batch must be a whole number above 0, not {batch!r}")
-    return lease, batch

@@ -23,6 +23,8 @@ class RelayTask:
 
     def __init__(self, claims: Claims) -> None:
         self.claims = claims
+        #: Set it to make the next step now.
+        self.woken = threading.Event()
         #: Whether it ends as soon as nothing is due, and whether it claims nothing more.
         self.is_finishing = self.is_ending = False
 
@@ -49,13 +51,13 @@ class RelayThread:
     """
     Makes the steps of a task in a thread of its own. After an error it makes the next step all the same.
 
-    It sleeps for `longest` seconds at most between two steps. Setting `woken` ends the sleep.
+    It sleeps for `longest` seconds at most between two steps.
     """
 
-    def __init__(self, name: str, task: RelayTask, longest: float, woken: threading.Event | None = None) -> None:
+    def __init__(self, name: str, task: RelayTask, longest: float) -> None:
         self._task = task
         self._longest = longest
-        self._woken = woken or threading.Event()
+        self._woken = task.woken
         self._deadline: float | None = None
         self._backoff = Backoff(logger, _FIRST, _CEILING)
         self._thread = threading.Thread(target=self._run, name=f"cqrs-relay-{name}", daemon=True)

@@ -17,7 +17,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import attrs
 
 from cqrs_sync.errors import CqrsError
-from cqrs_sync.retry import LogThrottle, suppressed_suffix
+from cqrs_sync.retry import LogThrottle
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 
@@ -245,9 +245,8 @@ class PeriodicTask:
         except CqrsError as error:
             logger.debug("%s: %s", self._thread.name, error)
         except Exception:
-            suppressed = self._throttle.due()
-            if suppressed is not None:
-                suffix = suppressed_suffix(suppressed)
+            suffix = self._throttle.due()
+            if suffix is not None:
                 logger.exception("%s failed, and runs again in %g s%s", self._thread.name, _RETRY, suffix)
         else:
             return pause

@@ -22,6 +22,7 @@ class ScriptedTask:
         self.finished = None
         self.released = 0
         self.threads = set()
+        self.woken = threading.Event()
 
     def step(self):
         self.threads.add(threading.current_thread().name)

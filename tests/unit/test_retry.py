@@ -236,4 +236,4 @@ def test_each_has_its_own(monkeypatch):
     """
     one, other = LogThrottle(), LogThrottle()
 
-    assert [0, None, 0] == [one.due(), one.due(), other.due()]
+    assert ["", None, ""] == [one.due(), one.due(), other.due()]

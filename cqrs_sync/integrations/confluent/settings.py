@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.errors import configuration_error
 from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
-from cqrs_sync.retry import LogThrottle, suppressed_suffix
+from cqrs_sync.retry import LogThrottle
 
 logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
 
@@ -243,12 +243,12 @@ class LibrdkafkaLog:
         text = template % arguments
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        suppressed = 0 if level <= logging.DEBUG else self._suppressed(_VARYING.sub("#", text))
-        if suppressed is not None:
-            logger.log(level, "%s%s", text, suppressed_suffix(suppressed))
+        suffix = "" if level <= logging.DEBUG else self._suffix(_VARYING.sub("#", text))
+        if suffix is not None:
+            logger.log(level, "%s%s", text, suffix)
 
-    def _suppressed(self, kind: str) -> int | None:
-        """Return how many lines of this kind were left out, None if this one has to be left out too."""
+    def _suffix(self, kind: str) -> str | None:
+        """Return how many lines of this kind were suppressed, None if this one is suppressed too."""
         with self._lock:
             if kind not in self._kinds and len(self._kinds) >= _KINDS:
                 self._kinds.clear()

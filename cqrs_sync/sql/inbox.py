@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
+import attrs
+
 from cqrs_sync.errors import InboxUnavailable, TransactionLost
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.sql.database import Database, DatabaseConnection
@@ -47,16 +49,14 @@ class SqlInbox:
         check_key(key, handler)
         row = _exact(key), _exact(handler)
         connection = self._database.current_connection()
-        if connection is not None:
-            receipt = self._insert(connection, row)
-            with self._delete_on_error(connection, receipt):
-                yield receipt
-                self._check_receipt_kept(receipt)
-        else:
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            if connection is None:
                 receipt = self._insert_in_new_transaction(stack, row)
-                yield receipt
-                self._check_receipt_kept(receipt)
+            else:
+                receipt = self._insert(connection, row)
+                stack.enter_context(self._delete_on_error(receipt))
+            yield receipt
+            self._check_receipt_kept(receipt)
 
     def attempt(self, key: str, /) -> int:
         """Count an attempt before it starts."""
@@ -115,7 +115,9 @@ class SqlInbox:
 
     def _insert_in_new_transaction(self, stack: ExitStack, row: tuple[str, str]) -> _SqlReceipt:
         """Open the transaction for the handler and insert the row; start again after a conflict."""
-        for is_last in (*[False] * (_TRANSACTIONS - 1), True):
+        begun = 0
+        while True:
+            begun += 1
             try:
                 with ExitStack() as opening:
                     connection = opening.enter_context(self._database.application_transaction())
@@ -123,9 +125,8 @@ class SqlInbox:
                     stack.enter_context(opening.pop_all())
                     return receipt
             except InboxUnavailable as error:
-                if is_last or not self._database.is_conflict(error):
+                if begun == _TRANSACTIONS or not self._database.is_conflict(error):
                     raise
-        raise AssertionError  # pragma: no cover -- the last round returns or raises
 
     def _insert(self, connection: DatabaseConnection, row: tuple[str, str]) -> _SqlReceipt:
         """Insert the row, or wait for the transaction that has inserted it and read the result it kept."""
@@ -135,10 +136,8 @@ class SqlInbox:
             found = connection.execute(self._sql.result, row)
             # Empty if the row was purged between the two statements.
             if found:
-                result = found[0][0]
-                return _SqlReceipt(
-                    connection, row, self._sql.keep, first=False, result=None if result is None else bytes(result)
-                )
+                result = None if found[0][0] is None else bytes(found[0][0])
+                return _SqlReceipt(connection, row, self._sql.keep, first=False, result=result)
 
     def _check_receipt_kept(self, receipt: _SqlReceipt) -> None:
         """Raise TransactionLost if the receipt was rolled back before the end of the block."""
@@ -154,7 +153,7 @@ class SqlInbox:
                 )
 
     @contextmanager
-    def _delete_on_error(self, connection: DatabaseConnection, receipt: _SqlReceipt) -> Iterator[None]:
+    def _delete_on_error(self, receipt: _SqlReceipt) -> Iterator[None]:
         """
         Delete the receipt if the block fails, for a caller that continues in the same transaction.
 
@@ -163,7 +162,7 @@ class SqlInbox:
         if not receipt.first:
             yield
             return
-        savepoint = f"cqrs_inbox_{next(_savepoints)}"
+        connection, savepoint = receipt.connection, f"cqrs_inbox_{next(_savepoints)}"
         connection.execute(f"SAVEPOINT {savepoint}")
         try:
             yield
@@ -176,23 +175,15 @@ class SqlInbox:
             raise
 
 
+@attrs.define(eq=False)
 class _SqlReceipt:
     """A receipt, in the transaction that inserted or found its row."""
 
-    def __init__(
-        self,
-        connection: DatabaseConnection,
-        row: tuple[str, str],
-        keep_statement: str,
-        *,
-        first: bool,
-        result: bytes | None = None,
-    ) -> None:
-        self.first = first
-        self.result = result
-        self.connection = connection
-        self.row = row
-        self._keep_statement = keep_statement
+    connection: DatabaseConnection
+    row: tuple[str, str]
+    _keep_statement: str
+    first: bool
+    result: bytes | None = attrs.field(default=None, repr=False)
 
     def keep(self, result: bytes, /) -> None:
         """Keep a result for later callers."""

@@ -208,11 +208,7 @@ class SqlOutbox:
             return claimed, bool(early)
 
     def _candidates(
-        self,
-        connection: DatabaseConnection,
-        limit: int,
-        handlers: Collection[str] | None,
-        besides: Collection[str],
+        self, connection: DatabaseConnection, limit: int, handlers: Collection[str] | None, besides: Collection[str]
     ) -> list[_Candidate]:
         kind = TOPIC if handlers is None else HANDLER
         found: list[_Candidate] = []

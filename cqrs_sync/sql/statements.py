@@ -50,40 +50,33 @@ class OutboxStatements:
         self.begin = dialect.begin.format(table=table)
         #: No earlier delivery of the same lane is dead, claimed, or waits for its next attempt.
         self._first_in_lane = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
-        self._update = dialect.update.format(table=table)
-        self.delete = f"{dialect.delete.format(table=table)} id {{}}"
+        self._update = update = dialect.update.format(table=table)
+        delete, now_plus = dialect.delete.format(table=table), dialect.now_plus
+        self.delete = f"{delete} id {{}}"
         self.delete_messages = f"{dialect.delete.format(table=self.messages_table)} id {{}}"
-        self._prepare_claims()
-        self._prepare_outcomes()
-
-    def _prepare_claims(self) -> None:
-        table, now_plus = self.deliveries_table, self._dialect.now_plus
-        mine = f"d.kind IN ('{TOPIC}', '{HANDLER}') AND d.status = '{TRIED}' AND d.token = %s"
+        claimed = f"d.kind IN ('{TOPIC}', '{HANDLER}') AND d.status = '{TRIED}' AND d.token = %s"
         self.claim = (
-            f"{self._update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {now_plus} WHERE id {{}}"
+            f"{update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {now_plus} WHERE id {{}}"
         )
         self.ahead = (
             f"SELECT id, lane FROM {table} WHERE lane {{}} AND status IN ('{PENDING}', '{TRIED}', '{DEAD}') "
             "AND id < %s AND (token IS NULL OR token <> %s)"
         )
-        self.claimed_ids = f"SELECT d.id FROM {table} d WHERE {mine}"
+        self.claimed_ids = f"SELECT d.id FROM {table} d WHERE {claimed}"
         self.claimed_messages = (
             f"SELECT {', '.join(f'm.{column}' for column in MESSAGE_COLUMNS)} "
-            f"FROM {table} d JOIN {self.messages_table} m ON m.id = d.message_id WHERE {mine}"
+            f"FROM {table} d JOIN {self.messages_table} m ON m.id = d.message_id WHERE {claimed}"
         )
         self.renew = (
             f"UPDATE {table} SET due_at = {now_plus} "
             f"WHERE kind IN ('{TOPIC}', '{HANDLER}') AND status = '{TRIED}' AND token {{}}"
         )
-
-    def _prepare_outcomes(self) -> None:
-        update = self._update
-        mine = "WHERE token = %s AND id {}"
-        self.done = f"{self._dialect.delete.format(table=self.deliveries_table)} token = %s AND id {{}}"
+        mine = "token = %s AND id {}"
+        self.done = f"{delete} {mine}"
         dead = f"{update} status = '{DEAD}', token = NULL, reason = %s, last_error = %s"
-        self.dead_and_blocks = f"{dead} {mine}"
-        self.dead = f"{dead}, lane = NULL {mine}"
-        again = f"due_at = {self._dialect.now_plus}, token = NULL, reason = %s, last_error = %s {mine}"
+        self.dead_and_blocks = f"{dead} WHERE {mine}"
+        self.dead = f"{dead}, lane = NULL WHERE {mine}"
+        again = f"due_at = {now_plus}, token = NULL, reason = %s, last_error = %s WHERE {mine}"
         self.retry = f"{update} {again}"
         self.retry_uncounted = f"{update} attempts = attempts - 1, {again}"
         # MySQL assigns from left to right, so `status` comes before `attempts` changes.

@@ -341,10 +341,9 @@ def begin_immediate(engine: Engine) -> Engine:
     """
     Make each transaction on a SQLite engine the only one that writes, from its start, and return the engine.
 
-    SQLite refuses a write in a transaction that has read before ("database is locked"), if another one wrote
-    meanwhile, whatever the timeout. A transaction that starts with BEGIN IMMEDIATE waits for its turn instead, at
-    most as long as `connect_args={"timeout": seconds}` says. Savepoints need this, too: the driver starts no
-    transaction for them.
+    SQLite refuses a write in a transaction that has read before ("database is locked"), if another one wrote meanwhile,
+    whatever the timeout. A transaction that starts with BEGIN IMMEDIATE waits for its turn instead, at most as long as
+    `connect_args={"timeout": seconds}` says. Savepoints need this, too: the driver starts no transaction for them.
     """
     if engine.dialect.name != "sqlite":
         raise ConfigurationError(f"begin_immediate is for SQLite, not for {engine.dialect.name}")

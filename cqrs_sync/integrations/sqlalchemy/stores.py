@@ -23,12 +23,11 @@ class SQLAlchemyOutbox(SqlOutbox):
     The outbox writes messages on the connection of the calling thread's open session. It claims and settles on
     connections of the engine's pool.
 
-    - `where` is `Sessions`; or an engine, with `session`, a function that returns the calling thread's session,
-      for applications with sessions of their own. A `scoped_session` will do, and so will `Sessions` without an
-      engine.
+    - `where` is `Sessions`; or an engine, with `session`, a function that returns the calling thread's session, for
+      applications with sessions of their own. A `scoped_session` will do, and so will `Sessions` without an engine.
     - `tables` is what `tables(...)` returned, if the tables have names of your own.
-    - `bind_arguments` choose among the engines of a session that has several, as
-      `Session.connection` takes them: `{"mapper": Order}`.
+    - `bind_arguments` choose among the engines of a session that has several, as `Session.connection` takes them:
+      `{"mapper": Order}`.
     - `max_bytes`, `strict`, `relayed` and `notify` are those of `SqlOutbox`.
     """
 
@@ -56,9 +55,8 @@ class SQLAlchemyInbox(SqlInbox):
     """
     An inbox in a database that SQLAlchemy connects to: PostgreSQL, MariaDB, MySQL or SQLite.
 
-    The inbox writes on the connection of the calling thread's open session. With `Sessions` it opens a session if
-    there is none, and `sessions.current()` returns it in the block. With sessions of its own, the application opens
-    them.
+    The inbox writes on the connection of the calling thread's open session. With `Sessions` it opens a session if there
+    is none, and `sessions.current()` returns it in the block. With sessions of its own, the application opens them.
 
     - `where`, `session` and `bind_arguments` are those of `SQLAlchemyOutbox`; give both the same.
     - `table` is what `inbox_table(...)` returned, if it has a name of your own.

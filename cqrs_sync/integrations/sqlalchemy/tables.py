@@ -18,6 +18,11 @@ _OPTIONS: Any = {
     for option, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
 
+_TEXT = sa.String(LONGEST)
+_LONG_TEXT = sa.Text().with_variant(mysql.LONGTEXT(), *_MYSQL)
+_BYTES = sa.LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQL)
+_TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
+
 
 @attrs.frozen
 class OutboxTables:
@@ -39,7 +44,46 @@ def tables(
 
     If they have other names, or are in a schema, pass the returned record to the outbox.
     """
-    return OutboxTables(_messages(metadata, schema, messages), _deliveries(metadata, schema, deliveries))
+    message_table = sa.Table(
+        messages,
+        metadata,
+        sa.Column("id", _TEXT, primary_key=True),
+        sa.Column("topic", _TEXT, nullable=False),
+        sa.Column("type", _TEXT, nullable=False),
+        sa.Column("partition_key", _TEXT),
+        sa.Column("content_type", _TEXT, nullable=False),
+        sa.Column("payload", _BYTES, nullable=False),
+        sa.Column("headers", _LONG_TEXT, nullable=False),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
+        sa.Index(f"ix_{messages}_created", "created_at"),
+        schema=schema,
+        **_OPTIONS,
+    )
+    delivery_table = sa.Table(
+        deliveries,
+        metadata,
+        # SQLite numbers rows only if the type is INTEGER.
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        # No foreign key and no index: both cost work for each message, and no query uses them.
+        sa.Column("message_id", _TEXT, nullable=False),
+        sa.Column("kind", sa.String(7), nullable=False),
+        sa.Column("target", _TEXT, nullable=False),
+        sa.Column("lane", sa.BigInteger()),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.Column("status", sa.String(7), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", _TIMESTAMP, nullable=False),
+        sa.Column("token", sa.String(32)),
+        sa.Column("reason", _TEXT, nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=False),
+        sa.Index(f"ix_{deliveries}_queue", "kind", "status", "id"),
+        sa.Index(f"ix_{deliveries}_lane", "lane", "status", "id"),
+        schema=schema,
+        # A number is never used again, so an operator's command cannot hit another delivery.
+        sqlite_autoincrement=True,
+        **_OPTIONS,
+    )
+    return OutboxTables(message_table, delivery_table)
 
 
 def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str = "cqrs_inbox") -> sa.Table:
@@ -51,69 +95,12 @@ def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str =
     return sa.Table(
         name,
         metadata,
-        sa.Column("id", _text(), primary_key=True),
-        sa.Column("handler", _text(), primary_key=True),
+        sa.Column("id", _TEXT, primary_key=True),
+        sa.Column("handler", _TEXT, primary_key=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("result", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB())),
-        sa.Column("created_at", _timestamp(), nullable=False),
+        sa.Column("result", _BYTES),
+        sa.Column("created_at", _TIMESTAMP, nullable=False),
         sa.Index(f"ix_{name}_created", "created_at"),
         schema=schema,
         **_OPTIONS,
     )
-
-
-def _messages(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
-    return sa.Table(
-        name,
-        metadata,
-        sa.Column("id", _text(), primary_key=True),
-        sa.Column("topic", _text(), nullable=False),
-        sa.Column("type", _text(), nullable=False),
-        sa.Column("partition_key", _text()),
-        sa.Column("content_type", _text(), nullable=False),
-        sa.Column("payload", _on_mysql(sa.LargeBinary(), mysql.LONGBLOB()), nullable=False),
-        sa.Column("headers", _on_mysql(sa.Text(), mysql.LONGTEXT()), nullable=False),
-        sa.Column("created_at", _timestamp(), nullable=False),
-        sa.Index(f"ix_{name}_created", "created_at"),
-        schema=schema,
-        **_OPTIONS,
-    )
-
-
-def _deliveries(metadata: sa.MetaData, schema: str | None, name: str) -> sa.Table:
-    return sa.Table(
-        name,
-        metadata,
-        # SQLite numbers rows only if the type is INTEGER.
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True),
-        # No foreign key and no index: both cost work for each message, and no query uses them.
-        sa.Column("message_id", _text(), nullable=False),
-        sa.Column("kind", sa.String(7), nullable=False),
-        sa.Column("target", _text(), nullable=False),
-        sa.Column("lane", sa.BigInteger()),
-        sa.Column("size", sa.Integer(), nullable=False),
-        sa.Column("status", sa.String(7), nullable=False),
-        sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("due_at", _timestamp(), nullable=False),
-        sa.Column("token", sa.String(32)),
-        sa.Column("reason", _text(), nullable=False),
-        sa.Column("last_error", sa.Text(), nullable=False),
-        sa.Index(f"ix_{name}_queue", "kind", "status", "id"),
-        sa.Index(f"ix_{name}_lane", "lane", "status", "id"),
-        schema=schema,
-        # A number is never used again, so an operator's command cannot hit another delivery.
-        sqlite_autoincrement=True,
-        **_OPTIONS,
-    )
-
-
-def _text() -> sa.String:
-    return sa.String(LONGEST)
-
-
-def _timestamp() -> sa.types.TypeEngine[Any]:
-    return _on_mysql(sa.DateTime(timezone=True), mysql.DATETIME(fsp=6))
-
-
-def _on_mysql(default: sa.types.TypeEngine[Any], on_mysql: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    return default.with_variant(on_mysql, *_MYSQL)

@@ -52,17 +52,11 @@ class _ReadOnly(admin.ModelAdmin):
         arguments = (value,) if request is None else (value, request)
         return not {"payload", "result"} & set(lookup.split("__")) and bool(super().lookup_allowed(lookup, *arguments))
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        del request
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+    def _refuse(self, request: HttpRequest, obj: Any = None) -> bool:
         del request, obj
         return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        del request, obj
-        return False
+    has_add_permission = has_change_permission = has_delete_permission = _refuse
 
 
 @admin.register(Message)

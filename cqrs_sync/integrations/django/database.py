@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import attrs
 from django.db import Error, connections, transaction
 
 from cqrs_sync.errors import ConfigurationError, CqrsError
@@ -22,11 +23,6 @@ from cqrs_sync.sql.database import (
     transaction_status,
 )
 from cqrs_sync.sql.dialects import DIALECTS, Dialect
-
-_NEVER_COMMITS = (
-    "autocommit is off on the database {0!r}, so `atomic` commits nothing there: "
-    'leave DATABASES[{0!r}]["AUTOCOMMIT"] at its default, and use `atomic` for transactions'
-)
 
 
 class DjangoDatabase:
@@ -81,10 +77,16 @@ class DjangoDatabase:
         try:
             if not is_nested:
                 self._check_autocommit(connection)
-            with self._atomic(durable=durable):
-                opened = DjangoConnection(connection, is_nested=is_nested)
-                self._keep(connection, opened)
-                yield opened
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(transaction.atomic(using=self.using, durable=durable))
+                except RuntimeError as error:
+                    raise ConfigurationError(
+                        f"the {self._store.name} needs a transaction of its own for this, and this thread is inside "
+                        f"`atomic` on {self.using!r}: call it outside of `atomic`, or in another thread"
+                    ) from error
+                self._keep(connection)
+                yield DjangoConnection(connection, is_nested=is_nested)
         except Error as error:
             # Django checks this at the end of a request, and threads of the library have no requests.
             if not connection.in_atomic_block:
@@ -100,10 +102,14 @@ class DjangoDatabase:
                 try:
                     self._check_autocommit(connection)
                     stack.enter_context(transaction.atomic(using=self.using))
-                    self._keep(connection, DjangoConnection(connection, is_nested=False))
+                    self._keep(connection)
                 except Error as error:
                     raise self._translate(error) from error
-                yield DjangoConnection(connection, is_nested=False, translate=self._translate_any)
+                yield DjangoConnection(
+                    connection,
+                    is_nested=False,
+                    translate=lambda error: self._translate(error) if isinstance(error, Error) else None,
+                )
                 check_not_rolled_back(connection)
         except Exception:
             # As in `transaction`.
@@ -152,9 +158,6 @@ class DjangoDatabase:
             )
         return self._store.unavailable(f"{type(error).__name__}: {line}")
 
-    def _translate_any(self, error: BaseException) -> CqrsError | None:
-        return self._translate(error) if isinstance(error, Error) else None
-
     def _roll_back_and_translate(self, error: BaseException) -> CqrsError | None:
         """Keep the caller's transaction from committing only a part; only a missing table is an error of ours."""
         # After a lock wait timeout MariaDB rolls back that statement alone: if the error is caught, the rest commits.
@@ -163,42 +166,28 @@ class DjangoDatabase:
 
     def _check_autocommit(self, connection: Any) -> None:
         if not connection.get_autocommit():
-            raise ConfigurationError(_NEVER_COMMITS.format(self.using))
+            raise ConfigurationError(
+                f"autocommit is off on the database {self.using!r}, so `atomic` commits nothing there: leave "
+                f'DATABASES[{self.using!r}]["AUTOCOMMIT"] at its default, and use `atomic` for transactions'
+            )
 
-    def _keep(self, connection: Any, opened: DjangoConnection) -> None:
+    def _keep(self, connection: Any) -> None:
         """Keep a reference to the thread's connection. Set up a new one so that it takes all characters."""
         if self._kept_connections.get(threading.get_ident()) is not connection.connection:
             self._kept_connections[threading.get_ident()] = connection.connection
             # Before Django 5.2 the default is utf8mb3, which lacks some characters.
             if connection.vendor == "mysql" and connection.connection.character_set_name() != "utf8mb4":
-                opened.execute("SET NAMES utf8mb4")
-
-    @contextmanager
-    def _atomic(self, *, durable: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(transaction.atomic(using=self.using, durable=durable))
-            except RuntimeError as error:
-                raise ConfigurationError(
-                    f"the {self._store.name} needs a transaction of its own for this, and this thread is inside "
-                    f"`atomic` on {self.using!r}: call it outside of `atomic`, or in another thread"
-                ) from error
-            yield
+                with connection.cursor() as cursor:
+                    cursor.execute("SET NAMES utf8mb4")
 
 
+@attrs.define(eq=False)
 class DjangoConnection:
     """A connection with an open transaction; `translate` makes an error of the library, or returns None."""
 
-    def __init__(
-        self,
-        connection: Any,
-        *,
-        is_nested: bool,
-        translate: Callable[[BaseException], CqrsError | None] = lambda _: None,
-    ) -> None:
-        self._connection = connection
-        self._translate = translate
-        self.is_nested = is_nested
+    _connection: Any
+    is_nested: bool
+    _translate: Callable[[BaseException], CqrsError | None] = lambda _: None
 
     def execute(self, statement: str, parameters: Sequence[Any] = (), /) -> Sequence[Sequence[Any]]:
         """Execute a statement and return its rows, none if it returns no rows."""

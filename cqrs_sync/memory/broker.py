@@ -269,16 +269,14 @@ class MemorySubscription(Subscription):
             self._queues.holders.pop((delivery.message.topic, delivery.message.key), None)
 
 
+@attrs.define(eq=False)
 class MemoryDelivery:
     """A message from a MemoryBroker."""
 
-    def __init__(
-        self, message: IncomingMessage, queue: deque[IncomingMessage], subscription: MemorySubscription, returned: int
-    ) -> None:
-        self.message = message
-        self.queue = queue
-        self.redeliveries = returned
-        self._subscription = subscription
+    message: IncomingMessage
+    queue: deque[IncomingMessage]
+    _subscription: MemorySubscription
+    redeliveries: int
 
     @property
     def origin(self) -> str:

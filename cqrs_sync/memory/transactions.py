@@ -18,6 +18,13 @@ class _Block:
     undo: list[Callable[[], object]] = attrs.field(factory=list)
 
 
+class _OpenBlocks(threading.local):
+    """The open blocks of the calling thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.blocks: list[_Block] = []
+
+
 class MemoryTransactions:
     """
     Transactions without a database, for tests: nested like Django's `atomic`.
@@ -27,15 +34,15 @@ class MemoryTransactions:
     """
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._local = _OpenBlocks()
 
     def active(self) -> bool:
         """Tell whether this thread is inside a block."""
-        return bool(self._blocks())
+        return bool(self._local.blocks)
 
     def on_commit(self, callback: Callable[[], object], /) -> None:
         """Call `callback` after the outermost block has committed; outside of a block, at once."""
-        blocks = self._blocks()
+        blocks = self._local.blocks
         if blocks:
             blocks[-1].callbacks.append(callback)
         else:
@@ -43,7 +50,7 @@ class MemoryTransactions:
 
     def at_commit(self, write: Callable[[], object], /) -> None:
         """Call `write` when the outermost block commits, before its callbacks; outside of a block, at once."""
-        blocks = self._blocks()
+        blocks = self._local.blocks
         if blocks:
             blocks[-1].writes.append(write)
         else:
@@ -51,14 +58,14 @@ class MemoryTransactions:
 
     def at_rollback(self, undo: Callable[[], object], /) -> None:
         """Call `undo` when this block or one around it is rolled back; outside of a block, never."""
-        blocks = self._blocks()
+        blocks = self._local.blocks
         if blocks:
             blocks[-1].undo.append(undo)
 
     @contextmanager
     def atomic(self) -> Iterator[None]:
         """Open a transaction, or a savepoint inside one."""
-        blocks, block = self._blocks(), _Block()
+        blocks, block = self._local.blocks, _Block()
         blocks.append(block)
         try:
             yield
@@ -75,9 +82,3 @@ class MemoryTransactions:
             return
         for call in [*block.writes, *block.callbacks]:
             call()
-
-    def _blocks(self) -> list[_Block]:
-        if not hasattr(self._local, "blocks"):
-            self._local.blocks = []
-        blocks: list[_Block] = self._local.blocks
-        return blocks

@@ -4,11 +4,10 @@ AMQP 0-9-1 frames for the three things that happen per message: publish, deliver
 It replaces pika's encoder and decoder on these paths; pika does everything else. Callers encode
 what they publish, and the thread that receives decodes, so the I/O thread only copies bytes.
 
-Measured end to end against the same code on pika's encoder and decoder (RabbitMQ 3, two shared
-cores, four paired rounds): a consumer handles 1.6 to 3.0 times as many messages a second, batches
-of 500 are published 1.1 to 2.0 times as fast, a relay is bound by its database and needs 17 %
-less CPU a message. CPU a message: 50 to 73 µs to consume instead of 86 to 116, 9 to 15 µs to publish
-in a batch instead of 29 to 44.
+Measured end to end against the same code on pika's encoder and decoder (RabbitMQ 3, two shared cores, four paired
+rounds): a consumer handles 1.6 to 3.0 times as many messages a second, batches of 500 are published 1.1 to 2.0 times as
+fast, a relay is bound by its database and needs 17 % less CPU a message. CPU a message: 50 to 73 µs to consume instead
+of 86 to 116, 9 to 15 µs to publish in a batch instead of 29 to 44.
 
 Throw it away when pika decodes a delivery in less than about 15 µs. Tests compare every frame with
 pika's own, and `CAN_EMIT` in `connection` is the way back: without the hook everything goes through pika.

@@ -314,7 +314,7 @@ class ConfirmChannel:
 
     def on_connected(self, connection: PikaConnection) -> None:
         """Listen for alarms: a broker that runs out of memory or disk stops reading from publishers."""
-        self._connection = connection
+        self._connection, self._frame_max = connection, connection.params.frame_max
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.add_on_connection_unblocked_callback(self._on_unblocked)
 
@@ -371,15 +371,14 @@ class ConfirmChannel:
 
     def _fail_all(self, error: DeliveryError) -> None:
         items = chain(self._in_flight.values(), self._resend, self._suspects)
-        batches = {id(batch): batch for batch in [*(batch for batch, _ in items), *self._queue]}
+        batches = dict.fromkeys([*(batch for batch, _ in items), *self._queue])
         for waiting in (self._in_flight, self._resend, self._suspects, self._queue):
             waiting.clear()
-        for batch in batches.values():
+        for batch in batches:
             batch.fail_unsettled(error)
 
     def _on_ready(self, _: Any) -> None:
         self._tag, self._lowest_open, self._last_returned = 0, 1, 0
-        self._frame_max = self._connection.params.frame_max if self._connection is not None else 0
         self._thread.mark_ready()
         self._drain()
 

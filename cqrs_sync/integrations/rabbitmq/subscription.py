@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import attrs
 from pika.channel import Channel
 from pika.connection import Parameters
 
@@ -34,25 +35,17 @@ _ACK_DELAY = 0.002
 Arrived = tuple[Channel, Any, Any, bytes]
 
 
+@attrs.define(eq=False)
 class RabbitMQDelivery:
     """A message from a queue."""
 
-    __slots__ = ("_subscription", "channel", "message", "origin", "redeliveries", "tag")
-
-    def __init__(
-        self,
-        message: IncomingMessage,
-        subscription: RabbitMQSubscription,
-        channel: Channel,
-        tag: int,
-        redeliveries: int,
-    ) -> None:
-        self.message = message
-        self.channel = channel
-        self.tag = tag
-        self.redeliveries = redeliveries
-        self.origin = subscription.queue
-        self._subscription: RabbitMQSubscription | None = subscription
+    message: IncomingMessage
+    origin: str
+    redeliveries: int
+    channel: Channel
+    tag: int
+    #: None once it is settled.
+    _subscription: RabbitMQSubscription | None
 
     @property
     def lapsed(self) -> bool:
@@ -275,7 +268,8 @@ class RabbitMQSubscription(Subscription):
         if isinstance(method, bytes):
             method, properties = decode_method(method), decode_properties(properties)
         message = incoming_message(method, properties, body, self._aside)
-        return RabbitMQDelivery(message, self, channel, method.delivery_tag, redelivery_count(method, properties))
+        redeliveries = redelivery_count(method, properties)
+        return RabbitMQDelivery(message, self.queue, redeliveries, channel, method.delivery_tag, self)
 
     def _connect(self) -> None:
         if not self._thread.ready:

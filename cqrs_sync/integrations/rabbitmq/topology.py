@@ -215,7 +215,10 @@ class AdminConnection:
     def request(self, send: Callable[[Channel, OnAnswer], None]) -> Any:
         """Let `send` send a request; return the answer's method, or ChannelClosedByBroker if the broker refuses."""
         if self._channel is None:
-            self._channel = self._open_channel()
+            opened: list[Channel] = []
+            self._connection.channel(on_open_callback=opened.append)
+            self._run_until(lambda: bool(opened))
+            self._channel = opened[0]
         channel, answers = self._channel, []
         channel.add_on_close_callback(lambda _, error: answers.append(error))
         send(channel, answers.append)
@@ -245,12 +248,6 @@ class AdminConnection:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
         self._close()
-
-    def _open_channel(self) -> Channel:
-        opened: list[Channel] = []
-        self._connection.channel(on_open_callback=opened.append)
-        self._run_until(lambda: bool(opened))
-        return opened[0]
 
     def _run_until(self, is_done: Callable[[], bool]) -> None:
         while not is_done():
@@ -310,11 +307,10 @@ def inspect(connection: AdminConnection, topology: GroupTopology, *, any_exchang
 
 def declare(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[Piece]:
     """Create what is missing, and return the state of everything."""
-    pieces: list[Piece] = []
-    for declaration in topology.declarations:
-        passive = any_exchange and declaration is topology.exchange
-        pieces.append(_piece_for(declaration, connection.request(partial(declaration.declare, passive=passive))))
-    return pieces
+    return [
+        _piece_for(each, connection.request(partial(each.declare, passive=any_exchange and each is topology.exchange)))
+        for each in topology.declarations
+    ]
 
 
 def count_backlog(connection: AdminConnection, topology: GroupTopology) -> GroupBacklog:

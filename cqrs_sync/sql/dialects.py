@@ -1,14 +1,24 @@
-"""How the databases differ: time, row locks, and conflicts on insert."""
+"""How the databases differ: time, row locks, conflicts on insert, and the names of tables."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 
+from cqrs_sync.errors import ConfigurationError
+
 #: After these seconds PostgreSQL ends a transaction of the library whose process stopped in the middle of it.
 _IDLE_TIMEOUT = 10
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
+
+
+def check_table(name: str) -> None:
+    """Raise ConfigurationError for a name that cannot stand for a table in a statement."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{name!r} cannot be the name of a table: use letters, digits and _")
 
 
 @attrs.frozen
@@ -46,6 +56,10 @@ class Dialect:
     on_conflict_ignore: str = "ON CONFLICT (id, handler) DO NOTHING"
     #: Makes an INSERT count the attempt in the existing row.
     on_conflict_count: str = "ON CONFLICT (id, handler) DO UPDATE SET attempts = {table}.attempts + 1"
+
+    def quoted(self, name: str) -> str:
+        """Quote the name of a table and of its schema."""
+        return ".".join(f"{self.quote}{part}{self.quote}" for part in name.split("."))
 
 
 DIALECTS = {

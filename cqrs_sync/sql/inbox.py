@@ -12,7 +12,7 @@ import attrs
 from cqrs_sync.errors import InboxUnavailable, TransactionLost
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.sql.database import Database, DatabaseConnection
-from cqrs_sync.sql.statements import InboxStatements, check_table
+from cqrs_sync.sql.dialects import Dialect, check_table
 from cqrs_sync.transactions import Transactions
 
 #: How often a transaction is started again after a conflict with others, the first time included.
@@ -193,6 +193,29 @@ class _SqlReceipt:
         self.connection.is_open()
         self.connection.change(self._keep_statement, (result, *self.row))
         self.result = result
+
+
+class InboxStatements:
+    """The statements of the inbox."""
+
+    def __init__(self, dialect: Dialect, name: str) -> None:
+        table = dialect.quoted(name)
+        row = "id = %s AND handler = %s"
+        insert = f"INSERT INTO {table} (id, handler, attempts, created_at) VALUES (%s, %s, {{}}, {dialect.now})"
+        self._delete = f"{dialect.delete.format(table=table)} (id, handler) IN ({{}})"
+        self.begin = dialect.begin.format(table=table)
+        self.insert = f"{insert.format(0)} {dialect.on_conflict_ignore}"
+        self.count = f"{insert.format(1)} {dialect.on_conflict_count.format(table=table)}"
+        self.count_less = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
+        self.delete_uncounted = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
+        self.result = f"SELECT result FROM {table} WHERE {row}"
+        self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
+        self.keep = f"UPDATE {table} SET result = %s WHERE {row}"
+        self.old = f"SELECT id, handler FROM {table} WHERE created_at < {dialect.cutoff} LIMIT %s {dialect.skip_locked}"
+
+    def delete(self, rows: int) -> str:
+        """Delete this many rows."""
+        return self._delete.format(", ".join(["(%s, %s)"] * rows))
 
 
 def _exact(text: str) -> str:

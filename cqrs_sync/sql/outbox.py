@@ -1,10 +1,10 @@
-"""The outbox in two tables, messages and deliveries: insert, claim, settle, and the queries of operators."""
+"""The outbox in two tables, messages and deliveries: insert, claim, settle, the queries of operators, the SQL."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -26,24 +26,18 @@ from cqrs_sync.outbox import (
     lane_of,
 )
 from cqrs_sync.sql.database import Database, DatabaseConnection
-from cqrs_sync.sql.statements import (
-    DEAD,
-    HANDLER,
-    MESSAGE_COLUMNS,
-    PENDING,
-    TOPIC,
-    TRIED,
-    OutboxStatements,
-    check_table,
-    placeholders,
-)
+from cqrs_sync.sql.dialects import Dialect, check_table
 from cqrs_sync.transactions import Transactions
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_DONE = Verdict.DONE
+TOPIC, HANDLER = "topic", "handler"
+PENDING, TRIED, DEAD = "pending", "tried", "dead"
+#: The columns of a message, in the order in which rows are read and written.
+_MESSAGE_COLUMNS = ("id", "topic", "type", "partition_key", "content_type", "payload", "headers")
+_SELECTED_COLUMNS = ", ".join(f"m.{column}" for column in _MESSAGE_COLUMNS)
 #: Rows of one INSERT.
 _INSERTED_ROWS = 200
 #: Bytes of the messages in it: MySQL takes statements of 16 MiB, and a quoted byte can take two.
@@ -320,13 +314,12 @@ class SqlOutbox:
     def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
         """Return dead deliveries, oldest first."""
         age = self._database.dialect.seconds_until.format(column="m.created_at")
-        columns = ", ".join(f"m.{column}" for column in MESSAGE_COLUMNS)
         where, values = _where(selection, "d.")
         with self._database.transaction() as connection:
             rows = connection.execute(
-                f"SELECT d.id, d.kind, d.target, d.attempts, d.reason, d.last_error, d.lane, {age}, {columns} "
-                f"FROM {self._sql.deliveries_table} d JOIN {self._sql.messages_table} m ON m.id = d.message_id "
-                f"WHERE {where} ORDER BY d.id LIMIT %s",
+                "SELECT d.id, d.kind, d.target, d.attempts, d.reason, d.last_error, d.lane, "
+                f"{age}, {_SELECTED_COLUMNS} FROM {self._sql.deliveries_table} d "
+                f"JOIN {self._sql.messages_table} m ON m.id = d.message_id WHERE {where} ORDER BY d.id LIMIT %s",
                 [*values, limit],
             )
         return [
@@ -345,7 +338,7 @@ class SqlOutbox:
 
     def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
         """Make dead deliveries claimable again, with no attempts counted."""
-        return self._change_dead(selection, limit, self._sql.replay())
+        return self._change_dead(selection, limit, self._sql.replay)
 
     def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries."""
@@ -394,6 +387,132 @@ class SqlOutbox:
             yield connection
 
 
+class OutboxStatements:
+    """
+    The statements of the outbox. `{}` in a statement stands for a list of values: see `with_list`.
+
+    A delivery is *pending* until its first claim, and *tried* after it. `due_at` is when it can be claimed: when the
+    lease of its claim ends, or when its next attempt is due. A finished delivery is deleted. Deliveries with the
+    same `lane`, the hash of target and key, are made in order.
+    """
+
+    def __init__(self, dialect: Dialect, messages: str, deliveries: str) -> None:
+        self._dialect = dialect
+        self.messages_table = dialect.quoted(messages)
+        self.deliveries_table = table = dialect.quoted(deliveries)
+        self.begin = dialect.begin.format(table=table)
+        #: No earlier delivery of the same lane is dead, claimed, or waits for its next attempt.
+        self._first_in_lane = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
+        self._update = update = dialect.update.format(table=table)
+        delete, now_plus = dialect.delete.format(table=table), dialect.now_plus
+        self.delete = f"{delete} id {{}}"
+        self.delete_messages = f"{dialect.delete.format(table=self.messages_table)} id {{}}"
+        claimed = f"d.kind IN ('{TOPIC}', '{HANDLER}') AND d.status = '{TRIED}' AND d.token = %s"
+        self.claim = (
+            f"{update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {now_plus} WHERE id {{}}"
+        )
+        self.ahead = (
+            f"SELECT id, lane FROM {table} WHERE lane {{}} AND status IN ('{PENDING}', '{TRIED}', '{DEAD}') "
+            "AND id < %s AND (token IS NULL OR token <> %s)"
+        )
+        self.claimed_ids = f"SELECT d.id FROM {table} d WHERE {claimed}"
+        self.claimed_messages = (
+            f"SELECT {_SELECTED_COLUMNS} FROM {table} d JOIN {self.messages_table} m ON m.id = d.message_id "
+            f"WHERE {claimed}"
+        )
+        self.renew = (
+            f"UPDATE {table} SET due_at = {now_plus} "
+            f"WHERE kind IN ('{TOPIC}', '{HANDLER}') AND status = '{TRIED}' AND token {{}}"
+        )
+        mine = "token = %s AND id {}"
+        self.done = f"{delete} {mine}"
+        dead = f"{update} status = '{DEAD}', token = NULL, reason = %s, last_error = %s"
+        self.dead_and_blocks = f"{dead} WHERE {mine}"
+        self.dead = f"{dead}, lane = NULL WHERE {mine}"
+        again = f"due_at = {now_plus}, token = NULL, reason = %s, last_error = %s WHERE {mine}"
+        self.retry = f"{update} {again}"
+        self.retry_uncounted = f"{update} attempts = attempts - 1, {again}"
+        # MySQL assigns from left to right, so `status` comes before `attempts` changes.
+        self.give_back = (
+            f"{update} status = CASE WHEN attempts > 1 THEN '{TRIED}' ELSE '{PENDING}' END, "
+            f"attempts = attempts - 1, {again}"
+        )
+        self.replay = f"{update} status = '{PENDING}', attempts = 0, due_at = {dialect.now} WHERE id {{}}"
+
+    def unclaim(self, status: str) -> str:
+        """Undo a claim in the transaction that made it."""
+        now = self._dialect.now
+        return (
+            f"{self._update} status = '{status}', attempts = attempts - 1, token = NULL, due_at = {now} WHERE id {{}}"
+        )
+
+    def with_list(self, statement: str, values: Collection[Any]) -> tuple[str, list[Any]]:
+        """Return a statement with its `{}` filled in, and the parameters for it."""
+        if self._dialect.has_arrays:
+            # One parameter for any number of values: the driver need not process each of them.
+            return statement.format("= ANY(%s)"), [list(values)]
+        return statement.format(f"IN ({_placeholders(values)})"), list(values)
+
+    def next_due(self, handlers: int) -> str:
+        """Select the seconds until a delivery can be claimed. Pass the names of the handlers three times."""
+        table, now = self.deliveries_table, self._dialect.now
+        seconds = self._dialect.seconds_until.format(column="d.due_at")
+        names = _placeholders(range(handlers)) or "NULL"
+        mine = f"(d.kind = '{TOPIC}' OR (d.kind = '{HANDLER}' AND d.target IN ({names})))"
+
+        def one(which: str) -> str:
+            return f"SELECT 0.0 AS seconds FROM {table} d WHERE {mine} AND {which} AND {self._first_in_lane} LIMIT 1"
+
+        tried = f"d.status = '{TRIED}' AND d.due_at"
+        return (
+            f"SELECT MIN(due.seconds) FROM (SELECT * FROM ({one(f'd.status = {PENDING!r}')}) fresh "
+            f"UNION ALL SELECT * FROM ({one(f'{tried} <= {now}')}) ready "
+            f"UNION ALL SELECT MIN({seconds}) AS seconds FROM {table} d WHERE {mine} AND {tried} > {now}) due"
+        )
+
+    def candidates(self, status: str, targets: int, excluded: int) -> str:
+        """Select and lock claimable deliveries of one kind, for `targets` targets, without `excluded` ones."""
+        filters = f"AND d.target IN ({_placeholders(range(targets))}) " if targets else ""
+        filters += f"AND d.target NOT IN ({_placeholders(range(excluded))}) " if excluded else ""
+        due = ""
+        if status == TRIED:
+            # An earlier delivery that is still pending has committed late, and goes first. Without this condition the
+            # deliveries that wait for it would be selected each time and fill the list of candidates.
+            due = f"AND d.due_at <= {self._dialect.now} AND {self._none_ahead(PENDING)} "
+        return (
+            f"SELECT d.id, d.message_id, d.target, d.lane, d.attempts, d.size FROM {self.deliveries_table} d "
+            f"WHERE d.kind = %s AND d.status = '{status}' {filters}{due}AND {self._first_in_lane} "
+            f"ORDER BY d.id LIMIT %s {self._dialect.skip_locked}"
+        )
+
+    def _none_ahead(self, status: str, more: str = "") -> str:
+        """
+        Say that no earlier delivery of the same lane has this status.
+
+        One status at a time: an index finds such a delivery at once. For several statuses it would have to read
+        all deliveries that wait behind it.
+        """
+        return (
+            f"NOT EXISTS (SELECT 1 FROM {self.deliveries_table} b "
+            f"WHERE b.lane = d.lane AND b.id < d.id AND b.status = '{status}' {more})"
+        )
+
+    def insert_messages(self, rows: int) -> str:
+        """Insert messages."""
+        row = f"(%s, %s, %s, %s, %s, %s, %s, {self._dialect.now})"
+        columns = ", ".join(_MESSAGE_COLUMNS)
+        return f"INSERT INTO {self.messages_table} ({columns}, created_at) VALUES {', '.join([row] * rows)}"
+
+    def insert_deliveries(self, rows: int) -> str:
+        """Insert pending deliveries."""
+        row = f"(%s, %s, %s, %s, %s, '{PENDING}', 0, {self._dialect.now}, '', '')"
+        return (
+            f"INSERT INTO {self.deliveries_table} "
+            "(message_id, kind, target, lane, size, status, attempts, due_at, reason, last_error) "
+            f"VALUES {', '.join([row] * rows)}"
+        )
+
+
 def _within_limits(candidates: Sequence[_Candidate], *, one_per_lane: bool) -> Iterator[_Candidate]:
     """Yield candidates until the batch has its size; of each lane all, or the first one only."""
     size = 0
@@ -414,7 +533,7 @@ def _group(outcomes: Sequence[Outcome]) -> Collection[Sequence[Outcome]]:
     groups: dict[Any, list[Outcome]] = {}
     for outcome in outcomes:
         group: Any = outcome.claimed.token
-        if outcome.verdict is not _DONE:
+        if outcome.verdict is not Verdict.DONE:
             group = (group, outcome.verdict, outcome.after, outcome.counted, outcome.blocks, outcome.error)
         groups.setdefault(group, []).append(outcome)
     return groups.values()
@@ -461,10 +580,15 @@ def _where(selection: Selection, prefix: str) -> tuple[str, list[Any]]:
     conditions = [f"{prefix}status = '{DEAD}'"]
     values: list[Any] = []
     if selection.numbers is not None:
-        conditions.append(f"{prefix}id IN ({placeholders(selection.numbers) or 'NULL'})")
+        conditions.append(f"{prefix}id IN ({_placeholders(selection.numbers) or 'NULL'})")
         values.extend(selection.numbers)
     for column, value in (("reason", selection.reason), ("target", selection.target)):
         if value is not None:
             conditions.append(f"{prefix}{column} = %s")
             values.append(value)
     return " AND ".join(conditions), values
+
+
+def _placeholders(values: Sized) -> str:
+    """Return a placeholder for each value."""
+    return ", ".join(["%s"] * len(values))

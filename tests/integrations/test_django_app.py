@@ -12,7 +12,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import Entry, Outcome, Selection
-from cqrs_sync.sql.statements import OutboxStatements
+from cqrs_sync.sql.outbox import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
 from tests.consumer.conftest import Joined
 from tests.waiting import eventually

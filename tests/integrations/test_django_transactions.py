@@ -12,7 +12,7 @@ import pytest
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
 from cqrs_sync.sql.database import OUTBOX
-from cqrs_sync.sql.statements import OutboxStatements
+from cqrs_sync.sql.outbox import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
 from tests.waiting import eventually
 

@@ -18,7 +18,7 @@ from cqrs_sync.integrations.django.stores import DjangoOutbox
 from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.mediator import RequestMediator
 from cqrs_sync.outbox import Selection
-from cqrs_sync.sql.statements import DEAD
+from cqrs_sync.sql.outbox import DEAD
 
 #: Bytes of a payload that the admin shows.
 _SHOWN_BYTES = 10_000

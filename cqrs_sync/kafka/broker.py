@@ -15,6 +15,7 @@ from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
 from cqrs_sync.kafka.client import TopicAdmin
 from cqrs_sync.kafka.cloudevents import deferred_messages
 from cqrs_sync.kafka.publisher import KafkaPublisher
+from cqrs_sync.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.topology import GroupTopics, SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit
 
@@ -33,7 +34,7 @@ class BaseKafkaBroker(ABC):
 
     def __init__(
         self,
-        servers: Sequence[str],
+        settings: KafkaSettings,
         publish_timeout: float,
         publisher: KafkaPublisher,
         *,
@@ -44,7 +45,7 @@ class BaseKafkaBroker(ABC):
         for name, number in (("partitions", partitions), ("replication_factor", replication_factor)):
             if number != -1 and number < 1:
                 raise ConfigurationError(f"{name} is {number}: it is 1 or more, or -1 for the broker's default")
-        self._servers = ",".join(servers)
+        self._settings = settings
         self._publish_timeout = publish_timeout
         self._publisher = publisher
         self._partitions = partitions
@@ -58,13 +59,13 @@ class BaseKafkaBroker(ABC):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """Make a broker from `kafka://user:password@host:port,host:port?option=value`."""
-        return cls(url, **options)
+        return cls(url, **options)  # type: ignore[arg-type]  # a subclass takes it
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
         self._check_open()
         until = within(self._publish_timeout if timeout is None else timeout)
-        failures = self._publisher.publish(messages, until - time.monotonic())
+        failures = self._publisher.publish(messages, _left(until))
         if failures:
             raise PublishFailed(failures)
 
@@ -78,7 +79,7 @@ class BaseKafkaBroker(ABC):
         """
         if not topics:
             raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return self._subscribe(SubscriptionPlan.of(topics, group), self._timeout())
+        return self._subscribe(SubscriptionPlan.of(topics, group), _left(self._until()))
 
     def join(self, group: Group, /) -> Subscription:
         """
@@ -89,18 +90,12 @@ class BaseKafkaBroker(ABC):
         topic, and nothing else.
         """
         topics = GroupTopics(group)
-        until = time.monotonic() + self._timeout()
+        until = self._until()
         self._declare_topics(topics, topics.own, until)
         return self._subscribe(topics.plan(), _left(until))
 
     def set_aside(
-        self,
-        messages: Sequence[IncomingMessage],
-        group: Group,
-        /,
-        *,
-        after: float | None,
-        timeout: float | None = None,
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
     ) -> None:
         """
         Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
@@ -108,8 +103,8 @@ class BaseKafkaBroker(ABC):
         Raises PublishFailed, whose messages name the retry topic or the dead letter topic.
         """
         topic = GroupTopics(group).topic_for(after)
-        limit = self._largest_record()
-        self.publish(deferred_messages(messages, topic, after=after, limit=limit), timeout=timeout)
+        deferred = deferred_messages(messages, topic, after=after, limit=self._settings.largest_record)
+        self.publish(deferred, timeout=timeout)
 
     def dead(self, group: Group, /) -> Subscription:
         """
@@ -119,14 +114,14 @@ class BaseKafkaBroker(ABC):
         receives both it and the earlier one.
         """
         topics = GroupTopics(group)
-        until = time.monotonic() + self._timeout()
+        until = self._until()
         self._declare_topics(topics, [topics.dead], until)
         return self._subscribe(topics.dead_letter_plan(), _left(until))
 
     def backlog(self, group: Group, /) -> GroupBacklog:
         """Count what waits for the group, without joining it."""
         topics = GroupTopics(group)
-        with self._admin(self._timeout()) as admin:
+        with self._admin(_left(self._until())) as admin:
             existing = admin.partition_counts([*topics.topics, topics.dead])
             dead = {topics.dead: existing.pop(topics.dead)} if topics.dead in existing else {}
             dead_letters = admin.offsets(dead, topics.reader) if dead else {}
@@ -136,7 +131,7 @@ class BaseKafkaBroker(ABC):
     def topology(self, group: Group, /) -> Sequence[Piece]:
         """Look at the topics that the group needs; changes nothing."""
         topics = GroupTopics(group)
-        with self._admin(self._timeout()) as admin:
+        with self._admin(_left(self._until())) as admin:
             return self._pieces(admin, topics)
 
     def build(self, group: Group, /) -> Sequence[Piece]:
@@ -146,7 +141,7 @@ class BaseKafkaBroker(ABC):
         From then on the broker keeps the offsets of a new group.
         """
         topics = GroupTopics(group)
-        until = time.monotonic() + self._timeout()
+        until = self._until()
         with self._admin(_left(until)) as admin:
             missing = [piece.name for piece in self._pieces(admin, topics) if piece.state == "missing"]
             counts = topics.partition_counts(self._partitions)
@@ -165,7 +160,8 @@ class BaseKafkaBroker(ABC):
         self.close(_AT_EXIT)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._servers!r}, publish_timeout={self._publish_timeout})"
+        servers = ",".join(self._settings.servers)
+        return f"{type(self).__name__}({servers!r}, publish_timeout={self._publish_timeout})"
 
     @abstractmethod
     def _admin(self, timeout: float) -> AbstractContextManager[TopicAdmin]:
@@ -175,16 +171,12 @@ class BaseKafkaBroker(ABC):
     def _subscribe(self, plan: SubscriptionPlan, timeout: float) -> Subscription:
         """Open a subscription within `timeout` seconds."""
 
-    @abstractmethod
-    def _largest_record(self) -> int:
-        """Return the largest record, in bytes, that can be published."""
-
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"this {type(self).__name__} is closed")
 
-    def _timeout(self) -> float:
-        return within(max(self._publish_timeout, _LEAST)) - time.monotonic()
+    def _until(self) -> float:
+        return within(max(self._publish_timeout, _LEAST))
 
     def _declare_topics(self, topics: GroupTopics, names: Sequence[str], until: float) -> None:
         if self._declare:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.kafka.client import ConsumerClient, Partition
-from cqrs_sync.kafka.topology import check_topic
+from cqrs_sync.kafka.topology import SubscriptionPlan, check_topic
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class InitialOffsets:
     Kafka keeps offsets only for groups that have committed some. So the ends are committed before the first message is
     read; the broker accepts that from outside the group only while the group has no members. A group that has members
     and is new to a topic begins there once it knows its partitions. Partitions that are added later are read from
-    their first record on, and so are the topics `from_beginning`.
+    their first record on, and so are the topics of the plan's `from_beginning`.
 
     What was finished in a partition and may not have been committed is remembered until the partition comes back: the
     member that had it meanwhile may have come further, not less far.
@@ -33,20 +33,12 @@ class InitialOffsets:
     Raises the client's errors, and ConfigurationError for a topic that does not exist.
     """
 
-    def __init__(
-        self,
-        client: ConsumerClient,
-        topics: Collection[str],
-        timeout: float,
-        *,
-        creates_topics: bool,
-        from_beginning: Collection[str] = (),
-    ) -> None:
+    def __init__(self, client: ConsumerClient, plan: SubscriptionPlan, timeout: float, *, creates_topics: bool) -> None:
         self._client = client
         self._until = time.monotonic() + timeout
         #: All partitions of all topics.
-        self.partitions = self._find(topics, creates_topics=creates_topics)
-        asked = [partition for partition in self.partitions if partition[0] not in from_beginning]
+        self.partitions = self._find(plan.topics, creates_topics=creates_topics)
+        asked = [partition for partition in self.partitions if partition[0] not in plan.from_beginning]
         committed = client.committed_offsets(asked, self._left()) if asked else {}
         known = {topic for (topic, _), offset in committed.items() if offset is not None}
         new = [partition for partition in asked if partition[0] not in known]

@@ -12,13 +12,7 @@ import attrs
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
-from cqrs_sync.kafka.client import (
-    ErrorAction,
-    ProducerClient,
-    ProducerRetired,
-    SentBatch,
-    TopicNotKnown,
-)
+from cqrs_sync.kafka.client import ErrorAction, ProducerClient, ProducerRetired, SentBatch, TopicNotKnown
 from cqrs_sync.kafka.cloudevents import key_and_headers_of
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import check_topic

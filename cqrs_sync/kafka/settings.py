@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 import attrs
 
 from cqrs_sync.errors import ConfigurationError
+
+Options: TypeAlias = "Mapping[str, Any]"
 
 #: Kafka's security protocols, without and with credentials.
 _SECURITY = {"kafka": ("PLAINTEXT", "SASL_PLAINTEXT"), "kafkas": ("SSL", "SASL_SSL")}
@@ -55,13 +57,15 @@ class KafkaAddress:
 
 
 @attrs.frozen
-class ClientOptions:
+class KafkaSettings:
     """Where the brokers are, and the complete options for both kinds of client."""
 
     servers: tuple[str, ...]
     # They may hold passwords.
-    producer: Mapping[str, Any] = attrs.field(repr=False)
-    consumer: Mapping[str, Any] = attrs.field(repr=False)
+    producer: Options = attrs.field(repr=False)
+    consumer: Options = attrs.field(repr=False)
+    #: The largest record, in bytes, that can be published.
+    largest_record: int
 
 
 def refuse_reserved(name: str, reserved: Mapping[str, str]) -> None:

@@ -199,8 +199,8 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     assert commit.failed()
     # What kafka-python does with most lost connections, and here with every one.
     partitions = list(buffer_of(deliveries).partitions)
-    deliveries._revoked(partitions)
-    deliveries._assigned(partitions)
+    deliveries.on_partitions_revoked(partitions)
+    deliveries.on_partitions_assigned(partitions)
     proxy.restore()
     eventually(
         lambda: not is_unreachable(deliveries) and not initial_offsets_of(deliveries).decides(partitions), timeout=15

@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.integrations.confluent.settings import ConfluentSettings
-from cqrs_sync.integrations.kafka.settings import KafkaSettings
+from cqrs_sync.integrations.confluent.settings import delivery_timeout, librdkafka_settings
+from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- not a real one
 
 
 def kafka(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
     options = {"shared": dict(shared), "producer": dict(producer), "consumer": dict(consumer)}
-    return KafkaSettings.of(servers_or_url, publish_timeout, **options)
+    return kafka_python_settings(servers_or_url, publish_timeout, **options)
 
 
 def confluent(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
     options = {"shared": dict(shared), "producer": dict(producer), "consumer": dict(consumer)}
-    return ConfluentSettings.of(servers_or_url, publish_timeout, **options)
+    return librdkafka_settings(servers_or_url, publish_timeout, **options)
 
 
 both = pytest.mark.parametrize("settings", [kafka, confluent])
@@ -107,9 +107,9 @@ def test_what_was_not_confirmed_in_time_is_not_sent_later():
     assert (9000, 9000) == times(kafka(publish_timeout=2.0, producer={"request_timeout_ms": 9000}))
     assert (9000, 8990) == times(kafka(producer={"delivery_timeout_ms": 9000, "linger_ms": 10}))
     assert (9000, 300) == times(kafka(producer={"delivery_timeout_ms": 9000, "request_timeout_ms": 300}))
-    assert 2.0 == confluent(publish_timeout=2.0).delivery_timeout
-    assert 9.0 == confluent(publish_timeout=2.0, producer={"message.timeout.ms": 9000}).delivery_timeout
-    assert 9.0 == confluent(publish_timeout=2.0, producer={"delivery.timeout.ms": "9000"}).delivery_timeout
+    assert 2.0 == delivery_timeout(confluent(publish_timeout=2.0).producer)
+    assert 9.0 == delivery_timeout(confluent(publish_timeout=2.0, producer={"message.timeout.ms": 9000}).producer)
+    assert 9.0 == delivery_timeout(confluent(publish_timeout=2.0, producer={"delivery.timeout.ms": "9000"}).producer)
     assert 2000 == confluent(publish_timeout=2.0).producer["message.timeout.ms"]
 
 

@@ -289,7 +289,7 @@ _PRODUCER = {
 @pytest.mark.parametrize(
     ("kind", "methods"),
     [
-        (BaseKafkaBroker, {"_admin", "_subscribe", "_largest_record"}),
+        (BaseKafkaBroker, {"_admin", "_subscribe"}),
         (BaseKafkaSubscription, {"close", "_fetch", "_check_connection", *_CONSUMER}),
         (ProducerClient, _PRODUCER),
         (ProducerConnector, {"connect"}),

@@ -11,9 +11,10 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error, timed_out
-from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, ConfluentSettings
+from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error, seconds_left
+from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY
 from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
+from cqrs_sync.kafka.settings import KafkaSettings
 
 #: What a broker answers that will never create a topic as asked.
 _REFUSALS = {
@@ -29,7 +30,7 @@ _CONSUMER = {*CONSUMER_ONLY, "auto.offset.reset", "enable.auto.commit", "enable.
 
 
 @contextlib.contextmanager
-def topic_admin(settings: ConfluentSettings, timeout: float) -> Iterator[TopicAdmin]:
+def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]:
     """Connect for a few questions; raises BrokerUnavailable if the broker does not answer within `timeout` seconds."""
     servers = ",".join(settings.servers)
     heard: list[KafkaError] = []
@@ -51,14 +52,14 @@ class _ConfluentAdmin(TopicAdmin):
         self._until = time.monotonic() + timeout
 
     def partition_counts(self, topics: Iterable[str]) -> dict[str, int]:
-        listed = self._client.list_topics(timeout=self._left()).topics
+        listed = self._client.list_topics(timeout=seconds_left(self._until)).topics
         return {
             topic: len(listed[topic].partitions) for topic in topics if topic in listed and listed[topic].partitions
         }
 
     def create_topics(self, topics: Mapping[str, int], replication_factor: int) -> None:
         new = [NewTopic(topic, count, replication_factor) for topic, count in topics.items()]
-        for topic, future in self._client.create_topics(new, request_timeout=self._left()).items():
+        for topic, future in self._client.create_topics(new, request_timeout=seconds_left(self._until)).items():
             try:
                 future.result()
             except KafkaException as error:
@@ -76,16 +77,12 @@ class _ConfluentAdmin(TopicAdmin):
         firsts = self._list(asked, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
         ends = self._list(asked, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         request = [ConsumerGroupTopicPartitions(group, asked)]
-        listed = self._client.list_consumer_group_offsets(request, request_timeout=self._left())[group].result()
+        listed = self._client.list_consumer_group_offsets(request, request_timeout=seconds_left(self._until))[
+            group
+        ].result()
         committed = {(one.topic, one.partition): one.offset for one in listed.topic_partitions if one.offset >= 0}
         return {key: PartitionOffsets(first, ends[key], committed.get(key)) for key, first in firsts.items()}
 
     def _list(self, asked: list[TopicPartition], which: OffsetSpec) -> dict[Partition, int]:
-        listed = self._client.list_offsets(dict.fromkeys(asked, which), request_timeout=self._left())
+        listed = self._client.list_offsets(dict.fromkeys(asked, which), request_timeout=seconds_left(self._until))
         return {(one.topic, one.partition): future.result().offset for one, future in listed.items()}
-
-    def _left(self) -> float:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise timed_out()
-        return left

@@ -8,7 +8,7 @@ from typing import Any
 
 from cqrs_sync.integrations.confluent.admin import topic_admin
 from cqrs_sync.integrations.confluent.producer import ConfluentConnector
-from cqrs_sync.integrations.confluent.settings import ConfluentSettings
+from cqrs_sync.integrations.confluent.settings import delivery_timeout, librdkafka_settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker
 from cqrs_sync.kafka.client import TopicAdmin
@@ -54,7 +54,7 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings = ConfluentSettings.of(
+        settings = librdkafka_settings(
             servers_or_url,
             publish_timeout,
             shared=config or {},
@@ -62,9 +62,9 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
             consumer=consumer_config or {},
         )
         super().__init__(
-            self._settings.servers,
+            settings,
             publish_timeout,
-            KafkaPublisher(self._supervisor({}), self._supervisor(_SINGLE)),
+            KafkaPublisher(_supervisor(settings.producer), _supervisor({**settings.producer, **_SINGLE})),
             partitions=partitions,
             replication_factor=replication_factor,
             declare=declare,
@@ -78,9 +78,6 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
         self._check_open()
         return ConfluentSubscription(plan, self._settings, timeout)
 
-    def _largest_record(self) -> int:
-        return int(self._settings.producer["message.max.bytes"])
 
-    def _supervisor(self, changes: Mapping[str, Any]) -> ProducerSupervisor:
-        connector = ConfluentConnector({**self._settings.producer, **changes})
-        return ProducerSupervisor(connector, grace=self._settings.delivery_timeout + 1.0)
+def _supervisor(options: Mapping[str, Any]) -> ProducerSupervisor:
+    return ProducerSupervisor(ConfluentConnector(options), grace=delivery_timeout(options) + 1.0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -91,9 +92,12 @@ def code_of(error: BaseException | KafkaError) -> int | None:
     return error.code() if isinstance(error, KafkaError) else None
 
 
-def timed_out() -> KafkaException:
-    """Return the error for a broker that does not answer in time."""
-    return KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
+def seconds_left(until: float) -> float:
+    """Return how long a call of librdkafka may take; raises its own error for a broker that did not answer in time."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
+    return left
 
 
 def is_final(error: KafkaError) -> bool:

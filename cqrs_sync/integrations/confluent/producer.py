@@ -59,12 +59,11 @@ class ConfluentProducer(ProducerClient):
 
     caches_missing_topics = True
     abandoned_when_silent = True
+    was_heard = False
 
     def __init__(self, options: Mapping[str, Any], on_failure: OnFailure) -> None:
         self._on_failure = on_failure
         self._servers = options["bootstrap.servers"]
-        self.was_heard = False
-        self.refusal = None
         #: What librdkafka said last about connections, until the next confirmation.
         self._trouble: KafkaError | None = None
         self._until: float | None = None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import attrs
 from confluent_kafka import Consumer, KafkaException, Producer
 
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.integrations.confluent.errors import configuration_error
-from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
+from cqrs_sync.kafka.settings import KafkaAddress, KafkaSettings, Options, milliseconds, refuse_reserved, unknown_option
 from cqrs_sync.retry import LogThrottle
 
 logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
@@ -94,52 +93,39 @@ SHARED = frozenset(
 _SECRETS = ("sasl.password", "sasl.oauthbearer.client.secret", "ssl.key.password", "ssl.keystore.password")
 
 
-@attrs.frozen
-class ConfluentSettings(ClientOptions):
-    """The options of a ConfluentKafkaBroker."""
+def librdkafka_settings(
+    servers_or_url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
+) -> KafkaSettings:
+    """Raise ConfigurationError, without any value in it, for options that librdkafka does not accept."""
+    address = KafkaAddress.of(servers_or_url)
+    servers, both = address.servers, {**_options_of(address), **shared}
+    for_producer = {**{name: value for name, value in both.items() if name not in CONSUMER_ONLY}, **producer}
+    for_consumer = {**{name: value for name, value in both.items() if name not in PRODUCER_ONLY}, **consumer}
+    _check(for_producer, Producer, CONSUMER_ONLY, "consumers")
+    _check(for_consumer, Consumer, PRODUCER_ONLY, "producers")
+    common = {
+        "bootstrap.servers": ",".join(servers),
+        "client.id": "cqrs-sync",
+        "enable.metrics.push": False,
+        "logger": LibrdkafkaLog(
+            str(value) for name, value in [*for_producer.items(), *for_consumer.items()] if name in _SECRETS
+        ),
+        "reconnect.backoff.max.ms": 500,
+        "reconnect.backoff.ms": 20,
+        "socket.keepalive.enable": True,
+    }
+    if _has(Producer, _RECOVERY):
+        # Starting from the first servers again, after one lost connection, takes up to two seconds. If no broker
+        # answers, the supervisor makes a producer that does just that.
+        common[_RECOVERY] = "none"
+    for_producer = {**common, **_producer_options(publish_timeout, for_producer)}
+    for_consumer = {**common, **_consumer_options(publish_timeout, for_consumer)}
+    return KafkaSettings(servers, for_producer, for_consumer, int(for_producer["message.max.bytes"]))
 
-    @classmethod
-    def of(
-        cls,
-        servers_or_url: str | Sequence[str],
-        publish_timeout: float,
-        *,
-        shared: Mapping[str, Any],
-        producer: Mapping[str, Any],
-        consumer: Mapping[str, Any],
-    ) -> Self:
-        """Raise ConfigurationError, without any value in it, for options that librdkafka does not accept."""
-        address = KafkaAddress.of(servers_or_url)
-        servers, both = address.servers, {**_options_of(address), **shared}
-        for_producer = {**{name: value for name, value in both.items() if name not in CONSUMER_ONLY}, **producer}
-        for_consumer = {**{name: value for name, value in both.items() if name not in PRODUCER_ONLY}, **consumer}
-        _check(for_producer, Producer, CONSUMER_ONLY, "consumers")
-        _check(for_consumer, Consumer, PRODUCER_ONLY, "producers")
-        common = {
-            "bootstrap.servers": ",".join(servers),
-            "client.id": "cqrs-sync",
-            "enable.metrics.push": False,
-            "logger": LibrdkafkaLog(
-                str(value) for name, value in [*for_producer.items(), *for_consumer.items()] if name in _SECRETS
-            ),
-            "reconnect.backoff.max.ms": 500,
-            "reconnect.backoff.ms": 20,
-            "socket.keepalive.enable": True,
-        }
-        if _has(Producer, _RECOVERY):
-            # Starting from the first servers again, after one lost connection, takes up to two seconds. If no broker
-            # answers, the supervisor makes a producer that does just that.
-            common[_RECOVERY] = "none"
-        return cls(
-            servers,
-            producer={**common, **_producer_options(publish_timeout, for_producer)},
-            consumer={**common, **_consumer_options(publish_timeout, for_consumer)},
-        )
 
-    @property
-    def delivery_timeout(self) -> float:
-        """Seconds after which librdkafka gives up a message."""
-        return _delivery_timeout_ms(self.producer) / 1000
+def delivery_timeout(options: Options) -> float:
+    """Return the seconds after which librdkafka gives up a message."""
+    return _delivery_timeout_ms(options) / 1000
 
 
 def _options_of(address: KafkaAddress) -> dict[str, Any]:
@@ -154,7 +140,7 @@ def _options_of(address: KafkaAddress) -> dict[str, Any]:
     return options
 
 
-def _check(options: Mapping[str, Any], client: Any, foreign: frozenset[str], others: str) -> None:
+def _check(options: Options, client: Any, foreign: frozenset[str], others: str) -> None:
     for name, value in options.items():
         refuse_reserved(name, _RESERVED)
         if name in foreign:
@@ -173,7 +159,7 @@ def _has(client: Any, name: str) -> bool:
     return error is None or "No such configuration property" not in str(error)
 
 
-def _objection(client: Any, options: Mapping[str, Any]) -> BaseException | None:
+def _objection(client: Any, options: Options) -> BaseException | None:
     """Return librdkafka's objection to these options. No client is made: the last option is always wrong."""
     try:
         client({"group.id": "none", **options, _END: ""} if client is Consumer else {**options, _END: ""})
@@ -184,7 +170,7 @@ def _objection(client: Any, options: Mapping[str, Any]) -> BaseException | None:
     raise AssertionError(f"librdkafka knows {_END}")
 
 
-def _producer_options(publish_timeout: float, given: Mapping[str, Any]) -> dict[str, Any]:
+def _producer_options(publish_timeout: float, given: Options) -> dict[str, Any]:
     # A message that was reported as failed must not be sent half a minute later.
     delivery = _delivery_timeout_ms({"message.timeout.ms": max(10, milliseconds(publish_timeout)), **given})
     makes_topics = str(given.get("allow.auto.create.topics", True)).lower() == "true"
@@ -204,7 +190,7 @@ def _producer_options(publish_timeout: float, given: Mapping[str, Any]) -> dict[
     }
 
 
-def _consumer_options(publish_timeout: float, given: Mapping[str, Any]) -> dict[str, Any]:
+def _consumer_options(publish_timeout: float, given: Options) -> dict[str, Any]:
     return {
         "allow.auto.create.topics": True,
         "auto.commit.interval.ms": 100,
@@ -218,7 +204,7 @@ def _consumer_options(publish_timeout: float, given: Mapping[str, Any]) -> dict[
     }
 
 
-def _delivery_timeout_ms(options: Mapping[str, Any]) -> int:
+def _delivery_timeout_ms(options: Options) -> int:
     return int(options.get("delivery.timeout.ms", options["message.timeout.ms"]))
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, configuration_error, connection_error, timed_out
+from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, configuration_error, connection_error, seconds_left
 from cqrs_sync.integrations.confluent.producer import keep_forever
-from cqrs_sync.integrations.confluent.settings import ConfluentSettings
 from cqrs_sync.kafka.client import Headers, Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.initial_offsets import InitialOffsets
+from cqrs_sync.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription
 from cqrs_sync.kafka.topology import SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
@@ -52,7 +52,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
     at the end.
     """
 
-    def __init__(self, plan: SubscriptionPlan, settings: ConfluentSettings, timeout: float) -> None:
+    def __init__(self, plan: SubscriptionPlan, settings: KafkaSettings, timeout: float) -> None:
         super().__init__(plan, settings.servers)
         #: Why all connections are lost, and since when.
         self._why: KafkaError | None = None
@@ -75,11 +75,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
         close_at_exit(self)
         try:
             self._initial_offsets = InitialOffsets(
-                self,
-                plan.topics,
-                timeout,
-                creates_topics=str(options["allow.auto.create.topics"]).lower() == "true",
-                from_beginning=plan.from_beginning,
+                self, plan, timeout, creates_topics=str(options["allow.auto.create.topics"]).lower() == "true"
             )
             if plan.standalone:
                 self._assign(self._initial_offsets.partitions)
@@ -137,9 +133,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
         until = time.monotonic() + timeout
         found: dict[str, list[int]] = {}
         for topic in topics:
-            if (left := until - time.monotonic()) <= 0:
-                raise timed_out()
-            told = self._consumer.list_topics(topic, timeout=left).topics[topic]
+            told = self._consumer.list_topics(topic, timeout=seconds_left(until)).topics[topic]
             if told.error is not None and told.error.code() not in {*MISSING_TOPIC, KafkaError.LEADER_NOT_AVAILABLE}:
                 raise KafkaException(told.error)
             if told.partitions:
@@ -160,9 +154,8 @@ class ConfluentSubscription(BaseKafkaSubscription):
         until = time.monotonic() + timeout
         ends: dict[Partition, int] = {}
         for partition in partitions:
-            if (left := until - time.monotonic()) <= 0:
-                raise timed_out()
-            _, ends[partition] = self._consumer.get_watermark_offsets(TopicPartition(*partition), timeout=left)
+            vendors, left = TopicPartition(*partition), seconds_left(until)
+            _, ends[partition] = self._consumer.get_watermark_offsets(vendors, timeout=left)
         return ends
 
     def commit_before_joining(self, offsets: Mapping[Partition, int], timeout: float) -> Collection[Partition]:

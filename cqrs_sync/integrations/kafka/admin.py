@@ -21,9 +21,8 @@ from kafka.errors import (
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.errors import connection_error
-from cqrs_sync.integrations.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
-from cqrs_sync.kafka.settings import milliseconds
+from cqrs_sync.kafka.settings import KafkaSettings, milliseconds
 
 #: What a broker answers that will never create a topic as asked.
 _REFUSALS = (
@@ -89,14 +88,9 @@ class _KafkaPythonAdmin(TopicAdmin):
         asked = [TopicPartition(topic, number) for topic, count in topics.items() for number in range(count)]
         firsts = self._client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.EARLIEST))
         ends = self._client.list_partition_offsets(dict.fromkeys(asked, OffsetSpec.LATEST))
-        committed = self._client.list_group_offsets({group: asked})[group]
+        listed = self._client.list_group_offsets({group: asked})[group]
+        committed = {one: kept.offset for one, kept in listed.items() if kept is not None and kept.offset >= 0}
         return {
-            (one.topic, one.partition): PartitionOffsets(
-                firsts[one].offset, ends[one].offset, _offset(committed.get(one))
-            )
+            (one.topic, one.partition): PartitionOffsets(firsts[one].offset, ends[one].offset, committed.get(one))
             for one in asked
         }
-
-
-def _offset(committed: Any) -> int | None:
-    return None if committed is None or committed.offset < 0 else int(committed.offset)

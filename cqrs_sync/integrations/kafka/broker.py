@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from kafka import KafkaProducer
-
 from cqrs_sync.integrations.kafka.admin import topic_admin
 from cqrs_sync.integrations.kafka.producer import KafkaPythonConnector
-from cqrs_sync.integrations.kafka.settings import KafkaSettings
+from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker
 from cqrs_sync.kafka.client import TopicAdmin
@@ -57,7 +55,7 @@ class KafkaBroker(BaseKafkaBroker):
         consumer_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self._settings = KafkaSettings.of(
+        settings = kafka_python_settings(
             servers_or_url,
             publish_timeout,
             shared=options,
@@ -65,9 +63,9 @@ class KafkaBroker(BaseKafkaBroker):
             consumer=consumer_config or {},
         )
         super().__init__(
-            self._settings.servers,
+            settings,
             publish_timeout,
-            KafkaPublisher(self._supervisor({}), self._supervisor(_SINGLE)),
+            KafkaPublisher(_supervisor(settings.producer), _supervisor({**settings.producer, **_SINGLE})),
             partitions=partitions,
             replication_factor=replication_factor,
             declare=declare,
@@ -81,11 +79,6 @@ class KafkaBroker(BaseKafkaBroker):
         self._check_open()
         return KafkaSubscription(plan, self._settings, timeout)
 
-    def _largest_record(self) -> int:
-        limit: int = self._settings.producer.get("max_request_size", KafkaProducer.DEFAULT_CONFIG["max_request_size"])
-        return limit
 
-    def _supervisor(self, changes: Mapping[str, Any]) -> ProducerSupervisor:
-        options = {**self._settings.producer, **changes}
-        connector = KafkaPythonConnector(options, ",".join(self._settings.servers))
-        return ProducerSupervisor(connector, grace=options["delivery_timeout_ms"] / 1000)
+def _supervisor(options: Mapping[str, Any]) -> ProducerSupervisor:
+    return ProducerSupervisor(KafkaPythonConnector(options), grace=options["delivery_timeout_ms"] / 1000)

@@ -162,9 +162,9 @@ class KafkaPythonConnector(ProducerConnector):
 
     blocks = True
 
-    def __init__(self, options: Mapping[str, Any], servers: str) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
-        self._servers = servers
+        self._servers = ",".join(options["bootstrap_servers"])
         #: Those of the `connect` that waits.
         self._connections: KafkaConnections | None = None
 
@@ -181,8 +181,7 @@ class KafkaPythonConnector(ProducerConnector):
         if connections is not None:
             connections.cancel()
 
-    def is_final(self, error: BaseException | None) -> bool:
-        return is_final(error)
+    is_final = staticmethod(is_final)
 
     def unreachable(self, error: BaseException | None) -> BrokerUnavailable | ConfigurationError:
         connections = self._connections

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import attrs
 from kafka import KafkaConsumer, KafkaProducer
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.kafka.settings import ClientOptions, KafkaAddress, milliseconds, refuse_reserved, unknown_option
+from cqrs_sync.kafka.settings import KafkaAddress, KafkaSettings, Options, milliseconds, refuse_reserved, unknown_option
 
 _BYTES = "messages are published and received as bytes"
 #: Options that users cannot set, and why.
@@ -43,31 +42,19 @@ _KEEPALIVE = [
 _FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 
 
-@attrs.frozen
-class KafkaSettings(ClientOptions):
-    """The options of a KafkaBroker."""
-
-    @classmethod
-    def of(
-        cls,
-        servers_or_url: str | Sequence[str],
-        publish_timeout: float,
-        *,
-        shared: Mapping[str, Any],
-        producer: Mapping[str, Any],
-        consumer: Mapping[str, Any],
-    ) -> Self:
-        """Raise ConfigurationError, without any value in it, for options that kafka-python does not accept."""
-        address = KafkaAddress.of(servers_or_url)
-        servers, both = address.servers, {**_options_of(address), **shared}
-        _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG}, "kafka-python")
-        _check(producer, KafkaProducer.DEFAULT_CONFIG, "the producer of kafka-python")
-        _check(consumer, KafkaConsumer.DEFAULT_CONFIG, "the consumer of kafka-python")
-        return cls(
-            servers,
-            producer=_producer_options(servers, publish_timeout, _merged(both, producer, KafkaProducer)),
-            consumer=_consumer_options(servers, publish_timeout, _merged(both, consumer, KafkaConsumer)),
-        )
+def kafka_python_settings(
+    servers_or_url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
+) -> KafkaSettings:
+    """Raise ConfigurationError, without any value in it, for options that kafka-python does not accept."""
+    address = KafkaAddress.of(servers_or_url)
+    servers, both = address.servers, {**_options_of(address), **shared}
+    _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG}, "kafka-python")
+    _check(producer, KafkaProducer.DEFAULT_CONFIG, "the producer of kafka-python")
+    _check(consumer, KafkaConsumer.DEFAULT_CONFIG, "the consumer of kafka-python")
+    for_producer = _producer_options(servers, publish_timeout, _merged(both, producer, KafkaProducer))
+    for_consumer = _consumer_options(servers, publish_timeout, _merged(both, consumer, KafkaConsumer))
+    largest_record = for_producer.get("max_request_size", KafkaProducer.DEFAULT_CONFIG["max_request_size"])
+    return KafkaSettings(servers, for_producer, for_consumer, largest_record)
 
 
 def _options_of(address: KafkaAddress) -> dict[str, Any]:
@@ -89,7 +76,7 @@ def _typed(name: str, text: str) -> Any:
     return int(text) if is_number and text.lstrip("-").isdigit() else text
 
 
-def _check(options: Mapping[str, Any], known: Collection[str], client: str) -> None:
+def _check(options: Options, known: Collection[str], client: str) -> None:
     for name in options:
         refuse_reserved(name, _RESERVED)
         if name not in known:
@@ -99,7 +86,7 @@ def _check(options: Mapping[str, Any], known: Collection[str], client: str) -> N
             raise ConfigurationError(f"{name} names no file: {options[name]!r}")
 
 
-def _merged(both: Mapping[str, Any], own: Mapping[str, Any], client: Any) -> dict[str, Any]:
+def _merged(both: Options, own: Options, client: Any) -> dict[str, Any]:
     return {**{name: value for name, value in both.items() if name in client.DEFAULT_CONFIG}, **own}
 
 

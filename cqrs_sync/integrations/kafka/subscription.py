@@ -6,7 +6,7 @@ import contextlib
 import logging
 import operator
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -17,10 +17,10 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.integrations.kafka.client import KafkaConnections, keep_finished_joins, release_paused_records
 from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
-from cqrs_sync.integrations.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.client import Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.initial_offsets import InitialOffsets
+from cqrs_sync.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription
 from cqrs_sync.kafka.topology import SubscriptionPlan
 
@@ -36,7 +36,7 @@ _LAST_COMMIT, _LEAVING = 2.0, 2.0
 _LOOK_UP = 2.0
 
 
-class KafkaSubscription(BaseKafkaSubscription):
+class KafkaSubscription(BaseKafkaSubscription, ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """
     A consumer of kafka-python.
 
@@ -59,17 +59,13 @@ class KafkaSubscription(BaseKafkaSubscription):
             self._batch = min(_BATCH, self._consumer.config["max_poll_records"])
             keep_finished_joins(self._consumer)
             self._initial_offsets = InitialOffsets(
-                self,
-                plan.topics,
-                until - time.monotonic(),
-                creates_topics=self._connections.cluster.config["allow_auto_create_topics"],
-                from_beginning=plan.from_beginning,
+                self, plan, until - time.monotonic(), creates_topics=self._consumer.config["allow_auto_create_topics"]
             )
             if plan.standalone:
                 self._consumer.assign(_vendors(self._initial_offsets.partitions))
-                self._assigned(self._initial_offsets.partitions)
+                self.on_partitions_assigned(self._initial_offsets.partitions)
             else:
-                self._consumer.subscribe(plan.topics, listener=_RebalanceListener(self._assigned, self._revoked))
+                self._consumer.subscribe(plan.topics, listener=self)
                 # kafka-python causes another rebalance if it had not heard of the topics before the first one.
                 self._connections.refresh_topics(max(0.0, until - time.monotonic()))
         except BaseException as error:
@@ -145,14 +141,16 @@ class KafkaSubscription(BaseKafkaSubscription):
         self._consumer.unsubscribe()
         return accepted
 
-    def _assigned(self, partitions: Iterable[Partition]) -> None:
-        partitions = list(partitions)
+    # kafka-python calls these two while `poll` waits.
+
+    def on_partitions_assigned(self, assigned: Iterable[Partition]) -> None:
+        partitions = list(assigned)
         self._assign(partitions)
         self._unsettled.update(partitions)
         self._buffer.pause_and_resume(self._unsettled)
 
-    def _revoked(self, partitions: Iterable[Partition]) -> None:
-        partitions = list(partitions)
+    def on_partitions_revoked(self, revoked: Iterable[Partition]) -> None:
+        partitions = list(revoked)
         self._unsettled.difference_update(partitions)
         self._initial_offsets.remember(self._buffer.revoke(partitions))
         # kafka-python forgets a rejoin for new metadata when `poll` times out during it, and then waits without end.
@@ -207,22 +205,6 @@ class KafkaSubscription(BaseKafkaSubscription):
         self._lost_at = self._lost_at or now
         if now - self._lost_at > _PATIENCE:
             raise BrokerUnavailable(f"kafka at {self._servers} cannot be reached")
-
-
-class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """kafka-python calls it while the subscription waits in `poll`."""
-
-    def __init__(
-        self, assigned: Callable[[Iterable[Partition]], None], revoked: Callable[[Iterable[Partition]], None]
-    ) -> None:
-        self._assigned = assigned
-        self._revoked = revoked
-
-    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        self._revoked(revoked)
-
-    def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        self._assigned(assigned)
 
 
 def _vendors(partitions: Iterable[Partition]) -> list[Any]:

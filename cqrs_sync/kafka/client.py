@@ -15,6 +15,8 @@ from cqrs_sync.errors import ConfigurationError, DeliveryError
 #: A topic and the number of one of its partitions. The TopicPartition of kafka-python is such a tuple.
 Partition: TypeAlias = "tuple[str, int]"
 Headers: TypeAlias = "Iterable[tuple[str, bytes | None]]"
+#: Headers to send: kafka-python takes nothing but a list.
+HeaderList: TypeAlias = "list[tuple[str, bytes]]"
 
 
 class ProducerRetired(Exception):
@@ -44,9 +46,7 @@ class SentBatch(ABC):
     """The records that one call of `publish` has sent through one producer, by the indexes of their messages."""
 
     @abstractmethod
-    def send(
-        self, index: int, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]], /
-    ) -> None:
+    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: HeaderList, /) -> None:
         """
         Send a message; wait while the queue of the producer is full.
 

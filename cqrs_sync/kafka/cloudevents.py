@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -11,6 +11,7 @@ import attrs
 
 from cqrs_sync.broker import NOTE, IncomingMessage, OutgoingMessage
 from cqrs_sync.errors import MessageRejected
+from cqrs_sync.kafka.client import HeaderList, Headers
 
 #: Headers that hold an attribute start with it.
 _ATTRIBUTE = "ce_"
@@ -36,17 +37,17 @@ _SHORTEST = 16
 class DeferredMessage(OutgoingMessage):
     """A message for a retry topic or the dead letter topic of a group; its headers are complete."""
 
-    headers: list[tuple[str, bytes]] = attrs.field(factory=list, repr=False)
+    headers: HeaderList = attrs.field(factory=list, repr=False)
 
 
-def key_and_headers_of(message: OutgoingMessage) -> tuple[bytes | None, list[tuple[str, bytes]]]:
+def key_and_headers_of(message: OutgoingMessage) -> tuple[bytes | None, HeaderList]:
     """
     Return what a record has besides its body; for a structured CloudEvent the content type is the only header.
 
     Raises MessageRejected for what cannot be UTF-8.
     """
     key = message.key
-    headers: list[tuple[str, bytes]] | None = getattr(message, "headers", None)
+    headers: HeaderList | None = getattr(message, "headers", None)
     try:
         if headers is None:
             headers = [(f"ce_{name}", value.encode()) for name, value in message.attributes.items()]
@@ -57,12 +58,7 @@ def key_and_headers_of(message: OutgoingMessage) -> tuple[bytes | None, list[tup
 
 
 def incoming_message(
-    topic: str,
-    body: bytes | None,
-    key: bytes | None,
-    headers: Iterable[tuple[str, bytes | None]],
-    *,
-    deferred: bool = False,
+    topic: str, body: bytes | None, key: bytes | None, headers: Headers, *, deferred: bool = False
 ) -> IncomingMessage:
     """
     Read a record of any origin: bytes that are not text become readable, nothing raises.
@@ -98,7 +94,7 @@ def deferred_messages(
     return [_defer(message, topic, due, limit) for message in messages]
 
 
-def seconds_until_due(headers: Iterable[tuple[str, bytes | None]], delay: float) -> float:
+def seconds_until_due(headers: Headers, delay: float) -> float:
     """Return how long a record has to wait; never longer than `delay`, whatever the clock of its writer."""
     for name, value in headers:
         if name.lower() == _DUE:
@@ -145,7 +141,7 @@ def _defer(message: IncomingMessage, topic: str, due: int | None, limit: int) ->
     )
 
 
-def _fit(headers: list[tuple[str, bytes]], room: int) -> list[tuple[str, bytes]]:
+def _fit(headers: HeaderList, room: int) -> HeaderList:
     """
     Return the headers there is room for: small ones whole, of large notes the beginning.
 

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import attrs
+
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.kafka.client import ConsumerClient, Partition
 from cqrs_sync.kafka.cloudevents import seconds_until_due
@@ -114,25 +116,16 @@ class OwnedPartition(OffsetTracker):
         self.urgent_from = max(self.urgent_from, offset + self._window // 4)
 
 
+@attrs.define(eq=False, repr=False, weakref_slot=False)
 class KafkaDelivery:
     """One record; it calls `settle` once, with itself and whether it is done."""
 
-    __slots__ = ("_settle", "message", "offset", "partition", "redeliveries")
-
-    def __init__(
-        self,
-        message: IncomingMessage,
-        partition: OwnedPartition,
-        offset: int,
-        redeliveries: int,
-        settle: Callable[[KafkaDelivery, bool], None],
-    ) -> None:
-        self.message = message
-        self.partition = partition
-        self.offset = offset
-        #: Kafka does not count: 1 if the message may have been delivered before.
-        self.redeliveries = redeliveries
-        self._settle: Callable[[KafkaDelivery, bool], None] | None = settle
+    message: IncomingMessage
+    partition: OwnedPartition
+    offset: int
+    #: Kafka does not count: 1 if the message may have been delivered before.
+    redeliveries: int
+    _settle: Callable[[KafkaDelivery, bool], None] | None
 
     @property
     def origin(self) -> str:

@@ -11,8 +11,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.confluent.errors import configuration_error, connection_error, seconds_left
-from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY
+from cqrs_sync.integrations.confluent.errors import connection_error, seconds_left
+from cqrs_sync.integrations.confluent.settings import CONSUMER_ONLY, new_client
 from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
 from cqrs_sync.kafka.settings import KafkaSettings
 
@@ -36,10 +36,7 @@ def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]
     heard: list[KafkaError] = []
     options: dict[str, Any] = {name: value for name, value in settings.consumer.items() if name not in _CONSUMER}
     options["error_cb"] = heard.append
-    try:
-        client = AdminClient(options)
-    except (KafkaException, TypeError, ValueError) as error:
-        raise configuration_error(error) from error
+    client = new_client(AdminClient, options)
     try:
         yield _ConfluentAdmin(client, timeout)
     except KafkaException as error:

@@ -25,21 +25,18 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
-    `publish` returns when every in-sync replica has every message (`acks=all`, each
-    report checked; idempotence on). One producer per process serves all threads; the
-    first call makes it, and another one replaces it when it fails. Delivery is at least
-    once, in order per key.
+    `publish` returns when every in-sync replica has every message (`acks=all`, each report checked; idempotence
+    on). One producer per process serves all threads; the first call makes it, and another one replaces it when it
+    fails. Delivery is at least once, in order per key.
 
     - `servers_or_url`: `"host:port,host:port"`, a list of `"host:port"`, or
       `kafka://user:password@host:port?option=value`, `kafkas://` for TLS.
-    - `publish_timeout`: seconds that a call without a timeout may take, connecting
-      included. A nearer deadline of the context counts. librdkafka sends nothing for
-      longer than that, even if a call has a longer timeout.
-    - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the
-      broker's default. With `declare=False` only `build` creates topics.
-    - `config`: options of librdkafka by their names with dots, for producers and
-      consumers alike (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and
-      `consumer_config` for one of them.
+    - `publish_timeout`: seconds that a call without a timeout may take, connecting included. A nearer deadline of
+      the context counts. librdkafka sends nothing for longer than that, even if a call has a longer timeout.
+    - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the broker's default. With
+      `declare=False` only `build` creates topics.
+    - `config`: options of librdkafka by their names with dots, for producers and consumers alike
+      (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and `consumer_config` for one of them.
     """
 
     def __init__(
@@ -55,11 +52,7 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
         settings = librdkafka_settings(
-            servers_or_url,
-            publish_timeout,
-            shared=config or {},
-            producer=producer_config or {},
-            consumer=consumer_config or {},
+            servers_or_url, publish_timeout, config or {}, producer_config or {}, consumer_config or {}
         )
         super().__init__(
             settings,

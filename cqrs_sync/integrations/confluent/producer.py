@@ -20,13 +20,14 @@ from cqrs_sync.integrations.confluent.errors import (
     MISSING_TOPIC,
     REFUSALS,
     code_of,
-    configuration_error,
     connection_error,
     delivery_error,
     is_final,
 )
+from cqrs_sync.integrations.confluent.settings import new_client
 from cqrs_sync.kafka.client import (
     ErrorAction,
+    HeaderList,
     OnFailure,
     ProducerClient,
     ProducerConnector,
@@ -69,10 +70,7 @@ class ConfluentProducer(ProducerClient):
         self._until: float | None = None
         self._purging = False
         self._was_empty = False
-        try:
-            self._producer: Any = Producer({**options, "error_cb": self._heard_error})
-        except (KafkaException, TypeError, ValueError) as error:
-            raise configuration_error(error) from error
+        self._producer = new_client(Producer, {**options, "error_cb": self._heard_error})
         reset_in_child(self)
         self._thread = threading.Thread(target=self._poll_until_closed, name="cqrs-confluent-poll", daemon=True)
         self._thread.start()
@@ -80,9 +78,7 @@ class ConfluentProducer(ProducerClient):
     def new_batch(self, timeout: float) -> SentBatch:
         return _ReportBatch(self, timeout)
 
-    def produce(
-        self, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]], report: Any
-    ) -> None:
+    def produce(self, message: OutgoingMessage, key: bytes | None, headers: HeaderList, report: Any) -> None:
         """
         Put a record into the queue; `report` is called once, by another thread.
 
@@ -231,7 +227,7 @@ class _ReportBatch(SentBatch):
         self._awaited: int | None = None
         self._complete = threading.Event()
 
-    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: HeaderList) -> None:
         while True:
             try:
                 self._producer.produce(message, key, headers, partial(self._report, index))

@@ -123,6 +123,14 @@ def librdkafka_settings(
     return KafkaSettings(servers, for_producer, for_consumer, int(for_producer["message.max.bytes"]))
 
 
+def new_client(kind: Any, options: Options) -> Any:
+    """Make a client of librdkafka; raises ConfigurationError if librdkafka does not accept its options."""
+    try:
+        return kind(options)
+    except (KafkaException, TypeError, ValueError) as error:
+        raise configuration_error(error) from error
+
+
 def delivery_timeout(options: Options) -> float:
     """Return the seconds after which librdkafka gives up a message."""
     return _delivery_timeout_ms(options) / 1000

@@ -13,8 +13,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, configuration_error, connection_error, seconds_left
+from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, connection_error, seconds_left
 from cqrs_sync.integrations.confluent.producer import keep_forever
+from cqrs_sync.integrations.confluent.settings import new_client
 from cqrs_sync.kafka.client import Headers, Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.initial_offsets import InitialOffsets
@@ -67,10 +68,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
             "on_commit": self._committed,
         }
         self._is_incremental = _rebalances_incrementally(options)
-        try:
-            self._consumer: Any = Consumer(options)
-        except (KafkaException, TypeError, ValueError) as error:
-            raise configuration_error(error) from error
+        self._consumer = new_client(Consumer, options)
         reset_in_child(self)
         close_at_exit(self)
         try:

@@ -46,14 +46,9 @@ def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]
             "request_timeout_ms": left,
         }
     )
-    try:
+    with connections.connecting(servers):
         client = KafkaAdminClient(**connections.options)
         connections.complete()
-    except BaseException as error:
-        connections.close()
-        if isinstance(error, (KafkaError, TypeError, ValueError)):
-            raise connection_error(connections.explain(error), servers) from error
-        raise
     try:
         yield _KafkaPythonAdmin(client)
     except KafkaError as error:

@@ -24,23 +24,21 @@ class KafkaBroker(BaseKafkaBroker):
     """
     Publishes to Kafka topics, with the message's key as the record's key.
 
-    `publish` returns when every in-sync replica has every message (`acks=all`, each
-    future checked; idempotence on). One producer per process serves all threads; the
-    first call makes it, and another one replaces it when it fails. Delivery is at least
-    once, in order per key.
+    `publish` returns when every in-sync replica has every message (`acks=all`, each future checked; idempotence
+    on). One producer per process serves all threads; the first call makes it, and another one replaces it when it
+    fails. Delivery is at least once, in order per key.
 
     - `servers_or_url`: `"host:port,host:port"`, a list of `"host:port"`, or
       `kafka://user:password@host:port?option=value`, `kafkas://` for TLS.
-    - `publish_timeout`: seconds that a call without a timeout may take, connecting
-      included. A nearer deadline of the context counts. kafka-python sends nothing for
-      longer than that, even if a call has a longer timeout.
-    - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the
-      broker's default. With `declare=False` only `build` creates topics.
-    - `options`: of kafka-python, for producers and consumers alike (`sasl_mechanism`,
-      `ssl_cafile`, ...); `producer_config` and `consumer_config` for one of them.
+    - `publish_timeout`: seconds that a call without a timeout may take, connecting included. A nearer deadline of
+      the context counts. kafka-python sends nothing for longer than that, even if a call has a longer timeout.
+    - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the broker's default. With
+      `declare=False` only `build` creates topics.
+    - `options`: of kafka-python, for producers and consumers alike (`sasl_mechanism`, `ssl_cafile`, ...);
+      `producer_config` and `consumer_config` for one of them.
 
-    kafka-python itself logs much while no broker answers. The application can turn that
-    down: `logging.getLogger("kafka").setLevel(logging.CRITICAL)`.
+    kafka-python itself logs much while no broker answers. The application can turn that down:
+    `logging.getLogger("kafka").setLevel(logging.CRITICAL)`.
     """
 
     def __init__(
@@ -56,11 +54,7 @@ class KafkaBroker(BaseKafkaBroker):
         **options: Any,
     ) -> None:
         settings = kafka_python_settings(
-            servers_or_url,
-            publish_timeout,
-            shared=options,
-            producer=producer_config or {},
-            consumer=consumer_config or {},
+            servers_or_url, publish_timeout, options, producer_config or {}, consumer_config or {}
         )
         super().__init__(
             settings,

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kafka.coordinator.base import MemberState
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 from kafka.net.inet import KafkaNetSocket
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest
 
-from cqrs_sync.integrations.kafka.errors import is_final
+from cqrs_sync.integrations.kafka.errors import connection_error, is_final
 from cqrs_sync.lifecycle import reset_in_child
 
 #: The loggers of kafka-python that write requests and frames.
@@ -76,6 +76,18 @@ class KafkaConnections:
     def complete(self) -> None:
         """Note that the producer or consumer is made: from now on connections may come and go."""
         self._complete = True
+
+    @contextlib.contextmanager
+    def connecting(self, servers: str) -> Iterator[None]:
+        """Close the connections if this block raises. Raises kafka-python's errors as ours."""
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            # A ValueError or TypeError is about the name of a group.
+            if isinstance(error, (KafkaError, TypeError, ValueError)):
+                raise connection_error(self.explain(error), servers) from error
+            raise
 
     def explain(self, error: BaseException) -> BaseException:
         """Return why connecting took too long, if that is what `error` says."""

@@ -20,6 +20,7 @@ from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error, is_final, is_passing
 from cqrs_sync.kafka.client import (
     ErrorAction,
+    HeaderList,
     OnFailure,
     ProducerClient,
     ProducerConnector,
@@ -196,7 +197,7 @@ class _FutureBatch(SentBatch):
         self._producer = producer
         self._futures: dict[int, Any] = {}
 
-    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+    def send(self, index: int, message: OutgoingMessage, key: bytes | None, headers: HeaderList) -> None:
         try:
             self._futures[index] = self._producer.send(message.topic, message.body, key, headers)
         except IllegalStateError as error:

@@ -53,7 +53,7 @@ class KafkaSubscription(BaseKafkaSubscription, ConsumerRebalanceListener):  # ty
         #: Assigned partitions whose first offset is not settled.
         self._unsettled: set[Partition] = set()
         self._connections = KafkaConnections({**settings.consumer, "group_id": plan.group})
-        try:
+        with self._connections.connecting(self._servers):
             self._consumer = KafkaConsumer(**self._connections.options)
             self._connections.complete()
             self._batch = min(_BATCH, self._consumer.config["max_poll_records"])
@@ -68,12 +68,6 @@ class KafkaSubscription(BaseKafkaSubscription, ConsumerRebalanceListener):  # ty
                 self._consumer.subscribe(plan.topics, listener=self)
                 # kafka-python causes another rebalance if it had not heard of the topics before the first one.
                 self._connections.refresh_topics(max(0.0, until - time.monotonic()))
-        except BaseException as error:
-            self._connections.close()
-            # A ValueError or TypeError is about the name of a group.
-            if isinstance(error, (KafkaError, TypeError, ValueError)):
-                raise connection_error(self._connections.explain(error), self._servers) from error
-            raise
 
     def close(self) -> None:
         if self._closed:

@@ -35,17 +35,21 @@ class ProducerSupervisor:
         self._connector = connector
         self._grace = grace
         self._closed = False
+        #: When the latest call began that the broker has confirmed.
+        self._confirmed_at = float("-inf")
+        self.reset_in_child()
+        reset_in_child(self)
+
+    def reset_in_child(self) -> None:
+        """Forget the parent's producer, which keeps itself out of reach; the next call makes a new one."""
         self._changed = threading.Condition()
         self._producer: ProducerClient | None = None
         #: A record that was not answered in time: its batch, its index, and when it was sent.
         self._unanswered: tuple[SentBatch, int, float] | None = None
-        #: When the latest call began that the broker has confirmed.
-        self._confirmed_at = float("-inf")
-        self._connecting = False
-        self._waiting = 0
         #: What the last attempt to connect raised.
         self._failed: BaseException | None = None
-        reset_in_child(self)
+        self._connecting = False
+        self._waiting = 0
 
     def producer(self, timeout: float) -> ProducerClient:
         """
@@ -101,15 +105,6 @@ class ProducerSupervisor:
             self._changed.notify_all()
         if producer is not None:
             producer.close(timeout)
-
-    def reset_in_child(self) -> None:
-        """Forget the parent's producer, which keeps itself out of reach; the next call makes a new one."""
-        self._changed = threading.Condition()
-        self._producer = None
-        self._unanswered = None
-        self._failed = None
-        self._connecting = False
-        self._waiting = 0
 
     def _replace(self, producer: ProducerClient, reason: object) -> bool:
         with self._changed:

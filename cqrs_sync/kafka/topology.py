@@ -72,16 +72,9 @@ class GroupTopics:
         self.dead = f"{group.name}.dead"
         #: The group that reads the dead letters: its committed offset tells which are removed.
         self.reader = f"{self.dead}.reader"
-
-    @property
-    def topics(self) -> tuple[str, ...]:
-        """The topics that a subscription of the group receives from."""
-        return (*self.group.topics, *self.retry)
-
-    @property
-    def own(self) -> tuple[str, ...]:
-        """The topics that belong to the group alone."""
-        return (*self.retry, self.dead)
+        #: The topics that a subscription of the group receives from, and those that belong to the group alone.
+        self.topics = (*group.topics, *self.retry)
+        self.own = (*self.retry, self.dead)
 
     def topic_for(self, delay: float | None) -> str:
         """Return the retry topic of this delay, for None the dead letter topic; raises ValueError if there is none."""
@@ -121,7 +114,7 @@ class GroupTopics:
     def partition_counts(self, partitions: int) -> dict[str, int]:
         """Return how many partitions each topic should have, -1 for the broker's default."""
         # Dead letters have one: they are read in their order.
-        return {**dict.fromkeys((*self.group.topics, *self.retry), partitions), self.dead: 1}
+        return {**dict.fromkeys(self.topics, partitions), self.dead: 1}
 
     def pieces(self, existing: Mapping[str, int], partitions: int) -> list[Piece]:
         """Compare the topics that exist, and their partitions, with what the group needs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.integrations.confluent.settings import delivery_timeout, librdkafka_settings
+from cqrs_sync.integrations.confluent.settings import delivery_timeout_ms, librdkafka_settings
 from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- not a real one
@@ -107,9 +107,11 @@ def test_what_was_not_confirmed_in_time_is_not_sent_later():
     assert (9000, 9000) == times(kafka(publish_timeout=2.0, producer={"request_timeout_ms": 9000}))
     assert (9000, 8990) == times(kafka(producer={"delivery_timeout_ms": 9000, "linger_ms": 10}))
     assert (9000, 300) == times(kafka(producer={"delivery_timeout_ms": 9000, "request_timeout_ms": 300}))
-    assert 2.0 == delivery_timeout(confluent(publish_timeout=2.0).producer)
-    assert 9.0 == delivery_timeout(confluent(publish_timeout=2.0, producer={"message.timeout.ms": 9000}).producer)
-    assert 9.0 == delivery_timeout(confluent(publish_timeout=2.0, producer={"delivery.timeout.ms": "9000"}).producer)
+    assert 2000 == delivery_timeout_ms(confluent(publish_timeout=2.0).producer)
+    assert 9000 == delivery_timeout_ms(confluent(publish_timeout=2.0, producer={"message.timeout.ms": 9000}).producer)
+    assert 9000 == delivery_timeout_ms(
+        confluent(publish_timeout=2.0, producer={"delivery.timeout.ms": "9000"}).producer
+    )
     assert 2000 == confluent(publish_timeout=2.0).producer["message.timeout.ms"]
 
 

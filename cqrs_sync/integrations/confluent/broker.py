@@ -8,7 +8,7 @@ from typing import Any
 
 from cqrs_sync.integrations.confluent.admin import topic_admin
 from cqrs_sync.integrations.confluent.producer import ConfluentConnector
-from cqrs_sync.integrations.confluent.settings import delivery_timeout, librdkafka_settings
+from cqrs_sync.integrations.confluent.settings import delivery_timeout_ms, librdkafka_settings
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker
 from cqrs_sync.kafka.client import TopicAdmin
@@ -73,4 +73,4 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
 
 
 def _supervisor(options: Mapping[str, Any]) -> ProducerSupervisor:
-    return ProducerSupervisor(ConfluentConnector(options), grace=delivery_timeout(options) + 1.0)
+    return ProducerSupervisor(ConfluentConnector(options), grace=delivery_timeout_ms(options) / 1000 + 1.0)

@@ -42,7 +42,7 @@ LOST_PRODUCER = frozenset(
 )
 
 #: What no second attempt to connect will change.
-_REFUSED_CONNECTIONS = frozenset(
+REFUSED_CONNECTIONS = frozenset(
     {
         *(KafkaError.ILLEGAL_SASL_STATE, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM),
         KafkaError._AUTHENTICATION,
@@ -98,11 +98,6 @@ def seconds_left(until: float) -> float:
     if left <= 0:
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the broker did not answer in time"))
     return left
-
-
-def is_final(error: KafkaError) -> bool:
-    """Tell whether there is no use in connecting again at once."""
-    return error.code() in _REFUSED_CONNECTIONS
 
 
 def _describe(error: BaseException | KafkaError, why: KafkaError | None) -> str:

@@ -19,10 +19,10 @@ from cqrs_sync.integrations.confluent.errors import (
     LOST_PRODUCER,
     MISSING_TOPIC,
     REFUSALS,
+    REFUSED_CONNECTIONS,
     code_of,
     connection_error,
     delivery_error,
-    is_final,
 )
 from cqrs_sync.integrations.confluent.settings import new_client
 from cqrs_sync.kafka.client import (
@@ -200,7 +200,7 @@ class ConfluentProducer(ProducerClient):
     def _heard_error(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN or self._trouble is None:  # noqa: SLF001
             self._trouble = error
-        if is_final(error) and not self.was_heard and self.refusal is None:
+        if error.code() in REFUSED_CONNECTIONS and not self.was_heard and self.refusal is None:
             self.refusal = connection_error(KafkaException(error), self._servers)
             self.fail(error)
 

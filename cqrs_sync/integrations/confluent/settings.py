@@ -131,9 +131,9 @@ def new_client(kind: Any, options: Options) -> Any:
         raise configuration_error(error) from error
 
 
-def delivery_timeout(options: Options) -> float:
-    """Return the seconds after which librdkafka gives up a message."""
-    return _delivery_timeout_ms(options) / 1000
+def delivery_timeout_ms(options: Options) -> int:
+    """Return the milliseconds after which librdkafka gives up a message."""
+    return int(options.get("delivery.timeout.ms", options["message.timeout.ms"]))
 
 
 def _options_of(address: KafkaAddress) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _objection(client: Any, options: Options) -> BaseException | None:
 
 def _producer_options(publish_timeout: float, given: Options) -> dict[str, Any]:
     # A message that was reported as failed must not be sent half a minute later.
-    delivery = _delivery_timeout_ms({"message.timeout.ms": max(10, milliseconds(publish_timeout)), **given})
+    delivery = delivery_timeout_ms({"message.timeout.ms": max(10, milliseconds(publish_timeout)), **given})
     makes_topics = str(given.get("allow.auto.create.topics", True)).lower() == "true"
     return {
         "acks": "all",
@@ -210,10 +210,6 @@ def _consumer_options(publish_timeout: float, given: Options) -> dict[str, Any]:
         "enable.auto.commit": True,
         "enable.auto.offset.store": False,
     }
-
-
-def _delivery_timeout_ms(options: Options) -> int:
-    return int(options.get("delivery.timeout.ms", options["message.timeout.ms"]))
 
 
 class LibrdkafkaLog:

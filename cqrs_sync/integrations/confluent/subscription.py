@@ -60,7 +60,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
         self._lost_at: float | None = None
         #: It joins with the first `receive`, not before: librdkafka joins in the background, and a group waits for a
         #: member that leaves meanwhile.
-        self._has_to_join = False
+        self._has_to_join = not plan.standalone
         options = {
             **settings.consumer,
             "group.id": plan.group,
@@ -78,8 +78,6 @@ class ConfluentSubscription(BaseKafkaSubscription):
             if plan.standalone:
                 self._assign(self._initial_offsets.partitions)
                 self._consumer.assign(_vendors(self._initial_offsets.partitions))
-            else:
-                self._has_to_join = True
         except BaseException as error:
             self._leave(_LEAVING)
             if isinstance(error, KafkaException):
@@ -104,8 +102,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
 
     @staticmethod
     def headers_of(record: Any) -> Headers:
-        headers: Headers = record.headers() or []
-        return headers
+        return record.headers() or []
 
     @staticmethod
     def message_of(record: Any, *, deferred: bool) -> IncomingMessage:

@@ -51,8 +51,16 @@ def kafka_python_settings(
     _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG}, "kafka-python")
     _check(producer, KafkaProducer.DEFAULT_CONFIG, "the producer of kafka-python")
     _check(consumer, KafkaConsumer.DEFAULT_CONFIG, "the consumer of kafka-python")
-    for_producer = _producer_options(servers, publish_timeout, _merged(both, producer, KafkaProducer))
-    for_consumer = _consumer_options(servers, publish_timeout, _merged(both, consumer, KafkaConsumer))
+    common = {
+        "bootstrap_servers": list(servers),
+        "bootstrap_timeout_ms": max(milliseconds(publish_timeout), 5000),
+        "client_id": "cqrs-sync",
+        # They cost a tenth of a send.
+        "metrics_enabled": False,
+        "reconnect_backoff_max_ms": 500,
+    }
+    for_producer = {**common, **_producer_options(publish_timeout, _merged(both, producer, KafkaProducer))}
+    for_consumer = {**common, **_consumer_options(_merged(both, consumer, KafkaConsumer))}
     largest_record = for_producer.get("max_request_size", KafkaProducer.DEFAULT_CONFIG["max_request_size"])
     return KafkaSettings(servers, for_producer, for_consumer, largest_record)
 
@@ -90,7 +98,7 @@ def _merged(both: Options, own: Options, client: Any) -> dict[str, Any]:
     return {**{name: value for name, value in both.items() if name in client.DEFAULT_CONFIG}, **own}
 
 
-def _producer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
+def _producer_options(publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
     linger = given.get("linger_ms", 0)
     # A message that was reported as failed must not be sent half a minute later.
     delivery = given.get(
@@ -98,14 +106,8 @@ def _producer_options(servers: Sequence[str], publish_timeout: float, given: dic
     )
     options = {
         "acks": "all",
-        "bootstrap_servers": list(servers),
-        "bootstrap_timeout_ms": max(milliseconds(publish_timeout), 5000),
-        "client_id": "cqrs-sync",
         "delivery_timeout_ms": delivery,
         "max_block_ms": milliseconds(publish_timeout),
-        # They cost a tenth of a send.
-        "metrics_enabled": False,
-        "reconnect_backoff_max_ms": 500,
         "request_timeout_ms": delivery - linger,
         **given,
     }
@@ -114,13 +116,8 @@ def _producer_options(servers: Sequence[str], publish_timeout: float, given: dic
     return options
 
 
-def _consumer_options(servers: Sequence[str], publish_timeout: float, given: dict[str, Any]) -> dict[str, Any]:
+def _consumer_options(given: dict[str, Any]) -> dict[str, Any]:
     return {
-        "bootstrap_servers": list(servers),
-        "bootstrap_timeout_ms": max(milliseconds(publish_timeout), 5000),
-        "client_id": "cqrs-sync",
-        "metrics_enabled": False,
-        "reconnect_backoff_max_ms": 500,
         # A connection that died silently is given up in time to be back within half a minute.
         "request_timeout_ms": 10_000 + given.get("fetch_max_wait_ms", 0),
         "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), *_KEEPALIVE],

@@ -317,16 +317,14 @@ def check_above_zero(**numbers: Any) -> None:
             raise ConfigurationError(f"{name} must be a whole number above 0, not {number!r}")
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the type and the message of an error; for an EventsFailed, those of each handler."""
-    if isinstance(error, EventsFailed) and error.failures:
-        return "; ".join(f"{failure.handler}: {_words(failure.error)}" for failure in error.failures)
-    return _words(error)
+def describe_error(error: BaseException | str) -> str:
+    """Return the type and message of an error, as a store can keep it; for an EventsFailed, those of each handler."""
+    return _printable(_words(error))[:LONGEST_ERROR]
 
 
-def fingerprint(words: str) -> str:
+def fingerprint(error: BaseException | str) -> str:
     """Return what an error has in common with others of its kind: no numbers, ids or quotations."""
-    line = printable(words.strip().partition("\n")[0])
+    line = _printable(_words(error).strip().partition("\n")[0])
     line = re.sub(r"'[^']*'|\"[^\"]*\"|\b[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}\b|\d+", "…", line)
     return line[:LONGEST_REASON]
 
@@ -342,12 +340,20 @@ def describe_with_location(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}{'' if isinstance(error, SyntaxError) else location}"
 
 
-def printable(text: str) -> str:
+def _printable(text: str) -> str:
     """Escape the characters of a text that a terminal or a database cannot take."""
     return "".join(each if each.isprintable() or each == "\n" else f"\\x{ord(each):02x}" for each in text)
 
 
-def _words(error: BaseException) -> str:
+def _words(error: BaseException | str) -> str:
+    if isinstance(error, str):
+        return error
+    if isinstance(error, EventsFailed) and error.failures:
+        return "; ".join(f"{failure.handler}: {_type_and_message(failure.error)}" for failure in error.failures)
+    return _type_and_message(error)
+
+
+def _type_and_message(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 -- an error whose str() fails must not hide where it came from

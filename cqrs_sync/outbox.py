@@ -17,7 +17,7 @@ from typing import Protocol
 import attrs
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import LONGEST_ERROR, EventTooLarge, describe_error, fingerprint, printable
+from cqrs_sync.errors import EventTooLarge, describe_error, fingerprint
 from cqrs_sync.transactions import Transactions
 
 #: How many characters topics, keys, ids, types and content types may have.
@@ -93,15 +93,14 @@ class Outcome:
         blocks: bool = True,
     ) -> Outcome:
         """Return the outcome of a failed attempt: a retry after `after` seconds, or a dead letter if that is None."""
-        words = error if isinstance(error, str) else describe_error(error)
         return cls(
             claimed,
             Verdict.DEAD if after is None else Verdict.AGAIN,
             after=after or 0.0,
             counted=counted,
             blocks=blocks,
-            reason=fingerprint(words),
-            error=printable(words)[:LONGEST_ERROR],
+            reason=fingerprint(error),
+            error=describe_error(error),
         )
 
 

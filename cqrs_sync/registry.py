@@ -68,8 +68,6 @@ class RequestMap:
 
     def __init__(self) -> None:
         self._bindings: dict[type, Binding] = {}
-        self._lock = threading.Lock()
-        reset_in_child(self)
 
     @overload
     def bind(self, request_type: type[Request[Any]], /) -> Callable[[H], H]: ...
@@ -91,14 +89,14 @@ class RequestMap:
         if _lacks_handler(arguments, Request):
             return partial(self.bind, *arguments)
         request_type, handler = _checked(arguments, RequestHandler, Request)
-        with self._lock:
-            known = self._bindings.get(request_type)
-            if known is not None:
-                raise AlreadyBound(
-                    f"{request_type.__qualname__} is bound to {known.name}: "
-                    f"a request has one handler, so it cannot be bound to {_title(handler)} as well"
-                )
-            self._bindings[request_type] = Binding(request_type, handler)
+        binding = Binding(request_type, handler)
+        # Atomic: of two threads, one finds the binding of the other.
+        known = self._bindings.setdefault(request_type, binding)
+        if known is not binding:
+            raise AlreadyBound(
+                f"{request_type.__qualname__} is bound to {known.name}: "
+                f"a request has one handler, so it cannot be bound to {_title(handler)} as well"
+            )
         return handler
 
     def find(self, request_type: type, /) -> Binding:
@@ -113,10 +111,6 @@ class RequestMap:
 
     def __len__(self) -> int:
         return len(self._bindings)
-
-    def reset_in_child(self) -> None:
-        """Replace the lock: another thread of the parent may have held it."""
-        self._lock = threading.Lock()
 
     def _unbound(self, request_type: type) -> str:
         title = request_type.__qualname__

@@ -12,7 +12,6 @@ import attrs
 from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue, number_in
 from cqrs_sync.errors import (
-    LONGEST_ERROR,
     ConfigurationError,
     CqrsError,
     EventsFailed,
@@ -20,7 +19,6 @@ from cqrs_sync.errors import (
     UnknownMessageType,
     describe_error,
     fingerprint,
-    printable,
 )
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.retry import CircuitBreaker, RetryPolicy, is_permanent, is_transient, requested_delay, with_jitter
@@ -172,12 +170,11 @@ class HandlerCircuit(CircuitBreaker):
         """Note that a message failed."""
         self._types.add(item.type)
         if self.record_failure():
-            last = printable(describe_error(error))[:LONGEST_ERROR]
             logger.error(
                 "%d attempts in a row have failed, something that all handlers need may be down: one message at a time "
                 "is tried until one succeeds, and errors that may pass cost no attempt; the last one: %s",
                 self.failures,
-                last,
+                describe_error(error),
             )
 
 
@@ -288,7 +285,7 @@ class MessageProcessor:
             self._bury(item, error)
             return None
         delay, is_inline = next_attempt
-        words, reason = "%s failed, attempt %d, again in %.1f s: %s", fingerprint(describe_error(error))
+        words, reason = "%s failed, attempt %d, again in %.1f s: %s", fingerprint(error)
         # Later attempts fail in the same place, as a rule.
         logger.warning(
             words, _title(item), item.attempts, delay, reason, exc_info=error if item.attempts == 1 else None
@@ -328,12 +325,11 @@ class MessageProcessor:
     def _keep(self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str) -> None:
         """Note on the message what happened, and for how long the broker has to keep it; None is for good."""
         message = item.delivery.message
-        words = error if isinstance(error, str) else describe_error(error)
         noted = {
             **{name: text for name, text in message.notes.items() if name != "parked"},
             "attempts": str(item.attempts),
-            "reason": fingerprint(words),
-            "error": printable(words)[:LONGEST_ERROR],
+            "reason": fingerprint(error),
+            "error": describe_error(error),
             "group": self._group.name,
             "origin": message.notes.get("origin") or item.delivery.origin,
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cqrs_sync.broker import Subscription
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
-from cqrs_sync.errors import LONGEST_ERROR, Closed, ConfigurationError, CqrsError, describe_error, printable
+from cqrs_sync.errors import Closed, ConfigurationError, CqrsError, describe_error
 from cqrs_sync.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -134,8 +134,7 @@ class Receiver:
     def _ack(self) -> None:
         done = self._queue.done_deliveries
         while done:
-            delivery = done.popleft()
-            delivery.ack()
+            done.popleft().ack()
 
     def _wait(self) -> None:
         if self._subscription is not None:
@@ -163,9 +162,7 @@ class Receiver:
 
     def _on_failure(self, error: CqrsError | None) -> None:
         self._calm_since = None
-        self.why = (
-            "the receiver failed, see the log" if error is None else printable(describe_error(error))[:LONGEST_ERROR]
-        )
+        self.why = "the receiver failed, see the log" if error is None else describe_error(error)
         if isinstance(error, Closed):
             self._close_subscription()
         pause = self._backoff.record_failure(logging.WARNING, "nothing is received, trying again: %s", self.why)

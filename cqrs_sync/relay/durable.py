@@ -59,7 +59,7 @@ class DurableHandlerWorker(RelayTask):
         """Settle what has finished, and start as many handlers as there are free threads."""
         self._settle_finished()
         self._renew()
-        free = self._capacity() - len(self._running)
+        free = int(getattr(self._wiring.threads, "max_workers", 1)) - len(self._running)
         names = self._wiring.event_map.durable_names
         if free > 0 and names and not self.is_ending:
             claimed = self.claims.claim(free, self._lease, handlers=names)
@@ -76,9 +76,6 @@ class DurableHandlerWorker(RelayTask):
         if own is not None:
             own.close(0.1)
         super().release_connection()
-
-    def _capacity(self) -> int:
-        return int(getattr(self._wiring.threads, "max_workers", 1))
 
     def _pool(self) -> Executor:
         """Return where handlers run: never in the worker's own thread, which has to renew their leases."""

@@ -69,7 +69,12 @@ class Claims:
         with self._lock:
             self._claiming += 1
             self._claim_count += 1
-            self._forget_lapsed(now)
+            # A message that could not be settled in time is free for others; a handler may still run.
+            lapsed = [
+                number for number, (each, until) in self._held.items() if until <= now and not each.claimed.handler
+            ]
+            for number in lapsed:
+                del self._held[number]
         claimed: Sequence[Claimed] = ()
         thread = threading.get_ident() if handlers is None else None
         try:
@@ -128,13 +133,6 @@ class Claims:
             self._unreached = {number: until for number, until in self._unreached.items() if until > now}
             is_busy = self._claiming or self._unreached or any(until > now for _, until in self._held.values())
             return None if is_busy else self._claim_count
-
-    def _forget_lapsed(self, now: float) -> None:
-        """Forget messages that could not be settled before their lease was over; a handler may still run."""
-        for number in [
-            number for number, (each, until) in self._held.items() if until <= now and each.claimed.handler is None
-        ]:
-            del self._held[number]
 
 
 class Settlement:

@@ -365,7 +365,7 @@ def test_a_child_can_bind_though_its_parent_was_binding_when_it_forked(events):
     T5: The lock that a thread of the parent held is not held in the child.
     """
     requests = cqrs.RequestMap()
-    with events._lock, requests._lock:
+    with events._lock:
 
         def bind():
             events.bind(on_base)

@@ -24,13 +24,13 @@ from cqrs_sync.cli.app import (
 )
 from cqrs_sync.cli.dead_letters import GroupDeadLetters, dead_letter_commands
 from cqrs_sync.cli.options import (
-    DURATION,
     HELP,
-    NUMBER,
     CommandGroup,
     Size,
+    duration_option,
     group_options,
     json_option,
+    number_option,
     worker_options,
 )
 from cqrs_sync.cli.output import (
@@ -59,28 +59,22 @@ consumer.add_command(dead_letter_commands(GroupDeadLetters))
 
 @consumer.command()
 @group_options
-@click.option(
-    "--concurrency", help="Messages that are handled at a time; the mediator's threads are the limit.", **NUMBER
-)
-@click.option("--prefetch", help="Messages in flight, at most. Default: 200.", **NUMBER)
+@number_option("--concurrency", help="Messages that are handled at a time; the mediator's threads are the limit.")
+@number_option("--prefetch", help="Messages in flight, at most. Default: 200.")
 @click.option(
     "--on-unknown",
     type=click.Choice(["park", "ack", "dead-letter"]),
     help="What happens to messages of types that have no handler here. Default: park.",
 )
-@click.option("--crashes", help="Crashes after which a message is a dead letter. Default: 5.", **NUMBER)
-@click.option(
-    "--outage-after",
-    help="Failures in a row after which the consumer tries one message at a time. Default: 10.",
-    **NUMBER,
+@number_option("--crashes", help="Crashes after which a message is a dead letter. Default: 5.")
+@number_option(
+    "--outage-after", help="Failures in a row after which the consumer tries one message at a time. Default: 10."
 )
 @worker_options
-@click.option("--max-messages", help="Stop after so many messages.", **NUMBER)
+@number_option("--max-messages", help="Stop after so many messages.")
 @click.option("--max-memory", type=Size(), metavar="SIZE", help="Stop if this process uses more memory: 512M, 2G.")
-@click.option(
-    "--stall", default=300.0, show_default=True, help="Exit with 1 if nothing is finished for so long.", **DURATION
-)
-@click.option("--purge-after", help="Delete receipts of the inbox that are older, every minute: 14d, 30d.", **DURATION)
+@duration_option("--stall", default=300.0, show_default=True, help="Exit with 1 if nothing is finished for so long.")
+@duration_option("--purge-after", help="Delete receipts of the inbox that are older, every minute: 14d, 30d.")
 @click.option(
     "--health-file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -120,8 +114,7 @@ def run(context: click.Context, /, every: float, *, as_json: bool, **options: An
 
 def _make_consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
     application = application_of(context)
-    found = application.consumer()
-    if found is not None:
+    if (found := application.consumer()) is not None:
         check_consumer_options(context, application, found, _OF_CONSUMER)
         return found
     given = {name: value for name, value in options.items() if value is not None}
@@ -178,11 +171,8 @@ def _line(progress: ConsumerProgress) -> Text:
 
 
 def _facts(progress: ConsumerProgress) -> dict[str, Any]:
-    return {
-        **progress.health.facts(),
-        "per_second": round(progress.per_second, 1),
-        "seconds": round(progress.seconds, 3),
-    }
+    rates = {"per_second": round(progress.per_second, 1), "seconds": round(progress.seconds, 3)}
+    return {**progress.health.facts(), **rates}
 
 
 _FORMAT = ReportFormat(_line, _facts, lambda progress: progress.health.state == "stopped")

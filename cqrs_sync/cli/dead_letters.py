@@ -1,8 +1,9 @@
 """
 `dead list`, `show`, `replay` and `purge`: the same commands for the dead letters of an outbox and of a group.
 
-`dead_letter_commands` makes the commands for a `DeadLetterStore`, of which there are two. The outbox chooses and
-changes its dead letters by itself. A broker can only hand them out one after the other: `DeadLetterScan` does that.
+`dead_letter_commands` makes the commands for one of two kinds of store. `OutboxDeadLetters`: the outbox chooses and
+changes its dead letters by itself. `GroupDeadLetters`: a broker can only hand them out one after the other, which
+`DeadLetterScan` does.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import attrs
 import click
@@ -23,7 +23,7 @@ from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
 from cqrs_sync.cli.app import CHECK_FAILED, open_group, open_outbox, warn_if_unknown
 from cqrs_sync.cli.bulk import BulkJob, bulk_options, confirm, require_confirmation
 from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, browse, id_of
-from cqrs_sync.cli.options import HELP, NUMBER, CommandGroup, add_options, group_options, json_option
+from cqrs_sync.cli.options import HELP, CommandGroup, add_options, group_options, json_option, number_option
 from cqrs_sync.cli.output import counted, print_json, print_line, print_table, printable
 from cqrs_sync.outbox import DeadDelivery, Outbox, Selection
 from cqrs_sync.workers.signals import Signals
@@ -40,59 +40,10 @@ _DIGITS = 15
 _CLEARED = {"attempts", "parked"}
 
 Action: TypeAlias = Literal["replay", "purge"]
+StoreType: TypeAlias = "type[OutboxDeadLetters | GroupDeadLetters]"
 
 
-class DeadLetterStore(ABC):
-    """Dead letters that the commands list, show and change."""
-
-    #: Options that say where the dead letters are.
-    location_options: ClassVar[Callable[[Any], Any]] = add_options()
-    #: More options that choose dead letters, and options of `list`.
-    filter_options: ClassVar[Callable[[Any], Any]] = add_options()
-    list_options: ClassVar[Callable[[Any], Any]] = add_options()
-    #: What identifies a dead letter: its name, and the type of the argument.
-    id_name: ClassVar[str]
-    id_type: ClassVar[click.ParamType]  # type: ignore[type-arg]  # generic from click 8.2 on
-    #: Columns of `list`.
-    columns: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    @abstractmethod
-    def open(cls, context: click.Context, **location: Any) -> AbstractContextManager[DeadLetterStore]:
-        """Give the store to a block, and turn its errors into one line."""
-
-    @abstractmethod
-    def total(self) -> int:
-        """Count all dead letters."""
-
-    @abstractmethod
-    def by_reason(self) -> list[dict[str, Any]]:
-        """Count the dead letters of each reason."""
-
-    @abstractmethod
-    def rows(self, chosen: DeadLetterFilter) -> list[dict[str, Any]]:
-        """Return what is known of dead letters, oldest first: the first ones that match, or the last ones."""
-
-    @abstractmethod
-    def find(self, identity: str, *, body: bool) -> dict[str, Any] | None:
-        """Return all that is known of one dead letter, with its body if asked for; None if there is none."""
-
-    @abstractmethod
-    def count(self, chosen: DeadLetterFilter) -> int:
-        """Count dead letters that match."""
-
-    @abstractmethod
-    def change(
-        self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
-    ) -> tuple[BulkJob, dict[str, int]]:
-        """
-        Replay or purge dead letters that match, after a question; return what was done, and its counts.
-
-        The counts have the name of what was done, such as `replayed`, among others.
-        """
-
-
-def dead_letter_commands(store_type: type[DeadLetterStore]) -> click.Group:
+def dead_letter_commands(store_type: StoreType) -> click.Group:
     """Return the group `dead` with its commands for one kind of store."""
 
     @click.group(cls=CommandGroup, context_settings=HELP)
@@ -125,7 +76,7 @@ _CHANGES: Mapping[Action, str] = {
 _PAST: Mapping[Action, str] = {"replay": "replayed", "purge": "purged"}
 
 
-def _list_command(store_type: type[DeadLetterStore], filter_options: Callable[[Any], Any]) -> click.Command:
+def _list_command(store_type: StoreType, filter_options: Callable[[Any], Any]) -> click.Command:
     @click.command("list", context_settings=HELP)
     @store_type.location_options
     @filter_options
@@ -163,7 +114,7 @@ def _list_command(store_type: type[DeadLetterStore], filter_options: Callable[[A
     return list_dead
 
 
-def _show_command(store_type: type[DeadLetterStore]) -> click.Command:
+def _show_command(store_type: StoreType) -> click.Command:
     @click.command("show", context_settings=HELP)
     @click.argument("identity", metavar=store_type.id_name.upper(), type=store_type.id_type)
     @store_type.location_options
@@ -193,13 +144,13 @@ def _show_command(store_type: type[DeadLetterStore]) -> click.Command:
 
 
 def _change_command(
-    store_type: type[DeadLetterStore], filter_options: Callable[[Any], Any], action: Action, help_text: str
+    store_type: StoreType, filter_options: Callable[[Any], Any], action: Action, help_text: str
 ) -> click.Command:
     @click.command(action, help=help_text, context_settings=HELP)
     @click.argument("ids", type=store_type.id_type, metavar=f"[{store_type.id_name.upper()}]...", nargs=-1)
     @store_type.location_options
     @filter_options
-    @click.option("--limit", help="At most so many: the oldest.", **NUMBER)
+    @number_option("--limit", help="At most so many: the oldest.")
     @bulk_options
     @click.pass_context
     def change(
@@ -272,13 +223,17 @@ def _flattened(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-class OutboxDeadLetters(DeadLetterStore):
+class OutboxDeadLetters:
     """The dead deliveries of an outbox: of one message some may be dead, and others not."""
 
+    #: Options that say where the dead letters are, more options that choose some, and options of `list`.
+    location_options = list_options = add_options()
     filter_options = add_options(
         click.option("--target", metavar="NAME", help="Only those for this topic or durable handler.")
     )
+    #: What identifies a dead letter: its name, and the type of the argument.
     id_name, id_type = "number", click.IntRange(1, 2**63 - 1)
+    #: Columns of `list`.
     columns = ("number", "target", "type", "key", "attempts", "age", "reason")
 
     def __init__(self, outbox: Outbox) -> None:
@@ -304,7 +259,7 @@ class OutboxDeadLetters(DeadLetterStore):
         return [_facts_of_delivery(each) for each in self._outbox.dead(_selection(chosen), limit=chosen.limit or 100)]
 
     def find(self, identity: str, *, body: bool) -> dict[str, Any] | None:
-        """Return all that is known of one dead delivery; None if there is none."""
+        """Return all that is known of one dead delivery, with its body if asked for; None if there is none."""
         found = self._outbox.dead(Selection(numbers=(int(identity),)), limit=1)
         return _facts_of_delivery(found[0], body=body) if found else None
 
@@ -328,7 +283,7 @@ class OutboxDeadLetters(DeadLetterStore):
     def change(
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
     ) -> tuple[BulkJob, dict[str, int]]:
-        """Replay or purge dead deliveries that match, in small transactions."""
+        """Replay or purge dead deliveries that match, in small transactions, after a question; return the counts."""
         change = self._outbox.replay if action == "replay" else self._outbox.discard
         selected = self.count(chosen)
         if selected:
@@ -383,10 +338,10 @@ def _facts_of_delivery(delivery: DeadDelivery, *, body: bool = False) -> dict[st
     return facts
 
 
-class GroupDeadLetters(DeadLetterStore):
+class GroupDeadLetters:
     """The dead letters that a group keeps on its broker."""
 
-    location_options = group_options
+    location_options, filter_options = group_options, add_options()
     list_options = add_options(click.option("--newest", is_flag=True, help="Show the newest instead of the oldest."))
     id_name, id_type = "id", click.STRING
     columns = ("id", "type", "key", "attempts", "at", "reason")
@@ -435,7 +390,7 @@ class GroupDeadLetters(DeadLetterStore):
     def change(
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
     ) -> tuple[BulkJob, dict[str, int]]:
-        """Replay or purge dead letters that match; Ctrl-C ends it between two of them."""
+        """Replay or purge dead letters that match, after a question, until Ctrl-C; return the counts."""
         handle = self._replay if action == "replay" else lambda _: None
         signals = Signals()
         scan = DeadLetterScan(

@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -91,11 +92,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # as above
         return int(found[1]) * _BYTES[found[2].upper()]
 
 
-#: What an option is made with that takes a duration, several of them, or a number above 0.
-DURATION: dict[str, Any] = {"type": Duration(), "metavar": "DURATION"}
-DURATIONS: dict[str, Any] = {"type": Durations(), "metavar": "DURATIONS"}
-NUMBER: dict[str, Any] = {"type": click.IntRange(1), "metavar": "NUMBER"}
-
+#: An option that takes a duration, or a number above 0.
+duration_option = partial(click.option, type=Duration(), metavar="DURATION")
+number_option = partial(click.option, type=click.IntRange(1), metavar="NUMBER")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -120,12 +119,14 @@ group_options = add_options(
         help="Receive from this topic; may be repeated. Default: the topics of all events that have a handler.",
     ),
     click.option(
-        "--retry-delays", help="Delays between the attempts at a message. Default: 0.1,1,10s,1m,10m.", **DURATIONS
+        "--retry-delays",
+        type=Durations(),
+        metavar="DURATIONS",
+        help="Delays between the attempts at a message. Default: 0.1,1,10s,1m,10m.",
     ),
-    click.option(
+    duration_option(
         "--inline-limit",
         help="Delays up to this one pass in the consumer, where the key waits; longer ones in the broker. Default: 5s.",
-        **DURATION,
     ),
     click.option(
         "--ordered/--unordered", default=None, help="Keep the order of keys. Default: ordered if an event has a key."
@@ -133,11 +134,9 @@ group_options = add_options(
 )
 
 worker_options = add_options(
-    click.option(
-        "--grace", default=25.0, show_default=True, help="Time to finish after SIGTERM or Ctrl-C.", **DURATION
-    ),
-    click.option("--for", "max_runtime", help="Stop after this time.", **DURATION),
-    click.option("--every", default=60.0, show_default=True, help="Time between two reports in a log.", **DURATION),
+    duration_option("--grace", default=25.0, show_default=True, help="Time to finish after SIGTERM or Ctrl-C."),
+    duration_option("--for", "max_runtime", help="Stop after this time."),
+    duration_option("--every", default=60.0, show_default=True, help="Time between two reports in a log."),
     click.option("--json", "as_json", is_flag=True, help="Report on standard output, one JSON object per line."),
 )
 

@@ -11,13 +11,14 @@ import click
 from cqrs_sync.cli.app import CHECK_FAILED, application_of, errors_in_one_line, open_outbox, relay_of
 from cqrs_sync.cli.bulk import BulkJob
 from cqrs_sync.cli.dead_letters import OutboxDeadLetters, dead_letter_commands, rows_by_reason
-from cqrs_sync.cli.options import DURATION, HELP, CommandGroup, json_option
+from cqrs_sync.cli.options import HELP, CommandGroup, duration_option, json_option
 from cqrs_sync.cli.output import counted, format_duration, print_json, print_line, print_table
 from cqrs_sync.outbox import Backlog
 from cqrs_sync.workers.purge import Purge, purge_of_receipts
 
 #: Seconds that receipts are kept by default: longer than most brokers keep messages that could come again.
 _RECEIPTS_KEPT = 30 * 86_400.0
+_TARGET_COLUMNS = ("kind", "target", "pending", "tried", "dead")
 
 
 @click.group(cls=CommandGroup, context_settings=HELP)
@@ -29,7 +30,7 @@ outbox.add_command(dead_letter_commands(OutboxDeadLetters))
 
 
 @outbox.command()
-@click.option("--max-lag", help="Exit with 1 if a message has waited longer, such as 60s.", **DURATION)
+@duration_option("--max-lag", help="Exit with 1 if a message has waited longer, such as 60s.")
 @click.option("--max-dead", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 if more deliveries are dead.")
 @json_option
 @click.pass_context
@@ -60,16 +61,7 @@ def _facts_of(backlog: Backlog) -> dict[str, Any]:
         "dead": backlog.dead,
         "lag": None if backlog.oldest is None else round(backlog.oldest, 3),
         "oldest": None if oldest is None else oldest.isoformat(timespec="seconds"),
-        "targets": [
-            {
-                "kind": target.kind,
-                "target": target.target,
-                "pending": target.pending,
-                "tried": target.tried,
-                "dead": target.dead,
-            }
-            for target in backlog.targets
-        ],
+        "targets": [{name: getattr(target, name) for name in _TARGET_COLUMNS} for target in backlog.targets],
         "dead_by_reason": rows_by_reason(backlog.dead_by_reason),
     }
 
@@ -82,18 +74,16 @@ def _print_status(facts: dict[str, Any]) -> None:
         print_line(f"limit exceeded: {name}")
     if facts["targets"]:
         print_line()
-        print_table(("kind", "target", "pending", "tried", "dead"), facts["targets"])
+        print_table(_TARGET_COLUMNS, facts["targets"])
     if facts["dead_by_reason"]:
         print_line()
         print_table(("count", "reason"), facts["dead_by_reason"])
 
 
 @outbox.command()
-@click.option("--older-than", help="Delete delivered messages that are older: 12h or 7d.", **DURATION)
-@click.option(
-    "--receipts-older-than",
-    help="Delete receipts of the inbox that are older. Default: 30d; at least two days.",
-    **DURATION,
+@duration_option("--older-than", help="Delete delivered messages that are older: 12h or 7d.")
+@duration_option(
+    "--receipts-older-than", help="Delete receipts of the inbox that are older. Default: 30d; at least two days."
 )
 @json_option
 @click.pass_context

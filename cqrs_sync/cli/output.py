@@ -134,13 +134,18 @@ class StatusLine(Generic[P]):
                 self._live.stop()
 
 
-class LogLines(Generic[P]):
-    """A line in the log every few seconds."""
-
+class _Lines(Generic[P]):
     def __init__(self, report_format: ReportFormat[P], every: float) -> None:
         self._format = report_format
         self.every = every
         self._is_first = True
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class LogLines(_Lines[P]):
+    """A line in the log every few seconds."""
 
     def show(self, progress: P, /) -> None:
         """Log the line; the first report is skipped, for nothing has happened yet."""
@@ -149,16 +154,9 @@ class LogLines(Generic[P]):
             return
         logger.info("%s", self._format.line(progress))
 
-    def close(self) -> None:
-        """Do nothing."""
 
-
-class JsonLines(Generic[P]):
+class JsonLines(_Lines[P]):
     """A JSON object on standard output every few seconds."""
-
-    def __init__(self, report_format: ReportFormat[P], every: float) -> None:
-        self._format = report_format
-        self.every = every
 
     def show(self, progress: P, /) -> None:
         """Print the object."""
@@ -173,9 +171,6 @@ class JsonLines(Generic[P]):
             with open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- not a path of the user
                 os.dup2(nowhere.fileno(), sys.stdout.fileno())
             raise
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 def display_for(report_format: ReportFormat[P], *, as_json: bool, every: float) -> Display[P]:

@@ -9,7 +9,7 @@ import click
 from rich.text import Text
 
 from cqrs_sync.cli.app import InvalidCall, application_of, errors_in_one_line, relay_of
-from cqrs_sync.cli.options import DURATION, HELP, Duration, worker_options
+from cqrs_sync.cli.options import HELP, Duration, duration_option, worker_options
 from cqrs_sync.cli.output import ReportFormat, configure_logging, display_for, format_duration
 from cqrs_sync.workers.relay import RelayOptions, RelayProgress, RelayWorker
 
@@ -24,10 +24,10 @@ from cqrs_sync.workers.relay import RelayOptions, RelayProgress, RelayWorker
     metavar="FIRST LONGEST",
     help="Seconds between two polls: FIRST while there is work, up to LONGEST while there is none.",
 )
-@click.option("--lease", default=30.0, show_default=True, help="How long a claim lasts.", **DURATION)
+@duration_option("--lease", default=30.0, show_default=True, help="How long a claim lasts.")
 @click.option("--batch", type=click.IntRange(1), default=500, show_default=True, help="Messages per claim, at most.")
 @click.option("--drain", is_flag=True, help="Deliver what is due, then stop; at the latest after --for.")
-@click.option("--purge-after", help="Delete delivered messages that are older, every minute: 12h, 7d.", **DURATION)
+@duration_option("--purge-after", help="Delete delivered messages that are older, every minute: 12h, 7d.")
 @worker_options
 @click.pass_context
 def relay(context: click.Context, /, poll: tuple[float, float], every: float, *, as_json: bool, **options: Any) -> None:

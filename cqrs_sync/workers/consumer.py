@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,12 +14,10 @@ import attrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import publication_of
-from cqrs_sync.threads.running import running_calls
-from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.health import HealthFile, HealthReporter, HealthServer, HealthSnapshot
 from cqrs_sync.workers.purge import purge_of_receipts
 from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog, running_message
-from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions
+from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions, log_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +68,7 @@ class ConsumerWorker(Worker[ConsumerProgress]):
         self._file = None if options.health_file is None else HealthFile(options.health_file, self._snapshot)
         self._is_finished = False
 
-    def _start(self, resources: ExitStack) -> None:
+    def _start(self, resources: ExitStack) -> list[PeriodicTask]:
         options, consumer = self._options, self._consumer
         if options.max_memory is not None:
             _check_memory(resident_bytes(), options.max_memory)
@@ -94,9 +91,7 @@ class ConsumerWorker(Worker[ConsumerProgress]):
         consumer.start()
         logger.info("consuming %s in the group %r", ", ".join(consumer.group.topics), consumer.group.name)
         _warn_of_topics_without_handlers(consumer)
-        for task in tasks:
-            resources.callback(task.close)
-            task.start()
+        return tasks
 
     def _reason_to_stop(self) -> StopReason | None:
         options = self._options
@@ -165,12 +160,7 @@ def log_unfinished_messages(consumer: Consumer, stall: float) -> None:
             message.id,
             message.seconds,
         )
-    names = {thread.ident: thread.name for thread in threading.enumerate() if thread.ident is not None}
-    shown = running_calls.threads()
-    if not running or consumer.health(stall).is_receiver_hung:
-        shown |= {thread for thread, name in names.items() if name == "cqrs-receiver"}
-    for thread, stack in stacks_of(shown & names.keys()).items():
-        logger.error("thread %s is still running, its stack:\n%s", names[thread], stack)
+    log_stacks(("cqrs-receiver",) if not running or consumer.health(stall).is_receiver_hung else ())
 
 
 def _warn_of_topics_without_handlers(consumer: Consumer) -> None:

@@ -14,10 +14,8 @@ import attrs
 from cqrs_sync.errors import CqrsError
 from cqrs_sync.outbox import Backlog, Outbox
 from cqrs_sync.relay import Relay
-from cqrs_sync.threads.running import running_calls
-from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.purge import Purge
-from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions
+from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions, log_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ class RelayWorker(Worker[RelayProgress]):
         self._gauge = BacklogGauge(relay.outbox, display.every)
         self._drained = threading.Event()
 
-    def _start(self, resources: ExitStack) -> None:
+    def _start(self, resources: ExitStack) -> list[PeriodicTask]:  # noqa: ARG002 -- its tasks are all it has
         options = self._options
         shortest, longest = options.poll
         self._relay.start(
@@ -91,9 +89,7 @@ class RelayWorker(Worker[RelayProgress]):
             tasks.append(drain := PeriodicTask("cqrs-drain", lambda: self._drain(drain.pause), release_connection))
         elif purge is not None:
             tasks.append(purging := PeriodicTask("cqrs-purge", lambda: purge.run(purging.pause), release_connection))
-        for task in tasks:
-            resources.callback(task.close)
-            task.start()
+        return tasks
 
     def _reason_to_stop(self) -> StopReason | None:
         return StopReason("nothing is due") if self._drained.is_set() else None
@@ -124,7 +120,27 @@ class RelayWorker(Worker[RelayProgress]):
         return f"{self._relay.delivered} delivered"
 
     def _log_unfinished(self) -> None:
-        log_unfinished_deliveries(self._relay)
+        topics: Counter[str] = Counter()
+        for each in self._relay.in_flight():
+            claimed = each.claimed
+            if claimed.handler is None:
+                topics[claimed.target] += 1
+            else:
+                logger.error(
+                    "handler %s was not finished within the grace: %s %s, attempt %d; another process runs it again",
+                    claimed.handler,
+                    claimed.message.type,
+                    claimed.message.id,
+                    claimed.attempts,
+                )
+        for topic, count in topics.items():
+            logger.error(
+                "%d message(s) for the topic %s were not settled within the grace; "
+                "another process publishes them again",
+                count,
+                topic,
+            )
+        log_stacks(("cqrs-relay-",))
 
     def _drain(self, pause: Callable[[float], bool]) -> float | None:
         if not self._relay.is_drained():
@@ -170,34 +186,3 @@ class BacklogGauge:
         with suppress(CqrsError):
             self.count()
         self._outbox.release_connection()
-
-
-def log_unfinished_deliveries(relay: Relay) -> None:
-    """Log which deliveries are in flight, and the stacks of the relay's threads and of those that run handlers."""
-    topics: Counter[str] = Counter()
-    for each in relay.in_flight():
-        claimed = each.claimed
-        if claimed.handler is None:
-            topics[claimed.target] += 1
-        else:
-            logger.error(
-                "handler %s was not finished within the grace: %s %s, attempt %d; another process runs it again",
-                claimed.handler,
-                claimed.message.type,
-                claimed.message.id,
-                claimed.attempts,
-            )
-    for topic, count in topics.items():
-        logger.error(
-            "%d message(s) for the topic %s were not settled within the grace; another process publishes them again",
-            count,
-            topic,
-        )
-    running = running_calls.threads()
-    names = {
-        thread.ident: thread.name
-        for thread in threading.enumerate()
-        if thread.ident is not None and (thread.ident in running or thread.name.startswith("cqrs-relay-"))
-    }
-    for thread, stack in stacks_of(names).items():
-        logger.error("thread %s is still running, its stack:\n%s", names[thread], stack)

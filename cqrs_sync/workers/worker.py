@@ -18,6 +18,7 @@ import attrs
 
 from cqrs_sync.errors import CqrsError
 from cqrs_sync.retry import LogThrottle
+from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 
@@ -103,14 +104,16 @@ class Worker(ABC, Generic[P]):
         the grace it is ended, if the interpreter does not exit by itself.
         """
         with Signals() as signals, ExitStack() as resources:
-            self._start(resources)
+            for task in self._start(resources):
+                resources.callback(task.close)
+                task.start()
             self._reporter.start()
             reason = self._wait(signals)
             return self._stop(signals, reason)
 
     @abstractmethod
-    def _start(self, resources: ExitStack) -> None:
-        """Start the work; what is added to `resources` is closed at the end."""
+    def _start(self, resources: ExitStack) -> list[PeriodicTask]:
+        """Start the work, and return tasks to start after it; what is added to `resources` is closed at the end."""
 
     @abstractmethod
     def _reason_to_stop(self) -> StopReason | None:
@@ -377,6 +380,18 @@ class ExitDeadline:
             force_exit(1, self._before_exit)
         elif not threading.main_thread().is_alive():
             force_exit(self._status, _log_what_blocks_exit)
+
+
+def log_stacks(prefixes: tuple[str, ...]) -> None:
+    """Log the stacks of the threads that run handlers, and of those whose names begin with one of these prefixes."""
+    running = running_calls.threads()
+    names = {
+        thread.ident: thread.name
+        for thread in threading.enumerate()
+        if thread.ident is not None and (thread.ident in running or thread.name.startswith(prefixes))
+    }
+    for thread, stack in stacks_of(names).items():
+        logger.error("thread %s is still running, its stack:\n%s", names[thread], stack)
 
 
 def _log_what_blocks_exit() -> None:

@@ -180,7 +180,7 @@ class Subscription(Protocol):
 
     def keep_alive(self) -> None:
         """
-        Keep the subscription alive without receiving. A consumer that has enough messages calls it now and then.
+        Keep the subscription alive without receiving. A consumer that has enough messages calls it from time to time.
 
         Raises BrokerUnavailable as `receive` does.
         """

@@ -330,7 +330,7 @@ def fingerprint(error: BaseException | str) -> str:
 
 
 def describe_with_location(error: BaseException) -> str:
-    """Return one line with the error and where it was raised: the message alone seldom says what to fix."""
+    """Return one line with the error and where it was raised: the message alone rarely says what to fix."""
     line = str(error).strip().partition("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     # The fault is in the caller's code, not in the library.

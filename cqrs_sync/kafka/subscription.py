@@ -21,7 +21,7 @@ class BaseKafkaSubscription(Subscription, ConsumerClient):
     """
     A member of a consumer group, for one thread.
 
-    It delivers what was fetched, fetches more if there is nothing, and lets the client work now and then. Offsets are
+    It delivers what was fetched, fetches more if there is nothing, and lets the client work in between. Offsets are
     committed up to the first unfinished message. After a rebalance, unfinished messages go to the new owner of their
     partition; settling them here does nothing.
 

@@ -309,7 +309,7 @@ class ProgressReporter(Generic[P]):
                 self._closed.wait(self._display.every)
             self._display.show(self._progress())
         except (OSError, ValueError) as error:
-            # The reader is gone. The work goes on without it.
+            # The reader is gone. The work continues without it.
             logger.warning("no more reports, their reader is gone: %s", error)
         except Exception:
             logger.exception("no more reports, one of them failed")

@@ -44,6 +44,14 @@ class Shipped(cqrs.DomainEvent, name="shipped"):
     number: int = 0
 
 
+def attempts_in(outbox: MemoryOutbox) -> dict[str, list[int]]:
+    """Return the attempts of each delivery that is not done, by its topic or handler."""
+    found: dict[str, list[int]] = {}
+    for _, delivery in sorted(outbox._deliveries.items()):
+        found.setdefault(delivery.target, []).append(delivery.attempts)
+    return found
+
+
 class Shop:
     """One process: a mediator with an outbox, which it may share with others."""
 

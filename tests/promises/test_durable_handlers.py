@@ -12,7 +12,7 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.memory import MemoryOutbox
 from cqrs_sync.outbox import Selection
 from cqrs_sync.testing import record
-from tests.promises.outbox_fixtures import Counted, Packed, Ran, Sell, Shipped, Shop, Sold, closing
+from tests.promises.outbox_fixtures import Counted, Packed, Ran, Sell, Shipped, Shop, Sold, attempts_in, closing
 from tests.waiting import eventually
 
 QUICK = cqrs.RetryPolicy(attempts=3, first=0.01, ceiling=0.02)
@@ -267,8 +267,7 @@ def test_what_a_build_does_not_know_waits_and_costs_no_attempt(events, ran):
         eventually(lambda: not outbox.claim(1, 0.01, handlers=["mail"]))
     assert [] == ran.calls
     # Nobody has it now, and nobody has spent an attempt.
-    assert {0} == {kept.attempts for kept in outbox._deliveries.values() if kept.handler == "label"}
-    assert {0} == {kept.attempts for kept in outbox._deliveries.values() if kept.handler == "mail"}
+    assert {"label": [0], "mail": [0]} == attempts_in(outbox)
 
 
 def test_a_notification_is_published_and_handled(events, ran):
@@ -533,7 +532,7 @@ def test_what_waits_for_a_thread_is_given_back_when_a_relay_stops(events, ran):
         go_on.set()
         stopping.join(20)
         assert [("slow", 0)] == ran.calls
-        assert {0} == {kept.attempts for kept in shop.outbox._deliveries.values()}
+        assert {"slow": [0] * 4} == attempts_in(shop.outbox)
         assert 4 == shop.waiting()
 
 
@@ -586,7 +585,7 @@ def test_what_a_full_pool_has_not_begun_is_given_back_when_a_relay_stops(events,
         sender.join(20)
 
         assert [] == ran.calls
-        assert [0] == [kept.attempts for kept in shop.outbox._deliveries.values()]
+        assert {"label": [0]} == attempts_in(shop.outbox)
 
 
 class Plain(cqrs.DomainEvent):

@@ -38,7 +38,7 @@ LONGER_THAN_MOST = {
 }
 #: What is left to do, see `python -m tests.source lines`. Nothing is added here, and each is taken out when it is done.
 LEFT_CLASSES = {"Delivery", "Receipt"}
-LEFT_PROSE, LEFT_PAGES, LEFT_PRIVATE = 7, 38, 131
+LEFT_PROSE, LEFT_PAGES, LEFT_PRIVATE = 0, 1, 47
 
 
 def test_modules_hold_one_idea():

@@ -30,7 +30,8 @@ class EventMediator:
         #: Dispatches events sent here, and those that requests raise.
         self.dispatcher = dispatcher
         self._receive = wiring.middleware.wrap(IncomingMessage, self._handle)
-        self._closed = False
+        #: Whether it was closed.
+        self.is_closed = False
 
     def send(self, event: Event, /, *, timeout: float | None = None) -> None:
         """
@@ -60,15 +61,10 @@ class EventMediator:
 
     def close(self) -> None:
         """Refuse further events. `RequestMediator.close` closes the threads and the broker."""
-        self._closed = True
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
+        self.is_closed = True
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.is_closed:
             raise Closed("this mediator is closed")
 
     def _handle(self, message: IncomingMessage) -> None:

@@ -184,7 +184,8 @@ class EventMap:
             self.types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
             if name is not None:
                 self._handlers[name] = handler
-                self.durable_names |= {name} if phase is Phase.DURABLE else set()
+                if phase is Phase.DURABLE:
+                    self.durable_names |= {name}
             # A new list: other threads may be reading the old one.
             self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
             self.version += 1

@@ -10,12 +10,4 @@ from cqrs_sync.consumer.inflight import InFlightMessage
 from cqrs_sync.consumer.processor import OnUnknownType
 from cqrs_sync.consumer.stall import StallDetector
 
-__all__ = [
-    "Consumer",
-    "Health",
-    "InFlightMessage",
-    "OnUnknownType",
-    "StallDetector",
-    "broker_of",
-    "group_of",
-]
+__all__ = ["Consumer", "Health", "InFlightMessage", "OnUnknownType", "StallDetector", "broker_of", "group_of"]

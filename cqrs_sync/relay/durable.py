@@ -138,15 +138,11 @@ class DurableHandlerWorker(RelayTask):
     def _attempt(self, claimed: Claimed) -> Outcome:
         message = claimed.message
         known = self._wiring.event_map.stored_type(message.type)
+        types = {} if known is None else {message.type: known}
         incoming = IncomingMessage(
-            topic=message.topic,
-            body=message.body,
-            content_type=message.content_type,
-            key=message.key,
-            attributes=message.attributes,
+            message.topic, message.body, message.content_type, key=message.key, attributes=message.attributes
         )
         try:
-            types = {} if known is None else {message.type: known}
             event, attributes = self._wiring.serializer.load(incoming, types)
             call = self._dispatcher.durable_call(type(event), claimed.target)
         except (UnknownMessageType, HandlerNotFound) as error:

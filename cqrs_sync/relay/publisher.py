@@ -180,7 +180,13 @@ class Reachability:
     def record(self, reached: Collection[str], unreached: Collection[str], error: BaseException | None) -> None:
         """Record the topics whose messages the broker confirmed or refused, and those that could not be reached."""
         if reached:
-            self._record_reached(reached)
+            if self._broker.record_success():
+                logger.warning("the broker can be reached again")
+                self._throttle = LogThrottle()
+                # These topics were unreachable only because the broker was.
+                self._topics.clear()
+            for topic in reached:
+                self._topics.pop(topic, None)
             for topic in set(unreached) - set(reached):
                 self._topics.setdefault(topic, CircuitBreaker(*_TOPIC_DELAYS)).record_failure()
                 logger.warning("the topic %r cannot be reached, other topics can: %s", topic, error)
@@ -194,15 +200,6 @@ class Reachability:
                 # The topic alone may be the cause: the next probe uses another topic, if a message for one waits.
                 self._topics[topic] = CircuitBreaker(*_TOPIC_DELAYS)
                 self._topics[topic].postpone(pause * 1.5)
-
-    def _record_reached(self, reached: Collection[str]) -> None:
-        if self._broker.record_success():
-            logger.warning("the broker can be reached again")
-            self._throttle = LogThrottle()
-            # These topics were unreachable only because the broker was.
-            self._topics.clear()
-        for topic in reached:
-            self._topics.pop(topic, None)
 
 
 def _key_of(claimed: Claimed) -> tuple[str, str | None]:

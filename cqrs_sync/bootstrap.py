@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Any
 
 import punq
@@ -25,6 +26,9 @@ from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.pool import Executor, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
 from cqrs_sync.wiring import Wiring
+
+#: Modules that functions import: each would make `import cqrs_sync` a tenth slower, as a rule.
+_LATE_IMPORTS = ("concurrent.futures.thread", "decimal", "difflib", "hashlib")
 
 
 def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are keywords
@@ -69,6 +73,9 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     It starts nothing. Closing the mediator closes `threads` and `broker`.
     """
     check_above_zero(max_depth=max_depth)
+    # A child that is forked while another thread imports a module waits for that import without end.
+    for name in _LATE_IMPORTS:
+        import_module(name)
     serializer = _able("serializer", "dump", serializer) or JsonSerializer()
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     wiring = Wiring(

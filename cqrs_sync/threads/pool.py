@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from contextvars import Context, ContextVar, copy_context
+from importlib import import_module
 from typing import Self, TypeAlias
 
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
@@ -57,6 +58,8 @@ class ThreadPool:
             max_workers = min(32, (os.cpu_count() or 1) + 4)
         if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
             raise ValueError(f"max_workers must be a whole number above 0, not {max_workers!r}")
+        # Not when the threads start: a child that another thread forks during the import could never start its own.
+        import_module("concurrent.futures.thread")
         self.max_workers = max_workers
         self._name = name
         self.around = around

@@ -330,3 +330,51 @@ def test_t5_children_forked_under_load_send(size):
         eventually(lambda: counting.mediator.send(happenings(1)) == "gone")
 
     assert [0] * 20 == statuses
+
+
+FORK_IN_FIRST_USE = """
+import attrs
+from cqrs_sync.memory import MemoryBroker, MemoryOutbox
+from cqrs_sync.testing.contracts.executor import Calls
+
+@attrs.frozen
+class Ordered(cqrs.NotificationEvent, name="ordered", topic="orders", key="customer"):
+    customer: str = "c"
+
+class Slow:
+    # An import that takes long, as from a cold disk.
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith("cqrs_sync"):
+            importing.set()
+            time.sleep(2)
+
+# The fixtures have imported it.
+del sys.modules["hashlib"]
+importing = threading.Event()
+if use == "pool":
+    pool = cqrs.ThreadPool(2)
+    first_use = lambda: pool.run(Calls((int,)), may_help=False)
+else:
+    outbox = MemoryOutbox(strict=False)
+    mediator = cqrs.bootstrap(outbox=outbox, broker=MemoryBroker(), threads=cqrs.SameThread(), fast_path=False)
+    first_use = lambda: mediator.events.send(Ordered())
+sys.meta_path.insert(0, Slow())
+thread = threading.Thread(target=first_use)
+thread.start()
+importing.wait(0.5)
+child = os.fork()
+if child == 0:
+    first_use()
+    os._exit(0)
+status = wait_for_exit(child, 5)
+thread.join()
+print(json.dumps([status, importing.is_set()]))
+"""
+
+
+@pytest.mark.parametrize("use", ["pool", "outbox"])
+def test_t5_a_child_forked_during_the_first_use_in_a_thread_works(use):
+    """
+    No first use imports a module: the child would wait without end for the import of a thread that it does not have.
+    """
+    assert [0, False] == answer_of(program(f"use = {use!r}\n{FORK_IN_FIRST_USE}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -176,3 +177,25 @@ print(json.dumps(broken))
 """
 
     assert run(program, *CORE) == {}
+
+
+def test_bootstrap_imports_what_the_core_imports_inside_functions():
+    """
+    T5: After it no thread imports such a module: a child that is forked meanwhile would wait for that without end.
+
+    Commands, tests and workers are not imported in a function of a mediator.
+    """
+    late = set()
+    for name in CORE:
+        if name.split(".")[1:2] not in (["cli"], ["demo"], ["testing"], ["workers"]):
+            path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+            tree = ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text())
+            for function in ast.walk(tree):
+                if isinstance(function, ast.FunctionDef):
+                    for node in ast.walk(function):
+                        late |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+                        late |= {one.name for one in node.names} if isinstance(node, ast.Import) else set()
+    loaded = set(run("import cqrs_sync, json, sys; cqrs_sync.bootstrap(); print(json.dumps(sorted(sys.modules)))"))
+
+    assert {"decimal", "hashlib"} <= late
+    assert set() == late - loaded

@@ -14,7 +14,7 @@ import attrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import publication_of
-from cqrs_sync.workers.health import HealthFile, HealthReporter, HealthServer, HealthSnapshot
+from cqrs_sync.workers.health import HealthFile, HealthServer, HealthSnapshot, take_snapshot
 from cqrs_sync.workers.purge import purge_of_receipts
 from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog, running_message
 from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions, log_stacks
@@ -64,14 +64,17 @@ class ConsumerWorker(Worker[ConsumerProgress]):
         super().__init__(options, display)
         self._consumer = consumer
         self._slow_handlers = SlowHandlerWatchdog(consumer, options.stall)
-        self._health = HealthReporter(consumer, options.stall, self._slow_handlers)
         self._file = None if options.health_file is None else HealthFile(options.health_file, self._snapshot)
         self._is_finished = False
 
     def _start(self, resources: ExitStack) -> list[PeriodicTask]:
         options, consumer = self._options, self._consumer
-        if options.max_memory is not None:
-            _check_memory(resident_bytes(), options.max_memory)
+        if options.max_memory is not None and (used := resident_bytes()) >= options.max_memory:
+            # It would stop before its first message, again and again.
+            raise ConfigurationError(
+                f"this process uses {used / 2**20:.0f} MiB before it receives anything, and should stop at "
+                f"{options.max_memory / 2**20:.0f} MiB: raise --max-memory by what the handlers need"
+            )
         if options.health_port is not None:
             server = HealthServer(options.health_host, options.health_port, self._snapshot)
             resources.callback(server.close)
@@ -130,7 +133,13 @@ class ConsumerWorker(Worker[ConsumerProgress]):
         return ConsumerProgress(self._snapshot(), self._meter.rate(self._consumer.counts.settled), self._meter.seconds)
 
     def _snapshot(self) -> HealthSnapshot:
-        return self._health.snapshot(is_stopping=self._is_stopping, has_stopped=self._has_stopped)
+        return take_snapshot(
+            self._consumer,
+            self._options.stall,
+            self._slow_handlers,
+            is_stopping=self._is_stopping,
+            has_stopped=self._has_stopped,
+        )
 
     def _done(self) -> str:
         return f"{self._consumer.counts.handled} handled"
@@ -175,15 +184,6 @@ def _warn_of_topics_without_handlers(consumer: Consumer) -> None:
                 topic,
                 ", ".join(map(repr, known)) or "none",
             )
-
-
-def _check_memory(used: int, limit: int) -> None:
-    """Raise ConfigurationError if the process would stop before its first message, again and again."""
-    if used >= limit:
-        raise ConfigurationError(
-            f"this process uses {used / 2**20:.0f} MiB before it receives anything, and should stop at "
-            f"{limit / 2**20:.0f} MiB: raise --max-memory by what the handlers need"
-        )
 
 
 def resident_bytes() -> int:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import attrs
 
-from cqrs_sync.consumer import Consumer, Health
+from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.watchdogs import RunningMessage, SlowHandlerWatchdog, running_message
 from cqrs_sync.workers.worker import PeriodicTask
@@ -61,46 +61,41 @@ class HealthSnapshot:
         return {"state": facts.pop("state"), "alive": facts.pop("is_alive"), "ready": facts.pop("is_ready"), **facts}
 
 
-class HealthReporter:
-    """Takes snapshots of the health of a consumer; safe from any thread."""
-
-    def __init__(self, consumer: Consumer, stall: float, slow_handlers: SlowHandlerWatchdog) -> None:
-        self._consumer = consumer
-        self._stall = stall
-        self._slow_handlers = slow_handlers
-
-    def snapshot(self, *, is_stopping: bool = False, has_stopped: bool = False) -> HealthSnapshot:
-        """Take a snapshot of a consumer that works, that was told to stop, or that has stopped."""
-        consumer, counts = self._consumer, self._consumer.counts
-        health = consumer.health(self._stall)
-        running = sorted(consumer.running(), key=lambda item: item.begun)
-        if has_stopped:
-            state = "stopped"
-        elif not health.is_alive:
-            state = "stuck"
-        elif is_stopping:
-            state = "stopping"
-        else:
-            state = "receiving" if health.is_ready else "waiting"
-        return HealthSnapshot(
-            state=state,
-            is_alive=health.is_alive,
-            is_ready=health.is_ready and not is_stopping,
-            trouble="" if has_stopped else self._trouble(health),
-            received=consumer.received,
-            handled=counts.handled,
-            delayed=counts.delayed,
-            dead=counts.dead,
-            dropped=counts.dropped,
-            in_flight=consumer.in_flight_count,
-            running=len(running),
-            oldest=running_message(consumer, running[0]) if running else None,
-        )
-
-    def _trouble(self, health: Health) -> str:
-        # If the consumer is stuck, slow handlers add nothing.
-        slow = self._slow_handlers.trouble if health.is_alive else ""
-        return "; ".join(filter(None, (health.trouble, slow)))
+def take_snapshot(
+    consumer: Consumer,
+    stall: float,
+    slow_handlers: SlowHandlerWatchdog,
+    *,
+    is_stopping: bool = False,
+    has_stopped: bool = False,
+) -> HealthSnapshot:
+    """Take a snapshot of a consumer that works, that was told to stop, or that has stopped; safe from any thread."""
+    counts, health = consumer.counts, consumer.health(stall)
+    running = sorted(consumer.running(), key=lambda item: item.begun)
+    if has_stopped:
+        state = "stopped"
+    elif not health.is_alive:
+        state = "stuck"
+    elif is_stopping:
+        state = "stopping"
+    else:
+        state = "receiving" if health.is_ready else "waiting"
+    # If the consumer is stuck, slow handlers add nothing.
+    troubles = (health.trouble, slow_handlers.trouble if health.is_alive else "")
+    return HealthSnapshot(
+        state=state,
+        is_alive=health.is_alive,
+        is_ready=health.is_ready and not is_stopping,
+        trouble="" if has_stopped else "; ".join(filter(None, troubles)),
+        received=consumer.received,
+        handled=counts.handled,
+        delayed=counts.delayed,
+        dead=counts.dead,
+        dropped=counts.dropped,
+        in_flight=consumer.in_flight_count,
+        running=len(running),
+        oldest=running_message(consumer, running[0]) if running else None,
+    )
 
 
 class HealthFile:

@@ -15,7 +15,7 @@ from attrs import frozen
 import cqrs_sync as cqrs
 from cqrs_sync.broker import GroupBacklog
 from cqrs_sync.consumer import Health
-from cqrs_sync.workers.health import HealthReporter
+from cqrs_sync.workers.health import take_snapshot
 from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog
 from tests.consumer.conftest import Joined, Noticed
 from tests.waiting import eventually
@@ -32,21 +32,20 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_is_trouble(workshop, c
     gate = workshop.hold_up(1)
     consumer = workshop.consumer(Joined)
     watchdog = SlowHandlerWatchdog(consumer, 0.5)
-    reporter = HealthReporter(consumer, 0.5, watchdog)
     numbers = iter(range(2, 100_000))
 
     def seen(trouble):
         """How it is, once it is alive with this trouble; others make progress meanwhile."""
         workshop.publish(Joined("other", next(numbers)))
         watchdog.check()
-        snapshot = reporter.snapshot()
+        snapshot = take_snapshot(consumer, 0.5, watchdog)
         return snapshot if snapshot.is_alive and snapshot.trouble == trouble else None
 
     consumer.start()
     workshop.publish(Joined("hung", 1))
     gate.wait_for()
     eventually(lambda: seen("1 handler(s) running for more than 0.5 s") and told(caplog), pause=0.02)
-    snapshot = seen("1 handler(s) running for more than 0.5 s") or reporter.snapshot()
+    snapshot = seen("1 handler(s) running for more than 0.5 s") or take_snapshot(consumer, 0.5, watchdog)
     words = told(caplog)[0].getMessage()
     assert (logging.WARNING, True) == (told(caplog)[0].levelno, snapshot.is_ready)
     assert re.match(

@@ -169,7 +169,8 @@ def log_unfinished_messages(consumer: Consumer, stall: float) -> None:
             message.id,
             message.seconds,
         )
-    log_stacks(("cqrs-receiver",) if not running or consumer.health(stall).is_receiver_hung else ())
+    shows_receiver = not running or consumer.health(stall).is_receiver_hung
+    log_stacks([item.thread for item in running], ("cqrs-receiver",) if shows_receiver else ())
 
 
 def _warn_of_topics_without_handlers(consumer: Consumer) -> None:

@@ -121,7 +121,8 @@ class RelayWorker(Worker[RelayProgress]):
 
     def _log_unfinished(self) -> None:
         topics: Counter[str] = Counter()
-        for each in self._relay.in_flight():
+        in_flight = self._relay.in_flight()
+        for each in in_flight:
             claimed = each.claimed
             if claimed.handler is None:
                 topics[claimed.target] += 1
@@ -140,7 +141,7 @@ class RelayWorker(Worker[RelayProgress]):
                 count,
                 topic,
             )
-        log_stacks(("cqrs-relay-",))
+        log_stacks([each.thread for each in in_flight], ("cqrs-relay-",))
 
     def _drain(self, pause: Callable[[float], bool]) -> float | None:
         if not self._relay.is_drained():

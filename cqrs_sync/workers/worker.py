@@ -10,7 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -382,9 +382,13 @@ class ExitDeadline:
             force_exit(self._status, _log_what_blocks_exit)
 
 
-def log_stacks(prefixes: tuple[str, ...]) -> None:
-    """Log the stacks of the threads that run handlers, and of those whose names begin with one of these prefixes."""
-    running = running_calls.threads()
+def log_stacks(threads: Iterable[int | None], prefixes: tuple[str, ...]) -> None:
+    """
+    Log the stacks of these threads, of all that run handlers, and of those whose names begin with one of the prefixes.
+
+    `threads` are those of the work that was not finished: an executor of the application does not say what it runs.
+    """
+    running = {*threads, *running_calls.threads()}
     names = {
         thread.ident: thread.name
         for thread in threading.enumerate()

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextvars import copy_context
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from attrs import frozen
@@ -23,10 +25,11 @@ from cqrs_sync.testing.contracts.outbox import published
 from cqrs_sync.workers.consumer import log_unfinished_messages
 from cqrs_sync.workers.health import HealthFile, HealthServer, HealthSnapshot
 from cqrs_sync.workers.purge import Purge
-from cqrs_sync.workers.relay import BacklogGauge
+from cqrs_sync.workers.relay import BacklogGauge, RelayOptions, RelayWorker
 from cqrs_sync.workers.signals import Signals
 from cqrs_sync.workers.worker import PeriodicTask, RateMeter
 from tests.consumer.conftest import Joined, Workshop
+from tests.promises.outbox_fixtures import Shipped, Shop, closing
 from tests.source import ROOT
 from tests.waiting import eventually
 
@@ -378,6 +381,54 @@ def test_the_threads_in_which_handlers_of_its_events_run_are_shown(workshop, cap
 
     assert {"cqrs", "inner"} == stacks.keys()
     assert all(" in __call__" in stack for stack in stacks.values())
+
+
+class OwnThreads:
+    """An executor of an application: each call has a thread of its own."""
+
+    def run(self, source, /, *, timeout=None, may_help=True):
+        def work():
+            for call in iter(source.next_call, None):
+                copy_context().run(*call)
+            if timeout is not None:
+                source.finished_late()
+
+        thread = threading.Thread(target=work, name="own-thread", daemon=True)
+        thread.start()
+        if timeout is None:
+            thread.join()
+        return timeout is None
+
+    def close(self, timeout=5.0):
+        pass
+
+
+def own_stacks(caplog):
+    return [each.args[1] for each in caplog.records if each.args[:1] == ("own-thread",)]
+
+
+def test_the_threads_of_an_executor_of_the_application_are_shown(workshop, caplog):
+    """Those that handle a message, and those that run a durable handler."""
+    gate = workshop.hold_up()
+    consumer = workshop.consumer(Joined, threads=OwnThreads())
+    with consumer:
+        workshop.publish(Joined("m", 1))
+        gate.wait_for(1)
+        log_unfinished_messages(consumer, 60.0)
+        gate.open()
+    assert [True] == [" in __call__" in stack for stack in own_stacks(caplog)]
+
+    caplog.clear()
+    gate = workshop.hold_up()
+    events = cqrs.EventMap()
+    events.bind(Shipped, gate.__call__, phase=cqrs.Phase.DURABLE, name="ship")
+    shop = Shop(events=events, threads=OwnThreads())
+    with closing(shop):
+        shop.sell(Shipped(1))
+        gate.wait_for(1)
+        RelayWorker(shop.relay, RelayOptions(), SimpleNamespace(every=60.0))._log_unfinished()
+        gate.open()
+    assert [True] == [" in __call__" in stack for stack in own_stacks(caplog)]
 
 
 def deaf_after_one(broker, goes_on):

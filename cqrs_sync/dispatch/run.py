@@ -6,13 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.dispatch.handler_call import HandlerCall, drain_raised
-from cqrs_sync.dispatch.routing import Route
+from cqrs_sync.dispatch.routing import Prepared, Route
 from cqrs_sync.dispatch.staging import PendingEvents, Staging
 from cqrs_sync.errors import DeadlineExceeded, EventCycle, Failure, HandlerOverran
 from cqrs_sync.failures import log_failures
@@ -35,7 +35,7 @@ enter, deadline_at = context.current.set, context.deadline_at
 class EventRunner:
     """Runs committed events, each batch with all that follows from it as one `EventRun`."""
 
-    def __init__(self, wiring: Wiring, routes: Mapping[type, Route], staging: Staging) -> None:
+    def __init__(self, wiring: Wiring, routes: Prepared[type, Route], staging: Staging) -> None:
         self.wiring = wiring
         self.routes = routes
         self.stage = staging.stage
@@ -119,7 +119,7 @@ class EventRun:
         self._runner = runner
         self._batches = [first]
         self._until = until
-        self.has_calls = first.has_calls
+        self.has_calls = self._has_calls(first)
         if until is not None:
             # What each thread runs.
             self._running: dict[int, tuple[HandlerCall, Event]] = {}
@@ -166,7 +166,7 @@ class EventRun:
             pending.events = [event for event in pending.events if id(event) not in seen]
             seen.update(map(id, pending.events))
             self._batches.append(pending)
-            self.has_calls = self.has_calls or pending.has_calls
+            self.has_calls = self.has_calls or self._has_calls(pending)
             self._recurring += _recurring(pending)
         observer = self._runner.wiring.observer
         if observer is not None:
@@ -225,12 +225,16 @@ class EventRun:
         failures, self.failures = self.failures, None
         return failures or []
 
+    def _has_calls(self, pending: PendingEvents) -> bool:
+        """Tell whether a handler may have to run: one that was bound after the events were staged runs as well."""
+        return pending.has_calls or pending.version != self._runner.wiring.event_map.version
+
     def _count(self) -> int:
         routes = self._runner.routes
         return sum(len(routes[type(event)].after_commit) for pending in self._batches for event in pending.events)
 
     def _calls(self) -> Iterator[Call | None]:
-        routes = self._runner.routes
+        routes, event_map = self._runner.routes, self._runner.wiring.event_map
         batches = self._batches
         invoke = self._invoke if self._until is None else self._invoke_watched
         while True:
@@ -238,6 +242,8 @@ class EventRun:
                 pending = batches[self._started]
                 self._started += 1
                 for event in pending.events:
+                    if routes.version != event_map.version:
+                        routes.refresh()
                     for call in routes[type(event)].after_commit:
                         if self._stopped and not self._runs_after_cycle(pending):
                             break

@@ -29,7 +29,7 @@ class PendingEvents:
     Everything that can fail without other threads or a broker is done.
     """
 
-    __slots__ = ("at_commit", "committed", "events", "flow", "has_calls", "lineage", "outgoing")
+    __slots__ = ("at_commit", "committed", "events", "flow", "has_calls", "lineage", "outgoing", "version")
 
     #: Called in the transaction's thread when it commits.
     at_commit: Callable[[], object]
@@ -42,8 +42,9 @@ class PendingEvents:
         self.lineage = lineage
         #: The messages of notification events, by the identity of the event.
         self.outgoing: dict[int, OutgoingMessage] | None = None
-        #: Whether a handler runs after the commit.
+        #: Whether a handler runs after the commit; if not, `version` is that of the event map which says so.
         self.has_calls = True
+        self.version = 0
         self.committed = True
 
     def wait_for_commit(self) -> Callable[[], object]:
@@ -85,6 +86,7 @@ class Staging:
         for event in pending.events:
             if not routes[type(event)].only_after_commit:
                 self._stage_each(pending, emit=emit)
+                pending.version = routes.version
                 pending.has_calls = any(routes[type(each)].after_commit for each in pending.events)
                 break
         if self._has_transactions and self._transactions.active():

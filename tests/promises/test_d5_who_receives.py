@@ -171,6 +171,42 @@ def test_d5_a_handler_that_is_bound_later_receives_later_events(watch, mediator,
     assert Counter({("early", UserJoinedLate): 2, ("late", UserJoinedLate): 1}) == Counter(seen)
 
 
+@pytest.mark.parametrize("bound_before", [True, False])
+def test_d5_a_handler_that_is_bound_before_the_commit_receives_the_event(events, watch, seen, threads, bound_before):
+    """
+    As when code in the transaction imports a module with handlers.
+    """
+    transactions = MemoryTransactions()
+    mediator = cqrs.bootstrap(events=events, transactions=transactions, threads=threads)
+    if bound_before:
+        watch(UserJoined, "early")
+    with mediator, transactions.atomic():
+        mediator.events.send(UserJoined())
+        watch(UserJoined, "late")
+        # Another request looks at the handlers in between.
+        mediator.events.send(UserLeft())
+
+    assert {"early": bound_before, "late": True} == {name: (name, UserJoined) in seen for name in ("early", "late")}
+
+
+def test_d5_a_handler_that_is_bound_by_a_handler_receives_the_events_that_follow(events, watch, seen):
+    """
+    Those of the same request as well.
+    """
+
+    def bind_late(event):
+        if not seen:
+            seen.append("bound")
+            watch(UserJoined, "late")
+
+    events.bind(UserLeft, lambda event: [cqrs.raise_event(each) for each in (UserJoined(), UserJoinedLate())])
+    events.bind(UserJoined, bind_late)
+    with cqrs.bootstrap(events=events, threads=cqrs.SameThread()) as mediator:
+        mediator.events.send(UserLeft())
+
+    assert ["bound", ("late", UserJoinedLate)] == seen
+
+
 # Nobody there
 
 

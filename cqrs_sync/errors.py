@@ -7,7 +7,7 @@ CqrsError
 │   ├── InvalidBinding            a handler or a message type cannot be bound
 │   │   └── AlreadyBound          a request has one handler
 │   ├── InvalidMessage            a message class lacks a topic, a name or a key
-│   ├── HandlerNotFound           no handler is bound to the request
+│   ├── HandlerNotFound           no handler is bound to the request, or has this durable name
 │   ├── HandlerNotBuilt           the container could not build a handler
 │   ├── HandlerReused             events of one request would leak into the next
 │   ├── BrokerNotConfigured       a notification event was raised, and there is no broker
@@ -21,7 +21,7 @@ CqrsError
 ├── Retryable                     raised by a handler: a later attempt may succeed
 ├── AlreadyUsed                   an idempotency key came with another request
 ├── EventCycle                    events raise each other in a cycle
-├── EventsFailed                  the request succeeded, then event handlers failed (an ExceptionGroup)
+├── EventsFailed                  the request succeeded; event handlers or publishing failed (an ExceptionGroup)
 ├── SerializationError
 │   ├── EventNotSerializable      an event cannot become bytes
 │   ├── EventTooLarge             an event is larger than an outbox takes
@@ -78,7 +78,7 @@ class InvalidMessage(ConfigurationError):
 
 
 class HandlerNotFound(ConfigurationError):
-    """No handler is bound to the request."""
+    """No handler is bound to the request, or no durable handler has this name."""
 
 
 class HandlerNotBuilt(ConfigurationError):
@@ -260,10 +260,10 @@ class Failure:
 
 class EventsFailed(CqrsError, ExceptionGroup[Exception]):
     """
-    The request succeeded, then event handlers or publishing failed.
+    The request's handler succeeded; then event handlers or publishing failed.
 
-    Every handler has run and every notification event went to the broker. `response` is the response of the
-    request, `failures` pairs handlers with their events and errors. `except*` catches the single errors.
+    `failures` has one entry for each failure, `response` is the request's response. `except*` catches the single
+    errors.
     """
 
     response: Any

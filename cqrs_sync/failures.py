@@ -67,11 +67,16 @@ def events_failed(failures: Sequence[Failure], response: Any, what: str = "the r
     """Return an EventsFailed with these failures."""
     names = ", ".join(sorted({failure.handler for failure in failures}))
     errors = [failure.error for failure in failures if isinstance(failure.error, Exception)]
-    return EventsFailed(f"{what}, then failed: {names}", errors, response, failures)
+    return EventsFailed(f"{what}, but then these failed: {names}", errors, response, failures)
 
 
 def log_failures(failures: Sequence[Failure]) -> None:
     """Log failures that no caller gets, each with its traceback."""
     for failure in failures:
-        event = "" if failure.event is None else f" with {type(failure.event).__qualname__}"
-        logger.error("%s failed%s", failure.handler, event, exc_info=failure.error)
+        if failure.event is not None:
+            event = type(failure.event).__qualname__
+            logger.error("%s failed while handling %s", failure.handler, event, exc_info=failure.error)
+        elif failure.handler == "publish":
+            logger.error("publishing notification events failed", exc_info=failure.error)
+        else:
+            logger.error("%s failed", failure.handler, exc_info=failure.error)

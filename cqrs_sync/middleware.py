@@ -179,7 +179,8 @@ def _with_retries(
             if delay is None or (deadline is not None and time.monotonic() + delay >= deadline):
                 raise
             kind = type(error).__qualname__
-            logger.warning("%s failed, attempt %d, again in %.1f s: %s", title_of(message), attempts, delay, kind)
+            words = "%s: attempt %d failed, retrying in %.1f s: %s"
+            logger.warning(words, title_of(message), attempts, delay, kind)
         threading.Event().wait(delay)
 
 

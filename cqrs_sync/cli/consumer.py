@@ -132,7 +132,7 @@ def _make_consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
 @click.pass_context
 def lag(context: click.Context, /, over: int | None, *, as_json: bool, **location: Any) -> None:
     """
-    Show how many messages wait for a group, are delayed and are dead.
+    Show how many messages of a group are waiting, deferred and dead.
 
     Exit status: 0; 1 if more wait than --over; 2 if the command was called wrongly; 3 if the broker cannot be reached.
     """

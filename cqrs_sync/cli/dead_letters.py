@@ -170,9 +170,9 @@ def _change_command(
     ) -> None:
         chosen = DeadLetterFilter(frozenset(map(str, ids)), reason, target, limit)
         if chosen.is_everything and not everything:
-            raise click.UsageError(f"say which: {store_type.id_name}s, --reason, or --all")
+            raise click.UsageError(f"choose what to {action}: {store_type.id_name}s, --reason or --all")
         if everything and not chosen.is_everything:
-            raise click.UsageError("--all means all of them: leave it out to choose some")
+            raise click.UsageError("--all cannot be combined with arguments or filters")
         if action == "purge":
             require_confirmation(yes=yes, dry_run=dry_run)
         past = _PAST[action]

@@ -188,7 +188,7 @@ class Consumer:
             words = f"the receiver hangs for {silent:.0f} s"
             return Health(is_alive=False, is_ready=False, trouble=words, is_receiver_hung=True)
         if unfinished > stall:
-            words = f"none of {len(self._queue)} messages in flight was finished for {unfinished:.0f} s"
+            words = f"no message finished for {unfinished:.0f} s, {len(self._queue)} in flight"
             return Health(is_alive=False, is_ready=is_ready, trouble=words)
         trouble = self._circuit.trouble if is_ready else self._why_not_ready()
         return Health(is_alive=True, is_ready=is_ready, trouble=trouble)
@@ -205,8 +205,8 @@ class Consumer:
 
     def _why_not_ready(self) -> str:
         if self.is_connected:
-            return "the group has not let it in yet"
-        return f"nothing is received: {self._receiver.why}" if self._receiver.why else "not connected to the broker"
+            return "connected, but not a member of the group yet"
+        return f"cannot receive messages: {self._receiver.why}" if self._receiver.why else "not connected to the broker"
 
 
 def group_of(

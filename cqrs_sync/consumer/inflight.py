@@ -85,11 +85,11 @@ class KeyedQueue:
     def __init__(self, limit: int) -> None:
         """Take `limit` messages at most."""
         self._limit = limit
-        #: So many acks, or so much room, are worth a call to the broker while threads have work.
+        #: Enough acks, or enough free places, to be worth a call to the broker while threads have work.
         self.enough = max(1, min(_ACKS, limit // 4))
         #: Deliveries that are done: the receiver acks them.
         self.done_deliveries: deque[Delivery] = deque()
-        #: Set when it is worth it that the receiver looks.
+        #: Wakes the receiver: acks are due, or it was interrupted.
         self.wakeup = threading.Event()
         self._lock = threading.Lock()
         # The last message of each key.

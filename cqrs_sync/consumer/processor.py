@@ -57,9 +57,9 @@ class OnUnknownType(enum.Enum):
 
 #: What the log says of a message of an unknown type.
 _CONSEQUENCES = {
-    OnUnknownType.PARK: "such messages are parked for a day",
-    OnUnknownType.ACK: "such messages are dropped",
-    OnUnknownType.DEAD_LETTER: "such messages become dead letters",
+    OnUnknownType.PARK: "messages of this type are parked for a day",
+    OnUnknownType.ACK: "messages of this type are dropped",
+    OnUnknownType.DEAD_LETTER: "messages of this type become dead letters",
 }
 
 
@@ -163,7 +163,7 @@ class HandlerCircuit(CircuitBreaker):
         self._types.clear()
         was_open = super().record_success()
         if was_open:
-            logger.warning("handlers succeed again: messages are handled at full speed")
+            logger.warning("circuit closed: a message succeeded, handling messages concurrently again")
         return was_open
 
     def record_failure_of(self, item: InFlightMessage, error: BaseException) -> None:
@@ -171,8 +171,8 @@ class HandlerCircuit(CircuitBreaker):
         self._types.add(item.type)
         if self.record_failure():
             logger.error(
-                "%d attempts in a row have failed, something that all handlers need may be down: one message at a time "
-                "is tried until one succeeds, and errors that may pass cost no attempt; the last one: %s",
+                "circuit opened after %d failures in a row: trying one message at a time until one succeeds; "
+                "transient errors use up no attempt; last error: %s",
                 self.failures,
                 describe_error(error),
             )
@@ -285,7 +285,7 @@ class MessageProcessor:
             self._bury(item, error)
             return None
         delay, is_inline = next_attempt
-        words, reason = "%s failed, attempt %d, again in %.1f s: %s", fingerprint(error)
+        words, reason = "%s: attempt %d failed, retrying in %.1f s: %s", fingerprint(error)
         # Later attempts fail in the same place, as a rule.
         logger.warning(
             words, _title(item), item.attempts, delay, reason, exc_info=error if item.attempts == 1 else None
@@ -312,7 +312,7 @@ class MessageProcessor:
             policy = OnUnknownType.DEAD_LETTER
         if name not in self._logged_types and len(self._logged_types) < _MOST_LOGGED:
             self._logged_types.add(name)
-            logger.warning("%s: %s (on_unknown=..., --on-unknown)", error, _CONSEQUENCES[policy])
+            logger.warning("%s; %s (to change: on_unknown=, --on-unknown)", error, _CONSEQUENCES[policy])
         rounds = number_in(item.delivery.message.notes.get("parked"))
         if policy is OnUnknownType.ACK:
             item.is_done = True

@@ -97,13 +97,13 @@ class Receiver:
             try:
                 self._step()
             except ConfigurationError as error:
-                logger.error("the consumer cannot go on: %s", error)  # noqa: TRY400 -- the message says it all
+                logger.error("consumer stopped by a configuration error: %s", error)  # noqa: TRY400 -- the message says it all
                 self.fatal_error = error
                 break
             except CqrsError as error:
                 self._on_failure(error)
             except BaseException:
-                logger.exception("the receiver failed, it makes a new subscription")
+                logger.exception("unexpected error in the receiver thread, subscribing again")
                 self._close_subscription()
                 self._on_failure(None)
         self._close_subscription()
@@ -158,14 +158,14 @@ class Receiver:
         if has_received or now - self._calm_since >= _CALM:
             self._backoff.record_success()
             self.why = ""
-            logger.warning("messages are received again")
+            logger.warning("receiving messages again")
 
     def _on_failure(self, error: CqrsError | None) -> None:
         self._calm_since = None
-        self.why = "the receiver failed, see the log" if error is None else describe_error(error)
+        self.why = "unexpected error in the receiver thread, see the log" if error is None else describe_error(error)
         if isinstance(error, Closed):
             self._close_subscription()
-        pause = self._backoff.record_failure(logging.WARNING, "nothing is received, trying again: %s", self.why)
+        pause = self._backoff.record_failure(logging.WARNING, "cannot receive messages, retrying: %s", self.why)
         until = time.monotonic() + pause
         # Messages in flight are handled meanwhile.
         while (left := until - time.monotonic()) > 0 and not self._interrupted.is_set():

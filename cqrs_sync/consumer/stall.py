@@ -13,10 +13,8 @@ class StallDetector:
     """
     Measures for how long a value has not changed. Any thread may look.
 
-    After a process was suspended, or its machine slept, the clock is far ahead, but nothing could run meanwhile. So
-    after a long time without a look the measurement starts anew: once, until the value changes. Each further time
-    counts for a little, because the thing that stalls may be what prevents the looks, such as a handler that keeps the
-    interpreter lock: that is detected in the end.
+    After a long time without a call the process was probably suspended, so the count restarts, once per value.
+    Further long gaps count a little, so that a handler that holds the GIL is still detected.
     """
 
     def __init__(self) -> None:

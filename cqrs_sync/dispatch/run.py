@@ -186,12 +186,12 @@ class EventRun:
         stacks = stacks_of(running)
         for thread, (call, event) in running.items():
             error = HandlerOverran(
-                f"{call.name} had not finished with {type(event).__qualname__} at the deadline. "
-                f"It continues, and is at:\n{stacks[thread]}"
+                f"{call.name} was still handling {type(event).__qualname__} at the deadline and continues; "
+                f"its stack:\n{stacks[thread]}"
             )
             self.add_failure(Failure(call.name, event, error))
         if ahead > 0:
-            late = DeadlineExceeded(f"{ahead} handler call(s) had not begun at the deadline. They still run")
+            late = DeadlineExceeded(f"{ahead} event handler(s) had not started at the deadline; they still run")
             self.add_failure(Failure("events", None, late))
 
     def take_outgoing(self) -> list[OutgoingMessage]:
@@ -219,7 +219,8 @@ class EventRun:
         """Log failures that no caller waits for, and an interruption."""
         log_failures(failures)
         if self.interruption is not None:
-            logger.error("a handler stopped with an exception that no caller can get", exc_info=self.interruption)
+            kind = type(self.interruption).__qualname__
+            logger.error("an event handler raised %s and no caller waits for it", kind, exc_info=self.interruption)
 
     def _take_failures(self) -> list[Failure]:
         failures, self.failures = self.failures, None

@@ -176,9 +176,8 @@ class Staging:
         if len(titles) > self._wiring.max_depth:
             shown = " -> ".join(reversed(titles[:6]))
             raise EventCycle(
-                f"events raise each other in a cycle: ... -> {shown}; "
-                f"after {self._wiring.max_depth} follow-ups the rest was dropped: "
-                "break the cycle or give bootstrap a larger max_depth"
+                f"events raise each other in a cycle, more than {self._wiring.max_depth} levels deep: ... -> {shown}; "
+                "further events were dropped: break the cycle, or raise max_depth in bootstrap"
             )
 
 

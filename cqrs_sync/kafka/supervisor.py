@@ -112,7 +112,7 @@ class ProducerSupervisor:
                 return False
             self._producer = None
             self._unanswered = None
-        logger.warning("the Kafka producer failed, a new one replaces it: %s", reason)
+        logger.warning("replacing the Kafka producer: %s", reason)
         return True
 
     def _is_trusted(self, producer: ProducerClient) -> bool:

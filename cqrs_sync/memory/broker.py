@@ -81,7 +81,8 @@ class MemoryBroker:
         """Keep messages for the group, with their notes."""
         del timeout
         if after not in {None, 0, *group.delays}:
-            raise ValueError(f"{group.name} has no delay of {after} s: {', '.join(map(str, group.delays)) or 'none'}")
+            known = ", ".join(f"{delay:g}" for delay in group.delays) or "none"
+            raise ValueError(f"{group.name} has no delay of {after:g} s, only: {known}")
         with self._changed:
             self._check_open()
             if self.fail_with is not None:

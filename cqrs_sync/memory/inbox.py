@@ -148,5 +148,5 @@ class _MemoryReceipt:
     def keep(self, result: bytes, /) -> None:
         """Keep a result for later callers."""
         if not self.first:
-            raise ValueError("only the first caller keeps a result: check `first` before")
+            raise ValueError("only the first call may keep a result: check `receipt.first`")
         self._row.result = result

@@ -157,7 +157,7 @@ class DurableHandlerWorker(RelayTask):
         what = f"{claimed.message.type} for {claimed.target}"
         if what not in self._unknown:
             self._unknown.add(what)
-            logger.warning("%s waits for a process that knows it: %s", what, error)
+            logger.warning("deferred %s until a process with its type and handler claims it: %s", what, error)
         # With thousands of them, two attempts a minute at each would leave no time for other deliveries.
         self._unknown_count += 1
         after = min(_LONGEST_UNKNOWN, _UNKNOWN + self._unknown_count * _EACH_UNKNOWN)

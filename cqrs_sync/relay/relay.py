@@ -69,7 +69,9 @@ class Relay:
             try:
                 self._start(self._workers(publishers=1, longest=_SWEEP))
             except Exception:
-                logger.exception("the fast path cannot start; a relay delivers what was committed")
+                logger.exception(
+                    "cannot start the fast path; a relay process (`cqrs-sync relay`) has to deliver what was committed"
+                )
         self._wake_all()
 
     def start(

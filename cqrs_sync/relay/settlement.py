@@ -161,8 +161,8 @@ class Settlement:
                 heapq.heappush(self._due, now + outcome.after)
         if settled < len(outcomes):
             logger.warning(
-                "%d of %d deliveries may be made twice: another process has claimed them, because this one was "
-                "suspended or took longer than the lease",
+                "lease lost on %d of %d deliveries, another process may deliver them again: this process was "
+                "suspended, or took longer than the lease",
                 len(outcomes) - settled,
                 len(outcomes),
             )
@@ -191,7 +191,7 @@ class Settlement:
         if outcome.verdict is Verdict.DEAD:
             _log_dead_letter(outcome, error)
         else:
-            words = "%s for %s failed, attempt %d, again in %.1f s: %s"
+            words = "%s for %s: attempt %d failed, retrying in %.1f s: %s"
             arguments = claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.error
             # Later attempts fail in the same place, as a rule.
             logger.warning(words, *arguments, exc_info=_trace(claimed, error) if claimed.attempts == 1 else None)

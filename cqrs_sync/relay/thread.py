@@ -103,10 +103,10 @@ class RelayThread:
         except ConfigurationError as error:
             pause = self._record_failure(str(error), None)
         except BaseException as error:  # noqa: BLE001 -- without this thread nothing would be delivered
-            pause = self._record_failure("a step failed, trying again", error)
+            pause = self._record_failure("unexpected error, retrying", error)
         else:
             if self._backoff.record_success():
-                logger.warning("%s works again", self._thread.name)
+                logger.warning("%s: recovered", self._thread.name)
         return pause
 
     def _record_failure(self, words: str, error: BaseException | None) -> float:

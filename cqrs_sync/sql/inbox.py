@@ -188,7 +188,7 @@ class _SqlReceipt:
     def keep(self, result: bytes, /) -> None:
         """Keep a result for later callers."""
         if not self.first:
-            raise ValueError("only the first caller keeps a result: check `first` before")
+            raise ValueError("only the first call may keep a result: check `receipt.first`")
         # Raises TransactionLost if the handler caught a database error that aborted the transaction.
         self.connection.is_open()
         self.connection.change(self._keep_statement, (result, *self.row))

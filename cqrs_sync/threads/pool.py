@@ -408,7 +408,7 @@ class TaskGroup:
             else:
                 self._run_inside(around, call)
         except BaseException:
-            logger.exception("a call or the context manager around it raised")
+            logger.exception("a call or the pool's `around` raised")
 
     def _run_inside(self, around: Around, call: Call) -> None:
         with ExitStack() as stack:
@@ -432,9 +432,10 @@ class TaskGroup:
             if source is not None:
                 self.context.run(source.finished_late)
         except BaseException:
-            logger.exception("the work after the last call raised, and no caller waits for it")
+            logger.exception("finished_late() raised after its caller timed out")
         if self.error is not None:
-            logger.error("calls were dropped, and no caller waits for them", exc_info=self.error)
+            words = "next_call() raised after its caller timed out: remaining calls dropped"
+            logger.error(words, exc_info=self.error)
 
 
 class DetachedCalls:

@@ -100,7 +100,7 @@ class ConsumerWorker(Worker[ConsumerProgress]):
         options = self._options
         if self._consumer.fatal_error is not None:
             # The consumer has logged why.
-            return StopReason("the consumer cannot continue", status=2)
+            return StopReason("configuration error", status=2)
         health = self._consumer.health(options.stall)
         if not health.is_alive:
             return StopReason(f"the consumer is stuck: {health.trouble}", status=1, is_stuck=True)
@@ -163,11 +163,12 @@ def log_unfinished_messages(consumer: Consumer, stall: float) -> None:
     for item in running:
         message = running_message(consumer, item)
         logger.error(
-            "%s was not finished in time: %r %r, for %.1f s; the broker delivers the message again",
-            message.handler_names,
+            "message %r %r was not finished in time, after %.1f s in handling (bound handlers: %s); "
+            "the broker delivers it again",
             message.type,
             message.id,
             message.seconds,
+            message.handler_names,
         )
     shows_receiver = not running or consumer.health(stall).is_receiver_hung
     log_stacks([item.thread for item in running], ("cqrs-receiver",) if shows_receiver else ())

@@ -83,7 +83,7 @@ class RelayWorker(Worker[RelayProgress]):
         )
         logger.info("relaying with %d publisher(s)", options.publishers)
         release_connection = self._relay.outbox.release_connection
-        tasks = [PeriodicTask("cqrs-gauge", self._gauge.count, release_connection)]
+        tasks = [PeriodicTask("cqrs-backlog-count", self._gauge.count, release_connection)]
         purge = self._purge()
         if options.drain:
             tasks.append(drain := PeriodicTask("cqrs-drain", lambda: self._drain(drain.pause), release_connection))

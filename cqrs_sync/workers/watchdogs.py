@@ -85,7 +85,7 @@ class RunningMessage:
     @property
     def handler_names(self) -> str:
         """The handlers, for the log."""
-        return ", ".join(self.handlers) or "a message without handlers"
+        return ", ".join(self.handlers) or "none"
 
 
 def running_message(consumer: Consumer, item: InFlightMessage) -> RunningMessage:
@@ -138,11 +138,12 @@ class SlowHandlerWatchdog:
             return
         message = running_message(self._consumer, item)
         logger.warning(
-            "%s has been running for %.0f s: %r %r; messages with the same key wait for it, its stack:\n%s",
-            message.handler_names,
-            message.seconds,
+            "message %r %r has been in handling for %.0f s (bound handlers: %s); messages with its key wait; "
+            "stack:\n%s",
             message.type,
             message.id,
+            message.seconds,
+            message.handler_names,
             "stack of a handler that it waits for:\n".join(stacks.values()),
         )
 

@@ -250,7 +250,7 @@ class PeriodicTask:
         except Exception:
             suffix = self._throttle.due()
             if suffix is not None:
-                logger.exception("%s failed, and runs again in %g s%s", self._thread.name, _RETRY, suffix)
+                logger.exception("periodic task %s failed, retrying in %g s%s", self._thread.name, _RETRY, suffix)
         else:
             return pause
         return _RETRY
@@ -352,7 +352,7 @@ def _flush_after(action: Callable[[], object]) -> None:
 
 class ExitDeadline:
     """
-    Ends this process `timeout` seconds after it was made, if nothing else has.
+    Watchdog thread: `os._exit` if the process outlives its grace, `timeout` seconds after it was made.
 
     Until `met` is called it exits with status 1. After that it only ends a process whose interpreter is exiting and
     does not come to an end, because a thread or an exit hook of the application blocks it: with the status that `met`

@@ -49,7 +49,8 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_is_trouble(workshop, c
     words = told(caplog)[0].getMessage()
     assert (logging.WARNING, True) == (told(caplog)[0].levelno, snapshot.is_ready)
     assert re.match(
-        r"Workshop.handle has been running for \d+ s: 'meeting.joined' '[0-9a-f-]+'; messages with the same key wait",
+        r"message 'meeting.joined' '[0-9a-f-]+' has been in handling for \d+ s \(bound handlers: Workshop.handle\); "
+        "messages with its key wait",
         words,
     )
     assert snapshot.oldest.id in words
@@ -86,7 +87,7 @@ def test_the_handlers_that_a_message_waits_for_are_shown_too(workshop, caplog):
         """What is told of both; others make progress meanwhile."""
         workshop.publish(Noticed(next(numbers)))
         watchdog.check()
-        return len(told(caplog)) >= 2 and {each.args[2]: each.getMessage() for each in told(caplog)}
+        return len(told(caplog)) >= 2 and {each.args[0]: each.getMessage() for each in told(caplog)}
 
     messages = eventually(shown, pause=0.02)
     gate.open()
@@ -137,14 +138,14 @@ def test_it_is_told_of_ever_more_rarely(workshop, monkeypatch, caplog):
     consumer = Hanging(workshop, monkeypatch)
     watchdog = SlowHandlerWatchdog(consumer, 10.0)
     consumer.look(watchdog, 200)
-    assert [10, 20, 40, 80, 160] == pytest.approx([each.args[1] for each in told(caplog)], rel=0.1)
+    assert [10, 20, 40, 80, 160] == pytest.approx([each.args[2] for each in told(caplog)], rel=0.1)
     consumer.items.append(consumer.item("b"))
     consumer.look(watchdog, 25)
-    assert ["b", "b"] == [each.args[3] for each in told(caplog)[5:]]
+    assert ["b", "b"] == [each.args[1] for each in told(caplog)[5:]]
     consumer.items[0].begun = consumer.now
     consumer.look(watchdog, 12)
 
-    assert ["a"] == [each.args[3] for each in told(caplog)[7:]]
+    assert ["a"] == [each.args[1] for each in told(caplog)[7:]]
 
 
 def test_who_was_frozen_says_nothing_of_handlers_that_could_not_run(workshop, monkeypatch, caplog):

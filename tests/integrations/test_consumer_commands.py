@@ -370,8 +370,8 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], "say which: ids, --reason, or --all"),
-        (["--all", "--reason", "a"], "--all means all of them"),
+        ([], "choose what to"),
+        (["--all", "--reason", "a"], "--all cannot be combined with arguments or filters"),
         (["--all", "--rate", "0"], "0.0 is not in the range"),
         (["--all", "--rate", "nan"], "'nan' is not a number"),
         (["--all", "--rate", "inf"], "inf is not in the range"),

@@ -89,7 +89,7 @@ def test_a_handler_that_hangs_is_named_with_its_stack_and_left(consume):
 
     assert 1 == consuming.status()
     assert 0.9 < time.monotonic() - told < 10
-    assert re.search(r"deliver was not finished in time: 'letter.written' '[0-9a-f-]+', for \d", consuming.log())
+    assert re.search(r"message 'letter.written' '[0-9a-f-]+' was not finished in time, after \d", consuming.log())
     assert re.search(r"consumer_app\.py\", line \d+, in deliver", consuming.log())
 
 
@@ -166,7 +166,8 @@ def test_a_handler_that_hangs_is_told_of_while_others_make_progress(consume):
     )  # fmt: skip
     url = consuming.logged(r"health: (http://127\.0\.0\.1:\d+)/live")[1]
     said = consuming.logged(
-        r" WARNING cqrs_sync.workers.watchdogs deliver has been running for \d+ s: 'letter.written' '([0-9a-f-]+)';"
+        r" WARNING cqrs_sync.workers.watchdogs message 'letter.written' '([0-9a-f-]+)' has been in handling for \d+ s "
+        r"\(bound handlers: deliver\);"
     )
     consuming.logged(r"consumer_app\.py\", line \d+, in deliver")
     status, live = ask(f"{url}/live")
@@ -427,8 +428,8 @@ def test_a_broker_that_refuses_the_group_is_no_reason_to_wait(consume):
     consuming = consume(LETTERS_FAULT="refused")
 
     assert 2 == consuming.status()
-    assert "ERROR cqrs_sync.consumer.receiver the consumer cannot go on: the queue of 'post' is diff" in consuming.log()
-    assert "the consumer cannot continue: stopping within 25 s" in consuming.log()
+    assert "consumer stopped by a configuration error: the queue of 'post' is diff" in consuming.log()
+    assert "configuration error: stopping within 25 s" in consuming.log()
     assert (1, 1) == (consuming.log().count("is different"), consuming.log().count(" ERROR "))
 
 

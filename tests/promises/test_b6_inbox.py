@@ -113,7 +113,7 @@ def test_b6_only_the_handler_that_failed_runs_again(office):
     for name in ("book", "thank", "file"):
         office.handler(name)
     office.failing = {"thank"}
-    with pytest.raises(cqrs.EventsFailed, match="Paid was received, then failed") as caught:
+    with pytest.raises(cqrs.EventsFailed, match="Paid was received, but then these failed") as caught:
         office.mediator.events.receive(arrived())
     assert ["book", "thank", "file"] == office.calls
     [failure] = caught.value.failures
@@ -181,7 +181,7 @@ def test_b6_what_fails_after_a_handler_does_not_repeat_it(office, caplog):
         office.mediator.events.receive(arrived())
 
     assert ["book", "count"] == office.calls
-    assert "failed with Booked" in caplog.text
+    assert "failed while handling Booked" in caplog.text
 
 
 def test_b6_the_receipt_is_in_the_transaction_of_a_middleware():

@@ -286,7 +286,7 @@ def test_d4_failures_after_a_surrounding_commit_are_logged(mediator, events, tra
 
     assert (["a"], {"a", "sibling"}) == (names(broker), set(seen))
     [record] = caplog.records
-    assert "fails failed with Paid" in record.getMessage()
+    assert "fails failed while handling Paid" in record.getMessage()
     assert "no receipt printer" in record.exc_text
 
 
@@ -299,7 +299,7 @@ def test_d4_a_broker_that_fails_after_a_surrounding_commit_is_logged(mediator, t
         mediator.send(Pay("a"))
 
     [record] = caplog.records
-    assert (["a"], "publish failed") == (seen, record.getMessage())
+    assert (["a"], "publishing notification events failed") == (seen, record.getMessage())
     assert "1 message(s) not confirmed: payment.made" in record.exc_text
 
 

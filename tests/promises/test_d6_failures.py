@@ -233,7 +233,7 @@ def test_d6_the_message_names_the_handlers(events, mediator):
     events.bind(SendReceipt)
     events.bind(update_stock)
 
-    assert "the request succeeded, then failed: SendReceipt, update_stock (4 sub-exceptions)" == str(
+    assert "the request succeeded, but then these failed: SendReceipt, update_stock (4 sub-exceptions)" == str(
         failed(mediator, Order(count=2))
     )
 
@@ -456,7 +456,7 @@ def test_d6_log_writes_failures_down_and_returns(wire, events, ran, caplog):
         response = wire(failures=cqrs.Log()).send(Order())
 
     assert (RESPONSE, "abcde") == (response, "".join(sorted(ran)))
-    wanted = {("ERROR", "b failed with Ordered"), ("ERROR", "d failed with Ordered")}
+    wanted = {("ERROR", "b failed while handling Ordered"), ("ERROR", "d failed while handling Ordered")}
     assert wanted == {(record.levelname, record.getMessage()) for record in caplog.records}
     assert all("Traceback" in record.exc_text for record in caplog.records)
 
@@ -552,7 +552,7 @@ def test_d6_failures_beside_an_exit_are_logged(events, mediator, ran, caplog):
     with caplog.at_level(logging.ERROR, "cqrs_sync"), pytest.raises(SystemExit):
         mediator.send(Order())
 
-    assert ["SendReceipt failed with Ordered"] == [record.getMessage() for record in caplog.records]
+    assert ["SendReceipt failed while handling Ordered"] == [record.getMessage() for record in caplog.records]
 
 
 def test_d6_an_interrupt_in_a_handler_comes_out_of_send(events, mediator, ran):

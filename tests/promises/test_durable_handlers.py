@@ -394,7 +394,7 @@ def test_a_follow_up_that_fails_runs_no_durable_handler_again(events, ran, caplo
         eventually(lambda: shop.waiting() == 0)
 
     assert [("label", 7)] == ran.calls
-    assert "plain failed with Plain" in caplog.text
+    assert "plain failed while handling Plain" in caplog.text
 
 
 def test_it_receives_events_of_subclasses(events, ran):

@@ -288,7 +288,7 @@ def test_t6_a_send_returns_at_its_deadline_and_names_the_handler_that_hangs(size
     assert failure.handler.endswith("hang")
     assert Happened(0) == failure.event
     assert isinstance(failure.error, cqrs.HandlerOverran)
-    assert "hang had not finished with Happened at the deadline" in str(failure.error)
+    assert "hang was still handling Happened at the deadline" in str(failure.error)
     assert "hang_in_the_database" in str(failure.error)
     assert __file__ in str(failure.error)
 
@@ -441,7 +441,7 @@ def test_t6_handlers_queued_behind_a_full_pool_at_the_deadline_run_later(size, g
 
     (failure,) = caught.value.failures
     assert isinstance(failure.error, cqrs.DeadlineExceeded)
-    assert "5 handler call(s) had not begun at the deadline" in str(failure.error)
+    assert "5 event handler(s) had not started at the deadline" in str(failure.error)
     assert [0, 1, 2, 3, 4] == sorted(seen)
 
 
@@ -461,7 +461,7 @@ def test_t6_handlers_queued_behind_one_that_hangs_are_counted(gate):
         eventually(lambda: len(seen) == 3)
 
     assert ["events", "hang"] == sorted(failure.handler.rpartition(".")[2] for failure in caught.value.failures)
-    assert any("3 handler call(s) had not begun" in str(failure.error) for failure in caught.value.failures)
+    assert any("3 event handler(s) had not started" in str(failure.error) for failure in caught.value.failures)
     assert [0, 1, 2] == sorted(seen)
 
 

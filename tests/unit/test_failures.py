@@ -42,7 +42,9 @@ def test_log_raises_only_what_was_not_published(caplog):
         Log().settle([PAPER, BROKER, STOCK], "response")
 
     assert ((BROKER,), "response") == (caught.value.failures, caught.value.response)
-    assert ["Receipt failed with str", "Stock failed with str"] == [record.getMessage() for record in caplog.records]
+    assert ["Receipt failed while handling str", "Stock failed while handling str"] == [
+        record.getMessage() for record in caplog.records
+    ]
 
 
 def test_log_returns_where_everything_was_published(caplog):
@@ -61,7 +63,7 @@ def test_a_handler_is_named_once_however_often_it_failed():
     """
     error = events_failed([STOCK, PAPER, STOCK, BROKER], None)
 
-    assert "the request succeeded, then failed: Receipt, Stock, publish (4 sub-exceptions)" == str(error)
+    assert "the request succeeded, but then these failed: Receipt, Stock, publish (4 sub-exceptions)" == str(error)
 
 
 def test_what_is_logged_has_its_traceback(caplog):
@@ -71,7 +73,9 @@ def test_what_is_logged_has_its_traceback(caplog):
     with caplog.at_level(logging.ERROR, "cqrs_sync"):
         log_failures([PAPER, BROKER])
 
-    assert ["Receipt failed with str", "publish failed"] == [record.getMessage() for record in caplog.records]
+    assert ["Receipt failed while handling str", "publishing notification events failed"] == [
+        record.getMessage() for record in caplog.records
+    ]
     assert [PAPER.error, BROKER.error] == [record.exc_info[1] for record in caplog.records]
 
 

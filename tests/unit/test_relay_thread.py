@@ -120,7 +120,7 @@ def test_a_thread_makes_a_step_after_its_longest_sleep(run):
 )
 def test_a_thread_survives_every_error(run, caplog, error):
     """
-    It says so once, tries again, and says that it works again.
+    It says so once, tries again, and says that it has recovered.
     """
     task = ScriptedTask(error, error, 0)
     run(task)
@@ -129,7 +129,7 @@ def test_a_thread_survives_every_error(run, caplog, error):
     lines = [record.getMessage() for record in caplog.records if record.name == "cqrs_sync.relay.thread"]
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
-    assert "works again" in lines[1]
+    assert "recovered" in lines[1]
 
 
 def test_a_thread_that_ends_does_what_is_left(run):

@@ -137,8 +137,8 @@ class GroupTopology:
         if after == 0:
             return self.queue.name
         if after not in self.retries:
-            delays = ", ".join(map(str, self.retries)) or "none"
-            raise ValueError(f"the group of {self.queue.name} has no delay of {after} s; it has: {delays}")
+            known = ", ".join(f"{delay:g}" for delay in self.retries) or "none"
+            raise ValueError(f"the group of {self.queue.name} has no delay of {after:g} s, only: {known}")
         return self.retries[after].name
 
 

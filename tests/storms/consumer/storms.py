@@ -260,7 +260,7 @@ def outage(database: str, broker: str, directory: Path, *, messages: int, second
         while time.monotonic() < until:
             pause(0.5)
         log = environment.log_of(environment.workers[0])
-        spent = {line.partition("' '")[2].partition("'")[0] for line in log.splitlines() if " failed, attempt " in line}
+        spent = {line.partition("' '")[2].partition("'")[0] for line in log.splitlines() if ": attempt " in line}
         down.unlink()
         took = environment.wait_for(messages)
         environment.settled()

@@ -14,10 +14,10 @@ from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 from cqrs_sync.consumer.processor import (
     DEFAULT_RETRY,
     INLINE_LIMIT,
-    HandlerCircuit,
+    HandlerCircuitBreaker,
+    MessageFailurePolicy,
     MessageProcessor,
     OnUnknownType,
-    ProcessingPolicy,
 )
 from cqrs_sync.consumer.receiver import Receiver
 from cqrs_sync.consumer.scheduler import Scheduler
@@ -89,14 +89,14 @@ class Consumer:
         #: The mediator whose handlers run. The consumer does not close it.
         self.mediator = mediator
         self.broker = broker_of(mediator)
-        policy = ProcessingPolicy(retry, inline_limit, on_unknown, crashes)
+        policy = MessageFailurePolicy(retry, inline_limit, on_unknown, crashes)
         #: The group it is a member of, with the delays for which the broker keeps messages.
         self.group = group_of(
             mediator, group, topics=topics, ordered=ordered, prefetch=prefetch, retry=retry, inline_limit=inline_limit
         )
         self._inbox = mediator.wiring.inbox
         self._queue = KeyedQueue(prefetch)
-        self._circuit = HandlerCircuit(outage_after)
+        self._circuit = HandlerCircuitBreaker(outage_after)
         processor = MessageProcessor(
             mediator.events.receive, self._inbox, self.broker, self.group, self._queue, policy, self._circuit
         )
@@ -159,7 +159,7 @@ class Consumer:
         """
         deadline = time.monotonic() + timeout
         self._queue.close()
-        self._receiver.finish(timeout)
+        self._receiver.request_stop(timeout)
         # To close a subscription may take longer than the timeout.
         has_ended = self._receiver.join(timeout + 2.0)
         self._scheduler.close(max(0.1, deadline - time.monotonic()))
@@ -180,8 +180,8 @@ class Consumer:
         suspended or its machine slept, the time starts anew.
         """
         is_idle = not self._queue or self._queue.is_idle()
-        unfinished = self._finishing.look(object() if is_idle else self._scheduler.processed, stall)
-        is_ready, silent = self._receiver.has_joined, self._receiving.look(self._receiver.alive_at, stall)
+        unfinished = self._finishing.seconds_unchanged(object() if is_idle else self._scheduler.processed, stall)
+        is_ready, silent = self._receiver.has_joined, self._receiving.seconds_unchanged(self._receiver.alive_at, stall)
         if self._receiver.fatal_error is not None:
             return Health(is_alive=False, is_ready=False, trouble=str(self._receiver.fatal_error))
         if silent > stall:
@@ -206,7 +206,8 @@ class Consumer:
     def _why_not_ready(self) -> str:
         if self.is_connected:
             return "connected, but not a member of the group yet"
-        return f"cannot receive messages: {self._receiver.why}" if self._receiver.why else "not connected to the broker"
+        trouble = self._receiver.last_trouble
+        return f"cannot receive messages: {trouble}" if trouble else "not connected to the broker"
 
 
 def group_of(
@@ -234,7 +235,7 @@ def group_of(
     if not all(found):
         raise ConfigurationError("a topic needs a name, not ''")
     keyed = any(each.key is not None for each in publications if each.topic in found) or bool(topics)
-    delays = ProcessingPolicy(retry, inline_limit).broker_delays
+    delays = MessageFailurePolicy(retry, inline_limit).broker_delays
     return Group(name, found, delays, keyed if ordered is None else ordered, prefetch)
 
 

@@ -38,14 +38,14 @@ class InFlightMessage:
     #: What the queue keeps it under: its identity, unless another message in flight has that.
     queue_id: str = attrs.field(init=False, default="")
     #: Failed attempts, those before it was deferred as well.
-    attempts: int = 0
+    failed_attempts: int = 0
     #: How many attempts were begun, this one included, if it was delivered before; 0 if they are not counted.
     begun_attempts: int = 0
     #: Whether no other message may run beside it.
     runs_alone: bool = False
     #: Where the broker has to keep it, if nothing else is left to do: the message with its notes, and for how many
     #: seconds; None is for good, as a dead letter.
-    keep_as: tuple[IncomingMessage, float | None] | None = None
+    to_set_aside: tuple[IncomingMessage, float | None] | None = None
     #: The error of its handlers, if it becomes a dead letter.
     error: BaseException | None = None
     #: Whether it was handled, or the broker keeps it elsewhere.
@@ -153,7 +153,7 @@ class KeyedQueue:
             self.last_get = item.begun = time.monotonic()
             return item
 
-    def done(self, item: InFlightMessage) -> None:
+    def message_done(self, item: InFlightMessage) -> None:
         """Remove a message that is done, and have it acked: the next one of its key may run."""
         with self._lock:
             if item.is_done and item.delivery.lapsed:
@@ -169,7 +169,7 @@ class KeyedQueue:
         if self.is_worth_acking() and not self.wakeup.is_set():
             self.wakeup.set()
 
-    def retry(self, item: InFlightMessage, delay: float) -> None:
+    def schedule_retry(self, item: InFlightMessage, delay: float) -> None:
         """Take a message back, to hand it out again after `delay` seconds; its key waits for it."""
         with self._lock:
             self._leave(item)

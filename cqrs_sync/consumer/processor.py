@@ -32,9 +32,9 @@ _LONGEST_INLINE = 60.0
 #: Seconds for which a message of an unknown type is parked in all.
 PARKED = 86_400
 #: Seconds between two probes while the circuit is open, at first and at most.
-_FIRST, _CEILING = 0.25, 5.0
+_PROBE_FIRST, _PROBE_MOST = 0.25, 5.0
 #: Seconds until the next attempt to defer a message or to make it a dead letter.
-_AGAIN = 1.0
+_SET_ASIDE_RETRY = 1.0
 #: Without an inbox the broker counts deliveries, and a crash counts for all messages the process had: allow so many,
 #: and run a message alone from so many on.
 _WITHOUT_INBOX = 20, 2, "it was delivered {} times and never settled"
@@ -64,7 +64,7 @@ _CONSEQUENCES = {
 
 
 @attrs.define
-class Counts:
+class MessageCounts:
     """How many messages had which end."""
 
     #: Handled and acked.
@@ -83,7 +83,7 @@ class Counts:
 
 
 @attrs.frozen
-class ProcessingPolicy:
+class MessageFailurePolicy:
     """
     What happens to a message that cannot be handled.
 
@@ -133,7 +133,7 @@ class ProcessingPolicy:
         return next((each for each in deferred if each >= max(requested, base)), deferred[-1]), False
 
 
-class HandlerCircuit(CircuitBreaker):
+class HandlerCircuitBreaker(CircuitBreaker):
     """
     The circuit breaker of all handlers of a consumer. Failures in a row open it, whatever the messages are.
 
@@ -142,7 +142,7 @@ class HandlerCircuit(CircuitBreaker):
     """
 
     def __init__(self, threshold: int) -> None:
-        super().__init__(_FIRST, _CEILING, threshold=threshold)
+        super().__init__(_PROBE_FIRST, _PROBE_MOST, threshold=threshold)
         # Types of the messages that have failed since the last success.
         self._types: set[str] = set()
 
@@ -154,7 +154,7 @@ class HandlerCircuit(CircuitBreaker):
 
     def rank(self, item: InFlightMessage) -> tuple[bool, bool]:
         """Rank a message: the lower, the likelier it succeeds."""
-        return item.type in self._types, item.attempts > 0
+        return item.type in self._types, item.failed_attempts > 0
 
     def record_success(self) -> bool:
         """Note that a message was handled; returns whether that closed the circuit."""
@@ -166,7 +166,7 @@ class HandlerCircuit(CircuitBreaker):
             logger.warning("circuit closed: a message succeeded, handling messages concurrently again")
         return was_open
 
-    def record_failure_of(self, item: InFlightMessage, error: BaseException) -> None:
+    def record_handler_failure(self, item: InFlightMessage, error: BaseException) -> None:
         """Note that a message failed."""
         self._types.add(item.type)
         if self.record_failure():
@@ -193,8 +193,8 @@ class MessageProcessor:
         broker: GroupBroker,
         group: Group,
         queue: KeyedQueue,
-        policy: ProcessingPolicy,
-        circuit: HandlerCircuit,
+        policy: MessageFailurePolicy,
+        circuit: HandlerCircuitBreaker,
     ) -> None:
         self._receive = receive
         self._inbox = inbox
@@ -205,7 +205,7 @@ class MessageProcessor:
         #: Opens while handlers fail one after the other.
         self.circuit = circuit
         #: How many messages had which end.
-        self.counts = Counts()
+        self.counts = MessageCounts()
         self._logged_types: set[str] = set()
         # The inbox does not count a first attempt that the broker says is the first one.
         most = max(1, policy.crashes - 1)
@@ -214,8 +214,8 @@ class MessageProcessor:
 
     def process(self, item: InFlightMessage) -> float | None:
         """Handle a message; returns the seconds until its next attempt, None if it is done."""
-        delay = None if item.keep_as is not None else self._try(item)
-        return delay if item.keep_as is None else self._hand_over(item)
+        delay = None if item.to_set_aside is not None else self._try(item)
+        return delay if item.to_set_aside is None else self._hand_to_broker(item)
 
     def _try(self, item: InFlightMessage) -> float | None:
         """Handle it. After a failure decide where it goes, or return the seconds to wait."""
@@ -244,8 +244,8 @@ class MessageProcessor:
         before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
         most, alone_from, reason = self._limits
         if before >= most:
-            item.attempts = max(item.attempts, before)
-            self._bury(item, reason.format(before))
+            item.failed_attempts = max(item.failed_attempts, before)
+            self._make_dead_letter(item, reason.format(before))
             return False
         if before >= alone_from and not item.runs_alone:
             # If it kills the process, the crash must not count for other messages.
@@ -271,38 +271,43 @@ class MessageProcessor:
             self._on_unknown(item, error)
             return None
         if isinstance(error, MalformedMessage) or is_permanent(error):
-            self._bury(item, error)
+            self._make_dead_letter(item, error)
             return None
-        self.circuit.record_failure_of(item, error)
+        self.circuit.record_handler_failure(item, error)
         if self.circuit.is_open:
             self._queue.pause(self.circuit.delay())
             if is_transient(error):
                 # It goes to the end of the queue: another message probes next.
                 return 0.0
-        item.attempts += 1
-        next_attempt = self._policy.delay(item.attempts, error)
+        item.failed_attempts += 1
+        next_attempt = self._policy.delay(item.failed_attempts, error)
         if next_attempt is None:
-            self._bury(item, error)
+            self._make_dead_letter(item, error)
             return None
         delay, is_inline = next_attempt
         words, reason = "%s: attempt %d failed, retrying in %.1f s: %s", fingerprint(error)
         # Later attempts fail in the same place, as a rule.
         logger.warning(
-            words, _title(item), item.attempts, delay, reason, exc_info=error if item.attempts == 1 else None
+            words,
+            _title(item),
+            item.failed_attempts,
+            delay,
+            reason,
+            exc_info=error if item.failed_attempts == 1 else None,
         )
         if is_inline:
             return delay
-        self._keep(item, error, delay)
+        self._prepare_set_aside(item, error, delay)
         return None
 
-    def _bury(self, item: InFlightMessage, error: BaseException | str) -> None:
+    def _make_dead_letter(self, item: InFlightMessage, error: BaseException | str) -> None:
         """Make it a dead letter."""
         if self._inbox is not None and item.delivery.redeliveries:
             # A replay begins with no attempts.
             self._change_count(item, self._inbox.forget_attempts)
-        item.attempts = max(1, item.attempts)
+        item.failed_attempts = max(1, item.failed_attempts)
         item.error = error if isinstance(error, EventsFailed) else None
-        self._keep(item, error, None)
+        self._prepare_set_aside(item, error, None)
 
     def _on_unknown(self, item: InFlightMessage, error: UnknownMessageType) -> None:
         policy, name = self._policy.on_unknown, item.delivery.message.attributes.get("type", "?")[:200]
@@ -318,16 +323,18 @@ class MessageProcessor:
             item.is_done = True
             self.counts.dropped += 1
         elif policy is OnUnknownType.DEAD_LETTER or rounds * delays[-1] >= PARKED:
-            self._bury(item, error)
+            self._make_dead_letter(item, error)
         else:
-            self._keep(item, error, delays[-1], parked=str(rounds + 1))
+            self._prepare_set_aside(item, error, delays[-1], parked=str(rounds + 1))
 
-    def _keep(self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str) -> None:
+    def _prepare_set_aside(
+        self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str
+    ) -> None:
         """Note on the message what happened, and for how long the broker has to keep it; None is for good."""
         message = item.delivery.message
         noted = {
             **{name: text for name, text in message.notes.items() if name != "parked"},
-            "attempts": str(item.attempts),
+            "attempts": str(item.failed_attempts),
             "reason": fingerprint(error),
             "error": describe_error(error),
             "group": self._group.name,
@@ -337,18 +344,18 @@ class MessageProcessor:
         }
         if isinstance(error, EventsFailed):
             noted["handlers"] = ", ".join(sorted({failure.handler for failure in error.failures}))
-        item.keep_as = attrs.evolve(message, notes=noted), delay
+        item.to_set_aside = attrs.evolve(message, notes=noted), delay
 
-    def _hand_over(self, item: InFlightMessage) -> float | None:
+    def _hand_to_broker(self, item: InFlightMessage) -> float | None:
         """Give the message to the broker, for its delay or as a dead letter."""
-        assert item.keep_as is not None
-        message, delay = item.keep_as
+        assert item.to_set_aside is not None
+        message, delay = item.to_set_aside
         try:
             self._broker.set_aside([message], self._group, after=delay)
         except CqrsError as error:
             what = "made a dead letter" if delay is None else "deferred"
-            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _AGAIN, error)
-            return _AGAIN
+            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _SET_ASIDE_RETRY, error)
+            return _SET_ASIDE_RETRY
         item.is_done = True
         if delay is None:
             words, notes = "%s from %s is a dead letter after %s attempt(s): %s", message.notes

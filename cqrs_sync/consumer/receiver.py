@@ -15,15 +15,15 @@ from cqrs_sync.retry import Backoff
 logger = logging.getLogger(__name__)
 
 #: Seconds it waits for a message if others are in flight, and if none is.
-_BUSY, _IDLE = 0.05, 0.5
+_WAIT_BUSY, _WAIT_IDLE = 0.05, 0.5
 #: Seconds between two signs of life while the queue is full.
-_SIGN = 0.2
+_KEEP_ALIVE = 0.2
 #: Messages it receives before it acks what is done.
-_BATCH = 64
+_RECEIVE_MOST = 64
 #: Seconds between attempts to reach the broker, at first and at most.
-_FIRST, _CEILING = 0.25, 5.0
+_RECONNECT_FIRST, _RECONNECT_MOST = 0.25, 5.0
 #: Seconds without an error after which an outage is over although no message came: every client notices in less.
-_CALM = 1.5
+_QUIET_SECONDS = 1.5
 
 
 class Receiver:
@@ -42,10 +42,10 @@ class Receiver:
         self._interrupted = threading.Event()
         self._is_ending = self._must_rejoin = False
         self._deadline = 0.0
-        self._backoff = Backoff(logger, _FIRST, _CEILING)
-        self._calm_since: float | None = None
-        #: Why nothing is received; empty otherwise.
-        self.why = ""
+        self._backoff = Backoff(logger, _RECONNECT_FIRST, _RECONNECT_MOST)
+        self._quiet_since: float | None = None
+        #: Why it cannot receive; empty if it can.
+        self.last_trouble = ""
         self._thread = threading.Thread(target=self._run, name="cqrs-receiver", daemon=True)
         #: The error that ended it, which no retry can mend.
         self.fatal_error: ConfigurationError | None = None
@@ -74,7 +74,7 @@ class Receiver:
         self._must_rejoin = True
         self._interrupt()
 
-    def finish(self, timeout: float) -> None:
+    def request_stop(self, timeout: float) -> None:
         """Receive nothing more, ack what is done within `timeout` seconds, and end. Does not wait."""
         self._deadline = time.monotonic() + timeout
         self._is_ending = True
@@ -128,7 +128,7 @@ class Receiver:
         else:
             self._receive()
         if self._backoff.failures:
-            self._note_calm(has_received=self.received > before)
+            self._end_outage_if_quiet(has_received=self.received > before)
         self._schedule()
 
     def _ack(self) -> None:
@@ -140,37 +140,38 @@ class Receiver:
         if self._subscription is not None:
             self._subscription.keep_alive()
         if not self._queue.is_worth_acking():
-            self._queue.wakeup.wait(_SIGN)
+            self._queue.wakeup.wait(_KEEP_ALIVE)
 
     def _receive(self) -> None:
         assert self._subscription is not None
-        room, timeout = min(_BATCH, self._queue.room), _BUSY if len(self._queue) else _IDLE
+        room, timeout = min(_RECEIVE_MOST, self._queue.room), _WAIT_BUSY if len(self._queue) else _WAIT_IDLE
         deliveries = self._subscription.receive_many(room, timeout)
         if deliveries:
             self.received += len(deliveries)
             for done in self._queue.put(map(InFlightMessage.of, deliveries)):
                 done.ack()
 
-    def _note_calm(self, *, has_received: bool) -> None:
+    def _end_outage_if_quiet(self, *, has_received: bool) -> None:
         """End an outage once a message came, or after a while without errors: `keep_alive` may notice none."""
         now = time.monotonic()
-        self._calm_since = self._calm_since or now
-        if has_received or now - self._calm_since >= _CALM:
+        self._quiet_since = self._quiet_since or now
+        if has_received or now - self._quiet_since >= _QUIET_SECONDS:
             self._backoff.record_success()
-            self.why = ""
+            self.last_trouble = ""
             logger.warning("receiving messages again")
 
     def _on_failure(self, error: CqrsError | None) -> None:
-        self._calm_since = None
-        self.why = "unexpected error in the receiver thread, see the log" if error is None else describe_error(error)
+        self._quiet_since = None
+        trouble = "unexpected error in the receiver thread, see the log" if error is None else describe_error(error)
+        self.last_trouble = trouble
         if isinstance(error, Closed):
             self._close_subscription()
-        pause = self._backoff.record_failure(logging.WARNING, "cannot receive messages, retrying: %s", self.why)
+        pause = self._backoff.record_failure(logging.WARNING, "cannot receive messages, retrying: %s", trouble)
         until = time.monotonic() + pause
         # Messages in flight are handled meanwhile.
         while (left := until - time.monotonic()) > 0 and not self._interrupted.is_set():
             self._schedule()
-            self._interrupted.wait(min(left, _SIGN))
+            self._interrupted.wait(min(left, _KEEP_ALIVE))
 
     def _close_subscription(self) -> None:
         subscription, self._subscription = self._subscription, None

@@ -14,17 +14,17 @@ from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
 
-#: Above this share of a core another thread would only wait for the interpreter lock, unless a message takes this many
+#: Above this share of a core another thread would only wait for the interpreter lock, unless a message takes so many
 #: seconds of computing: much of that may run outside of the interpreter.
-_BUSY, _HEAVY = 0.85, 0.002
+_CPU_SHARE_HIGH, _CPU_SECONDS_HEAVY = 0.85, 0.002
 #: Seconds over which the load is measured.
 _SAMPLE = 0.02
 #: Seconds a message may wait for a thread before another thread is started.
 _WAITS_TOO_LONG = 0.005
 #: A thread handles this many messages, or for this many seconds, before it enters the pool's `around` anew.
-_BATCH, _BATCH_SECONDS = 200, 1.0
+_TURN_MESSAGES, _TURN_SECONDS = 200, 1.0
 #: Seconds until a thread is started again after one could not handle messages, at first and at most.
-_FIRST, _CEILING = 0.1, 5.0
+_RESTART_FIRST, _RESTART_MOST = 0.1, 5.0
 
 
 class Scheduler:
@@ -49,7 +49,7 @@ class Scheduler:
         self._circuit = processor.circuit
         self._lock = threading.Lock()
         self._active = 0
-        self._backoff = Backoff(logger, _FIRST, _CEILING)
+        self._backoff = Backoff(logger, _RESTART_FIRST, _RESTART_MOST)
         # No thread is started before.
         self._not_before = 0.0
         self._load = _Load()
@@ -90,9 +90,9 @@ class Scheduler:
         if self._backoff.record_success():
             self._not_before = 0.0
             logger.warning("pool threads handle messages again")
-        queue, load, until = self._queue, self._load, time.monotonic() + _BATCH_SECONDS
+        queue, load, until = self._queue, self._load, time.monotonic() + _TURN_SECONDS
         thread = threading.get_ident()
-        for _ in range(_BATCH):
+        for _ in range(_TURN_MESSAGES):
             item = queue.get(self.limit, self._circuit.rank if self._circuit.is_open else None)
             if item is None:
                 break
@@ -111,9 +111,9 @@ class Scheduler:
             logger.exception("a message could not be processed, trying again in 1 s")
             delay = 1.0
         if delay is None:
-            self._queue.done(item)
+            self._queue.message_done(item)
         else:
-            self._queue.retry(item, delay)
+            self._queue.schedule_retry(item, delay)
 
     def _not_called(self, _: Call, error: BaseException) -> None:
         words = "a pool thread cannot handle messages, trying again: the pool's `around` failed: %s"
@@ -146,5 +146,5 @@ class _Load:
             self._sampled_at, used = now, time.process_time()
             computed, self._used = used - self._used, used
             count, self._count = max(1, self._count), 0
-            self.is_high = computed > took * _BUSY and computed / count < _HEAVY
+            self.is_high = computed > took * _CPU_SHARE_HIGH and computed / count < _CPU_SECONDS_HEAVY
         return now

@@ -163,7 +163,7 @@ class _Watch:
 
     def is_slow(self, begun: float) -> bool:
         """Look once; True if this attempt takes too long."""
-        self._seconds = self._detector.look(begun, self._stall)
+        self._seconds = self._detector.seconds_unchanged(begun, self._stall)
         if self._seconds <= self._stall:
             # It is another attempt.
             self._log_after = self._stall

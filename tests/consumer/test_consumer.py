@@ -339,7 +339,7 @@ def test_a_handler_that_is_broken_holds_up_no_other_type(workshop):
 
 def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkeypatch):
     """A bad message, or a few of them, do not keep the next good one waiting for their turns."""
-    monkeypatch.setattr(processor, "_CEILING", 0.1)
+    monkeypatch.setattr(processor, "_PROBE_MOST", 0.1)
     tried = []
 
     def react(event):

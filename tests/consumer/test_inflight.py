@@ -48,7 +48,7 @@ def handled(queue):
     while item := queue.get(1):
         numbers.append(item.delivery.number)
         item.is_done = True
-        queue.done(item)
+        queue.message_done(item)
         while queue.done_deliveries:
             queue.done_deliveries.popleft().ack()
     return numbers
@@ -61,12 +61,12 @@ def test_what_comes_again_comes_in_its_order(queue, taken_meanwhile):
     running = queue.get(1)
     lose(first, *others)
     running.is_done = True
-    queue.done(running)
+    queue.message_done(running)
     put(queue, Delivered(99, key="other"))
     taken = queue.get(1) if taken_meanwhile else None
     put(queue, *[Delivered(number, 1) for number in range(1, 4)], Delivered(4))
     if taken is not None:
-        queue.done(taken)
+        queue.message_done(taken)
 
     assert [1, 2, 3, 4] == [number for number in handled(queue) if number != 99]
     assert 0 == len(queue)
@@ -110,11 +110,11 @@ def test_a_copy_waits_for_its_turn_under_its_own_name(queue):
     put(queue, Delivered(1), Delivered(1))
     first = queue.get(2)
     assert queue.get(2) is None
-    queue.done(first)
+    queue.message_done(first)
     second = queue.get(2)
 
     assert first.identity == second.identity
-    queue.done(second)
+    queue.message_done(second)
     assert 0 == len(queue)
 
 

@@ -27,7 +27,7 @@ class Looker:
         """Look after each of these pauses; what the last look told."""
         for pause in pauses:
             self.now += pause
-            told = self.detector.look(seen, self.patience)
+            told = self.detector.seconds_unchanged(seen, self.patience)
         return told
 
     def found_out(self, pause):
@@ -96,13 +96,13 @@ def test_looks_of_many_threads_count_once():
     A file, a port and the process itself ask for health: time does not pass faster for that.
     """
     detector, begun = StallDetector(), time.monotonic()
-    detector.look("it", 60.0)
+    detector.seconds_unchanged("it", 60.0)
     together = threading.Barrier(8)
 
     def look():
         together.wait(10)
         for _ in range(2000):
-            detector.look("it", 60.0)
+            detector.seconds_unchanged("it", 60.0)
 
     threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:
@@ -110,4 +110,4 @@ def test_looks_of_many_threads_count_once():
     for thread in threads:
         thread.join(30)
 
-    assert detector.look("it", 60.0) <= time.monotonic() - begun
+    assert detector.seconds_unchanged("it", 60.0) <= time.monotonic() - begun

@@ -99,10 +99,10 @@ class DurableHandlerWorker(RelayTask):
         for each in claimed:
             policy = self._wiring.retry.of(each.target)
             if each.attempts > policy.attempts:
-                self._finished.append(self._settlement.exhausted(each, policy))
+                self._finish(self._settlement.exhausted(each, policy))
             elif self._is_last(each) and any(self._is_last(other) for other in self._running.values()):
                 # Last attempts run one at a time: a handler that kills its process must not use up those of others.
-                self._finished.append(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
+                self._finish(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
             else:
                 self._running[each.number] = each
                 calls.append((self._run, each))
@@ -122,13 +122,17 @@ class DurableHandlerWorker(RelayTask):
             outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
             outcome = self._settlement.failure(claimed, error, self._wiring.retry.of(claimed.target))
-        self._finished.append(outcome)
-        self.woken.set()
+        self._finish(outcome)
 
     def _not_called(self, call: Call, error: BaseException) -> None:
         """Note that the pool could not call a handler. The handler is not at fault."""
         _, claimed = call
-        self._finished.append(Outcome.failed(claimed, error, after=_NOT_CALLED, counted=False))
+        self._finish(Outcome.failed(claimed, error, after=_NOT_CALLED, counted=False))
+
+    def _finish(self, outcome: Outcome) -> None:
+        """Leave the outcome to the next step. If the worker has ended, another process makes the delivery again."""
+        self.claims.note_handled(outcome.claimed)
+        self._finished.append(outcome)
         self.woken.set()
 
     def _calls_finished(self, batch: DetachedCalls) -> None:

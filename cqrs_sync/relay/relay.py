@@ -60,7 +60,7 @@ class Relay:
 
     @property
     def running(self) -> int:
-        """How many deliveries to durable handlers this relay has claimed and not settled."""
+        """How many durable handlers of this relay run or wait for a thread."""
         return self._claims.running
 
     def wake(self) -> None:

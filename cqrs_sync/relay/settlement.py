@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import attrs
 
@@ -31,8 +32,10 @@ class InFlightDelivery:
     claimed: Claimed
     #: When it was claimed, by `time.monotonic`.
     since: float
-    #: The thread that publishes it or runs its handler; None while it waits for a thread.
+    #: The thread that publishes it or runs its handler; None while it waits for a thread, and after the handler.
     thread: int | None
+    #: Whether its handler has finished, so that only the settlement is left.
+    is_handled: bool = False
 
 
 class Claims:
@@ -57,9 +60,9 @@ class Claims:
 
     @property
     def running(self) -> int:
-        """How many deliveries to durable handlers are claimed and not settled, whether or not their lease lasts."""
+        """How many durable handlers run or wait for a thread, whether or not the lease of their delivery lasts."""
         with self._lock:
-            return sum(each.claimed.handler is not None for each, _ in self._held.values())
+            return sum(each.claimed.handler is not None and not each.is_handled for each, _ in self._held.values())
 
     def claim(
         self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
@@ -69,12 +72,15 @@ class Claims:
         with self._lock:
             self._claiming += 1
             self._claim_count += 1
-            # A message that could not be settled in time is free for others; a handler may still run.
+            # A delivery that could not be settled in time is free for others; its handler may still run.
             lapsed = [
-                number for number, (each, until) in self._held.items() if until <= now and not each.claimed.handler
+                number
+                for number, (each, until) in self._held.items()
+                if until <= now and (each.is_handled or not each.claimed.handler)
             ]
             for number in lapsed:
                 del self._held[number]
+            self._forget_unreached(now)
         claimed: Sequence[Claimed] = ()
         thread = threading.get_ident() if handlers is None else None
         try:
@@ -89,10 +95,11 @@ class Claims:
 
     def note_thread(self, claimed: Claimed) -> None:
         """Note that the calling thread runs the handler of this delivery."""
-        with self._lock:
-            known = self._held.get(claimed.number)
-            if known is not None:
-                self._held[claimed.number] = attrs.evolve(known[0], thread=threading.get_ident()), known[1]
+        self._change(claimed, thread=threading.get_ident())
+
+    def note_handled(self, claimed: Claimed) -> None:
+        """Note that the handler of this delivery has finished, or is not going to run."""
+        self._change(claimed, thread=None, is_handled=True)
 
     def renew(self, tokens: Collection[str], lease: float) -> None:
         """Renew leases as `Outbox.renew` does."""
@@ -130,9 +137,20 @@ class Claims:
         """
         now = time.monotonic()
         with self._lock:
-            self._unreached = {number: until for number, until in self._unreached.items() if until > now}
+            self._forget_unreached(now)
             is_busy = self._claiming or self._unreached or any(until > now for _, until in self._held.values())
             return None if is_busy else self._claim_count
+
+    def _change(self, claimed: Claimed, **changes: Any) -> None:
+        with self._lock:
+            known = self._held.get(claimed.number)
+            # Another worker of this relay may have claimed it anew.
+            if known is not None and known[0].claimed.token == claimed.token:
+                self._held[claimed.number] = attrs.evolve(known[0], **changes), known[1]
+
+    def _forget_unreached(self, now: float) -> None:
+        """Forget messages that are long due again: another process may have published them. Under the lock."""
+        self._unreached = {number: until for number, until in self._unreached.items() if until > now}
 
 
 class Settlement:

@@ -9,6 +9,7 @@ import pytest
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
 from cqrs_sync.outbox import Outcome, Verdict
+from cqrs_sync.relay import settlement
 from cqrs_sync.relay.settlement import Claims
 from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.promises.outbox_fixtures import Counted, Shipped, Shop, closing
@@ -119,6 +120,62 @@ def test_a_relay_tells_what_is_in_flight_and_in_which_thread():
         eventually(shop.relay.is_drained)
 
         assert [] == list(shop.relay.in_flight())
+
+
+def test_a_handler_that_outlives_its_worker_counts_as_running_until_it_has_finished():
+    """
+    The relay that has another worker by then, or none, does not settle the delivery any more.
+    """
+    entered, release = threading.Event(), threading.Event()
+
+    def ship(_: Shipped) -> None:
+        entered.set()
+        release.wait(10)
+
+    events = cqrs.EventMap()
+    events.bind(Shipped, ship, phase=cqrs.Phase.DURABLE, name="ship")
+    shop = Shop(events=events)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        assert entered.wait(5)
+        assert not shop.relay.quiesce(0.1)
+        assert 1 == shop.relay.running
+        release.set()
+        eventually(lambda: shop.relay.running == 0)
+
+        assert shop.relay.quiesce(0.1)
+
+
+def test_a_handler_that_outlives_its_lease_counts_as_running_until_it_has_finished():
+    claims = Claims(kept(handled("a", handlers=["label"])))
+    (first,) = claims.claim(1, 0.01, handlers=["label"])
+    claims.note_thread(first)
+    eventually(lambda: not in_flight(claims))
+    assert 1 == claims.running
+    (second,) = claims.claim(1, 60, handlers=["label"])
+    claims.note_handled(first)
+    assert 1 == claims.running
+    claims.note_handled(second)
+
+    assert 0 == claims.running
+    assert [second] == in_flight(claims)
+
+
+def test_messages_that_another_process_has_published_are_forgotten(monkeypatch):
+    """
+    They did not reach the broker from here, so this process waits for the time when they are due again.
+    """
+    monkeypatch.setattr(settlement, "_UNREACHED", 0.01)
+    claims = Claims(kept(*(published(f"{number}") for number in range(3))))
+    claims.settle(again(claims.claim(10, 60), 0.01))
+    others = Claims(claims.outbox)
+    eventually(lambda: others.claim(10, 60))
+
+    def remembered():
+        claims.claim(10, 60)
+        return claims._unreached
+
+    eventually(lambda: not remembered())
 
 
 def test_a_relay_is_not_drained_while_messages_wait_for_the_broker():

@@ -135,6 +135,10 @@ class ProducerConnector(ABC):
         """End a `connect` that waits in another thread."""
         return
 
+    def reset_in_child(self) -> None:
+        """Forget a `connect` of the parent, without using it: the child does not have its thread."""
+        return
+
     def is_final(self, error: BaseException | None, /) -> bool:
         """Tell whether there is no use in connecting again."""
         return error is not None

@@ -120,6 +120,8 @@ class _Call:
             except TopicNotKnown:
                 unknown.setdefault(self._messages[index].topic, []).append(index)
             except ProducerRetired:
+                # Otherwise the supervisor would keep one that failed while it was made.
+                supervisor.retire(producer, "it takes no more records")
                 return [*indexes[position:], *itertools.chain.from_iterable(unknown.values())]
             except Exception as error:  # noqa: BLE001 -- whatever it is, it concerns this message only
                 self._failures[index] = producer.delivery_error(error)

@@ -42,6 +42,7 @@ class ProducerSupervisor:
 
     def reset_in_child(self) -> None:
         """Forget the parent's producer, which keeps itself out of reach; the next call makes a new one."""
+        self._connector.reset_in_child()
         self._changed = threading.Condition()
         self._producer: ProducerClient | None = None
         #: A record that was not answered in time: its batch, its index, and when it was sent.

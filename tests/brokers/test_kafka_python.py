@@ -29,6 +29,7 @@ from cqrs_sync.integrations.kafka.client import KafkaConnections
 from cqrs_sync.integrations.kafka.producer import KafkaPythonProducer
 from cqrs_sync.serializer import JsonSerializer
 from cqrs_sync.testing.contracts.broker import message, receive
+from cqrs_sync.testing.waiting import in_forked_child
 from tests.brokers.kafka_clients import (
     BACK_IN,
     KAFKA_PYTHON,
@@ -317,3 +318,23 @@ def test_a_child_does_not_hold_its_parent_s_connections_open(kafka_behind_proxy)
             eventually(lambda: not proxy.connections, timeout=20)
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_leaves_the_connect_of_its_parent_alone(monkeypatch):
+    """`close` in the child cancels nothing: a thread of the parent runs the loop of that client."""
+    cancelled = []
+
+    def close():
+        broker.close(1)
+        assert [] == cancelled
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        broker = KafkaBroker(f"127.0.0.1:{silent.getsockname()[1]}", publish_timeout=2)
+        publishing = threading.Thread(target=failures_of, args=(broker, [message("orders")]))
+        publishing.start()
+        connection, _ = silent.accept()
+        with connection, monkeypatch.context() as patch:
+            patch.setattr(KafkaConnections, "cancel", cancelled.append)
+            assert 0 == in_forked_child(close, timeout=10)
+        broker.close(1)
+        publishing.join()

@@ -138,6 +138,25 @@ def test_a_batch_goes_on_through_the_next_producer():
     assert [b"0", b"1", b"2", b"3", b"4"] == [body for producer in sent for body in producer.sent]
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_producer_that_fails_while_it_is_made_is_replaced(blocks):
+    """The connector has reported it before the supervisor knew it."""
+
+    class Failing(Connector):
+        def connect(self, on_failure):
+            producer = super().connect(on_failure)
+            if not producer.room and blocks:
+                on_failure(producer, "the topic 'orders' was created anew")
+            return producer
+
+    first, second = Producer(room=0), Producer()
+    publisher = KafkaPublisher(ProducerSupervisor(Failing(first, second, blocks=blocks), grace=1), supervisor())
+
+    assert [] == publisher.publish(orders(b"1"), 5)
+    assert [] == publisher.publish(orders(b"2"), 5)
+    assert [b"1", b"2"] == second.sent
+
+
 def test_what_its_producer_has_lost_is_sent_by_the_next_one():
     """In the order of the batch; the producer that failed is abandoned."""
     first, second = Producer({b"2": LOST, b"3": LOST}), Producer()

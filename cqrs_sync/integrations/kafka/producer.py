@@ -182,6 +182,9 @@ class KafkaPythonConnector(ProducerConnector):
         if connections is not None:
             connections.cancel()
 
+    def reset_in_child(self) -> None:
+        self._connections = None
+
     is_final = staticmethod(is_final)
 
     def unreachable(self, error: BaseException | None) -> BrokerUnavailable | ConfigurationError:

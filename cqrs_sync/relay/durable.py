@@ -13,7 +13,7 @@ from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
 from cqrs_sync.outbox import Claimed, Outcome, Verdict
-from cqrs_sync.relay.settlement import Claims, Settlement
+from cqrs_sync.relay.settlement import ClaimTracker, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.threads.executor import Call, Executor
 from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
@@ -30,7 +30,7 @@ _NOT_CALLED = 2.0
 _SLOW = 60.0
 
 
-class DurableHandlerWorker(RelayTask):
+class DurableHandlerTask(RelayTask):
     """
     Claims as many deliveries for durable handlers as the pool has threads, and runs the handlers there.
 
@@ -38,7 +38,7 @@ class DurableHandlerWorker(RelayTask):
     A handler that has finished wakes it: the next `step` settles the delivery.
     """
 
-    def __init__(self, claims: Claims, wiring: Wiring, dispatcher: EventDispatcher, *, lease: float) -> None:
+    def __init__(self, claims: ClaimTracker, wiring: Wiring, dispatcher: EventDispatcher, *, lease: float) -> None:
         super().__init__(claims)
         self._wiring = wiring
         self._dispatcher = dispatcher
@@ -71,14 +71,14 @@ class DurableHandlerWorker(RelayTask):
         return None if self.is_finishing else self._settlement.next_due()
 
     def release_connection(self) -> None:
-        """Release the database connection of the calling thread, and close the pool if the worker made its own."""
+        """Release the database connection of the calling thread, and close the pool if the task made its own."""
         own, self._own = self._own, None
         if own is not None:
             own.close(0.1)
         super().release_connection()
 
     def _pool(self) -> Executor:
-        """Return where handlers run: never in the worker's own thread, which has to renew their leases."""
+        """Return where handlers run: never in the task's own thread, which has to renew their leases."""
         threads = self._wiring.threads
         if not isinstance(threads, SameThread):
             return threads
@@ -99,7 +99,7 @@ class DurableHandlerWorker(RelayTask):
         for each in claimed:
             policy = self._wiring.retry.of(each.target)
             if each.attempts > policy.attempts:
-                self._finish(self._settlement.exhausted(each, policy))
+                self._finish(self._settlement.exhausted_outcome(each, policy))
             elif self._is_last(each) and any(self._is_last(other) for other in self._running.values()):
                 # Last attempts run one at a time: a handler that kills its process must not use up those of others.
                 self._finish(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
@@ -107,7 +107,7 @@ class DurableHandlerWorker(RelayTask):
                 self._running[each.number] = each
                 calls.append((self._run, each))
         if calls:
-            # The worker does not wait for the pool: it has to settle and renew meanwhile.
+            # The task does not wait for the pool: it has to settle and renew meanwhile.
             batch = DetachedCalls(calls, self._not_called, self._calls_finished)
             self._calls.add(batch)
             batch.start(self._pool())
@@ -121,7 +121,7 @@ class DurableHandlerWorker(RelayTask):
         try:
             outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
-            outcome = self._settlement.failure(claimed, error, self._wiring.retry.of(claimed.target))
+            outcome = self._settlement.failure_outcome(claimed, error, self._wiring.retry.of(claimed.target))
         self._finish(outcome)
 
     def _not_called(self, call: Call, error: BaseException) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cqrs_sync.outbox import Listener
 from cqrs_sync.registry import EventMap
-from cqrs_sync.relay.settlement import Claims
+from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.relay.thread import RelayTask
 
 #: Seconds a listener waits before it checks whether to end.
@@ -15,13 +15,13 @@ _LISTENING = 1.0
 
 class Poller(RelayTask):
     """
-    Asks the outbox whether something is due, and wakes the workers if it is.
+    Asks the outbox whether something is due, and wakes the relay if it is.
 
     The delay between two polls doubles from `shortest` to `longest` seconds while nothing is delivered.
     """
 
     def __init__(
-        self, claims: Claims, event_map: EventMap, wake: Callable[[], object], *, shortest: float, longest: float
+        self, claims: ClaimTracker, event_map: EventMap, wake: Callable[[], object], *, shortest: float, longest: float
     ) -> None:
         super().__init__(claims)
         self._event_map = event_map
@@ -46,10 +46,10 @@ class Poller(RelayTask):
         return min(self._delay, due)
 
 
-class NotificationListener(RelayTask):
-    """Listens for commits of other processes, and wakes the workers sooner than the poller would."""
+class CommitListener(RelayTask):
+    """Listens for commits of other processes, and wakes the relay sooner than the poller would."""
 
-    def __init__(self, claims: Claims, wake: Callable[[], object]) -> None:
+    def __init__(self, claims: ClaimTracker, wake: Callable[[], object]) -> None:
         super().__init__(claims)
         self._wake = wake
         self._listener: Listener | None = None

@@ -10,7 +10,7 @@ from cqrs_sync import context
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
 from cqrs_sync.outbox import Claimed, Outcome, Verdict
-from cqrs_sync.relay.settlement import Claims, Settlement
+from cqrs_sync.relay.settlement import ClaimTracker, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies
 
@@ -37,34 +37,34 @@ class OutboxPublisher(RelayTask):
     """
 
     def __init__(
-        self, claims: Claims, emitter: EventEmitter, policies: RetryPolicies, *, lease: float, batch: int
+        self, claims: ClaimTracker, emitter: EventEmitter, policies: RetryPolicies, *, lease: float, batch: int
     ) -> None:
         super().__init__(claims)
         self._emitter = emitter
         self._policies = policies
         self._lease = lease
         self._batch = batch
-        self._reachability = Reachability()
+        self._breakers = BrokerCircuitBreakers()
         self._settlement = Settlement(claims)
 
     def step(self) -> float | None:
         """Publish one batch."""
-        pause = self._reachability.delay()
+        pause = self._breakers.delay()
         if self.is_ending or (self.is_finishing and pause > 0):
             return None
         if pause > 0:
             return pause
         begun = time.monotonic()
-        limit = _PROBE if self._reachability.is_probing else self._batch
-        claimed = self.claims.claim(limit, self._lease, besides=self._reachability.unreachable_topics())
+        limit = _PROBE if self._breakers.is_probing else self._batch
+        claimed = self.claims.claim(limit, self._lease, besides=self._breakers.unreachable_topics())
         if not claimed:
             return None if self.is_finishing else self._next_due()
         outcomes = self._publish(claimed, begun)
         self._settlement.settle(outcomes, begun + self._lease - time.monotonic())
-        return self._reachability.delay()
+        return self._breakers.delay()
 
     def _next_due(self) -> float | None:
-        waits = (self._reachability.next_topic_delay(), self._settlement.next_due())
+        waits = (self._breakers.next_topic_delay(), self._settlement.next_due())
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _publish(self, claimed: Sequence[Claimed], begun: float) -> list[Outcome]:
@@ -79,7 +79,7 @@ class OutboxPublisher(RelayTask):
                     ready.append(each)
             if not ready:
                 continue
-            if self._reachability.delay() > 0 or time.monotonic() - begun > self._lease * _SHARE * 2:
+            if self._breakers.delay() > 0 or time.monotonic() - begun > self._lease * _SHARE * 2:
                 # The lease could end before the broker confirms these.
                 outcomes += map(_given_back, ready)
                 continue
@@ -110,12 +110,12 @@ class OutboxPublisher(RelayTask):
         limits = {target: self._policies.of(target).attempts for target in {each.target for each in ready}}
         exhausted = [each for each in ready if each.attempts > limits[each.target]]
         fresh = [each for each in ready if each not in exhausted] if exhausted else ready
-        errors = self._errors_of(fresh, _PROBE_TIMEOUT if self._reachability.is_probing else self._lease * _SHARE)
+        errors = self._errors_of(fresh, _PROBE_TIMEOUT if self._breakers.is_probing else self._lease * _SHARE)
         unreached = {each.target for each in fresh if errors and _is_unavailable(errors.get(each.message.id))}
         reached = {each.target for each in fresh if not errors or not _is_unavailable(errors.get(each.message.id))}
         unavailable = next((error for error in errors.values() if _is_unavailable(error)), None)
-        self._reachability.record(reached, unreached, unavailable)
-        outcomes = [self._settlement.exhausted(each, self._policies.of(each.target)) for each in exhausted]
+        self._breakers.record(reached, unreached, unavailable)
+        outcomes = [self._settlement.exhausted_outcome(each, self._policies.of(each.target)) for each in exhausted]
         for each in fresh if errors else ():
             error = errors.get(each.message.id)
             if error is not None:
@@ -142,12 +142,12 @@ class OutboxPublisher(RelayTask):
 
     def _outcome_of(self, claimed: Claimed, error: Exception, *, can_reach_others: bool) -> Outcome:
         if _is_unavailable(error):
-            after = _TOPIC_DELAY if can_reach_others else self._reachability.delay()
+            after = _TOPIC_DELAY if can_reach_others else self._breakers.delay()
             return Outcome.failed(claimed, error, after=after, counted=False)
-        return self._settlement.failure(claimed, error, self._policies.of(claimed.target))
+        return self._settlement.failure_outcome(claimed, error, self._policies.of(claimed.target))
 
 
-class Reachability:
+class BrokerCircuitBreakers:
     """
     Circuit breakers for the broker and for each of its topics.
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.relay.durable import DurableHandlerWorker
-from cqrs_sync.relay.poller import NotificationListener, Poller
+from cqrs_sync.relay.durable import DurableHandlerTask
+from cqrs_sync.relay.poller import CommitListener, Poller
 from cqrs_sync.relay.publisher import OutboxPublisher
-from cqrs_sync.relay.settlement import Claims, InFlightDelivery
+from cqrs_sync.relay.settlement import ClaimTracker, InFlightDelivery
 from cqrs_sync.relay.thread import RelayThread
 from cqrs_sync.wiring import Wiring
 
@@ -49,7 +49,7 @@ class Relay:
 
     def reset_in_child(self) -> None:
         """Start over: a forked child has none of the parent's threads."""
-        self._claims = Claims(self.outbox)
+        self._claims = ClaimTracker(self.outbox)
         self._threads: Sequence[RelayThread] = ()
         self._starting = threading.Lock()
 
@@ -67,7 +67,7 @@ class Relay:
         """Look for work now; starts the fast path. It never raises: a relay delivers later what waits."""
         if not self._threads and self._wiring.fast_path and not self._is_closed:
             try:
-                self._start(self._workers(publishers=1, longest=_SWEEP))
+                self._start(self._delivery_threads(publishers=1, longest=_SWEEP))
             except Exception:
                 logger.exception(
                     "cannot start the fast path; a relay process (`cqrs-sync relay`) has to deliver what was committed"
@@ -91,9 +91,9 @@ class Relay:
         self._lease, self._batch = lease, batch
         longest = max(60.0, poll[1])
         poller = Poller(self._claims, self._wiring.event_map, self._wake_all, shortest=poll[0], longest=poll[1])
-        listener = NotificationListener(self._claims, self._wake_all)
+        listener = CommitListener(self._claims, self._wake_all)
         threads = [
-            *self._workers(publishers, longest),
+            *self._delivery_threads(publishers, longest),
             RelayThread("poller", poller, longest),
             RelayThread("listener", listener, longest),
         ]
@@ -141,7 +141,7 @@ class Relay:
         """Deliver what is due in the time that an exiting process can spare."""
         self.close(_AT_EXIT, drain=True)
 
-    def _workers(self, publishers: int, longest: float) -> list[RelayThread]:
+    def _delivery_threads(self, publishers: int, longest: float) -> list[RelayThread]:
         """Make the threads that deliver; none is started."""
         wiring, claims = self._wiring, self._claims
         threads = []
@@ -150,8 +150,8 @@ class Relay:
                 publisher = OutboxPublisher(claims, wiring.emitter, wiring.retry, lease=self._lease, batch=self._batch)
                 threads.append(RelayThread(f"publisher-{number}", publisher, longest))
         # Also if no durable handler is bound yet: it then asks the outbox for nothing.
-        worker = DurableHandlerWorker(claims, wiring, self.dispatcher, lease=self._lease)
-        return [*threads, RelayThread("durable", worker, longest)]
+        durable = DurableHandlerTask(claims, wiring, self.dispatcher, lease=self._lease)
+        return [*threads, RelayThread("durable", durable, longest)]
 
     def _start(self, threads: Sequence[RelayThread]) -> None:
         with self._starting:
@@ -169,7 +169,7 @@ class Relay:
             threads, self._threads = self._threads, ()
         deadline = time.monotonic() + timeout
         for thread in threads:
-            thread.finish(timeout, drain=drain)
+            thread.request_stop(timeout, drain=drain)
         # A thread that ends needs no time, unless its database hangs.
         ended = [thread.join(deadline + 0.5 - time.monotonic()) for thread in threads]
         return all(ended) and self.running == 0

@@ -38,11 +38,11 @@ class InFlightDelivery:
     is_handled: bool = False
 
 
-class Claims:
+class ClaimTracker:
     """
-    The deliveries that the workers of one relay have claimed and not settled.
+    The deliveries that the tasks of one relay have claimed and not settled.
 
-    The workers claim, renew and settle through it. Any thread may ask what is in flight. A delivery whose lease
+    The tasks claim, renew and settle through it. Any thread may ask what is in flight. A delivery whose lease
     is over is not in flight here: another process may claim it.
     """
 
@@ -155,12 +155,12 @@ class Claims:
 
 class Settlement:
     """
-    Settles the deliveries of one worker and logs those that failed.
+    Settles the deliveries of one task and logs those that failed.
 
     If a delivery cannot be settled while its lease lasts, another process claims it again.
     """
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: ClaimTracker) -> None:
         self._claims = claims
         self._never = threading.Event()
         # When retries are due, by `time.monotonic`.
@@ -202,7 +202,7 @@ class Settlement:
                     raise
                 self._never.wait(_PAUSE)
 
-    def failure(self, claimed: Claimed, error: BaseException, policy: RetryPolicy) -> Outcome:
+    def failure_outcome(self, claimed: Claimed, error: BaseException, policy: RetryPolicy) -> Outcome:
         """Return the outcome of a delivery that is itself at fault: retry or dead letter, as the policy says."""
         delay = policy.delay(claimed.attempts, error)
         outcome = Outcome.failed(claimed, error, after=delay, blocks=policy.blocks)
@@ -215,7 +215,7 @@ class Settlement:
             logger.warning(words, *arguments, exc_info=_trace(claimed, error) if claimed.attempts == 1 else None)
         return outcome
 
-    def exhausted(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
+    def exhausted_outcome(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
         """Return the outcome of a delivery whose last attempt ended with its process."""
         words = f"it was attempted {claimed.attempts - 1} times, and the process of the last attempt died"
         outcome = Outcome.failed(claimed, words, after=None, blocks=policy.blocks)

@@ -7,13 +7,13 @@ import threading
 import time
 
 from cqrs_sync.errors import ConfigurationError, OutboxUnavailable
-from cqrs_sync.relay.settlement import Claims
+from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.retry import Backoff
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a database, at first and at most.
-_FIRST, _CEILING = 0.2, 5.0
+_RECONNECT_FIRST, _RECONNECT_MOST = 0.2, 5.0
 #: A thread that sleeps for longer than these seconds releases its database connection.
 _NAP = 10.0
 
@@ -21,7 +21,7 @@ _NAP = 10.0
 class RelayTask:
     """What a thread of the relay does, one step at a time."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: ClaimTracker) -> None:
         self.claims = claims
         #: Set it to make the next step now.
         self.woken = threading.Event()
@@ -37,7 +37,7 @@ class RelayTask:
         """
         raise NotImplementedError
 
-    def finish(self, *, drain: bool) -> None:
+    def request_stop(self, *, drain: bool) -> None:
         """Deliver what is due and end; without `drain` claim nothing more. Called by any thread."""
         self.is_finishing = True
         self.is_ending = not drain
@@ -59,7 +59,7 @@ class RelayThread:
         self._longest = longest
         self._woken = task.woken
         self._deadline: float | None = None
-        self._backoff = Backoff(logger, _FIRST, _CEILING)
+        self._backoff = Backoff(logger, _RECONNECT_FIRST, _RECONNECT_MOST)
         self._thread = threading.Thread(target=self._run, name=f"cqrs-relay-{name}", daemon=True)
 
     def start(self) -> None:
@@ -70,9 +70,9 @@ class RelayThread:
         """Make the next step now."""
         self._woken.set()
 
-    def finish(self, timeout: float, *, drain: bool) -> None:
+    def request_stop(self, timeout: float, *, drain: bool) -> None:
         """End when the task has nothing left to do, after `timeout` seconds at the latest. Does not wait."""
-        self._task.finish(drain=drain)
+        self._task.request_stop(drain=drain)
         self._deadline = time.monotonic() + timeout
         self._woken.set()
 

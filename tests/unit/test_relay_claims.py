@@ -10,7 +10,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
 from cqrs_sync.outbox import Outcome, Verdict
 from cqrs_sync.relay import settlement
-from cqrs_sync.relay.settlement import Claims
+from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.promises.outbox_fixtures import Counted, Shipped, Shop, closing
 from tests.waiting import eventually
@@ -32,7 +32,7 @@ def in_flight(claims):
 
 
 def test_what_is_claimed_is_in_flight_until_it_is_settled():
-    claims = Claims(kept(*(published(f"{number}") for number in range(3))))
+    claims = ClaimTracker(kept(*(published(f"{number}") for number in range(3))))
     claimed = claims.claim(10, 60)
     assert claimed == in_flight(claims)
     claims.settle([Outcome(claimed[0], Verdict.DONE), Outcome.failed(claimed[1], "bad", after=None)])
@@ -45,7 +45,7 @@ def test_what_is_claimed_is_in_flight_until_it_is_settled():
 
 
 def test_a_delivery_is_in_flight_until_its_renewed_lease_is_over():
-    claims = Claims(kept(published("a"), handled("b", handlers=["label"])))
+    claims = ClaimTracker(kept(published("a"), handled("b", handlers=["label"])))
     claims.claim(1, 0.01)
     (renewed,) = claims.claim(1, 0.01, handlers=["label"])
     claims.renew([renewed.token], 60)
@@ -55,7 +55,7 @@ def test_a_delivery_is_in_flight_until_its_renewed_lease_is_over():
 
 def test_the_mark_of_idle_claims_changes_with_each_claim():
     outbox = kept()
-    claims = Claims(outbox)
+    claims = ClaimTracker(outbox)
     before = claims.idle_mark()
     assert before == claims.idle_mark()
     claims.claim(1, 60)
@@ -71,7 +71,7 @@ def test_claims_are_not_idle_while_the_broker_is_out_of_reach():
     """
     A message that did not reach the broker counts until shortly after it is due again; other failures do not count.
     """
-    claims = Claims(kept(published("a"), handled("b", handlers=["label"])))
+    claims = ClaimTracker(kept(published("a"), handled("b", handlers=["label"])))
     first = claims.claim(1, 60)
     claims.settle(again(first, 0.01))
     assert claims.idle_mark() is None
@@ -85,7 +85,7 @@ def test_claims_are_not_idle_while_the_broker_is_out_of_reach():
 
 def test_a_claim_that_fails_leaves_nothing_in_flight():
     outbox = kept()
-    claims = Claims(outbox)
+    claims = ClaimTracker(outbox)
 
     def fail(*_, **__):
         raise cqrs.OutboxUnavailable("away")
@@ -147,7 +147,7 @@ def test_a_handler_that_outlives_its_worker_counts_as_running_until_it_has_finis
 
 
 def test_a_handler_that_outlives_its_lease_counts_as_running_until_it_has_finished():
-    claims = Claims(kept(handled("a", handlers=["label"])))
+    claims = ClaimTracker(kept(handled("a", handlers=["label"])))
     (first,) = claims.claim(1, 0.01, handlers=["label"])
     claims.note_thread(first)
     eventually(lambda: not in_flight(claims))
@@ -166,9 +166,9 @@ def test_messages_that_another_process_has_published_are_forgotten(monkeypatch):
     They did not reach the broker from here, so this process waits for the time when they are due again.
     """
     monkeypatch.setattr(settlement, "_UNREACHED", 0.01)
-    claims = Claims(kept(*(published(f"{number}") for number in range(3))))
+    claims = ClaimTracker(kept(*(published(f"{number}") for number in range(3))))
     claims.settle(again(claims.claim(10, 60), 0.01))
-    others = Claims(claims.outbox)
+    others = ClaimTracker(claims.outbox)
     eventually(lambda: others.claim(10, 60))
 
     def remembered():

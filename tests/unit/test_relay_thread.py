@@ -32,7 +32,7 @@ class ScriptedTask:
             raise step
         return step
 
-    def finish(self, *, drain):
+    def request_stop(self, *, drain):
         self.finished = drain
 
     def release_connection(self):
@@ -51,7 +51,7 @@ def run():
 
     yield start
     for thread in threads:
-        thread.finish(0, drain=False)
+        thread.request_stop(0, drain=False)
         assert thread.join(5)
 
 
@@ -139,7 +139,7 @@ def test_a_thread_that_ends_does_what_is_left(run):
     task = ScriptedTask(None, 0, 0, None)
     thread = run(task)
     eventually(lambda: task.done == 1)
-    thread.finish(10, drain=True)
+    thread.request_stop(10, drain=True)
 
     assert thread.join(5)
     assert (4, True) == (task.done, task.finished)
@@ -154,7 +154,7 @@ def test_a_thread_ends_in_time(run, caplog):
     task = ScriptedTask(*[0.01] * 100_000)
     thread = run(task)
     begun = time.monotonic()
-    thread.finish(0.2, drain=True)
+    thread.request_stop(0.2, drain=True)
 
     assert thread.join(20)
     assert 0.2 <= time.monotonic() - begun < 10

@@ -7,14 +7,14 @@ import logging
 import pytest
 
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.relay.publisher import Reachability
+from cqrs_sync.relay.publisher import BrokerCircuitBreakers
 
 ERROR = BrokerUnavailable("connection refused")
 
 
 @pytest.fixture
 def outages():
-    return Reachability()
+    return BrokerCircuitBreakers()
 
 
 def test_while_a_broker_is_away_it_is_tried_seldom(outages):

@@ -62,7 +62,8 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
     Record what a mediator does in this block.
 
     Event handlers, durable ones too, run in the thread that sends, one after the other. Notification events
-    stay in memory and reach neither outbox nor broker. At the end of the block the mediator is as before.
+    stay in memory and reach neither outbox nor broker. At the end of the block the mediator is as before. Events that
+    were sent in the block are recorded even if their transaction commits after it: commit inside the block.
     Only for tests: the recorder sees all threads that use the mediator meanwhile.
     """
     recorder = Recorder()

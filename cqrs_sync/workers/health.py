@@ -248,7 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = cast("BinaryIO", _BoundedReader(self.rfile))  # type: ignore[assignment]
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        # The base class shortens `//` at the beginning of `self.path` to `/`.
+        path = self.requestline.split()[1].partition("?")[0]
         if path not in {"/live", "/ready"}:
             self._answer(404, '{"error": "there are /live and /ready"}')
             return
@@ -263,10 +264,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 -- as the base class calls it
 
-    def do_POST(self) -> None:
-        self._answer(405, '{"error": "only GET is supported"}')
-
-    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815 -- as above
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        """Answer 405 to all other methods of HTTP, where the base class answers 501 to those it does not know."""
+        if name.startswith("do_"):
+            return lambda: self._answer(405, '{"error": "only GET is supported"}')
+        raise AttributeError(name)
 
     def _answer(self, status: int, body: str) -> None:
         self.send_response(status)

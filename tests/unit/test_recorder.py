@@ -4,7 +4,7 @@ import pytest
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.memory import MemoryBroker
+from cqrs_sync.memory import MemoryBroker, MemoryTransactions
 from cqrs_sync.testing import record
 
 
@@ -65,6 +65,19 @@ def test_nothing_reaches_the_broker_while_recording_and_everything_does_afterwar
     mediator.send(Join("bob"))
 
     assert 1 == len(broker.published)
+
+
+def test_what_is_committed_after_the_block_is_recorded(broker):
+    """It was sent inside the block, so it reaches no broker."""
+    transactions = MemoryTransactions()
+    with cqrs.bootstrap(broker=broker, transactions=transactions) as mediator:
+        with transactions.atomic():
+            with record(mediator) as recorder:
+                mediator.events.send(Announced("ann"))
+            assert [] == recorder.published
+        assert [Announced("ann")] == recorder.published
+
+    assert [] == broker.published
 
 
 def test_a_mediator_without_a_broker_can_be_recorded():

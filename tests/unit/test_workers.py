@@ -551,11 +551,12 @@ def test_more_clients_than_it_serves_are_refused(health_port):
         (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", b"error"),
         (b"HEAD /ready HTTP/1.0\r\n\r\n", b"200"),
         (b"POST /live HTTP/1.1\r\nContent-Length: 1000000000\r\n\r\n", b"405"),
-        (b"BREW /live HTTP/1.1\r\n\r\n", b"501"),
+        (b"BREW /live HTTP/1.1\r\n\r\n", b"405"),
         (b"\xff\x00\r\n\r\n", b"4"),
         (b"GET / HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET //live HTTP/1.1\r\n\r\n", b"404"),
     ],
-    ids=["headers", "long headers", "path", "head", "post", "unknown", "garbage", "root"],
+    ids=["headers", "long headers", "path", "head", "post", "unknown", "garbage", "root", "slashes"],
 )
 def test_hostile_requests_are_bounded_and_answered(health_port, request_, status):
     """

@@ -90,7 +90,7 @@ def annotate(**attributes: str) -> Iterator[None]:
         current.reset(token)
 
 
-def follow(attributes: Mapping[str, str]) -> None:
+def set_cause(attributes: Mapping[str, str]) -> None:
     """
     Let events raised from here on carry the correlation id and trace of a received message, and its id as causation.
 
@@ -108,7 +108,7 @@ def follow(attributes: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def resuming(attributes: Mapping[str, str]) -> Iterator[None]:
+def stored_attributes(attributes: Mapping[str, str]) -> Iterator[None]:
     """Let events raised in this block carry the attributes of a stored event, and its id as causation."""
     kept = {name: value for name, value in attributes.items() if name not in _RESERVED and name != "causationid"}
     with annotate(**kept, causationid=attributes["id"]):
@@ -127,15 +127,15 @@ def correlation_of(flow: Flow) -> str:
     return known if known is not None else flow.setdefault("correlationid", str(uuid.uuid4()))
 
 
-def nearest(timeout: float) -> float:
-    """Do what `within` does. Raises ValueError for an invalid timeout."""
+def checked_deadline(timeout: float) -> float:
+    """Do what `earliest_deadline` does. Raises ValueError for an invalid timeout."""
     # Written so that NaN fails as well, and a time that no lock can wait.
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"a timeout must be a number of seconds above 0 and below 292 years, not {timeout!r}")
-    return within(timeout)
+    return earliest_deadline(timeout)
 
 
-def within(timeout: float) -> float:
+def earliest_deadline(timeout: float) -> float:
     """Return the moment in `timeout` seconds, or the current deadline if that is earlier."""
     until = time.monotonic() + timeout
     outer = _deadline.get()
@@ -145,7 +145,7 @@ def within(timeout: float) -> float:
 @contextmanager
 def deadline(timeout: float) -> Iterator[None]:
     """Let nothing in this block wait longer than `timeout` seconds. Of nested deadlines, the earliest counts."""
-    token = _deadline.set(nearest(timeout))
+    token = _deadline.set(checked_deadline(timeout))
     try:
         yield
     finally:
@@ -153,7 +153,7 @@ def deadline(timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def allowing(timeout: float) -> Iterator[None]:
+def extended_deadline(timeout: float) -> Iterator[None]:
     """Give this block `timeout` seconds, even if the current deadline is earlier."""
     token = _deadline.set(time.monotonic() + timeout)
     try:

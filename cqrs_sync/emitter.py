@@ -37,9 +37,9 @@ class EventEmitter:
         Raises EventNotSerializable and InvalidMessage before anything is published,
         and PublishFailed with the messages that were not confirmed.
         """
-        self.publish([self.prepare(event) for event in events])
+        self.publish([self.to_message(event) for event in events])
 
-    def prepare(self, event: Event, /) -> OutgoingMessage:
+    def to_message(self, event: Event, /) -> OutgoingMessage:
         """Make the message of an event: everything that can fail without a broker."""
         return self._serializer.dump(event)
 

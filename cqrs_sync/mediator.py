@@ -71,7 +71,7 @@ class EventMediator:
         event, attributes = self.wiring.serializer.load(message, self.wiring.event_map.types)
         before = context.current.get()
         try:
-            context.follow(attributes)
+            context.set_cause(attributes)
             self.dispatcher.handle_received(event, key_of(attributes))
         finally:
             # Not in a context manager, as in `_within`.
@@ -159,7 +159,7 @@ class RequestMediator:
 
 
 def _within(timeout: float, dispatch: Callable[[M], T], message: M) -> T:
-    until, outer = context.nearest(timeout), context.deadline_at()
+    until, outer = context.checked_deadline(timeout), context.deadline_at()
     number = watch(message, timeout)
     try:
         context.set_deadline(until)

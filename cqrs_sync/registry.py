@@ -46,7 +46,7 @@ class Binding(NamedTuple):
         return str(getattr(self.handler, "__qualname__", self.handler))
 
     @property
-    def lasting_name(self) -> str:
+    def inbox_name(self) -> str:
         """
         The handler's name in the inbox: the stable name, else its module and qualified name.
 

@@ -53,7 +53,7 @@ class EventDispatcher:
             pending = self.stage(list(events), emit=emit)
         finally:
             enter(scope)
-        self.finish((pending,), None)
+        self.run_committed((pending,), None)
 
     def durable_call(self, event_type: type, name: str) -> HandlerCall:
         """Return the durable handler of this stable name. Raises HandlerNotFound if it is not bound to these events."""
@@ -105,7 +105,7 @@ class EventDispatcher:
         if failures:
             raise events_failed(failures, None, f"{type(event).__qualname__} was received")
 
-    def finish(self, batches: Sequence[PendingEvents], response: Any) -> None:
+    def run_committed(self, batches: Sequence[PendingEvents], response: Any) -> None:
         """Run the events that are committed, for a caller who waits. The others run at their commit."""
         committed: list[PendingEvents] = []
         for pending in batches:
@@ -161,7 +161,7 @@ class RequestDispatcher:
         finally:
             enter(scope)
         if batches:
-            events.finish(batches, response)
+            events.run_committed(batches, response)
         return cast("R", response)
 
     def dispatch_once(self, request: Request[R], key: str) -> R:

@@ -120,7 +120,7 @@ def drain_raised(handler: Any) -> Sequence[Event]:
     return handler.__dict__.pop("_raised") if handler._raised else ()  # noqa: SLF001
 
 
-def _keep(raised: list[Event]) -> None:
+def _stage_nothing(raised: list[Event]) -> None:
     """Stage nothing: a middleware may still fail, or try again."""
 
 
@@ -132,7 +132,7 @@ def _inside(middlewares: Sequence[Middleware], invoke_handler: Invoke) -> Invoke
     def call_handler(message: Any, raised: list[Event], staged: list[Any], stage: Stage[Any]) -> Any:
         before = len(raised)
         try:
-            response, _ = invoke_handler(message, raised, _keep)
+            response, _ = invoke_handler(message, raised, _stage_nothing)
             if len(raised) > before:
                 staged.append(stage(raised[before:]))
             return response

@@ -73,7 +73,7 @@ class Routing:
         if inbox is None:
             return tuple(self._call(each, event_type) for each in bindings)
         _check_names(bindings, event_type)
-        return tuple(self._call(each, event_type, IdempotentEvent(inbox, each.lasting_name)) for each in bindings)
+        return tuple(self._call(each, event_type, IdempotentEvent(inbox, each.inbox_name)) for each in bindings)
 
     def _durable(self, key: tuple[type, str]) -> HandlerCall:
         event_type, name = key
@@ -105,9 +105,9 @@ def _check_names(bindings: Sequence[Binding], event_type: type) -> None:
     """Refuse two handlers of an event that have one name in the inbox: one of them would never run."""
     known: dict[str, Binding] = {}
     for binding in bindings:
-        other = known.setdefault(binding.lasting_name, binding)
+        other = known.setdefault(binding.inbox_name, binding)
         if other is not binding:
             raise AlreadyBound(
                 f"the inbox knows {binding.name} and another handler of {event_type.__qualname__} by the same name, "
-                f'{binding.lasting_name!r}: give one of them its own, bind(..., name="...")'
+                f'{binding.inbox_name!r}: give one of them its own, bind(..., name="...")'
             )

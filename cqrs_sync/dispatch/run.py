@@ -63,7 +63,7 @@ class EventRunner:
         if not run.has_calls or self.wiring.threads.run(run, timeout=timeout, may_help=not self._transaction_is_open()):
             run.release()
         else:
-            run.leave()
+            run.record_unfinished()
         self.publish(run)
         return run
 
@@ -87,7 +87,7 @@ class EventRunner:
             if until is None:
                 self.wiring.emitter.publish(outgoing)
             else:
-                with context.allowing(max(until - time.monotonic(), _SHORTEST_PUBLISH)):
+                with context.extended_deadline(max(until - time.monotonic(), _SHORTEST_PUBLISH)):
                     self.wiring.emitter.publish(outgoing)
         except Exception as error:  # noqa: BLE001 -- the failure policy gets it
             run.add_failure(Failure("publish", None, error))
@@ -177,7 +177,7 @@ class EventRun:
                 f"{type(pending.events[0]).__qualname__}. The rest was dropped: break the cycle"
             )
 
-    def leave(self) -> None:
+    def record_unfinished(self) -> None:
         """Note as failures what is not finished at the deadline. It continues, and no caller waits for it."""
         count = 0 if self._stopped else self._count()
         with self._runner.lock:
@@ -291,7 +291,7 @@ class EventRun:
         try:
             self._invoke(call, event, pending)
         finally:
-            # Either `leave` reports a late handler, or this does.
+            # Either `record_unfinished` reports a late handler, or this does.
             with self._runner.lock:
                 del self._running[thread]
                 unattended = self.unattended

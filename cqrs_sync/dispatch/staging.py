@@ -47,7 +47,7 @@ class PendingEvents:
         self.version = 0
         self.committed = True
 
-    def wait_for_commit(self) -> Callable[[], object]:
+    def commit_callback(self) -> Callable[[], object]:
         """Return the callback for the commit. It calls `at_commit`, which may be replaced until then."""
         self.committed = False
         self.at_commit = self._note_commit
@@ -90,7 +90,7 @@ class Staging:
                 pending.has_calls = any(routes[type(each)].after_commit for each in pending.events)
                 break
         if self._has_transactions and self._transactions.active():
-            self._transactions.on_commit(pending.wait_for_commit())
+            self._transactions.on_commit(pending.commit_callback())
         return pending
 
     def transaction_is_open(self) -> bool:
@@ -164,7 +164,7 @@ class Staging:
             )
         token = enter((context.outside, flow, None))
         try:
-            return wiring.emitter.prepare(event)
+            return wiring.emitter.to_message(event)
         finally:
             leave(token)
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
-from cqrs_sync.context import within
+from cqrs_sync.context import earliest_deadline
 from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
 from cqrs_sync.kafka.client import TopicAdmin
 from cqrs_sync.kafka.cloudevents import deferred_messages
@@ -64,7 +64,7 @@ class BaseKafkaBroker(ABC):
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
         self._check_open()
-        until = within(self._publish_timeout if timeout is None else timeout)
+        until = earliest_deadline(self._publish_timeout if timeout is None else timeout)
         failures = self._publisher.publish(messages, _left(until))
         if failures:
             raise PublishFailed(failures)
@@ -176,7 +176,7 @@ class BaseKafkaBroker(ABC):
             raise Closed(f"this {type(self).__name__} is closed")
 
     def _until(self) -> float:
-        return within(max(self._publish_timeout, _LEAST))
+        return earliest_deadline(max(self._publish_timeout, _LEAST))
 
     def _declare_topics(self, topics: GroupTopics, names: Sequence[str], until: float) -> None:
         if self._declare:

@@ -152,7 +152,7 @@ class DurableHandlerTask(RelayTask):
         except (UnknownMessageType, HandlerNotFound) as error:
             return self._defer_unknown(claimed, error)
         context.forget_deadline()
-        with context.resuming(attributes):
+        with context.stored_attributes(attributes):
             self._dispatcher.run_handler(call, event)
         return Outcome(claimed, Verdict.DONE)
 

@@ -127,7 +127,7 @@ class OutboxPublisher(RelayTask):
         if not ready:
             return {}
         try:
-            with context.allowing(timeout):
+            with context.extended_deadline(timeout):
                 self._emitter.publish([each.message for each in ready])
         except PublishFailed as failed:
             return {message.id: error for message, error in failed.failures}

@@ -94,8 +94,8 @@ class _RecordingEmitter(EventEmitter):
         self._emitter = emitter
         self._prepared: dict[str, NotificationEvent] = {}
 
-    def prepare(self, event: Event, /) -> OutgoingMessage:
-        message = self._emitter.prepare(event)
+    def to_message(self, event: Event, /) -> OutgoingMessage:
+        message = self._emitter.to_message(event)
         if isinstance(event, NotificationEvent):
             self._prepared[message.id] = event
         return message

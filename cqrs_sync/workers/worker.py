@@ -187,7 +187,7 @@ class Worker(ABC, Generic[P]):
         self._reporter.close(until - MARGIN / 8 - time.monotonic())
         self._display.close()
         logger.info("stopped: %s in %.1f s", self._done(), self._meter.seconds)
-        deadline.met(status)
+        deadline.allow_exit(status)
         return status
 
     def _on_second_signal(self) -> None:
@@ -354,9 +354,9 @@ class ExitDeadline:
     """
     Watchdog thread: `os._exit` if the process outlives its grace, `timeout` seconds after it was made.
 
-    Until `met` is called it exits with status 1. After that it only ends a process whose interpreter is exiting and
-    does not come to an end, because a thread or an exit hook of the application blocks it: with the status that `met`
-    was given.
+    Until `allow_exit` is called it exits with status 1. After that it only ends a process whose interpreter is exiting
+    and does not come to an end, because a thread or an exit hook of the application blocks it: with the status that
+    `allow_exit` was given.
     """
 
     def __init__(self, timeout: float, before_exit: Callable[[], object]) -> None:
@@ -370,7 +370,7 @@ class ExitDeadline:
         """Start to watch. Raises RuntimeError if the system has no thread left."""
         self._thread.start()
 
-    def met(self, status: int) -> None:
+    def allow_exit(self, status: int) -> None:
         """Note that everything is done, and that the process should exit with this status."""
         self._status = status
 

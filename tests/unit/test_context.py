@@ -179,7 +179,7 @@ def following(attributes):
     """What messages carry that follow from a received one."""
 
     def carried():
-        context.follow(attributes)
+        context.set_cause(attributes)
         return dict(cqrs.carried())
 
     return copy_context().run(carried)
@@ -241,7 +241,7 @@ def test_a_block_may_be_allowed_more_than_the_deadline():
     To publish what has been committed, when the time is over; and then none at all.
     """
     with context.deadline(1):
-        with context.allowing(30):
+        with context.extended_deadline(30):
             assert 29 < cqrs.time_left() <= 30
         context.forget_deadline()
         assert cqrs.time_left() is None

@@ -181,7 +181,7 @@ def words():
 def met_within(seconds):
     deadline = ExitDeadline(seconds, lambda: None)
     deadline.start()
-    deadline.met(0)
+    deadline.allow_exit(0)
 """
 
 

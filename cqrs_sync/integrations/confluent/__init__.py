@@ -11,9 +11,9 @@ topics, `settings` and `errors` translate options, the log and errors.
 
 from __future__ import annotations
 
-from cqrs_sync.integrations import needs
+from cqrs_sync.integrations import requires_extra
 
-with needs("confluent"):
+with requires_extra("confluent"):
     from cqrs_sync.integrations.confluent.broker import ConfluentKafkaBroker
 
 __all__ = ["ConfluentKafkaBroker"]

@@ -14,9 +14,9 @@ mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
 
 from __future__ import annotations
 
-from cqrs_sync.integrations import needs
+from cqrs_sync.integrations import requires_extra
 
-with needs("django"):
+with requires_extra("django"):
     from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
     from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
     from cqrs_sync.integrations.django.wiring import bootstrap, mediator_of_settings

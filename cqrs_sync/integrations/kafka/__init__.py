@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import warnings
 
-from cqrs_sync.integrations import needs
+from cqrs_sync.integrations import requires_extra
 
-with needs("kafka"), warnings.catch_warnings():
+with requires_extra("kafka"), warnings.catch_warnings():
     # kafka-python loads its schemas in a way that Python 3.11 and 3.12 warn about.
     warnings.filterwarnings("ignore", "(read|open)_text is deprecated", DeprecationWarning)
     from cqrs_sync.integrations.kafka.broker import KafkaBroker

@@ -11,9 +11,9 @@ broker = RabbitMQBroker("amqp://guest:guest@127.0.0.1:5672/")
 
 from __future__ import annotations
 
-from cqrs_sync.integrations import needs
+from cqrs_sync.integrations import requires_extra
 
-with needs("rabbitmq"):
+with requires_extra("rabbitmq"):
     from cqrs_sync.integrations.rabbitmq.broker import RabbitMQBroker
 
 __all__ = ["RabbitMQBroker"]

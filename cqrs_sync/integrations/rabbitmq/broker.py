@@ -13,7 +13,7 @@ from typing import Any
 from pika.connection import Parameters
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
-from cqrs_sync.context import within
+from cqrs_sync.context import earliest_deadline
 from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
@@ -218,4 +218,4 @@ class RabbitMQBroker:
 
     def _seconds(self, timeout: float | None) -> float:
         """Return the seconds for a call: `timeout` or `publish_timeout`, less if the context has a deadline."""
-        return within(self._publish_timeout if timeout is None else timeout) - time.monotonic()
+        return earliest_deadline(self._publish_timeout if timeout is None else timeout) - time.monotonic()

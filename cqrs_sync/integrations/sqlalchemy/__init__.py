@@ -13,9 +13,9 @@ command, and runs what waits for its commit. `database` gives the stores their c
 
 from __future__ import annotations
 
-from cqrs_sync.integrations import needs
+from cqrs_sync.integrations import requires_extra
 
-with needs("sqlalchemy"):
+with requires_extra("sqlalchemy"):
     from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions, begin_immediate
     from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
     from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables, inbox_table, tables

@@ -42,7 +42,7 @@ class ErrorAction(enum.Enum):
     FIND_TOPIC = enum.auto()
 
 
-class SentBatch(ABC):
+class RecordBatch(ABC):
     """The records that one call of `publish` has sent through one producer, by the indexes of their messages."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class ProducerClient(ABC):
     refusal: DeliveryError | None = None
 
     @abstractmethod
-    def new_batch(self, timeout: float, /) -> SentBatch:
+    def new_batch(self, timeout: float, /) -> RecordBatch:
         """Return an empty batch that may wait `timeout` seconds for room in the queue."""
 
     @abstractmethod

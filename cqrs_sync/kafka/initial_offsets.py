@@ -54,11 +54,11 @@ class InitialOffsets:
         """Remember how far this member came in partitions that are revoked."""
         self._finished.update(finished)
 
-    def decides(self, partitions: Iterable[Partition]) -> bool:
+    def may_override_commit(self, partitions: Iterable[Partition]) -> bool:
         """Tell whether one of these may have to begin elsewhere than at its committed offset."""
         return any(partition in self._ends or partition in self._finished for partition in partitions)
 
-    def begin_of(self, partition: Partition, committed: int | None) -> int | None:
+    def start_offset(self, partition: Partition, committed: int | None) -> int | None:
         """Return the offset to begin at, None for the first record; `committed` is what the broker keeps now."""
         begin = self._ends.get(partition) if committed is None else committed
         finished = self._finished.get(partition)

@@ -12,7 +12,7 @@ import attrs
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
-from cqrs_sync.kafka.client import ErrorAction, ProducerClient, ProducerRetired, SentBatch, TopicNotKnown
+from cqrs_sync.kafka.client import ErrorAction, ProducerClient, ProducerRetired, RecordBatch, TopicNotKnown
 from cqrs_sync.kafka.cloudevents import key_and_headers_of
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import check_topic
@@ -68,7 +68,7 @@ class _Call:
         self._publish(batching, range(len(self._messages)))
         if self._suspects:
             suspects, self._suspects = self._suspects, {}
-            again = self._that_keep_order(suspects)
+            again = self._resendable(suspects)
             if again:
                 logger.warning("sending %d refused message(s) again, each alone: %s", len(again), suspects[again[0]])
                 self._publish(single, again)
@@ -105,7 +105,7 @@ class _Call:
         self,
         supervisor: ProducerSupervisor,
         producer: ProducerClient,
-        batch: SentBatch,
+        batch: RecordBatch,
         indexes: Sequence[int],
         sent: list[int],
     ) -> list[int]:
@@ -132,7 +132,7 @@ class _Call:
             unsent += found if producer.caches_missing_topics else self._send(supervisor, producer, batch, found, sent)
         return unsent
 
-    def _send_one(self, batch: SentBatch, index: int, unknown: Mapping[str, object]) -> None:
+    def _send_one(self, batch: RecordBatch, index: int, unknown: Mapping[str, object]) -> None:
         message = self._messages[index]
         check_topic(message.topic, MessageRejected)
         if not isinstance(message.body, bytes):
@@ -145,7 +145,7 @@ class _Call:
 
     @staticmethod
     def _report(
-        supervisor: ProducerSupervisor, producer: ProducerClient, batch: SentBatch, outcome: _Outcome, started: float
+        supervisor: ProducerSupervisor, producer: ProducerClient, batch: RecordBatch, outcome: _Outcome, started: float
     ) -> None:
         """Tell the supervisor how the producer did."""
         if outcome.confirmed:
@@ -155,7 +155,7 @@ class _Call:
         elif outcome.unfit is not None:
             supervisor.retire(producer, outcome.unfit)
         for index in outcome.unanswered:
-            supervisor.miss(producer, batch, index, started)
+            supervisor.record_unanswered(producer, batch, index, started)
 
     def _settle(self, supervisor: ProducerSupervisor, producer: ProducerClient, outcome: _Outcome) -> list[int]:
         """Keep what failed; return what the next producer may send."""
@@ -168,7 +168,7 @@ class _Call:
         found = self._found(supervisor, producer, unknown) if unknown else ()
         again = [index for indexes in found for index in indexes]
         if producer.refusal is None:
-            return again + self._that_keep_order(outcome.lost)
+            return again + self._resendable(outcome.lost)
         self._fail(outcome.lost, producer.refusal)
         return again
 
@@ -184,7 +184,7 @@ class _Call:
                 supervisor.retire(producer, f"the topic {topic!r} was created meanwhile")
             yield unknown[topic]
 
-    def _that_keep_order(self, errors: Mapping[int, DeliveryError]) -> list[int]:
+    def _resendable(self, errors: Mapping[int, DeliveryError]) -> list[int]:
         """Return what may be sent again; the others would arrive after a later message of their key, or too late."""
         last_confirmed = {
             (self._messages[index].topic, self._messages[index].key): index for index in sorted(self._confirmed)

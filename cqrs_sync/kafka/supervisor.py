@@ -7,7 +7,7 @@ import threading
 import time
 
 from cqrs_sync.errors import Closed
-from cqrs_sync.kafka.client import ProducerClient, ProducerConnector, SentBatch
+from cqrs_sync.kafka.client import ProducerClient, ProducerConnector, RecordBatch
 from cqrs_sync.lifecycle import reset_in_child
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class ProducerSupervisor:
         self._changed = threading.Condition()
         self._producer: ProducerClient | None = None
         #: A record that was not answered in time: its batch, its index, and when it was sent.
-        self._unanswered: tuple[SentBatch, int, float] | None = None
+        self._unanswered: tuple[RecordBatch, int, float] | None = None
         #: What the last attempt to connect raised.
         self._failed: BaseException | None = None
         self._connecting = False
@@ -82,7 +82,7 @@ class ProducerSupervisor:
         self._confirmed_at = since
         producer.confirm()
 
-    def miss(self, producer: ProducerClient, batch: SentBatch, index: int, since: float) -> None:
+    def record_unanswered(self, producer: ProducerClient, batch: RecordBatch, index: int, since: float) -> None:
         """Note that this record, sent at `since`, was not answered in time."""
         if producer is self._producer and self._unanswered is None:
             self._unanswered = (batch, index, since)

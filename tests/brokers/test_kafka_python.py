@@ -204,7 +204,8 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     deliveries.on_partitions_assigned(partitions)
     proxy.restore()
     eventually(
-        lambda: not is_unreachable(deliveries) and not initial_offsets_of(deliveries).decides(partitions), timeout=15
+        lambda: not is_unreachable(deliveries) and not initial_offsets_of(deliveries).may_override_commit(partitions),
+        timeout=15,
     )
     deliveries.close()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.kafka.broker import BaseKafkaBroker
-from cqrs_sync.kafka.client import PartitionOffsets, ProducerClient, ProducerConnector, SentBatch, TopicAdmin
+from cqrs_sync.kafka.client import PartitionOffsets, ProducerClient, ProducerConnector, RecordBatch, TopicAdmin
 from cqrs_sync.kafka.cloudevents import deferred_messages, incoming_message, seconds_until_due
 from cqrs_sync.kafka.partitions import FetchBuffer, OffsetTracker
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription
@@ -293,7 +293,7 @@ _PRODUCER = {
         (BaseKafkaSubscription, {"close", "_fetch", "_check_connection", *_CONSUMER}),
         (ProducerClient, _PRODUCER),
         (ProducerConnector, {"connect"}),
-        (SentBatch, _BATCH),
+        (RecordBatch, _BATCH),
         (TopicAdmin, {"partition_counts", "create_topics", "offsets"}),
     ],
 )

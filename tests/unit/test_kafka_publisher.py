@@ -12,7 +12,7 @@ from cqrs_sync.kafka.client import (
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
-    SentBatch,
+    RecordBatch,
     TopicNotKnown,
 )
 from cqrs_sync.kafka.publisher import KafkaPublisher
@@ -59,7 +59,7 @@ class Producer(ProducerClient):
         self.ends.append("close")
 
 
-class Batch(SentBatch):
+class Batch(RecordBatch):
     def __init__(self, producer):
         self.producer = producer
         self.known = {}
@@ -215,7 +215,7 @@ def test_an_answer_that_comes_late_costs_no_producer():
     keeper = supervisor(producer)
     batch = producer.new_batch(1)
     keeper.producer(1)
-    keeper.miss(producer, batch, 0, 0.0)
+    keeper.record_unanswered(producer, batch, 0, 0.0)
     batch.known[0] = None
 
     assert producer is keeper.producer(1)

@@ -32,7 +32,7 @@ from cqrs_sync.kafka.client import (
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
-    SentBatch,
+    RecordBatch,
     TopicNotKnown,
 )
 from cqrs_sync.lifecycle import reset_in_child
@@ -75,7 +75,7 @@ class ConfluentProducer(ProducerClient):
         self._thread = threading.Thread(target=self._poll_until_closed, name="cqrs-confluent-poll", daemon=True)
         self._thread.start()
 
-    def new_batch(self, timeout: float) -> SentBatch:
+    def new_batch(self, timeout: float) -> RecordBatch:
         return _ReportBatch(self, timeout)
 
     def produce(self, message: OutgoingMessage, key: bytes | None, headers: HeaderList, report: Any) -> None:
@@ -215,7 +215,7 @@ class ConfluentConnector(ProducerConnector):
         return ConfluentProducer(self._options, on_failure)
 
 
-class _ReportBatch(SentBatch):
+class _ReportBatch(RecordBatch):
     """Collects delivery reports, whichever thread brings them."""
 
     def __init__(self, producer: ConfluentProducer, timeout: float) -> None:

@@ -190,7 +190,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
     def _assigned(self, consumer: Any, assigned: Sequence[TopicPartition]) -> None:
         partitions = [(one.topic, one.partition) for one in assigned]
         try:
-            if self._initial_offsets.decides(partitions):
+            if self._initial_offsets.may_override_commit(partitions):
                 self._begin(partitions, consumer)
         except KafkaException as error:
             # They are assigned now, and what comes from them is not buffered: joining again assigns them once more.
@@ -204,7 +204,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
         begins: list[TopicPartition] = []
         moved: dict[Partition, int] = {}
         for partition, committed in self.committed_offsets(partitions, _LOOK_UP).items():
-            begin = self._initial_offsets.begin_of(partition, committed)
+            begin = self._initial_offsets.start_offset(partition, committed)
             if begin is None:
                 begins.append(TopicPartition(*partition))
                 continue

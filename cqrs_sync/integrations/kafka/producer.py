@@ -25,7 +25,7 @@ from cqrs_sync.kafka.client import (
     ProducerClient,
     ProducerConnector,
     ProducerRetired,
-    SentBatch,
+    RecordBatch,
     TopicNotKnown,
 )
 from cqrs_sync.lifecycle import reset_in_child
@@ -69,7 +69,7 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
         self._unregister_cleanup()
         reset_in_child(self)
 
-    def new_batch(self, timeout: float) -> SentBatch:
+    def new_batch(self, timeout: float) -> RecordBatch:
         del timeout
         return _FutureBatch(self)
 
@@ -195,7 +195,7 @@ class KafkaPythonConnector(ProducerConnector):
         return connection_error(reason, self._servers)
 
 
-class _FutureBatch(SentBatch):
+class _FutureBatch(RecordBatch):
     def __init__(self, producer: KafkaPythonProducer) -> None:
         self._producer = producer
         self._futures: dict[int, Any] = {}

@@ -158,7 +158,7 @@ class KafkaSubscription(BaseKafkaSubscription, ConsumerRebalanceListener):  # ty
                 # It was revoked while the broker was asked.
                 continue
             vendors = TopicPartition(*partition)
-            begin = self._initial_offsets.begin_of(partition, committed)
+            begin = self._initial_offsets.start_offset(partition, committed)
             if begin is None:
                 self._consumer.seek_to_beginning(vendors)
             else:

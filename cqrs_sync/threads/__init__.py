@@ -1,6 +1,6 @@
 """Where event handlers run: on a bounded pool of threads, or in the caller's thread."""
 
-from cqrs_sync.threads.executor import Call, Executor, TaskSource
+from cqrs_sync.threads.executor import Call, CallSource, Executor
 from cqrs_sync.threads.pool import SameThread, ThreadPool
 
-__all__ = ["Call", "Executor", "SameThread", "TaskSource", "ThreadPool"]
+__all__ = ["Call", "CallSource", "Executor", "SameThread", "ThreadPool"]

@@ -12,7 +12,7 @@ from cqrs_sync.threads.running import running_calls
 Call: TypeAlias = "tuple[Any, ...]"
 
 
-class TaskSource(Protocol):
+class CallSource(Protocol):
     """Calls for an executor. A call may add further calls while it runs."""
 
     def next_call(self) -> Call | None:
@@ -36,7 +36,7 @@ class Executor(Protocol):
     `cqrs_sync.testing.contracts.executor` tests these promises.
     """
 
-    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
+    def run(self, source: CallSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
         """
         Run every call of `source`, each in its own copy of the caller's context.
 
@@ -52,7 +52,7 @@ class Executor(Protocol):
 class SameThread:
     """Runs calls in the caller's thread, one after the other."""
 
-    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
+    def run(self, source: CallSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
         """Run every call of `source` in order. Ignores the timeout."""
         del timeout, may_help
         next_call, groups, thread = source.next_call, running_calls.groups, get_ident()

@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import Self, TypeAlias
 
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.threads.executor import Call, Executor, SameThread, TaskSource
+from cqrs_sync.threads.executor import Call, CallSource, Executor, SameThread
 from cqrs_sync.threads.running import running_calls
 from cqrs_sync.threads.worker_threads import Latch, WorkerThreads
 
-__all__ = ["DetachedCalls", "Executor", "SameThread", "TaskGroup", "ThreadPool"]
+__all__ = ["CallGroup", "DetachedCalls", "Executor", "SameThread", "ThreadPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class ThreadPool:
         self._idle = threading.Condition(self._lock)
         self._threads: WorkerThreads | None = None
         # Groups with a call that no thread has started. They take turns.
-        self._queue: deque[TaskGroup] = deque()
+        self._queue: deque[CallGroup] = deque()
         # Slots in use: pool threads that are awake, and callers that help.
         self._busy = 0
         # Pool threads that were woken and have not asked for a call yet.
@@ -98,7 +98,7 @@ class ThreadPool:
         """Whether it has been closed, even if calls still run."""
         return self._closed
 
-    def run(self, source: TaskSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
+    def run(self, source: CallSource, /, *, timeout: float | None = None, may_help: bool = True) -> bool:
         """
         Run every call of `source`, each in its own copy of the caller's context.
 
@@ -110,7 +110,7 @@ class ThreadPool:
         context = copy_context()
         if not (is_nested := self._token in (outer := _waiting_pools.get())):
             context.run(_waiting_pools.set, (*outer, self._token))
-        group = TaskGroup(source, context, threading.get_ident())
+        group = CallGroup(source, context, threading.get_ident())
         try:
             with self._lock:
                 group.fetch()
@@ -179,7 +179,7 @@ class ThreadPool:
         # The caller should not help, but if every pool thread waits for it, helping is the only way forward.
         return may_be_stuck and not (has_room and (self._threads is None or self._threads.sleepers))
 
-    def _start_in_caller(self, group: TaskGroup, *, has_slot: bool) -> Call | None:
+    def _start_in_caller(self, group: CallGroup, *, has_slot: bool) -> Call | None:
         """Start the first call in the caller's thread, which takes a slot unless it has one."""
         call = group.start_next()
         if call is not None and not has_slot:
@@ -187,7 +187,7 @@ class ThreadPool:
             group.caller_slots = 1
         return call
 
-    def _enqueue(self, group: TaskGroup) -> None:
+    def _enqueue(self, group: CallGroup) -> None:
         """Offer the next call of a group to the pool threads, and wake one."""
         if group.next_call is not None and not group.is_queued:
             group.is_queued = True
@@ -206,7 +206,7 @@ class ThreadPool:
             self._waking += 1
             latch.release()
 
-    def _next(self) -> tuple[TaskGroup, Call] | None:
+    def _next(self) -> tuple[CallGroup, Call] | None:
         """Start a call of the group whose turn it is."""
         while self._queue:
             group = self._queue.popleft()
@@ -219,7 +219,7 @@ class ThreadPool:
                 return group, call
         return None
 
-    def _next_or_sleep(self, latch: Latch | None) -> tuple[TaskGroup, Call] | None:
+    def _next_or_sleep(self, latch: Latch | None) -> tuple[CallGroup, Call] | None:
         """Start a call; if there is none, give up the slot."""
         item = self._next()
         if item is None:
@@ -230,7 +230,7 @@ class ThreadPool:
                 self._idle.notify_all()
         return item
 
-    def _finish(self, group: TaskGroup) -> None:
+    def _finish(self, group: CallGroup) -> None:
         """Count a call as finished, and offer the calls it added."""
         group.running -= 1
         if group.next_call is None:
@@ -239,7 +239,7 @@ class ThreadPool:
 
     # -- Without the lock.
 
-    def _help(self, group: TaskGroup, call: Call | None, *, has_slot: bool) -> None:
+    def _help(self, group: CallGroup, call: Call | None, *, has_slot: bool) -> None:
         """Run calls in the thread that waits for them."""
         self._local.has_slot = True
         groups = running_calls.groups
@@ -251,13 +251,13 @@ class ThreadPool:
                 call = group.start_next()
         self._stop_helping(group, has_slot=has_slot)
 
-    def _cancel(self, group: TaskGroup, *, has_slot: bool) -> None:
+    def _cancel(self, group: CallGroup, *, has_slot: bool) -> None:
         """Drop the calls that no thread has started: an exception interrupted the caller."""
         with self._lock:
             group.cancel()
         self._stop_helping(group, has_slot=has_slot)
 
-    def _stop_helping(self, group: TaskGroup, *, has_slot: bool) -> None:
+    def _stop_helping(self, group: CallGroup, *, has_slot: bool) -> None:
         """Give up what a caller held while it ran calls."""
         thread = threading.get_ident()
         if running_calls.groups.get(thread) is group:
@@ -266,7 +266,7 @@ class ThreadPool:
             self._release_slot(group)
         self._local.has_slot = has_slot
 
-    def _release_slot(self, group: TaskGroup) -> None:
+    def _release_slot(self, group: CallGroup) -> None:
         with self._lock:
             must_drain = self._threads is None and bool(self._queue)
             if not must_drain:
@@ -281,7 +281,7 @@ class ThreadPool:
             group.caller_slots = 0
             self._drain()
 
-    def _wait(self, group: TaskGroup, deadline: float | None) -> bool:
+    def _wait(self, group: CallGroup, deadline: float | None) -> bool:
         with self._lock:
             if group.is_finished():
                 return True
@@ -340,14 +340,14 @@ class ThreadPool:
             return self._threads is not None
 
 
-class TaskGroup:
+class CallGroup:
     """The calls of one caller: the next one, how many run, and who waits for them. The pool's lock guards it."""
 
     __slots__ = ("caller", "caller_slots", "context", "error", "is_queued", "latch", "next_call", "running", "source")
 
-    def __init__(self, source: TaskSource, context: Context, caller: int) -> None:
+    def __init__(self, source: CallSource, context: Context, caller: int) -> None:
         #: None after the caller was interrupted.
-        self.source: TaskSource | None = source
+        self.source: CallSource | None = source
         self.context = context
         #: The thread that waits for the calls; None once it has stopped waiting.
         self.caller: int | None = caller

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from cqrs_sync.lifecycle import reset_in_child
 
 if TYPE_CHECKING:
-    from cqrs_sync.threads.pool import TaskGroup
+    from cqrs_sync.threads.pool import CallGroup
 
 
 class RunningCalls:
@@ -21,7 +21,7 @@ class RunningCalls:
 
     def __init__(self) -> None:
         #: For each thread, the group of the outermost call it runs; None if `SameThread` runs the call.
-        self.groups: dict[int, TaskGroup | None] = {}
+        self.groups: dict[int, CallGroup | None] = {}
 
     def threads(self) -> set[int]:
         """Return the threads that run a call now."""

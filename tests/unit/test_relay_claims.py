@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
 from cqrs_sync.outbox import Outcome, Verdict
-from cqrs_sync.relay import settlement
 from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.promises.outbox_fixtures import Counted, Shipped, Shop, closing
@@ -163,19 +163,18 @@ def test_a_handler_that_outlives_its_lease_counts_as_running_until_it_has_finish
 
 def test_messages_that_another_process_has_published_are_forgotten(monkeypatch):
     """
-    They did not reach the broker from here, so this process waits for the time when they are due again.
+    They did not reach the broker from here. The next claim, long after they were due, forgets them.
     """
-    monkeypatch.setattr(settlement, "_UNREACHED", 0.01)
-    claims = ClaimTracker(kept(*(published(f"{number}") for number in range(3))))
-    claims.settle(again(claims.claim(10, 60), 0.01))
-    others = ClaimTracker(claims.outbox)
-    eventually(lambda: others.claim(10, 60))
+    claims = ClaimTracker(kept(published("a")))
+    claims.settle(again(claims.claim(1, 60), 0.01))
+    assert claims.idle_mark() is None
+    now = time.monotonic()
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda: now + 10)
+        assert 1 == len(ClaimTracker(claims.outbox).claim(1, 60))
+        assert 0 == len(claims.claim(1, 60))
 
-    def remembered():
-        claims.claim(10, 60)
-        return claims._unreached
-
-    eventually(lambda: not remembered())
+    assert claims.idle_mark() is not None
 
 
 def test_a_relay_is_not_drained_while_messages_wait_for_the_broker():

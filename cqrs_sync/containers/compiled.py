@@ -58,7 +58,7 @@ def make_plan(recorder: PlanRecorder, service: Any) -> Plan:
     """
     Record what punq does for a service.
 
-    The plan may be kept if `recorder.is_settled`, and used while what the recorder watches is as it has seen it.
+    The plan may be used if `recorder.is_settled`, while what the recorder watches is as it has seen it.
     Raises what punq raises for wrong registrations.
     """
     result = recorder.request(service)
@@ -185,8 +185,8 @@ class _Made:
         self.position = position
 
 
-class PlanRecorder(punq.Container):
-    """Runs punq's code on the registrations of another container, and notes the calls it would make. Builds nothing."""
+class _View(punq.Container):
+    """Runs punq's code on the registrations and singletons of another container."""
 
     registrations: Any
 
@@ -195,17 +195,46 @@ class PlanRecorder(punq.Container):
         self.registrations = _Registrations(container.registrations)
         self._singletons = container._singletons
         self._auto_register = False
-        self.steps: list[_Step] = []
-        #: False if the plan builds a singleton. The next plan then passes it on.
-        self.is_settled = True
-        #: The services under construction. If one is missing, the path to it.
-        self.path: list[Any] = []
 
     def request(self, service: Any) -> Any:
-        """Note how punq resolves a service, or instantiates a class that is not registered. Returns what is built."""
+        """Resolve a service as punq does, or instantiate a class that is not registered. Returns what is built."""
         if isinstance(service, type) and not self.registrations.build_context(service).target(service).impls:
             return self.instantiate(service)
         return self.resolve(service)
+
+    def _reuse(self, registration: Any, instance: Any, context: Any) -> Any:
+        if registration.cache:
+            context[registration.service] = instance
+        return instance
+
+
+class SingletonBuilder(_View):
+    """Lets punq build, each singleton once: not in each of two threads, and not again for each `list[T]`."""
+
+    def _build_impl(self, registration: Any, resolution_args: dict[str, Any], context: Any) -> Any:
+        if registration.scope is not punq.Scope.singleton:
+            return super()._build_impl(registration, resolution_args, context)
+        with locks.of(registration):
+            if id(registration) in self._singletons:
+                return self._reuse(registration, self._singletons[id(registration)], context)
+            built = super()._build_impl(registration, resolution_args, context)
+            # Keeps the registration alive: another one could get its id, by which punq knows the singleton.
+            self._singletons[~id(registration)] = registration
+            return built
+
+
+class PlanRecorder(_View):
+    """Notes the calls that punq would make. Builds nothing."""
+
+    def __init__(self, container: punq.Container) -> None:
+        super().__init__(container)
+        self.steps: list[_Step] = []
+        #: False if punq would build a singleton: a plan made after that passes the singleton on.
+        self.is_settled = True
+        #: Singletons that punq would have by now, by the id of their registration.
+        self._noted_singletons: dict[int, Any] = {}
+        #: The services under construction. If one is missing, the path to it.
+        self.path: list[Any] = []
 
     def instantiate(self, service_key: type[Any], **kwargs: Any) -> Any:
         """Note how punq builds a class that is not registered."""
@@ -227,15 +256,16 @@ class PlanRecorder(punq.Container):
     def _build_impl(self, registration: Any, resolution_args: dict[str, Any], context: Any) -> Any:
         if _is_instance(registration):
             return self._reuse(registration, registration.builder(), context)
-        if registration.scope is punq.Scope.singleton and id(registration) in self._singletons:
-            return self._reuse(registration, self._singletons[id(registration)], context)
+        is_singleton, number = registration.scope is punq.Scope.singleton, id(registration)
+        for known in (self._singletons, self._noted_singletons):
+            if is_singleton and number in known:
+                return self._reuse(registration, known[number], context)
         stand_in = registration._replace(builder=self._stand_in(registration), scope=punq.Scope.transient)
-        return super()._build_impl(stand_in, resolution_args, context)
-
-    def _reuse(self, registration: Any, instance: Any, context: Any) -> Any:
-        if registration.cache:
-            context[registration.service] = instance
-        return instance
+        result = super()._build_impl(stand_in, resolution_args, context)
+        if is_singleton:
+            self.is_settled = False
+            self._noted_singletons[number] = result
+        return result
 
     def _stand_in(self, registration: Any) -> Callable[..., _Made]:
         """Make a builder in which punq reads the same signature. To call it adds a step."""
@@ -250,27 +280,12 @@ class PlanRecorder(punq.Container):
 
     def call(self, registration: Any, arguments: dict[str, Any]) -> _Made:
         """Add the step that calls the builder of a registration."""
-        build = registration.builder
-        if registration.scope is punq.Scope.singleton:
-            self.is_settled = False
-            build = partial(_build_singleton, self._singletons, registration)
-        return self._add(build, arguments)
+        return self._add(registration.builder, arguments)
 
     def _add(self, build: Callable[..., Any], arguments: dict[str, Any]) -> _Made:
         needs = [(name, value.position) for name, value in arguments.items() if type(value) is _Made]
         self.steps.append((build, arguments, needs))
         return _Made(len(self.steps) - 1)
-
-
-def _build_singleton(singletons: dict[int, Any], registration: Any, /, **arguments: Any) -> Any:
-    """Build a singleton once, in any number of threads."""
-    number = id(registration)
-    with locks.of(registration):
-        if number not in singletons:
-            singletons[number] = registration.builder(**arguments)
-            # Keeps the registration alive: another one could get its id, by which punq knows the singleton.
-            singletons[~number] = registration
-        return singletons[number]
 
 
 def _as_list(**items: Any) -> list[Any]:

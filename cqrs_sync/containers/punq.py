@@ -8,7 +8,7 @@ from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
 import punq
 
-from cqrs_sync.containers.compiled import Plan, PlanRecorder, is_supported, locks, make_plan
+from cqrs_sync.containers.compiled import Plan, PlanRecorder, SingletonBuilder, is_supported, locks, make_plan
 from cqrs_sync.errors import HandlerNotBuilt, InvalidBinding
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -21,9 +21,9 @@ class PunqContainer:
     """
     Resolves from a `punq.Container`, quickly and from any thread.
 
-    punq's rules hold. A class that is not registered is instantiated, so handlers need no registration. punq builds
-    a service the first time. From then on a plan does the same, until a registration changes that the plan was made
-    from: through this object, through `punq`, or in a parent of it. A singleton is built once, for any number of
+    punq's rules hold. A class that is not registered is instantiated, so handlers need no registration. A service is
+    built by a plan of what punq would do, until a registration changes that the plan was made from: through this
+    object, through `punq`, or in a parent of it. punq itself builds what needs a singleton that is not built yet. A singleton is built once, for any number of
     threads and of `list[T]` it is in.
 
     A container with `auto_register`, or a subclass with a resolution of its own, is left to punq itself, one thread
@@ -85,6 +85,9 @@ class PunqContainer:
         except Exception as error:  # noqa: BLE001 -- no constructor has been called: the registrations are wrong
             cause = None if isinstance(error, _CallFails) else error
             raise HandlerNotBuilt(f"{_name(service)} cannot be built: {_explain(error, recorder.path)}") from cause
+        if not recorder.is_settled:
+            # Singletons may need each other in ways that only punq knows. From the next time on they are there.
+            build = partial(SingletonBuilder(self.punq).request, service)
         watched, seen = recorder.registrations.watched, recorder.registrations.seen
 
         def plan() -> Any:

@@ -21,10 +21,10 @@ class PunqContainer:
     """
     Resolves from a `punq.Container`, quickly and from any thread.
 
-    punq's rules hold. A class that is not registered is instantiated, so handlers need no registration. A service is
-    built by a plan of what punq would do, until a registration changes that the plan was made from: through this
-    object, through `punq`, or in a parent of it. punq itself builds what needs a singleton that is not built yet. A singleton is built once, for any number of
-    threads and of `list[T]` it is in.
+    punq's rules hold. A class that is not registered is instantiated, so handlers need no registration. A plan does
+    what punq would do, until a registration changes that the plan was made from: through this object, through `punq`,
+    or in a parent of it. Services that need a singleton which is not built yet are built by punq itself. A singleton
+    is built once, for any number of threads and of `list[T]` it is in.
 
     A container with `auto_register`, or a subclass with a resolution of its own, is left to punq itself, one thread
     at a time.

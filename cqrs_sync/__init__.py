@@ -10,15 +10,14 @@ from cqrs_sync.bootstrap import bootstrap
 from cqrs_sync.broker import IncomingMessage, MessageBroker, OutgoingMessage
 from cqrs_sync.container import Container
 from cqrs_sync.containers.punq import PunqContainer
-from cqrs_sync.context import annotate, carried, raise_event, time_left
+from cqrs_sync.context import current_attributes, message_attributes, raise_event, time_left
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import (
     AlreadyBound,
-    AlreadyUsed,
     BrokerNotConfigured,
     BrokerUnavailable,
-    Closed,
+    ClosedError,
     ConfigurationError,
     CqrsError,
     DeadlineExceeded,
@@ -28,11 +27,11 @@ from cqrs_sync.errors import (
     EventsFailed,
     EventTooLarge,
     Failure,
-    Fatal,
     HandlerNotBuilt,
     HandlerNotFound,
     HandlerOverran,
     HandlerReused,
+    IdempotencyKeyConflict,
     InboxNotInstalled,
     InboxUnavailable,
     InvalidBinding,
@@ -42,16 +41,17 @@ from cqrs_sync.errors import (
     NotInTransaction,
     OutboxNotInstalled,
     OutboxUnavailable,
+    PermanentError,
     PublishFailed,
-    Retryable,
     SerializationError,
+    TemporaryError,
     TransactionLost,
     UnknownMessageType,
 )
-from cqrs_sync.failures import Collect, FailFast, Log
+from cqrs_sync.failures import CollectFailures, FailFast, LogFailures
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.inbox import Inbox, Receipt
-from cqrs_sync.mediator import EventMediator, RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Command, DomainEvent, Event, NotificationEvent, Query, Request, Response, notification
 from cqrs_sync.middleware import (
     LoggingMiddleware,
@@ -61,7 +61,7 @@ from cqrs_sync.middleware import (
     TimingMiddleware,
     ValidationMiddleware,
 )
-from cqrs_sync.outbox import Outbox
+from cqrs_sync.outbox import OnNoTransaction, Outbox, PublishedBy
 from cqrs_sync.registry import EventMap, Phase, RequestMap
 from cqrs_sync.relay import Relay
 from cqrs_sync.retry import OnDeadLetter, RetryPolicies, RetryPolicy
@@ -71,11 +71,10 @@ from cqrs_sync.transactions import NoTransactions, Transactions
 
 __all__ = [
     "AlreadyBound",
-    "AlreadyUsed",
     "BrokerNotConfigured",
     "BrokerUnavailable",
-    "Closed",
-    "Collect",
+    "ClosedError",
+    "CollectFailures",
     "Command",
     "ConfigurationError",
     "Container",
@@ -89,17 +88,16 @@ __all__ = [
     "EventEmitter",
     "EventHandler",
     "EventMap",
-    "EventMediator",
     "EventNotSerializable",
     "EventTooLarge",
     "EventsFailed",
     "FailFast",
     "Failure",
-    "Fatal",
     "HandlerNotBuilt",
     "HandlerNotFound",
     "HandlerOverran",
     "HandlerReused",
+    "IdempotencyKeyConflict",
     "Inbox",
     "InboxNotInstalled",
     "InboxUnavailable",
@@ -107,9 +105,10 @@ __all__ = [
     "InvalidBinding",
     "InvalidMessage",
     "JsonSerializer",
-    "Log",
+    "LogFailures",
     "LoggingMiddleware",
     "MalformedMessage",
+    "Mediator",
     "MessageBroker",
     "MessageRejected",
     "Middleware",
@@ -118,12 +117,15 @@ __all__ = [
     "NotInTransaction",
     "NotificationEvent",
     "OnDeadLetter",
+    "OnNoTransaction",
     "Outbox",
     "OutboxNotInstalled",
     "OutboxUnavailable",
     "OutgoingMessage",
+    "PermanentError",
     "Phase",
     "PublishFailed",
+    "PublishedBy",
     "PunqContainer",
     "Query",
     "Receipt",
@@ -132,24 +134,23 @@ __all__ = [
     "RequestDispatcher",
     "RequestHandler",
     "RequestMap",
-    "RequestMediator",
     "Response",
     "RetryMiddleware",
     "RetryPolicies",
     "RetryPolicy",
-    "Retryable",
     "SameThread",
     "SerializationError",
     "Serializer",
+    "TemporaryError",
     "ThreadPool",
     "TimingMiddleware",
     "TransactionLost",
     "Transactions",
     "UnknownMessageType",
     "ValidationMiddleware",
-    "annotate",
     "bootstrap",
-    "carried",
+    "current_attributes",
+    "message_attributes",
     "notification",
     "raise_event",
     "time_left",

@@ -14,9 +14,9 @@ from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError, check_above_zero
-from cqrs_sync.failures import Collect, FailurePolicy
+from cqrs_sync.failures import CollectFailures, FailurePolicy
 from cqrs_sync.inbox import Inbox
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
@@ -44,10 +44,10 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     threads: Executor | int | None = None,
     transactions: Transactions | None = None,
     middleware: MiddlewareChain | Iterable[Middleware] = (),
-    failures: FailurePolicy | None = None,
+    failure_policy: FailurePolicy | None = None,
     serializer: Serializer | None = None,
     max_depth: int = 16,
-) -> RequestMediator:
+) -> Mediator:
     """
     Make a mediator.
 
@@ -66,7 +66,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
       without these, there are none.
     - `middleware` wraps each request and each event handler, the first one outermost;
       a `MiddlewareChain` chooses by message type.
-    - `failures` decides what failed event handlers mean: `Collect()`, `FailFast()`, `Log()`.
+    - `failure_policy` decides what failed event handlers mean: `CollectFailures()`, `FailFast()`, `LogFailures()`.
     - `serializer` writes and reads messages; `JsonSerializer(source="...")` names the service that publishes.
     - `max_depth` is the length that a chain of follow-up events may have.
 
@@ -90,14 +90,14 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         threads=_executor(threads),
         transactions=_transactions(transactions, outbox, inbox),
         middleware=chain,
-        failures=_able("failures", "settle", failures) or Collect(),
+        failure_policy=_able("failure_policy", "report", failure_policy) or CollectFailures(),
         retry=_checked(RetryPolicies(retry) if isinstance(retry, RetryPolicy) else retry, RetryPolicies, "retry"),
         fast_path=fast_path,
         max_depth=max_depth,
     )
     relay = None if outbox is None else Relay(wiring)
     dispatcher = EventDispatcher(wiring) if relay is None else relay.dispatcher
-    return RequestMediator(wiring, dispatcher, relay)
+    return Mediator(wiring, dispatcher, relay)
 
 
 def _resolver(container: Container | punq.Container | None) -> Container:

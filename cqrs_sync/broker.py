@@ -103,7 +103,7 @@ class MessageBroker(Protocol):
         of a batch even if it rejects one.
 
         Raises PublishFailed, which has each unconfirmed message with its error
-        (MessageRejected or BrokerUnavailable), and Closed after `close()`.
+        (MessageRejected or BrokerUnavailable), and ClosedError after `close()`.
         """
 
     def close(self, timeout: float = 5.0) -> None:

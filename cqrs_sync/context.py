@@ -66,7 +66,7 @@ def raise_event(event: Event, /) -> None:
 
 
 @contextmanager
-def annotate(**attributes: str) -> Iterator[None]:
+def message_attributes(**attributes: str) -> Iterator[None]:
     """
     Add attributes to all messages published from this block. Put it around `send`.
 
@@ -111,11 +111,11 @@ def set_cause(attributes: Mapping[str, str]) -> None:
 def stored_attributes(attributes: Mapping[str, str]) -> Iterator[None]:
     """Let events raised in this block carry the attributes of a stored event, and its id as causation."""
     kept = {name: value for name, value in attributes.items() if name not in _RESERVED and name != "causationid"}
-    with annotate(**kept, causationid=attributes["id"]):
+    with message_attributes(**kept, causationid=attributes["id"]):
         yield
 
 
-def carried() -> Mapping[str, str]:
+def current_attributes() -> Mapping[str, str]:
     """Return the attributes that messages published from here carry."""
     scope = current.get()
     return {} if scope is None else dict(scope[1])

@@ -14,12 +14,12 @@ CqrsError
 │   ├── NotInTransaction          an event needs the outbox, and no transaction is open
 │   ├── OutboxNotInstalled        the tables of the outbox are missing
 │   └── InboxNotInstalled         the table of the inbox is missing
-├── Closed                        something was used after `close()`
+├── ClosedError                        something was used after `close()`
 ├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
 │   └── HandlerOverran            a handler had not finished by then
-├── Fatal                         raised by a handler: another attempt is of no use
-├── Retryable                     raised by a handler: a later attempt may succeed
-├── AlreadyUsed                   an idempotency key came with another request
+├── PermanentError                         raised by a handler: another attempt is of no use
+├── TemporaryError                     raised by a handler: a later attempt may succeed
+├── IdempotencyKeyConflict                   an idempotency key came with another request
 ├── EventCycle                    events raise each other in a cycle
 ├── EventsFailed                  the request succeeded; event handlers or publishing failed (an ExceptionGroup)
 ├── SerializationError
@@ -113,7 +113,7 @@ class InboxNotInstalled(ConfigurationError):
     """The table of the inbox is missing, or is that of another version."""
 
 
-class Closed(CqrsError):
+class ClosedError(CqrsError):
     """Something was used after `close()`."""
 
 
@@ -129,7 +129,7 @@ class HandlerOverran(DeadlineExceeded):
     """
 
 
-class Fatal(CqrsError):
+class PermanentError(CqrsError):
     """
     Raise it, or a subclass, from a handler if another attempt is of no use.
 
@@ -138,7 +138,7 @@ class Fatal(CqrsError):
     """
 
 
-class Retryable(CqrsError):
+class TemporaryError(CqrsError):
     """
     Raise it, or a subclass, from a handler if something it needs is not available now.
 
@@ -156,7 +156,7 @@ class Retryable(CqrsError):
         return type(self), self.args, self.__dict__
 
 
-class AlreadyUsed(CqrsError):
+class IdempotencyKeyConflict(CqrsError):
     """An idempotency key came a second time, with another request."""
 
 

@@ -14,22 +14,22 @@ logger = logging.getLogger(__name__)
 class FailurePolicy(Protocol):
     """Decides what a failed event handler means for the other handlers and for the caller."""
 
-    def goes_on(self, failure: Failure, /) -> bool:
+    def should_continue(self, failure: Failure, /) -> bool:
         """Return whether handlers that have not started yet still run. Any thread may call it."""
 
-    def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
+    def report(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Raise an exception for the caller of `send`, or return. Called once, after all handlers."""
 
 
-class Collect:
+class CollectFailures:
     """Every handler runs; all failures come back together as EventsFailed. The default."""
 
-    def goes_on(self, failure: Failure, /) -> bool:
+    def should_continue(self, failure: Failure, /) -> bool:
         """Return True: a failure of one handler is no reason to stop the others."""
         del failure
         return True
 
-    def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
+    def report(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Raise EventsFailed."""
         raise events_failed(failures, response)
 
@@ -37,25 +37,25 @@ class Collect:
 class FailFast:
     """The first failure keeps handlers that have not started from starting, and comes back as EventsFailed."""
 
-    def goes_on(self, failure: Failure, /) -> bool:
+    def should_continue(self, failure: Failure, /) -> bool:
         """Return False."""
         del failure
         return False
 
-    def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
+    def report(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Raise EventsFailed."""
         raise events_failed(failures, response)
 
 
-class Log:
+class LogFailures:
     """Every handler runs; failures are logged and `send` returns. Only unpublished events come back as EventsFailed."""
 
-    def goes_on(self, failure: Failure, /) -> bool:
+    def should_continue(self, failure: Failure, /) -> bool:
         """Return True."""
         del failure
         return True
 
-    def settle(self, failures: Sequence[Failure], response: Any, /) -> None:
+    def report(self, failures: Sequence[Failure], response: Any, /) -> None:
         """Log failures of handlers; raise EventsFailed for events that were not published."""
         log_failures([failure for failure in failures if failure.event is not None])
         unpublished = [failure for failure in failures if failure.event is None]

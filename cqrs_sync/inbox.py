@@ -20,7 +20,7 @@ from typing import Any, ForwardRef, Protocol, TypeVar, get_args, get_origin, get
 
 import orjson
 
-from cqrs_sync.errors import AlreadyUsed, ConfigurationError, SerializationError
+from cqrs_sync.errors import ConfigurationError, IdempotencyKeyConflict, SerializationError
 from cqrs_sync.messages import Request
 from cqrs_sync.middleware import CallNext
 from cqrs_sync.serializer import LONGEST, is_key, json_converter
@@ -28,24 +28,26 @@ from cqrs_sync.transactions import Transactions
 
 #: The name under which a store may count the attempts at a key. No handler may have it.
 ATTEMPTS = " attempts"
+#: Starts the stored form of a key that has a scope.
+_SCOPED = "\x1f"
 #: Bytes of the digest of a request that is stored with its response.
 _DIGEST = 16
 
-_key: ContextVar[str] = ContextVar("cqrs_sync.once")
+_key: ContextVar[str] = ContextVar("cqrs_sync.idempotency_key")
 
 
 class Receipt(Protocol):
     """What the inbox knows of a key and a handler, in the transaction of the question."""
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether it was not done before: the caller has to do it now, in this transaction."""
 
     @property
     def result(self) -> bytes | None:
         """The result that the first caller kept; None if it kept none."""
 
-    def keep(self, result: bytes, /) -> None:
+    def keep_result(self, result: bytes, /) -> None:
         """Keep a result for later callers, in the same transaction. Raises ValueError if this is not the first one."""
 
 
@@ -78,20 +80,20 @@ class Inbox(Protocol):
         see who was first (REPEATABLE READ). Then do all of it again.
         """
 
-    def attempt(self, key: str, /) -> int:
+    def count_attempt(self, key: str, /) -> int:
         """
         Count an attempt before it begins, in a transaction of its own; returns how many there were, including this one.
 
         So an attempt that kills its process is counted.
         """
 
-    def attempts_at(self, key: str, /) -> int:
+    def counted_attempts(self, key: str, /) -> int:
         """Return how many attempts were counted. Counts none itself."""
 
-    def take_back_attempt(self, key: str, /) -> None:
+    def uncount_attempt(self, key: str, /) -> None:
         """Count one attempt less, in a transaction of its own: it has ended without killing its process."""
 
-    def forget_attempts(self, key: str, /) -> None:
+    def reset_attempts(self, key: str, /) -> None:
         """Set the count to zero, in a transaction of its own."""
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
@@ -113,6 +115,24 @@ def key_of(attributes: Mapping[str, str]) -> str:
     import hashlib  # noqa: PLC0415 -- loading OpenSSL is a tenth of the time that importing the package may take
 
     return f"blake2b {hashlib.blake2b(key.encode(errors='surrogatepass'), digest_size=32).hexdigest()}"
+
+
+def scoped_key(key: str | None, scope: str) -> str:
+    """
+    Return the key under which the inbox stores an idempotency key of this scope.
+
+    Raises ConfigurationError for a scope without a key, TypeError and ValueError for what cannot be a key or a scope.
+    """
+    if key is None:
+        raise ConfigurationError(f"scope={scope!r:.80} needs an idempotency_key: it says whose key it is")
+    check_key(key, "")
+    if key.startswith(_SCOPED):
+        raise ValueError(f"an idempotency key must not start with a control character, as {key!r:.80} does")
+    if not scope:
+        return key
+    check_key(scope, "")
+    # The length keeps ("a", "b c") apart from ("a b", "c").
+    return f"{_SCOPED}{len(scope)} {scope} {key}"
 
 
 def check_key(key: str, handler: str) -> None:
@@ -150,7 +170,7 @@ class IdempotentEvent:
     def __call__(self, event: Any, call_next: CallNext, /) -> None:
         """Run the handler, or skip it."""
         with self._inbox.once(_key.get(), self._handler) as receipt:
-            if receipt.first:
+            if receipt.is_first:
                 call_next(event)
 
 
@@ -159,7 +179,7 @@ class IdempotentRequest:
     Runs the handler of a request once for the `idempotency_key`, and answers from the inbox after that.
 
     The innermost middleware, as for events. It stores a digest of the request with the response, and raises
-    AlreadyUsed if the key comes with another request.
+    IdempotencyKeyConflict if the key comes with another request.
     """
 
     def __init__(self, inbox: Inbox, request_type: type) -> None:
@@ -176,9 +196,9 @@ class IdempotentRequest:
         key = _key.get()
         digest = self._hash(self._dump(request, "the request")).digest()
         with self._inbox.once(key, self._name) as receipt:
-            if receipt.first:
+            if receipt.is_first:
                 response = call_next(request)
-                receipt.keep(digest + self._response_bytes(response))
+                receipt.keep_result(digest + self._response_bytes(response))
                 return response
             kept = receipt.result
             if kept is None:
@@ -186,7 +206,7 @@ class IdempotentRequest:
                     f"the inbox stores no responses, so it cannot answer {self._request} a second time"
                 )
             if not kept.startswith(digest):
-                raise AlreadyUsed(
+                raise IdempotencyKeyConflict(
                     f"the key {key!r:.80} was used for another {self._request}, with other content: "
                     "use a new key for another request"
                 )
@@ -210,7 +230,7 @@ class IdempotentRequest:
         except Exception as error:
             raise SerializationError(
                 f"{what} of {self._request}, {type(value).__qualname__}, cannot become JSON, so the inbox cannot keep "
-                f"it: use only types that JSON has, or send it without `once`: {error}"
+                f"it: use only types that JSON has, or send it without an idempotency key: {error}"
             ) from error
 
     def _load(self, answer: bytes) -> Any:
@@ -234,7 +254,8 @@ def _response_type_of(request_type: type) -> Any:
                 return _resolved(answer, base)
     raise ConfigurationError(
         f"{request_type.__qualname__} does not declare the type of its response, so the inbox cannot return it a "
-        f"second time: write `class {request_type.__qualname__}(cqrs.Command[...])`, or send it without `once`"
+        f"second time: write `class {request_type.__qualname__}(cqrs.Command[...])`, "
+        "or send it without an idempotency key"
     )
 
 

@@ -10,8 +10,8 @@ from typing import Self, TypeVar
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
-from cqrs_sync.errors import Closed
-from cqrs_sync.inbox import key_of
+from cqrs_sync.errors import ClosedError
+from cqrs_sync.inbox import key_of, scoped_key
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.relay import Relay
 from cqrs_sync.threads.watchdog import unwatch, watch
@@ -21,23 +21,69 @@ M = TypeVar("M")
 T = TypeVar("T")
 
 
-class EventMediator:
-    """Brings events to their handlers: those of this service, and those received from a broker."""
+class Mediator:
+    """
+    Brings requests and events to their handlers: those of this service, and events received from a broker.
 
-    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher) -> None:
-        #: All parts of the mediator.
+    Any thread may call `send` and `publish`, handlers too. `close()` or the end of the `with` block closes the threads
+    and the broker that `bootstrap` was given.
+    """
+
+    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher, relay: Relay | None = None) -> None:
+        #: All parts of this mediator.
         self.wiring = wiring
-        #: Dispatches events sent here, and those that requests raise.
+        #: Dispatches events that are published here, and those that requests raise.
         self.dispatcher = dispatcher
-        self._receive = wiring.middleware.wrap(IncomingMessage, self._handle)
+        #: Delivers what is in the outbox; None without an outbox.
+        self.relay = relay
+        requests = RequestDispatcher(wiring, dispatcher)
+        self._dispatch = requests.dispatch
+        self._dispatch_once = requests.dispatch_once
+        self._receive = wiring.middleware.wrap(IncomingMessage, self._handle_received)
         #: Whether it was closed.
         self.is_closed = False
 
-    def send(self, event: Event, /, *, timeout: float | None = None) -> None:
+    def send(
+        self,
+        request: Request[R],
+        /,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+        scope: str = "",
+    ) -> R:
+        """
+        Run the request's handler in this thread and return its response.
+
+        When this returns, the handlers of its events have run and the broker has confirmed its notification events.
+        Inside a surrounding transaction, that happens at its commit. What is in an outbox is delivered after the
+        commit, and this does not wait for it.
+
+        `timeout` (seconds) is a deadline for everything that waits: event handlers, brokers, nested sends. It kills
+        no handler: a late handler is reported with its stack.
+
+        The first `send` of this class of request with an `idempotency_key` runs the handler and stores the response in
+        the inbox, in the same transaction. Later ones return that response and raise no events. A handler that fails
+        has not used the key. Keys of different scopes have nothing to do with each other: `scope` is the user or
+        tenant that chose the key. Raises IdempotencyKeyConflict if the key came with other content,
+        SerializationError if the response cannot become JSON, ConfigurationError without an inbox.
+
+        Raises what the handler raises: then its events are dropped. Raises EventsFailed, with the response, if
+        something after the handler fails; HandlerNotFound; ClosedError after `close()`.
+        """
+        if self.is_closed:
+            raise ClosedError("this mediator is closed")
+        if idempotency_key is not None or scope:
+            return self._send_once(request, scoped_key(idempotency_key, scope), timeout)
+        if timeout is None:
+            return self._dispatch(request)
+        return _within(timeout, self._dispatch, request)
+
+    def publish(self, event: Event, /, *, timeout: float | None = None) -> None:
         """
         Dispatch an event as if a handler had raised it, and publish it if it is a notification event.
 
-        Raises EventsFailed, as the failure policy says. `timeout` is that of `RequestMediator.send`.
+        Raises EventsFailed, as the failure policy says. `timeout` is that of `send`.
         """
         self._check_open()
         if timeout is None:
@@ -59,15 +105,12 @@ class EventMediator:
         self._check_open()
         self._receive(message)
 
-    def close(self) -> None:
-        """Refuse further events. `RequestMediator.close` closes the threads and the broker."""
-        self.is_closed = True
+    def _send_once(self, request: Request[R], key: str, timeout: float | None) -> R:
+        if timeout is None:
+            return self._dispatch_once(request, key)
+        return _within(timeout, lambda request: self._dispatch_once(request, key), request)
 
-    def _check_open(self) -> None:
-        if self.is_closed:
-            raise Closed("this mediator is closed")
-
-    def _handle(self, message: IncomingMessage) -> None:
+    def _handle_received(self, message: IncomingMessage) -> None:
         event, attributes = self.wiring.serializer.load(message, self.wiring.event_map.types)
         before = context.current.get()
         try:
@@ -77,58 +120,9 @@ class EventMediator:
             # Not in a context manager, as in `_within`.
             context.current.set(before)
 
-
-class RequestMediator:
-    """
-    Brings requests to their handlers.
-
-    Any thread may call `send`, handlers too. `close()` or the end of the `with` block closes the threads and the
-    broker that `bootstrap` was given.
-    """
-
-    def __init__(self, wiring: Wiring, dispatcher: EventDispatcher, relay: Relay | None = None) -> None:
-        #: All parts of this mediator.
-        self.wiring = wiring
-        #: Sends events that no request raises, and receives messages from a broker.
-        self.events = EventMediator(wiring, dispatcher)
-        #: Delivers what is in the outbox; None without an outbox.
-        self.relay = relay
-        requests = RequestDispatcher(wiring, dispatcher)
-        self._dispatch = requests.dispatch
-        self._dispatch_once = requests.dispatch_once
-        self._closed = False
-
-    def send(self, request: Request[R], /, *, timeout: float | None = None, once: str | None = None) -> R:
-        """
-        Run the request's handler in this thread and return its response.
-
-        When this returns, the handlers of its events have run and the broker has confirmed its notification events.
-        Inside a surrounding transaction, that happens at its commit. What is in an outbox is delivered after the
-        commit, and this does not wait for it.
-
-        `timeout` (seconds) is a deadline for everything that waits: event handlers, brokers, nested sends. It kills
-        no handler: a late handler is reported with its stack.
-
-        `once` is an idempotency key: the first `send` of this class of request with the key runs the handler and
-        stores the response in the inbox, in the same transaction. Later ones return that response and raise no
-        events. A handler that fails has not used the key. Raises AlreadyUsed if the key came with other content,
-        SerializationError if the response cannot become JSON, ConfigurationError without an inbox.
-
-        Raises what the handler raises: then its events are dropped. Raises EventsFailed, with the response, if
-        something after the handler fails; HandlerNotFound; Closed after `close()`.
-        """
-        if self._closed:
-            raise Closed("this mediator is closed")
-        if once is not None:
-            return self._send_once(request, once, timeout)
-        if timeout is None:
-            return self._dispatch(request)
-        return _within(timeout, self._dispatch, request)
-
-    def _send_once(self, request: Request[R], key: str, timeout: float | None) -> R:
-        if timeout is None:
-            return self._dispatch_once(request, key)
-        return _within(timeout, lambda request: self._dispatch_once(request, key), request)
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise ClosedError("this mediator is closed")
 
     def close(self, timeout: float = 10.0) -> None:
         """
@@ -136,10 +130,9 @@ class RequestMediator:
 
         Before that, the relay delivers what is in the outbox, as far as the time allows. A second call does nothing.
         """
-        if self._closed:
+        if self.is_closed:
             return
-        self._closed = True
-        self.events.close()
+        self.is_closed = True
         # The relay needs the threads and the broker, and handlers on the threads may publish.
         deadline = time.monotonic() + timeout
         if self.relay is not None:

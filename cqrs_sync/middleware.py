@@ -138,7 +138,7 @@ class RetryMiddleware:
 
     `retry` is a `RetryPolicy`, and `on` the errors that allow another attempt: `RetryMiddleware(RetryPolicy(attempts=3,
     first=0.1), on=OSError)`. After the last attempt, or when the deadline is nearer than the next one, it raises the
-    last error. `Fatal` is raised at once.
+    last error. `PermanentError` is raised at once.
 
     `retry` may also be any object that is called with a function and its arguments, such as
     `stamina.RetryingCaller(attempts=3).on(OSError)` or `tenacity.Retrying(...)`. Add it before the middleware that

@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import attrs
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import EventTooLarge, describe_error, fingerprint
+from cqrs_sync.errors import ConfigurationError, EventTooLarge, describe_error, fingerprint
 from cqrs_sync.transactions import Transactions
+
+E = TypeVar("E", bound=enum.Enum)
 
 #: How many characters topics, keys, ids, types and content types may have.
 LONGEST = 255
 
 
 @attrs.frozen
-class Entry:
+class OutboxEntry:
     """A message to keep, and its targets."""
 
     message: OutgoingMessage
@@ -36,7 +38,7 @@ class Entry:
 
 
 @attrs.frozen
-class Claimed:
+class ClaimedDelivery:
     """A claimed delivery: a message and its target."""
 
     #: Grows with each delivery that is written. Deliveries of a key are claimed in this order.
@@ -55,13 +57,31 @@ class Claimed:
         return self.handler or self.message.topic
 
 
-class Verdict(enum.Enum):
+class OnNoTransaction(enum.Enum):
+    """What an outbox does with an event that is raised while no transaction is open."""
+
+    #: It raises NotInTransaction: the change and its event could not be committed together.
+    RAISE = "raise"
+    #: It opens a transaction for the event alone, for code that changes nothing in the database.
+    OPEN = "open"
+
+
+class PublishedBy(enum.Enum):
+    """Who publishes the messages of an outbox."""
+
+    #: The relay of this library.
+    RELAY = "relay"
+    #: Change data capture, such as Debezium, reads them from the table. The relay runs durable handlers only.
+    CHANGE_DATA_CAPTURE = "change data capture"
+
+
+class OutcomeKind(enum.Enum):
     """How a claimed delivery is settled."""
 
     #: It is delivered.
     DONE = "done"
     #: It is retried: it can be claimed again.
-    AGAIN = "again"
+    RETRY = "retry"
     #: It is a dead letter: kept with its reason until an operator replays or discards it.
     DEAD = "dead"
 
@@ -70,11 +90,11 @@ class Verdict(enum.Enum):
 class Outcome:
     """The outcome of a claimed delivery, with which it is settled."""
 
-    claimed: Claimed
-    verdict: Verdict
-    #: AGAIN: seconds until it can be claimed.
+    claimed: ClaimedDelivery
+    kind: OutcomeKind
+    #: RETRY: seconds until it can be claimed.
     after: float = 0.0
-    #: AGAIN: whether this attempt counts.
+    #: RETRY: whether this attempt counts.
     counted: bool = True
     #: DEAD: whether later deliveries with its key wait until an operator replays or discards it.
     blocks: bool = True
@@ -85,7 +105,7 @@ class Outcome:
     @classmethod
     def failed(
         cls,
-        claimed: Claimed,
+        claimed: ClaimedDelivery,
         error: BaseException | str,
         *,
         after: float | None,
@@ -95,7 +115,7 @@ class Outcome:
         """Return the outcome of a failed attempt: a retry after `after` seconds, or a dead letter if that is None."""
         return cls(
             claimed,
-            Verdict.DEAD if after is None else Verdict.AGAIN,
+            OutcomeKind.DEAD if after is None else OutcomeKind.RETRY,
             after=after or 0.0,
             counted=counted,
             blocks=blocks,
@@ -105,7 +125,7 @@ class Outcome:
 
 
 @attrs.frozen
-class Selection:
+class DeadLetterSelection:
     """Selects dead deliveries: those that match all fields that are given."""
 
     numbers: tuple[int, ...] | None = None
@@ -114,7 +134,7 @@ class Selection:
 
 
 @attrs.frozen
-class DeadDelivery:
+class DeadLetter:
     """A dead letter of the outbox."""
 
     number: int
@@ -142,7 +162,7 @@ class TargetBacklog:
     target: str
     #: Not attempted yet.
     pending: int
-    #: Claimed, or waiting for the next attempt.
+    #: ClaimedDelivery, or waiting for the next attempt.
     tried: int
     dead: int
 
@@ -190,21 +210,22 @@ class Outbox(Protocol):
     def transactions(self) -> Transactions:
         """The transactions that `add` joins."""
 
-    def add(self, entries: Sequence[Entry], /, *, alone: bool = False) -> None:
+    def add(self, entries: Sequence[OutboxEntry], /, *, own_transaction: bool = False) -> None:
         """
         Write messages and their deliveries in the transaction of the calling thread. A rollback removes them.
 
-        Raises NotInTransaction if none is open, unless the outbox is not strict, or `alone` is set: then it opens a
-        transaction of its own. Raises EventTooLarge. Errors of the database in the caller's transaction pass through.
+        Raises NotInTransaction if none is open, unless the outbox has `OnNoTransaction.OPEN`, or `own_transaction` is
+        set: then it opens a transaction of its own. Raises EventTooLarge. Errors of the database in the caller's
+        transaction pass through.
         """
 
     def claim(
-        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
-    ) -> Sequence[Claimed]:
+        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, exclude: Collection[str] = ()
+    ) -> Sequence[ClaimedDelivery]:
         """
         Claim deliveries for `lease` seconds, oldest first: for the broker, or for these durable handlers.
 
-        Leaves out those for the topics or handlers in `besides`.
+        Leaves out those for the topics or handlers in `exclude`.
 
         One caller at a time has a claim on a delivery. The attempt is counted before this returns. A delivery with a
         key is claimed only if all earlier ones of its key and target are done or claimed by this call; for handlers,
@@ -232,13 +253,13 @@ class Outbox(Protocol):
     def backlog(self) -> Backlog:
         """Count the deliveries that are not made yet."""
 
-    def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
+    def dead_letters(self, selection: DeadLetterSelection, /, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return dead deliveries, oldest first."""
 
-    def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def replay(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Make dead deliveries claimable again, oldest first, with no attempts; returns how many."""
 
-    def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def discard(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries, oldest first, so that later ones of their key are delivered; returns how many."""
 
     def purge(self, older_than: float, /, *, limit: int = 1000) -> int:
@@ -253,6 +274,13 @@ def lane_of(target: str, key: str | None) -> int | None:
 
     digest = hashlib.blake2b(f"{target}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def check_choice(name: str, value: object, choice: E) -> bool:
+    """Return whether an option has this value. Raises ConfigurationError if it is not one of its class."""
+    if not isinstance(value, type(choice)):
+        raise ConfigurationError(f"{name} must be one of {', '.join(map(str, type(choice)))}, not {value!r}")
+    return value is choice
 
 
 def check_size(message: OutgoingMessage, max_bytes: int) -> None:

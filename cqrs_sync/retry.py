@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from cqrs_sync.errors import ConfigurationError, CqrsError, Fatal, Retryable, check_above_zero
+from cqrs_sync.errors import ConfigurationError, CqrsError, PermanentError, TemporaryError, check_above_zero
 
 #: Errors of database drivers that may pass by themselves (PEP 249).
 _TRANSIENT = {"OperationalError", "InterfaceError"}
@@ -90,7 +90,7 @@ class RetryPolicy:
         """
         Return the seconds to wait after so many failed attempts; None if there is no other one.
 
-        There is none after `Fatal` either. `Retryable(after=...)` makes the delay as long as it asks for.
+        There is none after `PermanentError` either. `TemporaryError(after=...)` makes the delay as long as it asks for.
         """
         seconds = self.base_delay(attempts)
         if seconds is None or (error is not None and is_permanent(error)):
@@ -116,10 +116,10 @@ class RetryPolicies:
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Tell whether another attempt is of no use: `Fatal`, or a group of nothing else."""
+    """Tell whether another attempt is of no use: `PermanentError`, or a group of nothing else."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_permanent, error.exceptions))
-    return isinstance(error, Fatal)
+    return isinstance(error, PermanentError)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -128,15 +128,15 @@ def is_transient(error: BaseException) -> bool:
         return all(map(is_transient, error.exceptions))
     if isinstance(error, CqrsError):
         # The next deploy repairs an application that is wired wrongly: the message is not at fault.
-        return isinstance(error, (Retryable, ConfigurationError)) or error.retryable
+        return isinstance(error, (TemporaryError, ConfigurationError)) or error.retryable
     return isinstance(error, OSError) or any(base.__name__ in _TRANSIENT for base in type(error).__mro__)
 
 
 def requested_delay(error: BaseException) -> float:
-    """Return how many seconds an error asks to wait: `Retryable(after=...)`, the longest of a group."""
+    """Return how many seconds an error asks to wait: `TemporaryError(after=...)`, the longest of a group."""
     if isinstance(error, BaseExceptionGroup):
         return max(map(requested_delay, error.exceptions))
-    return (error.after or 0.0) if isinstance(error, Retryable) else 0.0
+    return (error.after or 0.0) if isinstance(error, TemporaryError) else 0.0
 
 
 def exponential_delay(failures: int, first: float, ceiling: float, factor: float = 2.0) -> float:

@@ -16,7 +16,7 @@ from cattrs.preconf.orjson import make_converter
 from cattrs.v import format_exception
 
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
-from cqrs_sync.context import carried, correlation_of, current
+from cqrs_sync.context import correlation_of, current, current_attributes
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
 from cqrs_sync.messages import Event, publication_of
 
@@ -175,7 +175,7 @@ def _flow() -> dict[str, str]:
     if scope is None:
         return {"correlationid": str(uuid.uuid4())}
     correlation_of(scope[1])
-    return dict(carried())
+    return dict(current_attributes())
 
 
 def _key(event: Event, field: str) -> str:

@@ -41,7 +41,7 @@ class Wiring:
     threads: Executor
     transactions: Transactions
     middleware: MiddlewareChain
-    failures: FailurePolicy
+    failure_policy: FailurePolicy
     #: When and how often the relay attempts a failed delivery again.
     retry: RetryPolicies
     #: Whether this process delivers what it has committed to the outbox, without waiting for a relay.

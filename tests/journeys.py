@@ -192,7 +192,7 @@ def through_an_outbox(profile: Profile) -> Iterator[Count]:
     """(b) A command whose event goes through an outbox in SQLite to RabbitMQ, which confirms it."""
     from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
     from cqrs_sync.integrations.sqlalchemy import SQLAlchemyOutbox
-    from cqrs_sync.outbox import Selection
+    from cqrs_sync.outbox import DeadLetterSelection
     from tests.servers.rabbitmq import bound_queue
     from tests.waiting import eventually
 
@@ -215,7 +215,7 @@ def through_an_outbox(profile: Profile) -> Iterator[Count]:
                 eventually(lambda: outbox.backlog().waiting == 0, timeout=_BOUND)
             yield profile.count("send, outbox, publish to RabbitMQ", lambda: mediator.send(Join("ada")))
             eventually(lambda: outbox.backlog().waiting == 0, timeout=_BOUND)
-            assert not outbox.dead(Selection())
+            assert not outbox.dead_letters(DeadLetterSelection())
 
 
 def into_an_inbox(profile: Profile) -> Iterator[Count]:
@@ -238,7 +238,7 @@ def into_an_inbox(profile: Profile) -> Iterator[Count]:
 
         # What the library writes, to be sent again by a stranger: sending is not part of this journey.
         with cqrs.bootstrap(broker=RabbitMQBroker(RABBITMQ, exchange=exchange), threads=2) as sender:
-            sender.events.send(Announced("ada"))
+            sender.publish(Announced("ada"))
         ((template, body),) = drained(RABBITMQ, queue)
         broker = RabbitMQBroker(RABBITMQ, exchange=exchange)
         inbox = SQLAlchemyInbox(sessions)
@@ -278,8 +278,8 @@ def to_kafka(profile: Profile) -> Iterator[Count]:
         servers = os.environ.get("CQRS_TEST_KAFKA") or stack.enter_context(Tansu()).servers
         mediator = stack.enter_context(cqrs.bootstrap(broker=KafkaBroker(servers), threads=2))
         for _ in range(_WARM):
-            mediator.events.send(Announced("ada"))
-        yield profile.count("publish to Kafka", lambda: mediator.events.send(Announced("ada")))
+            mediator.publish(Announced("ada"))
+        yield profile.count("publish to Kafka", lambda: mediator.publish(Announced("ada")))
 
 
 JOURNEYS = {"a": in_process, "b": through_an_outbox, "c": into_an_inbox, "d": to_kafka}

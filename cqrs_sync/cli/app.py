@@ -26,7 +26,7 @@ from cqrs_sync.errors import (
     PublishFailed,
     describe_with_location,
 )
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay import Relay
 from cqrs_sync.retry import RetryPolicy
@@ -66,15 +66,15 @@ class Application:
     #: How the group is named in the application's settings, if they can name it.
     group_setting = ""
 
-    def __init__(self, find: Callable[[], RequestMediator | Consumer]) -> None:
+    def __init__(self, find: Callable[[], Mediator | Consumer]) -> None:
         """Call `find` once, when a command needs its result."""
         self._find = find
 
     @cached_property
-    def _found(self) -> RequestMediator | Consumer:
+    def _found(self) -> Mediator | Consumer:
         return self._find()
 
-    def mediator(self) -> RequestMediator:
+    def mediator(self) -> Mediator:
         """Return the mediator. Raises InvalidCall if there is none."""
         return self._found.mediator if isinstance(self._found, Consumer) else self._found
 
@@ -87,7 +87,7 @@ class Application:
         return None
 
 
-def load(path: str) -> RequestMediator | Consumer:
+def load(path: str) -> Mediator | Consumer:
     """
     Return the mediator or consumer that `module:name` names, or that a function of this name returns.
 
@@ -102,10 +102,10 @@ def load(path: str) -> RequestMediator | Consumer:
     found = _import(path, module_name)
     for part in name.split("."):
         found = _attribute(path, found, part)
-    if callable(found) and not isinstance(found, (RequestMediator, Consumer)):
+    if callable(found) and not isinstance(found, (Mediator, Consumer)):
         found = _call(path, found)
-    if not isinstance(found, (RequestMediator, Consumer)):
-        raise InvalidCall(f"--app {path!r}: expected a RequestMediator or a Consumer, not {_describe(found)}")
+    if not isinstance(found, (Mediator, Consumer)):
+        raise InvalidCall(f"--app {path!r}: expected a Mediator or a Consumer, not {_describe(found)}")
     return found
 
 

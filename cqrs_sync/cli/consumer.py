@@ -46,7 +46,7 @@ from cqrs_sync.consumer import Consumer, OnUnknownType
 from cqrs_sync.workers.consumer import ConsumerOptions, ConsumerProgress, ConsumerWorker
 
 #: Options that a Consumer of the application has itself.
-_OF_CONSUMER = {*GROUP_OPTIONS, "concurrency", "prefetch", "on_unknown", "crashes", "outage_after"}
+_OF_CONSUMER = {*GROUP_OPTIONS, "concurrency", "prefetch", "on_unknown", "max_crashes", "circuit_threshold"}
 
 
 @click.group(cls=CommandGroup, context_settings=HELP)
@@ -66,9 +66,9 @@ consumer.add_command(dead_letter_commands(GroupDeadLetters))
     type=click.Choice(["park", "ack", "dead-letter"]),
     help="What happens to messages of types that have no handler here. Default: park.",
 )
-@number_option("--crashes", help="Crashes after which a message is a dead letter. Default: 5.")
+@number_option("--max-crashes", help="Crashes after which a message is a dead letter. Default: 5.")
 @number_option(
-    "--outage-after", help="Failures in a row after which the consumer tries one message at a time. Default: 10."
+    "--circuit-threshold", help="Failures in a row after which the consumer tries one message at a time. Default: 10."
 )
 @worker_options
 @number_option("--max-messages", help="Stop after so many messages.")
@@ -127,33 +127,36 @@ def _make_consumer(context: click.Context, options: dict[str, Any]) -> Consumer:
 
 @consumer.command()
 @group_options
-@click.option("--over", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 if more messages wait.")
+@click.option(
+    "--max-waiting", "limit", type=click.IntRange(0), metavar="NUMBER", help="Exit with 1 if more messages wait."
+)
 @json_option
 @click.pass_context
-def lag(context: click.Context, /, over: int | None, *, as_json: bool, **location: Any) -> None:
+def lag(context: click.Context, /, limit: int | None, *, as_json: bool, **location: Any) -> None:
     """
     Show how many messages of a group are waiting, deferred and dead.
 
-    Exit status: 0; 1 if more wait than --over; 2 if the command was called wrongly; 3 if the broker cannot be reached.
+    Exit status: 0; 1 if more than --max-waiting wait; 2 if the command was called wrongly; 3 if the broker cannot be
+    reached.
     """
     with open_group(context, **location) as (broker, group):
         backlog = broker.backlog(group)
         waiting = sum(backlog.waiting.values())
         if not (waiting or backlog.delayed or backlog.dead):
             warn_if_unknown(broker, group)
-    is_over = over is not None and waiting > over
+    exceeded = ["waiting"] if limit is not None and waiting > limit else []
     facts = {"group": group.name, "waiting": waiting, "delayed": backlog.delayed, "dead": backlog.dead}
     if as_json:
-        print_json({**facts, "sources": dict(backlog.waiting), "over": is_over})
+        print_json({**facts, "sources": dict(backlog.waiting), "exceeded": exceeded})
     else:
         print_line(f"{group.name}: {waiting:,} waiting, {backlog.delayed:,} delayed, {backlog.dead:,} dead")
-        if is_over:
-            print_line(f"limit exceeded: more than {over:,} waiting")
+        if exceeded:
+            print_line(f"limit exceeded: more than {limit:,} waiting")
         if backlog.waiting:
             print_line()
             rows = [{"waiting": count, "source": source} for source, count in backlog.waiting.items()]
             print_table(("waiting", "source"), rows)
-    sys.exit(CHECK_FAILED if is_over else 0)
+    sys.exit(CHECK_FAILED if exceeded else 0)
 
 
 def _line(progress: ConsumerProgress) -> Text:

@@ -25,7 +25,7 @@ from cqrs_sync.cli.bulk import BulkJob, bulk_options, confirm, require_confirmat
 from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, browse, id_of
 from cqrs_sync.cli.options import HELP, CommandGroup, add_options, group_options, json_option, number_option
 from cqrs_sync.cli.output import counted, print_json, print_line, print_table, printable
-from cqrs_sync.outbox import DeadDelivery, Outbox, Selection
+from cqrs_sync.outbox import DeadLetter, DeadLetterSelection, Outbox
 from cqrs_sync.workers.signals import Signals
 
 #: Characters of one value that are shown.
@@ -256,11 +256,14 @@ class OutboxDeadLetters:
 
     def rows(self, chosen: DeadLetterFilter) -> list[dict[str, Any]]:
         """Return what is known of dead deliveries, oldest first."""
-        return [_facts_of_delivery(each) for each in self._outbox.dead(_selection(chosen), limit=chosen.limit or 100)]
+        return [
+            _facts_of_delivery(each)
+            for each in self._outbox.dead_letters(_selection(chosen), limit=chosen.limit or 100)
+        ]
 
     def find(self, identity: str, *, body: bool) -> dict[str, Any] | None:
         """Return all that is known of one dead delivery, with its body if asked for; None if there is none."""
-        found = self._outbox.dead(Selection(numbers=(int(identity),)), limit=1)
+        found = self._outbox.dead_letters(DeadLetterSelection(numbers=(int(identity),)), limit=1)
         return _facts_of_delivery(found[0], body=body) if found else None
 
     def count(self, chosen: DeadLetterFilter) -> int:
@@ -268,9 +271,9 @@ class OutboxDeadLetters:
         found = self._count(_selection(chosen))
         return found if chosen.limit is None else min(found, chosen.limit)
 
-    def _count(self, selection: Selection) -> int:
+    def _count(self, selection: DeadLetterSelection) -> int:
         if selection.numbers is not None:
-            return len(self._outbox.dead(selection, limit=len(selection.numbers)))
+            return len(self._outbox.dead_letters(selection, limit=len(selection.numbers)))
         backlog = self._outbox.backlog()
         of_target = sum(each.dead for each in backlog.targets if selection.target in {None, each.target})
         of_reason = dict(backlog.dead_by_reason).get(selection.reason or "", 0)
@@ -278,7 +281,7 @@ class OutboxDeadLetters:
             return of_target
         if selection.target is None or of_target == backlog.dead:
             return of_reason
-        return len(self._outbox.dead(selection, limit=_FETCHED))
+        return len(self._outbox.dead_letters(selection, limit=_FETCHED))
 
     def change(
         self, action: Action, chosen: DeadLetterFilter, *, rate: float | None, yes: bool
@@ -294,7 +297,7 @@ class OutboxDeadLetters:
 
 
 def change_in_chunks(
-    change: Callable[..., int], selection: Selection, most: int, rate: float | None = None
+    change: Callable[..., int], selection: DeadLetterSelection, most: int, rate: float | None = None
 ) -> Iterator[int]:
     """
     Replay or purge `most` dead deliveries, in chunks; yields how many each time.
@@ -311,12 +314,12 @@ def change_in_chunks(
             never.wait(changed / rate)
 
 
-def _selection(chosen: DeadLetterFilter) -> Selection:
+def _selection(chosen: DeadLetterFilter) -> DeadLetterSelection:
     numbers = tuple(sorted(map(int, chosen.ids))) or None
-    return Selection(numbers=numbers, reason=chosen.reason, target=chosen.target)
+    return DeadLetterSelection(numbers=numbers, reason=chosen.reason, target=chosen.target)
 
 
-def _facts_of_delivery(delivery: DeadDelivery, *, body: bool = False) -> dict[str, Any]:
+def _facts_of_delivery(delivery: DeadLetter, *, body: bool = False) -> dict[str, Any]:
     message = delivery.message
     facts: dict[str, Any] = {
         "number": delivery.number,

@@ -135,8 +135,10 @@ group_options = add_options(
 
 worker_options = add_options(
     duration_option("--grace", default=25.0, show_default=True, help="Time to finish after SIGTERM or Ctrl-C."),
-    duration_option("--for", "max_runtime", help="Stop after this time."),
-    duration_option("--every", default=60.0, show_default=True, help="Time between two reports in a log."),
+    duration_option("--stop-after", "max_runtime", help="Stop after this time."),
+    duration_option(
+        "--report-every", "every", default=60.0, show_default=True, help="Time between two reports in a log."
+    ),
     click.option("--json", "as_json", is_flag=True, help="Report on standard output, one JSON object per line."),
 )
 

@@ -22,8 +22,8 @@ from cqrs_sync.consumer.processor import (
 from cqrs_sync.consumer.receiver import Receiver
 from cqrs_sync.consumer.scheduler import Scheduler
 from cqrs_sync.consumer.stall import StallDetector
-from cqrs_sync.errors import Closed, ConfigurationError, InboxUnavailable, check_above_zero
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.errors import ClosedError, ConfigurationError, InboxUnavailable, check_above_zero
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import publication_of
 from cqrs_sync.retry import RetryPolicy
 
@@ -62,15 +62,15 @@ class Consumer:
     - `inline_limit`: delays of up to so many seconds pass in the consumer, where the key waits and keeps its order.
       For longer delays the broker keeps the message, and later messages of its key overtake it.
     - `on_unknown`: what happens to messages of types that are not bound here.
-    - `crashes`: a message becomes a dead letter after it has killed so many processes.
-    - `outage_after`: after so many failures in a row one message at a time is tried until one succeeds.
+    - `max_crashes`: a message becomes a dead letter after it has killed so many processes.
+    - `circuit_threshold`: after so many failures in a row one message at a time is tried until one succeeds.
 
     `start` starts its threads, `close` ends them, and a `with` block does both. Close it before the mediator.
     """
 
     def __init__(
         self,
-        mediator: RequestMediator,
+        mediator: Mediator,
         group: str,
         *,
         topics: Sequence[str] = (),
@@ -80,25 +80,25 @@ class Consumer:
         retry: RetryPolicy = DEFAULT_RETRY,
         inline_limit: float = INLINE_LIMIT,
         on_unknown: OnUnknownType = OnUnknownType.PARK,
-        crashes: int = 5,
-        outage_after: int = 10,
+        max_crashes: int = 5,
+        circuit_threshold: int = 10,
     ) -> None:
-        check_above_zero(prefetch=prefetch, crashes=crashes, outage_after=outage_after)
+        check_above_zero(prefetch=prefetch, max_crashes=max_crashes, circuit_threshold=circuit_threshold)
         if concurrency is not None:
             check_above_zero(concurrency=concurrency)
         #: The mediator whose handlers run. The consumer does not close it.
         self.mediator = mediator
         self.broker = broker_of(mediator)
-        policy = MessageFailurePolicy(retry, inline_limit, on_unknown, crashes)
+        policy = MessageFailurePolicy(retry, inline_limit, on_unknown, max_crashes)
         #: The group it is a member of, with the delays for which the broker keeps messages.
         self.group = group_of(
             mediator, group, topics=topics, ordered=ordered, prefetch=prefetch, retry=retry, inline_limit=inline_limit
         )
         self._inbox = mediator.wiring.inbox
         self._queue = KeyedQueue(prefetch)
-        self._circuit = HandlerCircuitBreaker(outage_after)
+        self._circuit = HandlerCircuitBreaker(circuit_threshold)
         processor = MessageProcessor(
-            mediator.events.receive, self._inbox, self.broker, self.group, self._queue, policy, self._circuit
+            mediator.receive, self._inbox, self.broker, self.group, self._queue, policy, self._circuit
         )
         #: How many messages had which end.
         self.counts = processor.counts
@@ -137,8 +137,8 @@ class Consumer:
 
     def start(self) -> None:
         """Start to receive, in a thread of its own. It waits for a broker that cannot be reached."""
-        if self.mediator.events.is_closed:
-            raise Closed("the mediator of this consumer is closed")
+        if self.mediator.is_closed:
+            raise ClosedError("the mediator of this consumer is closed")
         limit = self._scheduler.limit
         if self._concurrency is not None and self._concurrency > limit:
             logger.warning(
@@ -197,7 +197,7 @@ class Consumer:
         if self._inbox is not None:
             # Without this, the first message would be blamed for a table that is missing.
             try:
-                self._inbox.attempts_at("0")
+                self._inbox.counted_attempts("0")
             except InboxUnavailable as error:
                 raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
             self._inbox.release_connection()
@@ -211,7 +211,7 @@ class Consumer:
 
 
 def group_of(
-    mediator: RequestMediator,
+    mediator: Mediator,
     name: str,
     *,
     topics: Sequence[str] = (),
@@ -239,7 +239,7 @@ def group_of(
     return Group(name, found, delays, keyed if ordered is None else ordered, prefetch)
 
 
-def broker_of(mediator: RequestMediator) -> GroupBroker:
+def broker_of(mediator: Mediator) -> GroupBroker:
     """Return the broker of a mediator. Raises ConfigurationError if it cannot consume."""
     broker = mediator.wiring.broker
     if not isinstance(broker, GroupBroker):

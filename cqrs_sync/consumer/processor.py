@@ -95,7 +95,7 @@ class MessageFailurePolicy:
     inline_limit: float = INLINE_LIMIT
     on_unknown: OnUnknownType = OnUnknownType.PARK
     #: A message is a dead letter after it has killed so many processes.
-    crashes: int = 5
+    max_crashes: int = 5
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.retry, RetryPolicy):
@@ -120,7 +120,7 @@ class MessageFailurePolicy:
         """
         Return the seconds until the next attempt, and whether the message stays in the consumer for so long.
 
-        None if there is no other attempt. `Retryable(after=...)` makes the delay longer.
+        None if there is no other attempt. `TemporaryError(after=...)` makes the delay longer.
         """
         base, requested, deferred = self.retry.base_delay(attempts), requested_delay(error), self.broker_delays
         if base is None:
@@ -208,7 +208,7 @@ class MessageProcessor:
         self.counts = MessageCounts()
         self._logged_types: set[str] = set()
         # The inbox does not count a first attempt that the broker says is the first one.
-        most = max(1, policy.crashes - 1)
+        most = max(1, policy.max_crashes - 1)
         # After so many attempts a message is a dead letter, from so many on it runs alone; and the reason.
         self._limits = _WITHOUT_INBOX if self._inbox is None else (most, min(1, most - 1), _EXHAUSTED)
 
@@ -236,12 +236,12 @@ class MessageProcessor:
             self._queue.resume()
         # A count of one does no harm, and to purge its row later is cheaper than to delete it now.
         if self._inbox is not None and item.begun_attempts > 1:
-            self._change_count(item, self._inbox.forget_attempts)
+            self._change_count(item, self._inbox.reset_attempts)
 
     def _count_attempt(self, item: InFlightMessage) -> bool:
         """Count a redelivered message as begun; False if it does not begin now. Waiting for its turn counts nothing."""
         inbox, identity = self._inbox, item.identity
-        before = item.delivery.redeliveries if inbox is None else inbox.attempts_at(identity)
+        before = item.delivery.redeliveries if inbox is None else inbox.counted_attempts(identity)
         most, alone_from, reason = self._limits
         if before >= most:
             item.failed_attempts = max(item.failed_attempts, before)
@@ -251,13 +251,13 @@ class MessageProcessor:
             # If it kills the process, the crash must not count for other messages.
             item.runs_alone = True
             return False
-        item.begun_attempts = before + 1 if inbox is None else inbox.attempt(identity)
+        item.begun_attempts = before + 1 if inbox is None else inbox.count_attempt(identity)
         return True
 
     def _uncount_attempt(self, item: InFlightMessage) -> None:
         """Take back the count of an attempt that failed without killing the process."""
         if self._inbox is not None and item.begun_attempts:
-            self._change_count(item, self._inbox.take_back_attempt)
+            self._change_count(item, self._inbox.uncount_attempt)
         item.begun_attempts = 0
 
     def _change_count(self, item: InFlightMessage, change: Callable[[str], object]) -> None:
@@ -304,7 +304,7 @@ class MessageProcessor:
         """Make it a dead letter."""
         if self._inbox is not None and item.delivery.redeliveries:
             # A replay begins with no attempts.
-            self._change_count(item, self._inbox.forget_attempts)
+            self._change_count(item, self._inbox.reset_attempts)
         item.failed_attempts = max(1, item.failed_attempts)
         item.error = error if isinstance(error, EventsFailed) else None
         self._prepare_set_aside(item, error, None)

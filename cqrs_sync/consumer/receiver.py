@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from cqrs_sync.broker import Subscription
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
-from cqrs_sync.errors import Closed, ConfigurationError, CqrsError, describe_error
+from cqrs_sync.errors import ClosedError, ConfigurationError, CqrsError, describe_error
 from cqrs_sync.retry import Backoff
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Receiver:
         self._quiet_since = None
         trouble = "unexpected error in the receiver thread, see the log" if error is None else describe_error(error)
         self.last_trouble = trouble
-        if isinstance(error, Closed):
+        if isinstance(error, ClosedError):
             self._close_subscription()
         pause = self._backoff.record_failure(logging.WARNING, "cannot receive messages, retrying: %s", trouble)
         until = time.monotonic() + pause

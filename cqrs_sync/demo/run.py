@@ -198,7 +198,7 @@ class DemoRun:
             try:
                 delivery = subscription.receive(timeout=_QUIET)
                 if delivery is not None:
-                    self._directory.events.receive(delivery.message)
+                    self._directory.receive(delivery.message)
                     delivery.ack()
                     self.consumed += 1
                     self._copies[delivery.message.attributes["id"]] += 1

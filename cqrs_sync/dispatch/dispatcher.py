@@ -120,7 +120,7 @@ class EventDispatcher:
             log_failures(run.take_failures())
             raise run.interruption
         if (run.failures or run.unattended) and (failures := run.take_failures()):
-            self.wiring.failures.settle(failures, response)
+            self.wiring.failure_policy.report(failures, response)
 
     def _run_each(self, calls: Sequence[HandlerCall], event: Event) -> list[Failure]:
         failures: list[Failure] = []
@@ -168,8 +168,8 @@ class RequestDispatcher:
         """
         Run the handler the first time a request of this class comes with this key; answer from the inbox after that.
 
-        Raises what `dispatch` raises; AlreadyUsed if the key came with another request; SerializationError for a
-        request or a response that cannot become JSON; ConfigurationError without an inbox; ValueError for an
+        Raises what `dispatch` raises; IdempotencyKeyConflict if the key came with another request; SerializationError
+        for a request or a response that cannot become JSON; ConfigurationError without an inbox; ValueError for an
         invalid key.
         """
         request_type = type(request)

@@ -317,7 +317,7 @@ class EventRun:
         error.add_note(f"in {call.name}, handling {type(event).__qualname__}")
         failure = Failure(call.name, event, error)
         self.add_failure(failure)
-        if not self._runner.wiring.failures.goes_on(failure):
+        if not self._runner.wiring.failure_policy.should_continue(failure):
             self._stopped, self._has_cycle = True, False
 
 

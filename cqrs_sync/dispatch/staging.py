@@ -13,7 +13,7 @@ from cqrs_sync.dispatch.handler_call import HandlerCall
 from cqrs_sync.dispatch.routing import Prepared, Route
 from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
 from cqrs_sync.messages import Event
-from cqrs_sync.outbox import Entry
+from cqrs_sync.outbox import OutboxEntry
 from cqrs_sync.transactions import NoTransactions
 from cqrs_sync.wiring import Wiring
 
@@ -102,7 +102,7 @@ class Staging:
         waiting = deque((event, pending.lineage, pending.flow) for event in pending.events)
         events: dict[int, Event] = {}
         outgoing: dict[int, OutgoingMessage] = {}
-        entries: list[Entry] = []
+        entries: list[OutboxEntry] = []
         while waiting:
             event, parent, flow = waiting.popleft()
             if id(event) in events:
@@ -115,7 +115,7 @@ class Staging:
                 flow = {**flow, "causationid": message.id}
                 # A handler may raise its own event again: the outbox has it from the first time.
                 if self._wiring.outbox is not None and not _contains(parent, event):
-                    entries.append(Entry(message, publish=publish, handlers=route.durable))
+                    entries.append(OutboxEntry(message, publish=publish, handlers=route.durable))
             elif not route.after_commit and not route.inline:
                 logger.warning("%s was raised, but no handler is bound to it", type(event).__qualname__)
             for call in route.inline:
@@ -123,12 +123,12 @@ class Staging:
         pending.events = list(events.values())
         pending.outgoing = outgoing
         if entries:
-            self._store(entries, alone=not emit)
+            self._store(entries, own_transaction=not emit)
 
-    def _store(self, entries: list[Entry], *, alone: bool) -> None:
+    def _store(self, entries: list[OutboxEntry], *, own_transaction: bool) -> None:
         outbox = self._wiring.outbox
         assert outbox is not None
-        outbox.add(entries, alone=alone)
+        outbox.add(entries, own_transaction=own_transaction)
         if outbox.transactions.active():
             outbox.transactions.on_commit(self._wake_relay)
         else:

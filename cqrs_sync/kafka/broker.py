@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
 from cqrs_sync.context import earliest_deadline
-from cqrs_sync.errors import Closed, ConfigurationError, PublishFailed
+from cqrs_sync.errors import ClosedError, ConfigurationError, PublishFailed
 from cqrs_sync.kafka.client import TopicAdmin
 from cqrs_sync.kafka.cloudevents import deferred_messages
 from cqrs_sync.kafka.publisher import KafkaPublisher
@@ -173,7 +173,7 @@ class BaseKafkaBroker(ABC):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Closed(f"this {type(self).__name__} is closed")
+            raise ClosedError(f"this {type(self).__name__} is closed")
 
     def _until(self) -> float:
         return earliest_deadline(max(self._publish_timeout, _LEAST))

@@ -272,7 +272,7 @@ class FetchBuffer:
                 partition.overflow.clear()
 
     def pause_and_resume(self, besides: Collection[Partition] = ()) -> None:
-        """Let the client fetch what there is room for: nothing from blocked partitions, and from those `besides`."""
+        """Let the client fetch what there is room for: nothing from blocked partitions, and from those `exclude`."""
         to_pause = {key for key, partition in self.partitions.items() if partition.is_blocked or key in besides}
         if len(self._ready) >= _ENOUGH:
             to_pause.update(self.partitions)

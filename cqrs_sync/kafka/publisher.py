@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, DeliveryError, MessageRejected
 from cqrs_sync.kafka.client import ErrorAction, ProducerClient, ProducerRetired, RecordBatch, TopicNotKnown
 from cqrs_sync.kafka.cloudevents import key_and_headers_of
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
@@ -82,7 +82,7 @@ class _Call:
             except BrokerUnavailable as error:
                 self._fail(indexes, error)
                 return
-            except Closed as error:
+            except ClosedError as error:
                 self._fail(indexes, BrokerUnavailable(f"not confirmed: {error}"))
                 return
             started = time.monotonic()

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from cqrs_sync.errors import Closed
+from cqrs_sync.errors import ClosedError
 from cqrs_sync.kafka.client import ProducerClient, ProducerConnector, RecordBatch
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -56,7 +56,7 @@ class ProducerSupervisor:
         """
         Return the producer; if there is none, wait for it for `timeout` seconds at most.
 
-        Raises BrokerUnavailable, Closed, and ConfigurationError if the client does not accept its options.
+        Raises BrokerUnavailable, ClosedError, and ConfigurationError if the client does not accept its options.
         """
         producer = self._producer
         if producer is not None and (self._unanswered is None or self._is_trusted(producer)):
@@ -66,7 +66,7 @@ class ProducerSupervisor:
             failed_before = self._failed
             while True:
                 if self._closed:
-                    raise Closed("this Kafka broker is closed")
+                    raise ClosedError("this Kafka broker is closed")
                 if self._producer is not None:
                     return self._producer
                 if not self._connector.blocks:

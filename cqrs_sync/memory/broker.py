@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from cqrs_sync.broker import Delivery, Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
-from cqrs_sync.errors import Closed, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
+from cqrs_sync.errors import ClosedError, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.lifecycle import reset_in_child
 
 
@@ -147,7 +147,7 @@ class MemoryBroker:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Closed("this MemoryBroker is closed")
+            raise ClosedError("this MemoryBroker is closed")
 
     def _refusal(self, message: OutgoingMessage) -> DeliveryError | None:
         if self.fail_with is not None:

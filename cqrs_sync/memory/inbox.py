@@ -50,13 +50,13 @@ class MemoryInbox:
         with nullcontext() if self.transactions.active() else self.transactions.atomic():
             row, is_first = self._insert((key, handler))
             try:
-                yield _MemoryReceipt(row, first=is_first)
+                yield _MemoryReceipt(row, is_first=is_first)
             except BaseException:
                 if is_first:
                     self._remove((key, handler), row)
                 raise
 
-    def attempt(self, key: str, /) -> int:
+    def count_attempt(self, key: str, /) -> int:
         """Count an attempt before it starts."""
         check_key(key, "")
         with self._changed:
@@ -64,14 +64,14 @@ class MemoryInbox:
             row.attempts += 1
             return row.attempts
 
-    def attempts_at(self, key: str, /) -> int:
+    def counted_attempts(self, key: str, /) -> int:
         """Return how many attempts are counted."""
         check_key(key, "")
         with self._changed:
             row = self._rows.get((key, ATTEMPTS))
             return 0 if row is None else row.attempts
 
-    def take_back_attempt(self, key: str, /) -> None:
+    def uncount_attempt(self, key: str, /) -> None:
         """Count one attempt less."""
         check_key(key, "")
         with self._changed:
@@ -81,7 +81,7 @@ class MemoryInbox:
                 if row.attempts <= 0:
                     del self._rows[key, ATTEMPTS]
 
-    def forget_attempts(self, key: str, /) -> None:
+    def reset_attempts(self, key: str, /) -> None:
         """Reset the count."""
         check_key(key, "")
         with self._changed:
@@ -136,8 +136,8 @@ class MemoryInbox:
 class _MemoryReceipt:
     """A receipt, in the transaction that inserted or found its row."""
 
-    def __init__(self, row: _Row, *, first: bool) -> None:
-        self.first = first
+    def __init__(self, row: _Row, *, is_first: bool) -> None:
+        self.is_first = is_first
         self._row = row
 
     @property
@@ -145,8 +145,8 @@ class _MemoryReceipt:
         """The kept result."""
         return self._row.result
 
-    def keep(self, result: bytes, /) -> None:
+    def keep_result(self, result: bytes, /) -> None:
         """Keep a result for later callers."""
-        if not self.first:
-            raise ValueError("only the first call may keep a result: check `receipt.first`")
+        if not self.is_first:
+            raise ValueError("only the first call may keep a result: check `receipt.is_first`")
         self._row.result = result

@@ -17,13 +17,15 @@ from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.memory.transactions import MemoryTransactions
 from cqrs_sync.outbox import (
     Backlog,
-    Claimed,
-    DeadDelivery,
-    Entry,
+    ClaimedDelivery,
+    DeadLetter,
+    DeadLetterSelection,
+    OnNoTransaction,
+    OutboxEntry,
     Outcome,
-    Selection,
+    OutcomeKind,
     TargetBacklog,
-    Verdict,
+    check_choice,
     check_size,
     lane_of,
 )
@@ -62,12 +64,12 @@ class _StoredDelivery:
     def status(self) -> str:
         return "dead" if self.is_dead else "tried" if self.was_tried else "pending"
 
-    def matches(self, handlers: Collection[str] | None, besides: Collection[str]) -> bool:
+    def matches(self, handlers: Collection[str] | None, exclude: Collection[str]) -> bool:
         """Tell whether it is for the broker, or for one of these handlers."""
         is_included = self.handler is None if handlers is None else self.handler in handlers
-        return is_included and self.target not in besides
+        return is_included and self.target not in exclude
 
-    def is_selected(self, selection: Selection) -> bool:
+    def is_selected(self, selection: DeadLetterSelection) -> bool:
         """Tell whether it is dead and in the selection."""
         return (
             self.is_dead
@@ -76,11 +78,11 @@ class _StoredDelivery:
             and selection.target in {None, self.target}
         )
 
-    def claim(self, token: str, lease_end: float) -> Claimed:
+    def claim(self, token: str, lease_end: float) -> ClaimedDelivery:
         self.was_tried = True
         self.attempts += 1
         self.token, self.due = token, lease_end
-        return Claimed(self.number, self.message, self.handler, self.attempts, token)
+        return ClaimedDelivery(self.number, self.message, self.handler, self.attempts, token)
 
 
 class MemoryOutbox:
@@ -88,16 +90,20 @@ class MemoryOutbox:
     An outbox without a database, for tests and as the reference; it ends with the process.
 
     It joins `transactions`: messages added in one of them are there once the outermost block has committed.
-    `strict` and `max_bytes` are those of `SqlOutbox`.
+    `on_no_transaction` and `max_bytes` are those of `SqlOutbox`.
     """
 
     def __init__(
-        self, transactions: MemoryTransactions | None = None, *, max_bytes: int = 1_048_576, strict: bool = True
+        self,
+        transactions: MemoryTransactions | None = None,
+        *,
+        max_bytes: int = 1_048_576,
+        on_no_transaction: OnNoTransaction = OnNoTransaction.RAISE,
     ) -> None:
         #: The transactions that `add` joins.
         self.transactions = MemoryTransactions() if transactions is None else transactions
         self._max_bytes = max_bytes
-        self._strict = strict
+        self._opens_transactions = check_choice("on_no_transaction", on_no_transaction, OnNoTransaction.OPEN)
         self._numbers = itertools.count(1)
         self._deliveries: dict[int, _StoredDelivery] = {}
         #: When each message was written.
@@ -109,15 +115,15 @@ class MemoryOutbox:
         """Replace the lock, which another thread of the parent may have held."""
         self._lock = threading.Lock()
 
-    def add(self, entries: Sequence[Entry], /, *, alone: bool = False) -> None:
+    def add(self, entries: Sequence[OutboxEntry], /, *, own_transaction: bool = False) -> None:
         """Keep messages and their deliveries in the transaction of the calling thread."""
         for entry in entries:
             check_size(entry.message, self._max_bytes)
-        if self._strict and not alone and not self.transactions.active():
+        if not (own_transaction or self._opens_transactions or self.transactions.active()):
             types = ", ".join(sorted({entry.message.type for entry in entries}))
             raise NotInTransaction(
                 f"{types} cannot be kept in the outbox: no transaction is open. Open one with transactions.atomic(), "
-                "or give the outbox strict=False, which keeps it in a transaction of its own"
+                "or give the outbox on_no_transaction=OnNoTransaction.OPEN, which keeps it in a transaction of its own"
             )
         now = time.monotonic()
         messages = {entry.message.id: now for entry in entries}
@@ -132,13 +138,13 @@ class MemoryOutbox:
         self.transactions.at_commit(write)
 
     def claim(
-        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
-    ) -> Sequence[Claimed]:
+        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, exclude: Collection[str] = ()
+    ) -> Sequence[ClaimedDelivery]:
         """Claim deliveries for `lease` seconds, oldest first."""
         token = uuid.uuid4().hex
         with self._lock:
             now = time.monotonic()
-            found = list(itertools.islice(self._claimable(now, handlers, besides), limit))
+            found = list(itertools.islice(self._claimable(now, handlers, exclude), limit))
             return [delivery.claim(token, now + lease) for delivery in found]
 
     def renew(self, tokens: Collection[str], lease: float) -> int:
@@ -185,12 +191,12 @@ class MemoryOutbox:
             oldest=max((now - each.written for each in deliveries if not each.is_dead), default=None),
         )
 
-    def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
+    def dead_letters(self, selection: DeadLetterSelection, /, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return dead deliveries, oldest first."""
         with self._lock:
             now = time.monotonic()
             return [
-                DeadDelivery(
+                DeadLetter(
                     number=each.number,
                     message=each.message,
                     handler=each.handler,
@@ -203,7 +209,7 @@ class MemoryOutbox:
                 for each in self._select(selection, limit)
             ]
 
-    def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def replay(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Make dead deliveries claimable again, with no attempts counted."""
         with self._lock:
             selected = self._select(selection, limit)
@@ -212,7 +218,7 @@ class MemoryOutbox:
                 delivery.attempts, delivery.due = 0, time.monotonic()
             return len(selected)
 
-    def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def discard(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries."""
         with self._lock:
             selected = self._select(selection, limit)
@@ -230,7 +236,7 @@ class MemoryOutbox:
                 del self._messages[name]
             return len(old[:limit])
 
-    def _deliveries_of(self, entry: Entry, now: float) -> Iterator[_StoredDelivery]:
+    def _deliveries_of(self, entry: OutboxEntry, now: float) -> Iterator[_StoredDelivery]:
         message = entry.message
         broker: list[str | None] = [None] if entry.publish else []
         for handler in [*broker, *entry.handlers]:
@@ -239,14 +245,14 @@ class MemoryOutbox:
             yield delivery
 
     def _claimable(
-        self, now: float, handlers: Collection[str] | None, besides: Collection[str]
+        self, now: float, handlers: Collection[str] | None, exclude: Collection[str]
     ) -> Iterator[_StoredDelivery]:
         """Yield what one claim can take, oldest first. The caller holds the lock."""
         #: Lanes whose next delivery must wait.
         blocked: set[int | None] = set()
         size = 0
         for _, delivery in sorted(self._deliveries.items()):
-            if not delivery.matches(handlers, besides) or delivery.lane in blocked - {None}:
+            if not delivery.matches(handlers, exclude) or delivery.lane in blocked - {None}:
                 continue
             if delivery.is_dead or delivery.due > now:
                 blocked.add(delivery.lane)
@@ -262,11 +268,11 @@ class MemoryOutbox:
         delivery = self._deliveries.get(outcome.claimed.number)
         if delivery is None or delivery.token != outcome.claimed.token:
             return False
-        if outcome.verdict is Verdict.DONE:
+        if outcome.kind is OutcomeKind.DONE:
             del self._deliveries[delivery.number]
             return True
         delivery.token, delivery.reason, delivery.error = None, outcome.reason, outcome.error
-        if outcome.verdict is Verdict.DEAD:
+        if outcome.kind is OutcomeKind.DEAD:
             delivery.is_dead = True
             delivery.lane = delivery.lane if outcome.blocks else None
         else:
@@ -275,5 +281,5 @@ class MemoryOutbox:
             delivery.was_tried = outcome.counted or outcome.after > 0 or delivery.attempts > 0
         return True
 
-    def _select(self, selection: Selection, limit: int) -> list[_StoredDelivery]:
+    def _select(self, selection: DeadLetterSelection, limit: int) -> list[_StoredDelivery]:
         return [delivery for _, delivery in sorted(self._deliveries.items()) if delivery.is_selected(selection)][:limit]

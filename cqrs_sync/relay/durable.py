@@ -12,7 +12,7 @@ from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import HandlerNotFound, UnknownMessageType
-from cqrs_sync.outbox import Claimed, Outcome, Verdict
+from cqrs_sync.outbox import ClaimedDelivery, Outcome, OutcomeKind
 from cqrs_sync.relay.settlement import ClaimTracker, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.threads.executor import Call, Executor
@@ -46,7 +46,7 @@ class DurableHandlerTask(RelayTask):
         self._settlement = Settlement(claims)
         self._finished: deque[Outcome] = deque()
         # Deliveries in the pool by number, and when a handler that still runs is logged next.
-        self._running: dict[int, Claimed] = {}
+        self._running: dict[int, ClaimedDelivery] = {}
         self._log_at: dict[int, float] = {}
         self._own: ThreadPool | None = None
         # Calls that the pool has not finished, with what it does around each of them.
@@ -94,7 +94,7 @@ class DurableHandlerTask(RelayTask):
         finally:
             self.claims.outbox.release_connection()
 
-    def _start(self, claimed: Sequence[Claimed]) -> None:
+    def _start(self, claimed: Sequence[ClaimedDelivery]) -> None:
         calls: list[Call] = []
         for each in claimed:
             policy = self._wiring.retry.of(each.target)
@@ -102,7 +102,7 @@ class DurableHandlerTask(RelayTask):
                 self._finish(self._settlement.exhausted_outcome(each, policy))
             elif self._is_last(each) and any(self._is_last(other) for other in self._running.values()):
                 # Last attempts run one at a time: a handler that kills its process must not use up those of others.
-                self._finish(Outcome(each, Verdict.AGAIN, after=_NOT_CALLED, counted=False))
+                self._finish(Outcome(each, OutcomeKind.RETRY, after=_NOT_CALLED, counted=False))
             else:
                 self._running[each.number] = each
                 calls.append((self._run, each))
@@ -112,14 +112,14 @@ class DurableHandlerTask(RelayTask):
             self._calls.add(batch)
             batch.start(self._pool())
 
-    def _is_last(self, claimed: Claimed) -> bool:
+    def _is_last(self, claimed: ClaimedDelivery) -> bool:
         return claimed.attempts == self._wiring.retry.of(claimed.target).attempts > 1
 
-    def _run(self, claimed: Claimed) -> None:
+    def _run(self, claimed: ClaimedDelivery) -> None:
         """Run one handler in a pool thread; must not raise."""
         self.claims.note_thread(claimed)
         try:
-            outcome = Outcome(claimed, Verdict.AGAIN, counted=False) if self.is_ending else self._attempt(claimed)
+            outcome = Outcome(claimed, OutcomeKind.RETRY, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
             outcome = self._settlement.failure_outcome(claimed, error, self._wiring.retry.of(claimed.target))
         self._finish(outcome)
@@ -139,7 +139,7 @@ class DurableHandlerTask(RelayTask):
         self._calls.discard(batch)
         self.woken.set()
 
-    def _attempt(self, claimed: Claimed) -> Outcome:
+    def _attempt(self, claimed: ClaimedDelivery) -> Outcome:
         message = claimed.message
         known = self._wiring.event_map.stored_type(message.type)
         types = {} if known is None else {message.type: known}
@@ -154,9 +154,9 @@ class DurableHandlerTask(RelayTask):
         context.forget_deadline()
         with context.stored_attributes(attributes):
             self._dispatcher.run_handler(call, event)
-        return Outcome(claimed, Verdict.DONE)
+        return Outcome(claimed, OutcomeKind.DONE)
 
-    def _defer_unknown(self, claimed: Claimed, error: Exception) -> Outcome:
+    def _defer_unknown(self, claimed: ClaimedDelivery, error: Exception) -> Outcome:
         """Leave a delivery to a build that knows its type or handler. That costs no attempt."""
         what = f"{claimed.message.type} for {claimed.target}"
         if what not in self._unknown:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 
 from cqrs_sync import context
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, PublishFailed
-from cqrs_sync.outbox import Claimed, Outcome, Verdict
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, ConfigurationError, PublishFailed
+from cqrs_sync.outbox import ClaimedDelivery, Outcome, OutcomeKind
 from cqrs_sync.relay.settlement import ClaimTracker, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies
@@ -17,7 +17,7 @@ from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies
 logger = logging.getLogger(__name__)
 
 #: Errors that cost a message no attempt.
-_NOT_ITS_FAULT = (BrokerUnavailable, Closed, ConfigurationError, TimeoutError)
+_NOT_ITS_FAULT = (BrokerUnavailable, ClosedError, ConfigurationError, TimeoutError)
 #: How many messages probe whether the broker is back, and the seconds a probe may take.
 _PROBE, _PROBE_TIMEOUT = 1, 2.0
 #: The share of a lease in which one batch may be published.
@@ -56,7 +56,7 @@ class OutboxPublisher(RelayTask):
             return pause
         begun = time.monotonic()
         limit = _PROBE if self._breakers.is_probing else self._batch
-        claimed = self.claims.claim(limit, self._lease, besides=self._breakers.unreachable_topics())
+        claimed = self.claims.claim(limit, self._lease, exclude=self._breakers.unreachable_topics())
         if not claimed:
             return None if self.is_finishing else self._next_due()
         outcomes = self._publish(claimed, begun)
@@ -67,11 +67,11 @@ class OutboxPublisher(RelayTask):
         waits = (self._breakers.next_topic_delay(), self._settlement.next_due())
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _publish(self, claimed: Sequence[Claimed], begun: float) -> list[Outcome]:
+    def _publish(self, claimed: Sequence[ClaimedDelivery], begun: float) -> list[Outcome]:
         outcomes: list[Outcome] = []
         stopped: set[tuple[str, str | None]] = set()
         for round_ in self._rounds(claimed):
-            ready: list[Claimed] = []
+            ready: list[ClaimedDelivery] = []
             for each in round_:
                 if stopped and _key_of(each) in stopped and self._policies.of(each.target).blocks:
                     outcomes.append(_given_back(each))
@@ -87,12 +87,12 @@ class OutboxPublisher(RelayTask):
             stopped.update(_key_of(outcome.claimed) for outcome in failed)
             unconfirmed = {outcome.claimed.number for outcome in failed}
             outcomes += failed
-            outcomes += [Outcome(each, Verdict.DONE) for each in ready if each.number not in unconfirmed]
+            outcomes += [Outcome(each, OutcomeKind.DONE) for each in ready if each.number not in unconfirmed]
         return outcomes
 
-    def _rounds(self, claimed: Sequence[Claimed]) -> Sequence[list[Claimed]]:
+    def _rounds(self, claimed: Sequence[ClaimedDelivery]) -> Sequence[list[ClaimedDelivery]]:
         """Cut a batch into rounds that have each key that blocks at most once."""
-        rounds: list[list[Claimed]] = [[]]
+        rounds: list[list[ClaimedDelivery]] = [[]]
         last_round: dict[tuple[str, str | None], int] = {}
         blocks = {target: self._policies.of(target).blocks for target in {each.target for each in claimed}}
         for each in claimed:
@@ -105,7 +105,7 @@ class OutboxPublisher(RelayTask):
             rounds[number].append(each)
         return rounds
 
-    def _publish_round(self, ready: Sequence[Claimed]) -> list[Outcome]:
+    def _publish_round(self, ready: Sequence[ClaimedDelivery]) -> list[Outcome]:
         """Publish messages and return the outcomes of those that the broker did not confirm."""
         limits = {target: self._policies.of(target).attempts for target in {each.target for each in ready}}
         exhausted = [each for each in ready if each.attempts > limits[each.target]]
@@ -122,7 +122,7 @@ class OutboxPublisher(RelayTask):
                 outcomes.append(self._outcome_of(each, error, can_reach_others=bool(reached)))
         return outcomes
 
-    def _errors_of(self, ready: Sequence[Claimed], timeout: float) -> dict[str, Exception]:
+    def _errors_of(self, ready: Sequence[ClaimedDelivery], timeout: float) -> dict[str, Exception]:
         """Publish messages and return the errors by message id."""
         if not ready:
             return {}
@@ -140,7 +140,7 @@ class OutboxPublisher(RelayTask):
             return {identity: why for errors in alone for identity, why in errors.items()}
         return {}
 
-    def _outcome_of(self, claimed: Claimed, error: Exception, *, can_reach_others: bool) -> Outcome:
+    def _outcome_of(self, claimed: ClaimedDelivery, error: Exception, *, can_reach_others: bool) -> Outcome:
         if _is_unavailable(error):
             after = _TOPIC_DELAY if can_reach_others else self._breakers.delay()
             return Outcome.failed(claimed, error, after=after, counted=False)
@@ -202,7 +202,7 @@ class BrokerCircuitBreakers:
                 self._topics[topic].postpone(pause * 1.5)
 
 
-def _key_of(claimed: Claimed) -> tuple[str, str | None]:
+def _key_of(claimed: ClaimedDelivery) -> tuple[str, str | None]:
     # A message without a key shares its order with no other.
     return claimed.target, claimed.message.key or f"\0{claimed.number}"
 
@@ -211,5 +211,5 @@ def _is_unavailable(error: Exception | None) -> bool:
     return isinstance(error, _NOT_ITS_FAULT)
 
 
-def _given_back(claimed: Claimed) -> Outcome:
-    return Outcome(claimed, Verdict.AGAIN, counted=False)
+def _given_back(claimed: ClaimedDelivery) -> Outcome:
+    return Outcome(claimed, OutcomeKind.RETRY, counted=False)

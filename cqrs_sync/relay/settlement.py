@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from cqrs_sync.errors import OutboxUnavailable
-from cqrs_sync.outbox import Claimed, Outbox, Outcome, Verdict
+from cqrs_sync.outbox import ClaimedDelivery, Outbox, Outcome, OutcomeKind
 from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _CLOCK_SKEW = 0.02
 class InFlightDelivery:
     """A delivery that this process has claimed and not settled."""
 
-    claimed: Claimed
+    claimed: ClaimedDelivery
     #: When it was claimed, by `time.monotonic`.
     since: float
     #: The thread that publishes it or runs its handler; None while it waits for a thread, and after the handler.
@@ -65,8 +65,8 @@ class ClaimTracker:
             return sum(each.claimed.handler is not None and not each.is_handled for each, _ in self._held.values())
 
     def claim(
-        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
-    ) -> Sequence[Claimed]:
+        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, exclude: Collection[str] = ()
+    ) -> Sequence[ClaimedDelivery]:
         """Claim deliveries as `Outbox.claim` does."""
         now = time.monotonic()
         with self._lock:
@@ -81,10 +81,10 @@ class ClaimTracker:
             for number in lapsed:
                 del self._held[number]
             self._forget_unreached(now)
-        claimed: Sequence[Claimed] = ()
+        claimed: Sequence[ClaimedDelivery] = ()
         thread = threading.get_ident() if handlers is None else None
         try:
-            claimed = self.outbox.claim(limit, lease, handlers=handlers, besides=besides)
+            claimed = self.outbox.claim(limit, lease, handlers=handlers, exclude=exclude)
         finally:
             with self._lock:
                 self._claiming -= 1
@@ -93,11 +93,11 @@ class ClaimTracker:
                     self._unreached.pop(each.number, None)
         return claimed
 
-    def note_thread(self, claimed: Claimed) -> None:
+    def note_thread(self, claimed: ClaimedDelivery) -> None:
         """Note that the calling thread runs the handler of this delivery."""
         self._change(claimed, thread=threading.get_ident())
 
-    def note_handled(self, claimed: Claimed) -> None:
+    def note_handled(self, claimed: ClaimedDelivery) -> None:
         """Note that the handler of this delivery has finished, or is not going to run."""
         self._change(claimed, thread=None, is_handled=True)
 
@@ -118,7 +118,7 @@ class ClaimTracker:
             for outcome in outcomes:
                 number = outcome.claimed.number
                 self._held.pop(number, None)
-                self.delivered += outcome.verdict is Verdict.DONE
+                self.delivered += outcome.kind is OutcomeKind.DONE
                 if _missed_the_broker(outcome):
                     self._unreached[number] = now + outcome.after + _UNREACHED
         return settled
@@ -141,7 +141,7 @@ class ClaimTracker:
             is_busy = self._claiming or self._unreached or any(until > now for _, until in self._held.values())
             return None if is_busy else self._claim_count
 
-    def _change(self, claimed: Claimed, **changes: Any) -> None:
+    def _change(self, claimed: ClaimedDelivery, **changes: Any) -> None:
         with self._lock:
             known = self._held.get(claimed.number)
             # Another worker of this relay may have claimed it anew.
@@ -175,7 +175,7 @@ class Settlement:
         settled = self._settle(outcomes, time.monotonic() + timeout)
         now = time.monotonic()
         for outcome in outcomes:
-            if outcome.verdict is Verdict.AGAIN and outcome.after > 0:
+            if outcome.kind is OutcomeKind.RETRY and outcome.after > 0:
                 heapq.heappush(self._due, now + outcome.after)
         if settled < len(outcomes):
             logger.warning(
@@ -202,11 +202,11 @@ class Settlement:
                     raise
                 self._never.wait(_PAUSE)
 
-    def failure_outcome(self, claimed: Claimed, error: BaseException, policy: RetryPolicy) -> Outcome:
+    def failure_outcome(self, claimed: ClaimedDelivery, error: BaseException, policy: RetryPolicy) -> Outcome:
         """Return the outcome of a delivery that is itself at fault: retry or dead letter, as the policy says."""
         delay = policy.delay(claimed.attempts, error)
         outcome = Outcome.failed(claimed, error, after=delay, blocks=policy.blocks)
-        if outcome.verdict is Verdict.DEAD:
+        if outcome.kind is OutcomeKind.DEAD:
             _log_dead_letter(outcome, error)
         else:
             words = "%s for %s: attempt %d failed, retrying in %.1f s: %s"
@@ -215,7 +215,7 @@ class Settlement:
             logger.warning(words, *arguments, exc_info=_trace(claimed, error) if claimed.attempts == 1 else None)
         return outcome
 
-    def exhausted_outcome(self, claimed: Claimed, policy: RetryPolicy) -> Outcome:
+    def exhausted_outcome(self, claimed: ClaimedDelivery, policy: RetryPolicy) -> Outcome:
         """Return the outcome of a delivery whose last attempt ended with its process."""
         words = f"it was attempted {claimed.attempts - 1} times, and the process of the last attempt died"
         outcome = Outcome.failed(claimed, words, after=None, blocks=policy.blocks)
@@ -233,11 +233,11 @@ def _log_dead_letter(outcome: Outcome, error: BaseException | None = None) -> No
     logger.error(words, *arguments, exc_info=None if error is None else _trace(claimed, error))
 
 
-def _trace(claimed: Claimed, error: BaseException) -> BaseException | None:
+def _trace(claimed: ClaimedDelivery, error: BaseException) -> BaseException | None:
     """Return the error if its traceback helps: that of a handler does, that of a broker does not."""
     return None if claimed.handler is None else error
 
 
 def _missed_the_broker(outcome: Outcome) -> bool:
-    is_deferred = outcome.verdict is Verdict.AGAIN and not outcome.counted and outcome.after > 0
+    is_deferred = outcome.kind is OutcomeKind.RETRY and not outcome.counted and outcome.after > 0
     return is_deferred and outcome.claimed.handler is None

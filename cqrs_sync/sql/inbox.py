@@ -58,7 +58,7 @@ class SqlInbox:
             yield receipt
             self._check_receipt_kept(receipt)
 
-    def attempt(self, key: str, /) -> int:
+    def count_attempt(self, key: str, /) -> int:
         """Count an attempt before it starts."""
         check_key(key, "")
         row = _exact(key), ATTEMPTS
@@ -66,14 +66,14 @@ class SqlInbox:
             connection.change(self._sql.count, row)
             return int(connection.execute(self._sql.attempts, row)[0][0])
 
-    def attempts_at(self, key: str, /) -> int:
+    def counted_attempts(self, key: str, /) -> int:
         """Return how many attempts are counted."""
         check_key(key, "")
         with self._transaction() as connection:
             rows = connection.execute(self._sql.attempts, (_exact(key), ATTEMPTS))
             return int(rows[0][0]) if rows else 0
 
-    def take_back_attempt(self, key: str, /) -> None:
+    def uncount_attempt(self, key: str, /) -> None:
         """Count one attempt less."""
         check_key(key, "")
         row = _exact(key), ATTEMPTS
@@ -81,7 +81,7 @@ class SqlInbox:
             if connection.change(self._sql.count_less, row):
                 connection.change(self._sql.delete_uncounted, row)
 
-    def forget_attempts(self, key: str, /) -> None:
+    def reset_attempts(self, key: str, /) -> None:
         """Reset the count."""
         check_key(key, "")
         with self._transaction() as connection:
@@ -132,16 +132,16 @@ class SqlInbox:
         """Insert the row, or wait for the transaction that has inserted it and read the result it kept."""
         while True:
             if connection.change(self._sql.insert, row) == 1:
-                return _SqlReceipt(connection, row, self._sql.keep, first=True)
+                return _SqlReceipt(connection, row, self._sql.keep, is_first=True)
             found = connection.execute(self._sql.result, row)
             # Empty if the row was purged between the two statements.
             if found:
                 result = None if found[0][0] is None else bytes(found[0][0])
-                return _SqlReceipt(connection, row, self._sql.keep, first=False, result=result)
+                return _SqlReceipt(connection, row, self._sql.keep, is_first=False, result=result)
 
     def _check_receipt_kept(self, receipt: _SqlReceipt) -> None:
         """Raise TransactionLost if the receipt was rolled back before the end of the block."""
-        if not receipt.first or receipt.connection.is_open():
+        if not receipt.is_first or receipt.connection.is_open():
             return
         # The application has ended the transaction itself. The table tells how: after a COMMIT the row is there.
         current = self._database.current_connection()
@@ -159,7 +159,7 @@ class SqlInbox:
 
         A retry in it would find the receipt of the failed attempt, and do nothing.
         """
-        if not receipt.first:
+        if not receipt.is_first:
             yield
             return
         connection, savepoint = receipt.connection, f"cqrs_inbox_{next(_savepoints)}"
@@ -182,13 +182,13 @@ class _SqlReceipt:
     connection: DatabaseConnection
     row: tuple[str, str]
     _keep_statement: str
-    first: bool
+    is_first: bool
     result: bytes | None = attrs.field(default=None, repr=False)
 
-    def keep(self, result: bytes, /) -> None:
+    def keep_result(self, result: bytes, /) -> None:
         """Keep a result for later callers."""
-        if not self.first:
-            raise ValueError("only the first call may keep a result: check `receipt.first`")
+        if not self.is_first:
+            raise ValueError("only the first call may keep a result: check `receipt.is_first`")
         # Raises TransactionLost if the handler caught a database error that aborted the transaction.
         self.connection.is_open()
         self.connection.change(self._keep_statement, (result, *self.row))

@@ -14,14 +14,17 @@ from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import NotInTransaction
 from cqrs_sync.outbox import (
     Backlog,
-    Claimed,
-    DeadDelivery,
-    Entry,
+    ClaimedDelivery,
+    DeadLetter,
+    DeadLetterSelection,
     Listener,
+    OnNoTransaction,
+    OutboxEntry,
     Outcome,
-    Selection,
+    OutcomeKind,
+    PublishedBy,
     TargetBacklog,
-    Verdict,
+    check_choice,
     check_size,
     lane_of,
 )
@@ -61,8 +64,8 @@ class OutboxOptions(TypedDict, total=False):
     """The options of `SqlOutbox` that the outboxes of the integrations pass on."""
 
     max_bytes: int
-    strict: bool
-    relayed: bool
+    on_no_transaction: OnNoTransaction
+    published_by: PublishedBy
     notify: bool
 
 
@@ -72,8 +75,9 @@ class SqlOutbox:
 
     - `messages` and `deliveries` are the names of its tables, with the schema if there is one.
     - `max_bytes`: larger bodies are refused before they are written.
-    - `strict`: adding a message outside of a transaction is an error. Otherwise it gets a transaction of its own.
-    - `relayed`: the relay publishes the messages. False if change data capture reads them from the table: then the
+    - `on_no_transaction`: what happens to a message that is added outside of a transaction. By default that is an
+      error.
+    - `published_by`: the relay publishes the messages, or change data capture reads them from the table: then the
       outbox writes deliveries for handlers only.
     - `notify`: notify relays in other processes of each commit, if the database can (PostgreSQL). Each such commit
       takes a lock that all of them share.
@@ -90,8 +94,8 @@ class SqlOutbox:
         messages: str = "cqrs_message",
         deliveries: str = "cqrs_delivery",
         max_bytes: int = 1_048_576,
-        strict: bool = True,
-        relayed: bool = True,
+        on_no_transaction: OnNoTransaction = OnNoTransaction.RAISE,
+        published_by: PublishedBy = PublishedBy.RELAY,
         notify: bool = False,
     ) -> None:
         check_table(messages)
@@ -103,8 +107,8 @@ class SqlOutbox:
         self._channel = deliveries.replace(".", "_")
         self._statements: OutboxStatements | None = None
         self._max_bytes = max_bytes
-        self._strict = strict
-        self._relayed = relayed
+        self._opens_transactions = check_choice("on_no_transaction", on_no_transaction, OnNoTransaction.OPEN)
+        self._is_relayed = check_choice("published_by", published_by, PublishedBy.RELAY)
         self._notify = notify
 
     def __repr__(self) -> str:
@@ -112,20 +116,20 @@ class SqlOutbox:
 
     # Writing
 
-    def add(self, entries: Sequence[Entry], /, *, alone: bool = False) -> None:
+    def add(self, entries: Sequence[OutboxEntry], /, *, own_transaction: bool = False) -> None:
         """Keep messages and their deliveries in the transaction of the calling thread."""
         for entry in entries:
             check_size(entry.message, self._max_bytes)
         connection = self._database.current_connection()
         if connection is not None:
             self._insert(connection, entries)
-        elif alone or not self._strict:
+        elif own_transaction or self._opens_transactions:
             with self._database.transaction() as own:
                 self._insert(own, entries)
         else:
             raise NotInTransaction(self._why_not(entries))
 
-    def _insert(self, connection: DatabaseConnection, entries: Sequence[Entry]) -> None:
+    def _insert(self, connection: DatabaseConnection, entries: Sequence[OutboxEntry]) -> None:
         rows = [delivery for entry in entries for delivery in self._delivery_rows(entry)]
         for some_entries in _batches(entries, lambda entry: len(entry.message.body)):
             values = [value for entry in some_entries for value in _message_row(entry.message)]
@@ -137,15 +141,15 @@ class SqlOutbox:
         if self._notify and notify is not None and rows:
             connection.execute(notify, [self._channel])
 
-    def _delivery_rows(self, entry: Entry) -> Iterator[tuple[Any, ...]]:
+    def _delivery_rows(self, entry: OutboxEntry) -> Iterator[tuple[Any, ...]]:
         message = entry.message
         targets = [(HANDLER, name) for name in entry.handlers]
-        if entry.publish and self._relayed:
+        if entry.publish and self._is_relayed:
             targets.insert(0, (TOPIC, message.topic))
         for kind, target in targets:
             yield message.id, kind, target, lane_of(f"{kind} {target}", message.key), len(message.body)
 
-    def _why_not(self, entries: Sequence[Entry]) -> str:
+    def _why_not(self, entries: Sequence[OutboxEntry]) -> str:
         types = ", ".join(sorted({entry.message.type for entry in entries}))
         other = self._database.other_database()
         if other is not None:
@@ -155,30 +159,31 @@ class SqlOutbox:
             )
         return (
             f"{types} cannot be kept in the outbox: no transaction is open. Let a middleware open one around the "
-            "handler that raises it, or give the outbox strict=False, which keeps it in a transaction of its own"
+            "handler that raises it, or give the outbox on_no_transaction=OnNoTransaction.OPEN"
+            ", which keeps it in a transaction of its own"
         )
 
     # Delivering
 
     def claim(
-        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, besides: Collection[str] = ()
-    ) -> Sequence[Claimed]:
+        self, limit: int, lease: float, *, handlers: Collection[str] | None = None, exclude: Collection[str] = ()
+    ) -> Sequence[ClaimedDelivery]:
         """Claim deliveries for `lease` seconds, oldest first."""
         if handlers is not None and not handlers:
             return ()
-        claimed, gave_back = self._claim(limit, lease, handlers, besides)
+        claimed, gave_back = self._claim(limit, lease, handlers, exclude)
         if gave_back and not claimed:
             # Another process may have finished what was ahead, and looked for more while this claim held the locks.
-            claimed, _ = self._claim(limit, lease, handlers, besides)
+            claimed, _ = self._claim(limit, lease, handlers, exclude)
         return claimed
 
     def _claim(
-        self, limit: int, lease: float, handlers: Collection[str] | None, besides: Collection[str]
-    ) -> tuple[Sequence[Claimed], bool]:
+        self, limit: int, lease: float, handlers: Collection[str] | None, exclude: Collection[str]
+    ) -> tuple[Sequence[ClaimedDelivery], bool]:
         """Claim once; tell whether the claim locked deliveries and gave them back."""
         token = uuid.uuid4().hex
         with self._transaction(durable=True) as connection:
-            candidates = self._candidates(connection, limit, handlers, besides)
+            candidates = self._candidates(connection, limit, handlers, exclude)
             chosen = list(_within_limits(candidates, one_per_lane=handlers is not None))
             if not chosen:
                 return (), False
@@ -187,7 +192,7 @@ class SqlOutbox:
             early = self._give_back_early(connection, token, chosen)
             messages = {row[0]: _read_message(row) for row in connection.execute(self._sql.claimed_messages, [token])}
             claimed = [
-                Claimed(
+                ClaimedDelivery(
                     number=candidate.number,
                     message=messages[candidate.message_id],
                     handler=None if handlers is None else candidate.target,
@@ -202,14 +207,14 @@ class SqlOutbox:
             return claimed, bool(early)
 
     def _candidates(
-        self, connection: DatabaseConnection, limit: int, handlers: Collection[str] | None, besides: Collection[str]
+        self, connection: DatabaseConnection, limit: int, handlers: Collection[str] | None, exclude: Collection[str]
     ) -> list[_Candidate]:
         kind = TOPIC if handlers is None else HANDLER
         found: list[_Candidate] = []
         for status in (TRIED, PENDING):
             if len(found) < limit:
-                statement = self._sql.candidates(status, len(handlers or ()), len(besides))
-                rows = connection.execute(statement, [kind, *(handlers or ()), *besides, limit - len(found)])
+                statement = self._sql.candidates(status, len(handlers or ()), len(exclude))
+                rows = connection.execute(statement, [kind, *(handlers or ()), *exclude, limit - len(found)])
                 found.extend(_Candidate(*row) for row in rows)
         return sorted(found)
 
@@ -231,7 +236,7 @@ class SqlOutbox:
                 connection.change(*self._sql.with_list(self._sql.unclaim(status), numbers))
         return early
 
-    def _delete_orphans(self, connection: DatabaseConnection, token: str, claimed: Sequence[Claimed]) -> None:
+    def _delete_orphans(self, connection: DatabaseConnection, token: str, claimed: Sequence[ClaimedDelivery]) -> None:
         """Delete deliveries without a message."""
         ids = [row[0] for row in connection.execute(self._sql.claimed_ids, [token])]
         orphans = set(ids) - {each.number for each in claimed}
@@ -260,9 +265,9 @@ class SqlOutbox:
 
     def _settle_group(self, connection: DatabaseConnection, outcomes: Sequence[Outcome]) -> int:
         first, sql = outcomes[0], self._sql
-        if first.verdict is Verdict.DONE:
+        if first.kind is OutcomeKind.DONE:
             statement, values = sql.done, []
-        elif first.verdict is Verdict.DEAD:
+        elif first.kind is OutcomeKind.DEAD:
             statement, values = sql.dead_and_blocks if first.blocks else sql.dead, [first.reason, first.error]
         else:
             # A delivery given back at once, uncounted, is pending again: one claim takes it with those that follow.
@@ -311,7 +316,7 @@ class SqlOutbox:
             oldest=None if oldest[0][0] is None else max(0.0, -float(oldest[0][0])),
         )
 
-    def dead(self, selection: Selection, /, *, limit: int = 100) -> Sequence[DeadDelivery]:
+    def dead_letters(self, selection: DeadLetterSelection, /, *, limit: int = 100) -> Sequence[DeadLetter]:
         """Return dead deliveries, oldest first."""
         age = self._database.dialect.seconds_until.format(column="m.created_at")
         where, values = _where(selection, "d.")
@@ -323,7 +328,7 @@ class SqlOutbox:
                 [*values, limit],
             )
         return [
-            DeadDelivery(
+            DeadLetter(
                 number=number,
                 message=_read_message(message),
                 handler=target if kind == HANDLER else None,
@@ -336,11 +341,11 @@ class SqlOutbox:
             for number, kind, target, attempts, reason, error, lane, seconds, *message in rows
         ]
 
-    def replay(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def replay(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Make dead deliveries claimable again, with no attempts counted."""
         return self._change_dead(selection, limit, self._sql.replay)
 
-    def discard(self, selection: Selection, /, *, limit: int = 1000) -> int:
+    def discard(self, selection: DeadLetterSelection, /, *, limit: int = 1000) -> int:
         """Delete dead deliveries."""
         return self._change_dead(selection, limit, self._sql.delete)
 
@@ -359,7 +364,7 @@ class SqlOutbox:
             ids = [row[0] for row in found]
             return connection.change(*sql.with_list(sql.delete_messages, ids)) if ids else 0
 
-    def _change_dead(self, selection: Selection, limit: int, statement: str) -> int:
+    def _change_dead(self, selection: DeadLetterSelection, limit: int, statement: str) -> int:
         where, values = _where(selection, "")
         with self._transaction() as connection:
             # Not a subquery: MySQL does not change a table that the same statement reads.
@@ -533,8 +538,8 @@ def _group(outcomes: Sequence[Outcome]) -> Collection[Sequence[Outcome]]:
     groups: dict[Any, list[Outcome]] = {}
     for outcome in outcomes:
         group: Any = outcome.claimed.token
-        if outcome.verdict is not Verdict.DONE:
-            group = (group, outcome.verdict, outcome.after, outcome.counted, outcome.blocks, outcome.error)
+        if outcome.kind is not OutcomeKind.DONE:
+            group = (group, outcome.kind, outcome.after, outcome.counted, outcome.blocks, outcome.error)
         groups.setdefault(group, []).append(outcome)
     return groups.values()
 
@@ -575,7 +580,7 @@ def _count(status: str) -> str:
     return f"SUM(CASE WHEN status = '{status}' THEN 1 ELSE 0 END)"
 
 
-def _where(selection: Selection, prefix: str) -> tuple[str, list[Any]]:
+def _where(selection: DeadLetterSelection, prefix: str) -> tuple[str, list[Any]]:
     """Return the condition for a selection of dead deliveries, and its values."""
     conditions = [f"{prefix}status = '{DEAD}'"]
     values: list[Any] = []

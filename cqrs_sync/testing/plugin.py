@@ -10,13 +10,13 @@ import pytest
 
 if TYPE_CHECKING:
     # Imported when a fixture is used: pytest loads this module in each test run where the library is installed.
-    from cqrs_sync.mediator import RequestMediator
+    from cqrs_sync.mediator import Mediator
     from cqrs_sync.memory import MemoryBroker, MemoryTransactions
     from cqrs_sync.testing.recorder import Recorder
 
 
 @pytest.fixture
-def cqrs_record() -> Iterator[Callable[[RequestMediator], Recorder]]:
+def cqrs_record() -> Iterator[Callable[[Mediator], Recorder]]:
     """Record a mediator until the end of the test: call it with the mediator, and it returns the recorder."""
     from cqrs_sync.testing.recorder import record  # noqa: PLC0415 -- see above
 

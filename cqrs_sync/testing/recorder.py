@@ -10,7 +10,7 @@ import attrs
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.emitter import EventEmitter
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.threads.executor import SameThread
@@ -57,7 +57,7 @@ class Recorder:
 
 
 @contextmanager
-def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
+def record(mediator: Mediator, /) -> Iterator[Recorder]:
     """
     Record what a mediator does in this block.
 
@@ -67,7 +67,7 @@ def record(mediator: RequestMediator, /) -> Iterator[Recorder]:
     Only for tests: the recorder sees all threads that use the mediator meanwhile.
     """
     recorder = Recorder()
-    dispatcher = mediator.events.dispatcher
+    dispatcher = mediator.dispatcher
     wiring = dispatcher.wiring
     dispatcher.use(
         attrs.evolve(

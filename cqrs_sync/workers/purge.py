@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from cqrs_sync.consumer.processor import PARKED
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.inbox import Inbox
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.outbox import Outbox
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Purge:
         self._store.release_connection()
 
 
-def purge_of_receipts(mediator: RequestMediator, older_than: float, delays: Sequence[float] = ()) -> Purge:
+def purge_of_receipts(mediator: Mediator, older_than: float, delays: Sequence[float] = ()) -> Purge:
     """
     Return a purge of the receipts of a mediator's inbox; `delays` are those of its group.
 

@@ -90,7 +90,7 @@ def floor(request: Ping) -> int:
     return response
 
 
-def mediator(threads: Any, *, middlewares: int = 0, types: int = 0) -> cqrs.RequestMediator:
+def mediator(threads: Any, *, middlewares: int = 0, types: int = 0) -> cqrs.Mediator:
     """Wire the library as its users do, with punq, and bind `types` further requests and events."""
     requests, events = cqrs.RequestMap(), cqrs.EventMap()
     requests.bind(PingHandler)

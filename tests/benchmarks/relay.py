@@ -27,7 +27,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.broker import MessageBroker
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, tables
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.outbox import Entry
+from cqrs_sync.outbox import OutboxEntry
 from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure
 from tests.storms.outbox.environment import broker_of, database
@@ -57,13 +57,13 @@ class Bench:
         """Keep messages that share this many keys; 0 for none."""
         for start in range(0, count, 1000):
             entries = [
-                Entry(message(topic, BODY, key=str(number % keys) if keys else None), publish=True)
+                OutboxEntry(message(topic, BODY, key=str(number % keys) if keys else None), publish=True)
                 for number in range(start, min(start + 1000, count))
             ]
             with self.sessions.begin():
                 self.outbox.add(entries)
 
-    def mediator(self, broker: MessageBroker, **options: Any) -> cqrs.RequestMediator:
+    def mediator(self, broker: MessageBroker, **options: Any) -> cqrs.Mediator:
         return cqrs.bootstrap(broker=broker, outbox=self.outbox, threads=1, **options)
 
 
@@ -246,7 +246,7 @@ def _latency(bench: Bench) -> list[Figure]:
         waits = []
         for number in range(200):
             with bench.sessions.begin():
-                bench.outbox.add([Entry(message("orders", BODY, key=str(number)), publish=True)])
+                bench.outbox.add([OutboxEntry(message("orders", BODY, key=str(number)), publish=True)])
             begun = time.perf_counter()
             relay.wake()
             eventually(lambda number=number: relay.delivered > number, timeout=10, pause=0.0002)  # type: ignore[misc]

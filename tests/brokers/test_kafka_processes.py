@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cqrs_sync.errors import Closed, PublishFailed
+from cqrs_sync.errors import ClosedError, PublishFailed
 from cqrs_sync.testing.contracts.broker import message
 from tests.brokers.kafka_clients import LATE, run
 from tests.servers import free_port
@@ -202,7 +202,7 @@ def test_closing_while_others_publish_ends_them_in_time(client, kafka_servers, k
         while True:
             try:
                 broker.publish([message(kafka_topic)], timeout=5)
-            except (Closed, PublishFailed) as error:
+            except (ClosedError, PublishFailed) as error:
                 results.append(error)
                 return
 

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from cqrs_sync.context import deadline
-from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, MessageRejected, PublishFailed
 from cqrs_sync.testing.contracts.broker import message, receive
 from tests.brokers.kafka_clients import CONFLUENT, KAFKA_PYTHON, LATE, failures_of
 from tests.brokers.scripted_kafka import INVALID_RECORD, NO_ERROR
@@ -148,9 +148,9 @@ def test_a_closed_broker_takes_nothing_more(client, kafka_servers, kafka_topic):
     broker.close()
     broker.close()
 
-    with pytest.raises(Closed):
+    with pytest.raises(ClosedError):
         broker.publish([])
-    with pytest.raises(Closed):
+    with pytest.raises(ClosedError):
         broker.subscribe(kafka_topic, group="late")
 
 

@@ -22,7 +22,7 @@ from kafka.net.transport import KafkaTCPTransport
 
 from cqrs_sync import NotificationEvent
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.context import annotate
+from cqrs_sync.context import message_attributes
 from cqrs_sync.errors import EventNotSerializable
 from cqrs_sync.integrations.kafka import KafkaBroker
 from cqrs_sync.integrations.kafka.client import KafkaConnections
@@ -85,7 +85,7 @@ def as_sdk_sees(record) -> KafkaMessage:
 def test_the_official_sdk_reads_what_is_published(broker, kafka_servers, kafka_topic):
     """On the wire it is CloudEvents 1.0 in binary mode, with trace, correlation, key and version."""
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with annotate(correlationid="c-1", causationid="e-0", traceparent=trace):
+    with message_attributes(correlationid="c-1", causationid="e-0", traceparent=trace):
         sent = JsonSerializer(source="/shop").dump(OrderPlaced("o-1", 3))
     broker.publish([attrs.evolve(sent, topic=kafka_topic)])
 

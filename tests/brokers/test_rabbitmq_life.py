@@ -16,7 +16,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.testing.contracts.broker import message
@@ -148,7 +148,7 @@ def test_closing_waits_for_running_calls(broker, queue, rabbitmq_url):
     publishing.join(10)
 
     assert ["confirmed"] == outcome
-    with pytest.raises(Closed):
+    with pytest.raises(ClosedError):
         broker.publish([message("meetings")])
     assert [] == io_threads()
     assert 1_001 == len(drained(rabbitmq_url, queue))

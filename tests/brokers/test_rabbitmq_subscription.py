@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pika
 import pytest
 
-from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts.broker import message, receive
 from cqrs_sync.testing.waiting import in_forked_child
@@ -147,7 +147,7 @@ def test_closing_gives_back_unsettled_messages(broker):
         done, kept = receive(subscription, 2, settle=False)
         done.ack()
     kept.ack()
-    with pytest.raises(Closed):
+    with pytest.raises(ClosedError):
         subscription.receive(0.1)
 
     with broker.subscribe("meetings", group="group") as subscription:
@@ -180,7 +180,7 @@ def test_a_subscription_belongs_to_its_process(broker, exchange):
     with broker.subscribe("meetings", group="group") as subscription:
 
         def child() -> None:
-            with pytest.raises(Closed, match="belongs to the parent"):
+            with pytest.raises(ClosedError, match="belongs to the parent"):
                 subscription.receive(1)
 
         assert 0 == in_forked_child(child, timeout=10)

@@ -101,7 +101,7 @@ class Workshop:
 
     def publish(self, *events) -> None:
         for event in events:
-            self.publisher.events.send(event)
+            self.publisher.publish(event)
 
     def hold_up(self, number: int | None = None) -> Gate:
         self.react = gate = Gate(number)

@@ -13,7 +13,7 @@ import pytest
 import cqrs_sync as cqrs
 from cqrs_sync.broker import Group, IncomingMessage
 from cqrs_sync.consumer import Consumer, OnUnknownType, processor
-from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, Fatal, Retryable
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, PermanentError, TemporaryError
 from cqrs_sync.memory import MemoryBroker, MemoryInbox, MemoryTransactions
 from cqrs_sync.memory.broker import MemorySubscription
 from cqrs_sync.retry import RetryPolicy
@@ -180,7 +180,7 @@ def test_a_fatal_error_is_not_tried_again(workshop):
 
     def react(event):
         tries.append(event)
-        raise Fatal("this order was cancelled")
+        raise PermanentError("this order was cancelled")
 
     workshop.react = react
     consumer = workshop.consumer()
@@ -198,7 +198,7 @@ def test_a_retryable_error_says_how_long_to_wait(workshop):
     def react(event):
         begun.append(time.monotonic())
         if len(begun) == 1:
-            raise Retryable("the limit is reached", after=0.4)
+            raise TemporaryError("the limit is reached", after=0.4)
 
     workshop.react = react
     consumer = workshop.consumer()
@@ -283,7 +283,7 @@ def test_while_nothing_succeeds_one_at_a_time_is_tried_and_no_attempts_are_spent
             raise ConnectionError("the bank does not answer")
 
     workshop.react = react
-    consumer = workshop.consumer(threads=8, outage_after=5, retry=RetryPolicy(delays=(1.0,)), inline_limit=0)
+    consumer = workshop.consumer(threads=8, circuit_threshold=5, retry=RetryPolicy(delays=(1.0,)), inline_limit=0)
     workshop.publish(*joined(2000, meetings=500))
     consumer.start()
     eventually(lambda: failures_in_a_row(consumer) and not consumer.running(), timeout=20)
@@ -311,7 +311,7 @@ def test_a_poisoned_message_does_not_keep_an_outage_going(workshop):
             raise ConnectionError("away")
 
     workshop.react = react
-    consumer = workshop.consumer(outage_after=3, retry=RetryPolicy(delays=(0.01,)))
+    consumer = workshop.consumer(circuit_threshold=3, retry=RetryPolicy(delays=(0.01,)))
     workshop.publish(*noticed(20))
     consumer.start()
     eventually(lambda: failures_in_a_row(consumer), timeout=10)
@@ -329,7 +329,7 @@ def test_a_handler_that_is_broken_holds_up_no_other_type(workshop):
             _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(outage_after=3, retry=RetryPolicy(delays=(60.0,)), inline_limit=60)
+    consumer = workshop.consumer(circuit_threshold=3, retry=RetryPolicy(delays=(60.0,)), inline_limit=60)
     workshop.publish(*joined(100, meetings=100), *noticed(5))
     consumer.start()
 
@@ -348,7 +348,7 @@ def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkey
             _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(threads=1, outage_after=3, retry=RetryPolicy(delays=(0.01,) * 50))
+    consumer = workshop.consumer(threads=1, circuit_threshold=3, retry=RetryPolicy(delays=(0.01,) * 50))
     workshop.publish(*noticed(8))
     consumer.start()
     eventually(lambda: len(tried) >= 10)
@@ -363,7 +363,7 @@ def test_what_was_not_tried_yet_is_tried_before_what_has_failed(workshop, monkey
 
 def test_an_outage_is_told_to_whoever_asks_how_it_is(workshop):
     workshop.react = lambda event: _fail()
-    consumer = workshop.consumer(outage_after=2, retry=RetryPolicy(delays=(0.01,) * 50))
+    consumer = workshop.consumer(circuit_threshold=2, retry=RetryPolicy(delays=(0.01,) * 50))
     workshop.publish(Noticed(1))
     consumer.start()
 
@@ -487,19 +487,19 @@ class CountingInbox(MemoryInbox):
         super().__init__(MemoryTransactions())
         self.attempts = {}
 
-    def attempt(self, key):
+    def count_attempt(self, key):
         self.attempts[key] = self.attempts.get(key, 0) + 1
         return self.attempts[key]
 
-    def attempts_at(self, key):
+    def counted_attempts(self, key):
         return self.attempts.get(key, 0)
 
-    def take_back_attempt(self, key):
+    def uncount_attempt(self, key):
         self.attempts[key] -= 1
         if not self.attempts[key]:
             del self.attempts[key]
 
-    def forget_attempts(self, key):
+    def reset_attempts(self, key):
         self.attempts.pop(key, None)
 
 
@@ -515,7 +515,7 @@ def test_without_the_table_of_its_inbox_it_does_not_begin(workshop):
     """Whatever came would be charged for it: it ends, and says why."""
 
     class Missing(CountingInbox):
-        def attempts_at(self, key):
+        def counted_attempts(self, key):
             raise cqrs.InboxNotInstalled("the inbox is not there: migrate")
 
     consumer = workshop.consumer(inbox=Missing())
@@ -536,7 +536,7 @@ def test_what_was_in_hand_when_a_process_died_is_counted_before_it_is_begun(work
         _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(inbox=inbox, crashes=5, retry=RetryPolicy(attempts=1))
+    consumer = workshop.consumer(inbox=inbox, max_crashes=5, retry=RetryPolicy(attempts=1))
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     consumer.start()
@@ -557,7 +557,9 @@ def test_what_fails_has_not_ended_its_process(workshop, delays, inline_limit, ti
         _fail()
 
     workshop.react = react
-    consumer = workshop.consumer(inbox=inbox, crashes=2, retry=RetryPolicy(delays=delays), inline_limit=inline_limit)
+    consumer = workshop.consumer(
+        inbox=inbox, max_crashes=2, retry=RetryPolicy(delays=delays), inline_limit=inline_limit
+    )
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
     consumer.start()
@@ -600,7 +602,7 @@ def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):
     workshop.consumer()
     workshop.publish(Noticed(1))
     for _ in range(4):
-        consumer = workshop.consumer(inbox=inbox, crashes=2, outage_after=1)
+        consumer = workshop.consumer(inbox=inbox, max_crashes=2, circuit_threshold=1)
         deliver_again(workshop, consumer)
         consumer.start()
         eventually(lambda consumer=consumer: failures_in_a_row(consumer), timeout=10)
@@ -611,9 +613,9 @@ def test_what_is_given_back_in_an_outage_has_not_ended_its_process(workshop):
 
 
 def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):
-    """After `crashes` times, the first of which nobody has counted; its count begins anew if it is replayed."""
+    """After `max_crashes` times, the first of which nobody has counted; its count begins anew if it is replayed."""
     inbox = CountingInbox()
-    consumer = workshop.consumer(inbox=inbox, crashes=3)
+    consumer = workshop.consumer(inbox=inbox, max_crashes=3)
     workshop.publish(Noticed(1), Noticed(2))
     deliver_again(workshop, consumer)
     often, seldom = (f"cqrs-sync {message.id}" for message in workshop.broker.published)
@@ -768,13 +770,13 @@ def test_a_pause_longer_than_any_patience_is_no_stall(workshop):
 def test_why_nothing_is_received_is_told_to_whoever_asks(workshop):
     """Also where it is the inbox that is away: then the broker is well."""
     inbox = CountingInbox()
-    inbox.attempts_at = _be_away
+    inbox.counted_attempts = _be_away
     consumer = workshop.consumer(inbox=inbox)
     consumer.start()
 
     eventually(lambda: "the inbox cannot be reached: OperationalError" in consumer.health().trouble)
     assert not consumer.health().is_ready
-    del inbox.attempts_at
+    del inbox.counted_attempts
     eventually(lambda: consumer.health().is_ready)
     assert "" == consumer.health().trouble
 
@@ -878,8 +880,8 @@ def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, capl
         ({"topics": ("meetings", "")}, "a topic needs a name"),
         ({"prefetch": 0}, "prefetch"),
         ({"concurrency": 0}, "concurrency"),
-        ({"crashes": "5"}, "crashes"),
-        ({"outage_after": -1}, "outage_after"),
+        ({"max_crashes": "5"}, "max_crashes"),
+        ({"circuit_threshold": -1}, "circuit_threshold"),
     ],
 )
 def test_what_makes_no_consumer_is_said_at_once(workshop, options, words):
@@ -967,11 +969,11 @@ def test_receipts_are_forgotten_when_they_are_old_and_never_while_a_message_may_
         purge_of_receipts(consumer.mediator, 172_800, [10.0, 864_000.0 - 10.0])
     assert [] == list(purge_of_receipts(consumer.mediator, 30 * 86_400, consumer.group.delays).chunks())
     with inbox.once("k") as kept:
-        assert not kept.first
+        assert not kept.is_first
 
     assert 15 < Purge(inbox, -1.0, "receipt").run(lambda seconds: False) < 100
 
     with inbox.once("k") as forgotten:
-        assert forgotten.first
+        assert forgotten.is_first
     with pytest.raises(ConfigurationError, match="no inbox"):
         purge_of_receipts(workshop.consumer().mediator, 30 * 86_400)

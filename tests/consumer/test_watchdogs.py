@@ -76,7 +76,7 @@ def test_the_handlers_that_a_message_waits_for_are_shown_too(workshop, caplog):
     events.bind(Greeted, partial(gate.__call__))
     mediator = cqrs.bootstrap(events=events, threads=2)
     workshop.mediators.append(mediator)
-    workshop.react = lambda event: mediator.events.send(Greeted(1)) if isinstance(event, Joined) else gate(event)
+    workshop.react = lambda event: mediator.publish(Greeted(1)) if isinstance(event, Joined) else gate(event)
     watchdog = SlowHandlerWatchdog(consumer, 0.5)
     numbers = iter(range(2, 100_000))
     consumer.start()

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from cqrs_sync.outbox import Selection
+import cqrs_sync as cqrs
+from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures, claim, dead, kept, published
 from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
 from tests.contracts.effects_django import careless, create, drop, insert, texts
@@ -32,7 +33,7 @@ class DjangoContract(OutboxContract):
     def lenient_outbox(self, django_databases):
         from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
 
-        return DjangoOutbox(using=self.alias, strict=False)
+        return DjangoOutbox(using=self.alias, on_no_transaction=cqrs.OnNoTransaction.OPEN)
 
     @pytest.fixture
     def atomic(self, django_databases):
@@ -66,8 +67,8 @@ class DjangoContract(OutboxContract):
         with atomic():
             before = settings()
             changed = [
-                outbox.replay(Selection((claimed[0].number,))),
-                outbox.discard(Selection((claimed[1].number,))),
+                outbox.replay(DeadLetterSelection((claimed[0].number,))),
+                outbox.discard(DeadLetterSelection((claimed[1].number,))),
                 outbox.purge(3600),
             ]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryOutbox, MemoryTransactions
 from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
 
@@ -19,7 +20,7 @@ class TestMemoryOutbox(OutboxContract):
 
     @pytest.fixture
     def lenient_outbox(self, transactions):
-        return MemoryOutbox(transactions, strict=False)
+        return MemoryOutbox(transactions, on_no_transaction=cqrs.OnNoTransaction.OPEN)
 
     @pytest.fixture
     def atomic(self, transactions):

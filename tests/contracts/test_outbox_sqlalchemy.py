@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
+import cqrs_sync as cqrs
 from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
 from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
@@ -38,7 +39,7 @@ class SQLAlchemyContract(OutboxContract):
 
     @pytest.fixture
     def lenient_outbox(self, sessions, created):
-        return SQLAlchemyOutbox(sessions, strict=False)
+        return SQLAlchemyOutbox(sessions, on_no_transaction=cqrs.OnNoTransaction.OPEN)
 
     @pytest.fixture
     def atomic(self, sessions):
@@ -52,7 +53,7 @@ class WithApplicationSessions(ApplicationSessions, SQLAlchemyContract):
 
     @pytest.fixture
     def lenient_outbox(self, engine, created, registry):
-        return SQLAlchemyOutbox(engine, session=registry, strict=False)
+        return SQLAlchemyOutbox(engine, session=registry, on_no_transaction=cqrs.OnNoTransaction.OPEN)
 
 
 @pytest.mark.broker

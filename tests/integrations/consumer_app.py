@@ -77,14 +77,14 @@ def _broker() -> cqrs.MessageBroker:
     return Refusing() if "refused" in FAULTS else MemoryBroker()
 
 
-def mediator() -> cqrs.RequestMediator:
+def mediator() -> cqrs.Mediator:
     broker = _broker()
     if COUNT:
         # Messages wait for a group from its first subscription on.
         broker.subscribe("letters", group=GROUP).close()
         writer = cqrs.bootstrap(broker=broker)
         for number in range(COUNT):
-            writer.events.send(Written(f"street {number % 10}", number))
+            writer.publish(Written(f"street {number % 10}", number))
         # Closing the mediator would close the broker.
         writer.wiring.threads.close()
     if "stays" in FAULTS:

@@ -82,7 +82,7 @@ def engine_of(url: str) -> sa.Engine:
     return sa.create_engine(url)
 
 
-def mediator() -> cqrs.RequestMediator:
+def mediator() -> cqrs.Mediator:
     url = os.environ.get("PARCELS_BROKER")
     broker = RabbitMQBroker(url, exchange=os.environ["PARCELS_EXCHANGE"]) if url else MemoryBroker()
     if "stays" in FAULTS:
@@ -106,7 +106,7 @@ def keep(url: str, *raised: cqrs.Event) -> None:
     ) as writing:
         with sessions.begin():
             for event in raised:
-                writing.events.send(event)
+                writing.publish(event)
         # Its end delivers nothing either.
         writing.relay.close(0)
     engine.dispose()

@@ -102,7 +102,7 @@ def test_dead_letters_are_listed_and_stay(office, run):
     The oldest ones, or the newest ones; by reason; without their bodies.
     """
     office.bury(1, 2, 3)
-    office.bury(4, reason="Fatal: \x1b[31mred")
+    office.bury(4, reason="PermanentError: \x1b[31mred")
     listed = json.loads(run("consumer", "dead", "list", "--json")[1])
     _, text = run("consumer", "dead", "list")
 
@@ -397,15 +397,20 @@ def test_the_lag_is_told(office, run):
     """
     office.bury(1)
     for number in range(3):
-        office.mediator.events.send(Joined("m", number))
+        office.mediator.publish(Joined("m", number))
     code, text = run("consumer", "lag")
 
     assert 0 == code
     assert "office" in text
-    assert {"group": "office", "waiting": 3, "delayed": 0, "dead": 1, "sources": {"meetings": 3}, "over": True} == (
-        json.loads(run("consumer", "lag", "--json", "--over", 2)[1])
-    )
-    assert (1, 0) == (run("consumer", "lag", "--over", 2)[0], run("consumer", "lag", "--over", 3)[0])
+    assert {
+        "group": "office",
+        "waiting": 3,
+        "delayed": 0,
+        "dead": 1,
+        "sources": {"meetings": 3},
+        "exceeded": ["waiting"],
+    } == (json.loads(run("consumer", "lag", "--json", "--max-waiting", 2)[1]))
+    assert (1, 0) == (run("consumer", "lag", "--max-waiting", 2)[0], run("consumer", "lag", "--max-waiting", 3)[0])
 
 
 def test_the_topology_is_planned_and_made(office, run):
@@ -479,7 +484,7 @@ def test_a_group_of_the_environment_does_not_contradict_a_consumer(office, run, 
     """
     for name, expected in {"office": 0, "other": 2}.items():
         monkeypatch.setenv("CQRS_SYNC_GROUP", name)
-        for command in (["lag"], ["run", "--for", "0s"]):
+        for command in (["lag"], ["run", "--stop-after", "0s"]):
             code, text = run("consumer", *command, app="an_office:consumer", group=None)
             assert expected == code, text
     assert "CQRS_SYNC_GROUP in the environment says that the group is 'other', but the application names" in text

@@ -230,7 +230,7 @@ def test_it_ends_when_its_time_is_over(consume):
     """
     With status 0.
     """
-    consuming = consume("--for", "0.5s")
+    consuming = consume("--stop-after", "0.5s")
 
     assert 0 == consuming.status()
     assert "0.5 s are over: stopping" in consuming.log()
@@ -243,7 +243,7 @@ def test_reports_are_lines_of_json(consume):
     """
     Of what it has received and what became of it; the last one says that it has ended.
     """
-    consuming = consume("--json", "--every", "0.1", LETTERS_COUNT="7", LETTERS_SAYS="JSON")
+    consuming = consume("--json", "--report-every", "0.1", LETTERS_COUNT="7", LETTERS_SAYS="JSON")
     eventually(lambda: json.loads(consuming.line())["handled"] == 7)
     consuming.send()
     last = json.loads(consuming.rest()[-1])
@@ -261,7 +261,7 @@ def test_who_reads_nothing_keeps_it_from_nothing(consume):
     """
     A pipe that is full stops reports, and neither handlers nor the end.
     """
-    consuming = consume("--json", "--every", "0.1", "--grace", "2", LETTERS_SAYS="JSON")
+    consuming = consume("--json", "--report-every", "0.1", "--grace", "2", LETTERS_SAYS="JSON")
     pipe = consuming.process.stdout.fileno()
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     eventually(lambda: unread(pipe) > 4096 - 400)
@@ -368,7 +368,7 @@ def test_the_group_may_be_in_the_environment(consume):
         (APP, ["--group", "post", "--health-port", "80000"], "80000 is not in the range"),
         (APP, ["--group", "post", "--health-port", "0", "--health-host", "no.host.invalid"], "cannot be opened"),
         ("tests.integrations.consumer_app:nothing", ["--group", "post"], "this mediator has no broker"),
-        ("tests.integrations.consumer_app:events", ["--group", "post"], "expected a RequestMediator or a Consumer"),
+        ("tests.integrations.consumer_app:events", ["--group", "post"], "expected a Mediator or a Consumer"),
         (
             "tests.integrations.consumer_app:consumer",
             ["--group", "other", "--prefetch", "1"],
@@ -391,7 +391,7 @@ def test_a_topic_that_no_bound_event_has_is_told_of(consume):
     """
     Once, with those that there are: it may be misspelled. It is no error, for events may come by other ways.
     """
-    consuming = consume("--topic", "letters", "--topic", "leters", "--for", "0.3s")
+    consuming = consume("--topic", "letters", "--topic", "leters", "--stop-after", "0.3s")
 
     assert 0 == consuming.status()
     assert "no event with a handler has the topic 'leters' (known topics: 'letters'): the group rec" in consuming.log()
@@ -403,7 +403,7 @@ def test_more_at_a_time_than_there_are_threads_is_told_of(consume, concurrency, 
     """
     Once, with what would be needed: the mediator of this application has 4. The consumer itself says so.
     """
-    consuming = consume("--concurrency", concurrency, "--for", "0.3s")
+    consuming = consume("--concurrency", concurrency, "--stop-after", "0.3s")
 
     assert 0 == consuming.status()
     words = "concurrency is 50 but the mediator has 4 thread(s), so 4 message(s) are handled at a time: use "

@@ -38,12 +38,12 @@ def mediator(engine):
     events = cqrs.EventMap()
     events.bind(Shipped, print, phase=cqrs.Phase.DURABLE, name="label")
     sessions = Sessions(sessionmaker(engine))
-    outbox = SQLAlchemyOutbox(sessions, relayed=False)
+    outbox = SQLAlchemyOutbox(sessions, published_by=cqrs.PublishedBy.CHANGE_DATA_CAPTURE)
     serializer = cqrs.JsonSerializer(source="/shop", structured=True)
     with cqrs.bootstrap(events=events, outbox=outbox, serializer=serializer, fast_path=False) as mediator:
         with sessions.begin():
-            mediator.events.send(Sold("ada", 7))
-            mediator.events.send(Shipped(1))
+            mediator.publish(Sold("ada", 7))
+            mediator.publish(Shipped(1))
         yield mediator
 
 

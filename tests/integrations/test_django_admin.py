@@ -6,7 +6,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.outbox import Entry, Outcome, Selection
+from cqrs_sync.outbox import DeadLetterSelection, OutboxEntry, Outcome
 from cqrs_sync.testing.contracts.broker import message
 from tests.waiting import eventually
 
@@ -28,7 +28,7 @@ def outbox_with_dead(alias, number=1, *, body=PAYLOAD, error="MessageRejected: <
 
     outbox = DjangoOutbox(alias)
     with transaction.atomic(using=alias):
-        outbox.add([Entry(message("orders", body), publish=True) for _ in range(number)])
+        outbox.add([OutboxEntry(message("orders", body), publish=True) for _ in range(number)])
     claimed = outbox.claim(number, 60)
     outbox.settle([Outcome.failed(each, error, after=None) for each in claimed])
     return outbox, claimed
@@ -247,7 +247,11 @@ def test_a_filter_groups_dead_deliveries_by_reason(django_emptied, client_of):
 
     client.post(
         f"{DELIVERIES}?reason=KeyError: …",
-        {"action": "replay", "select_across": 1, "_selected_action": [outbox.dead(Selection())[-1].number]},
+        {
+            "action": "replay",
+            "select_across": 1,
+            "_selected_action": [outbox.dead_letters(DeadLetterSelection())[-1].number],
+        },
     )
     assert (3, (("ValueError: … is too much", 1),)) == (outbox.backlog().waiting, outbox.backlog().dead_by_reason)
 
@@ -271,7 +275,7 @@ def test_a_delivery_that_is_not_dead_is_left_alone(django_emptied, client_of):
     Another user was faster.
     """
     outbox, (claimed,) = outbox_with_dead("default")
-    outbox.replay(Selection())
+    outbox.replay(DeadLetterSelection())
     client = client_of(*ALL)
     page = client.post(DELIVERIES, {"action": "discard", "_selected_action": [claimed.number]}, follow=True)
 
@@ -336,7 +340,7 @@ def test_receipts_are_a_read_only_list(client_of, permissions, status):
     inbox = DjangoInbox("default")
     for handler in ("bill", "pack"):
         with inbox.once("/shop 1", handler) as receipt:
-            receipt.keep(b"<secret>")
+            receipt.keep_result(b"<secret>")
     client = client_of(*permissions)
     listed = client.get(RECEIPTS)
 

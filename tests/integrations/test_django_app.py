@@ -11,7 +11,7 @@ from attrs import frozen
 import cqrs_sync as cqrs
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.outbox import Entry, Outcome, Selection
+from cqrs_sync.outbox import DeadLetterSelection, OutboxEntry, Outcome
 from cqrs_sync.sql.outbox import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
 from tests.consumer.conftest import Joined
@@ -115,9 +115,9 @@ def test_a_repeated_message_has_its_effect_once(make, alias, opens):
     atomic = (cqrs.Command,) if opens else (cqrs.Command, cqrs.Event)
     mediator = make(using=alias, events=events, broker=broker, inbox=True, atomic=atomic)
     with pytest.raises(cqrs.EventsFailed):
-        mediator.events.receive(incoming)
+        mediator.receive(incoming)
     for _ in range(2):
-        mediator.events.receive(incoming)
+        mediator.receive(incoming)
     eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
 
     assert [7] == numbers_in(broker)
@@ -277,14 +277,14 @@ def test_a_listener_is_notified_of_commits_of_other_processes():
     listener = outbox.listener()
     try:
         with transaction.atomic(using="postgresql"):
-            outbox.add([Entry(message("orders"), publish=True)])
+            outbox.add([OutboxEntry(message("orders"), publish=True)])
             assert not listener.wait(0.1)
         assert listener.wait(10)
     finally:
         listener.close()
     assert DjangoOutbox("mariadb").listener() is None
     outbox.settle([Outcome.failed(each, "x", after=None) for each in outbox.claim(10, 30)])
-    outbox.discard(Selection())
+    outbox.discard(DeadLetterSelection())
 
 
 def test_a_listener_uses_no_pool(django_databases, monkeypatch):
@@ -366,7 +366,7 @@ def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
 
     mediator = make(using="sqlite", fast_path=False, inbox=True)
     django_mediator(mediator)
-    mediator.send(Sell(1), once="k")
+    mediator.send(Sell(1), idempotency_key="k")
     code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")
     assert (0, "0 messages purged, 0 receipts purged\n") == (code, printed.out)
     with connections["sqlite"].cursor() as cursor:
@@ -398,7 +398,7 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
     code, printed = manage("cqrs_consumer", "dead", "purge", "--all")
     assert (2, True) == (code, printed.err.endswith("add --yes, or --dry-run\n"))
     assert 0 == manage("cqrs_consumer", "dead", "purge", "--all", "--yes")[0]
-    code, printed = manage("cqrs_consumer", "run", "--for", "0.1", "--json")
+    code, printed = manage("cqrs_consumer", "run", "--stop-after", "0.1", "--json")
     assert (0, "stopped") == (code, json.loads(printed.out.splitlines()[-1])["state"])
 
 
@@ -422,7 +422,7 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     assert "shop" == json.loads(manage("cqrs_consumer", "lag", "--json")[1].out)["group"]
     assert 0 == manage("cqrs_topology", "apply")[0]
     assert 2 == manage("cqrs_consumer", "lag", "--retry-delays", "9s")[0]
-    code, printed = manage("cqrs_consumer", "run", "--for", "0.1", "--json")
+    code, printed = manage("cqrs_consumer", "run", "--stop-after", "0.1", "--json")
     assert (0, "stopped") == (code, json.loads(printed.out.splitlines()[-1])["state"])
     assert [] == [found for found in check_mediator(None) if found.id == "cqrs_sync.E001"]
 
@@ -431,7 +431,7 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
     assert (2, True) == (code, "the settings say that the group is 'parcels', but the app" in printed.err)
 
     monkeypatch.setitem(globals(), "consumer_of_test", mediator)
-    words = f"{named!r}: it must be a Consumer, or a function that returns one, not of the type RequestMediator"
+    words = f"{named!r}: it must be a Consumer, or a function that returns one, not of the type Mediator"
     code, printed = manage("cqrs_consumer", "lag")
     assert (2, True) == (code, words in printed.err)
     assert [words in found.msg for found in check_mediator(None)] == [True]

@@ -137,7 +137,7 @@ def test_a_duplicate_has_a_transaction_as_well(alias):
     inbox = DjangoInbox(alias)
     for is_first in (True, False):
         with pytest.raises(cqrs.TransactionLost), inbox.once("1") as receipt:  # noqa: PT012 -- the block is what fails
-            assert receipt.first is is_first
+            assert receipt.is_first is is_first
             insert(alias, "lamp")
             careless(alias)["set_rollback(True)"]()
         with inbox.once("1"):

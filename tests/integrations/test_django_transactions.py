@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
+from cqrs_sync.outbox import DeadLetterSelection, OutboxEntry, Outcome, OutcomeKind
 from cqrs_sync.sql.database import OUTBOX
 from cqrs_sync.sql.outbox import OutboxStatements
 from cqrs_sync.testing.contracts.broker import message
@@ -31,7 +31,7 @@ def keep(outbox, *bodies):
     from django.db import transaction  # noqa: PLC0415 -- as above
 
     with transaction.atomic(using=outbox.using):
-        outbox.add([Entry(message("orders", body.encode()), publish=True) for body in bodies])
+        outbox.add([OutboxEntry(message("orders", body.encode()), publish=True) for body in bodies])
 
 
 def settle_as_dead(outbox):
@@ -81,11 +81,11 @@ def test_operators_work_inside_the_transaction_of_a_request(alias):
     outbox = outbox_on(alias)
     keep(outbox, "a", "b", "c")
     settle_as_dead(outbox)
-    first, second, _ = (each.number for each in outbox.dead(Selection()))
+    first, second, _ = (each.number for each in outbox.dead_letters(DeadLetterSelection()))
     with transaction.atomic(using=alias):
         said(alias, "SELECT COUNT(*) FROM cqrs_message")
-        assert 1 == outbox.replay(Selection(numbers=(first,)))
-        assert 1 == outbox.discard(Selection(numbers=(second,)))
+        assert 1 == outbox.replay(DeadLetterSelection(numbers=(first,)))
+        assert 1 == outbox.discard(DeadLetterSelection(numbers=(second,)))
         assert 1 == outbox.purge(0)
         assert (1, 1) == (outbox.backlog().waiting, outbox.backlog().dead)
         transaction.set_rollback(True, using=alias)
@@ -103,7 +103,7 @@ def test_nothing_is_claimed_or_settled_in_a_transaction_that_may_be_rolled_back(
     outbox = outbox_on(alias)
     keep(outbox, "a")
     claimed = outbox.claim(1, 60)
-    done = [Outcome(each, Verdict.DONE) for each in claimed]
+    done = [Outcome(each, OutcomeKind.DONE) for each in claimed]
     for action in (
         lambda: outbox.claim(1, 60),
         lambda: outbox.settle(done),
@@ -132,9 +132,9 @@ def test_a_test_case_claims_what_it_has_kept(alias):
         def test_it(self):
             keep(outbox, "a", "b")
             first, second = outbox.claim(10, 60)
-            assert 1 == outbox.settle([Outcome(first, Verdict.DONE)])
+            assert 1 == outbox.settle([Outcome(first, OutcomeKind.DONE)])
             assert 1 == outbox.settle([Outcome.failed(second, "x", after=None)])
-            assert 1 == outbox.replay(Selection())
+            assert 1 == outbox.replay(DeadLetterSelection())
             seen.extend(each.message.body for each in outbox.claim(10, 60))
             with transaction.atomic(using=alias), pytest.raises(ConfigurationError):
                 outbox.claim(10, 60)
@@ -238,7 +238,7 @@ def test_errors_in_any_language_can_be_stored(alias):
     with settings_changed(alias, **({"OPTIONS": {"charset": "utf8"}} if alias == "mariadb" else {})):
         keep(outbox, "a")
         outbox.settle([Outcome.failed(each, "no, \U0001f642", after=None) for each in outbox.claim(1, 60)])
-        (dead,) = outbox.dead(Selection())
+        (dead,) = outbox.dead_letters(DeadLetterSelection())
 
     assert "no, \U0001f642" == dead.error
 
@@ -279,11 +279,11 @@ def test_a_lock_wait_timeout_commits_nothing():
     """
     from django.db import OperationalError, connections, transaction  # noqa: PLC0415 -- as above
 
-    outbox, same = outbox_on("mariadb"), Entry(message("orders"), publish=True)
+    outbox, same = outbox_on("mariadb"), OutboxEntry(message("orders"), publish=True)
     with competing("mariadb", [same]), transaction.atomic(using="mariadb"):
         with connections["mariadb"].cursor() as cursor:
             cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
-        outbox.add([Entry(message("orders", b"before"), publish=True)])
+        outbox.add([OutboxEntry(message("orders", b"before"), publish=True)])
         with pytest.raises(OperationalError, match="1205"):
             outbox.add([same])
         assert connections["mariadb"].needs_rollback
@@ -299,7 +299,7 @@ def test_a_deadlock_commits_nothing():
     from django.db import OperationalError, connections, transaction  # noqa: PLC0415 -- as above
 
     outbox = outbox_on("mariadb")
-    ours, *theirs = (Entry(message("orders"), publish=True) for _ in range(5))
+    ours, *theirs = (OutboxEntry(message("orders"), publish=True) for _ in range(5))
     waiting = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
     # MariaDB rolls back the transaction that has written less.
     with competing("mariadb", theirs, then=[ours]) as go, transaction.atomic(using="mariadb"):
@@ -342,11 +342,11 @@ def test_any_error_while_writing_to_the_outbox_commits_nothing(alias, monkeypatc
 
     outbox = outbox_on(alias)
     with transaction.atomic(using=alias):
-        outbox.add([Entry(message("orders"), publish=True)])
+        outbox.add([OutboxEntry(message("orders"), publish=True)])
         with monkeypatch.context() as patched:
             patched.setattr(connections[alias], "cursor", fails)
             with pytest.raises(Stopped):
-                outbox.add([Entry(message("orders"), publish=True)])
+                outbox.add([OutboxEntry(message("orders"), publish=True)])
         assert connections[alias].needs_rollback
 
     assert 0 == outbox.backlog().waiting

@@ -40,10 +40,10 @@ class Asked:
         try:
             if atomic is None:
                 with inbox.once(key) as receipt:
-                    self.told = receipt.first, receipt.result
+                    self.told = receipt.is_first, receipt.result
             else:
                 with atomic(), inbox.once(key) as receipt:
-                    self.told = receipt.first, receipt.result
+                    self.told = receipt.is_first, receipt.result
         except Exception as error:  # noqa: BLE001 -- looked at by the test
             self.error = error
 
@@ -96,7 +96,7 @@ def test_a_result_can_be_read_although_the_snapshot_is_older(mariadb_url_of_modu
         assert 0 == session.execute(sa.text("SELECT count(*) FROM cqrs_inbox")).scalar()
         Holder(inbox, sessions.begin, "1", b"answer").end(commits=True)
         with inbox.once("1") as receipt:
-            assert (False, b"answer") == (receipt.first, receipt.result)
+            assert (False, b"answer") == (receipt.is_first, receipt.result)
     engine.dispose()
 
 
@@ -129,7 +129,7 @@ def test_it_does_not_matter_what_the_driver_counts(mariadb_url_of_module, flag):
     told = []
     for _ in range(3):
         with inbox.once("1") as receipt:
-            told.append(receipt.first)
+            told.append(receipt.is_first)
 
     assert [True, False, False] == told
     engine.dispose()
@@ -148,7 +148,7 @@ def test_the_error_names_a_missing_table_of_the_inbox(tmp_path):
     with sessions.begin(), pytest.raises(cqrs.InboxNotInstalled, match=words), inbox.once("1"):
         pass
     with pytest.raises(cqrs.InboxNotInstalled, match=words):
-        inbox.attempt("1")
+        inbox.count_attempt("1")
     engine.dispose()
 
 
@@ -162,7 +162,7 @@ def test_an_unreachable_database_is_a_retryable_error():
         pass
     assert caught.value.retryable
     with pytest.raises(cqrs.InboxUnavailable):
-        inbox.attempt("1")
+        inbox.count_attempt("1")
 
 
 def test_sessions_on_another_database_are_refused(tmp_path):

@@ -124,11 +124,9 @@ def test_names_on_the_wire_are_those_of_the_model(told):
     broker, events, seen = MemoryBroker(), cqrs.EventMap(), []
     events.bind(type(told), seen.append)
     with cqrs.bootstrap(events=events, broker=broker, threads=cqrs.SameThread()) as mediator:
-        mediator.events.send(told)
+        mediator.publish(told)
         [sent] = broker.published
-        mediator.events.receive(
-            cqrs.IncomingMessage(sent.topic, sent.body, sent.content_type, sent.key, sent.attributes)
-        )
+        mediator.receive(cqrs.IncomingMessage(sent.topic, sent.body, sent.content_type, sent.key, sent.attributes))
 
     assert [told, told] == seen
     assert sent.body in (b'{"fullName":"Zo\xc3\xab"}', b'{"name":"Zo\xc3\xab","lastName":"B"}')
@@ -145,7 +143,7 @@ def test_what_a_model_refuses_is_malformed(name, body):
     events.bind(MsgspecTold, lambda event: None)
     attributes = {"specversion": "1.0", "id": "1", "source": "/", "type": name}
     with cqrs.bootstrap(events=events) as mediator, pytest.raises(cqrs.MalformedMessage) as caught:
-        mediator.events.receive(cqrs.IncomingMessage("told", body, "application/json", None, attributes))
+        mediator.receive(cqrs.IncomingMessage("told", body, "application/json", None, attributes))
 
     assert caught.value.__cause__ is not None
 

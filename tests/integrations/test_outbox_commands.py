@@ -24,7 +24,7 @@ from cqrs_sync.cli.options import parse_duration
 from cqrs_sync.cli.outbox import outbox
 from cqrs_sync.cli.output import JsonLines, ReportFormat, counted, format_duration, printable
 from cqrs_sync.memory import MemoryInbox, MemoryOutbox
-from cqrs_sync.outbox import Entry, Outcome, Selection, Verdict
+from cqrs_sync.outbox import DeadLetterSelection, OutboxEntry, Outcome, OutcomeKind
 from cqrs_sync.testing.contracts.broker import message
 from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.integrations.outbox_app import Packed, engine_of, keep
@@ -322,7 +322,7 @@ def raising(error):
         ("no_shop:mediator", "there is no module 'no_shop'"),
         ("a_shop.below:mediator", "there is no module 'a_shop.below'"),
         ("a_shop:mediater", "a_shop has no 'mediater', did you mean 'mediator'?"),
-        ("a_shop:nothing", "expected a RequestMediator or a Consumer, not an object of the type int"),
+        ("a_shop:nothing", "expected a Mediator or a Consumer, not an object of the type int"),
         ("a_shop:Shop.sell", "calling it without arguments failed: TypeError"),
         ("a_shop:fails", "calling it without arguments failed: ValueError: no settings (line "),
         ("a_shop:plain", "this mediator has no outbox: give bootstrap(outbox=...) one"),
@@ -486,7 +486,7 @@ def test_a_body_is_cut_and_obeyed_by_no_terminal(shop, run):
     As text; as JSON it is whole.
     """
     body = "ada\x1b[2J\u202e" + "a" * 5000
-    shop.outbox.add([Entry(message("sales", body.encode()), publish=True)], alone=True)
+    shop.outbox.add([OutboxEntry(message("sales", body.encode()), publish=True)], own_transaction=True)
     bury(shop)
     code, text = run("outbox", "dead", "show", "1", "--body")
     whole = json.loads(run("outbox", "dead", "show", "1", "--body", "--json")[1])["body"]
@@ -577,7 +577,7 @@ def test_dead_deliveries_are_counted(chosen, expected):
     """
     Those that are meant.
     """
-    outbox = MemoryOutbox(strict=False)
+    outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     outbox.add([published("a"), published("b"), handled("c", handlers=["label"])])
     for error, claimed in zip(("bad", "worse"), outbox.claim(2, 60), strict=True):
         outbox.settle([Outcome.failed(claimed, error, after=None)])
@@ -596,9 +596,9 @@ def test_no_more_are_changed_than_there_were():
         asked.append(limit)
         return limit
 
-    assert [500, 500, 200] == list(change_in_chunks(change, Selection(), 1200))
+    assert [500, 500, 200] == list(change_in_chunks(change, DeadLetterSelection(), 1200))
     assert [500, 500, 200] == asked
-    assert [] == list(change_in_chunks(lambda _, limit: 0, Selection(), 1200))
+    assert [] == list(change_in_chunks(lambda _, limit: 0, DeadLetterSelection(), 1200))
 
 
 # What is changed
@@ -654,7 +654,7 @@ def test_much_is_changed_in_chunks(shop, run, monkeypatch):
     assert (0, "1100 replayed\n") == run("outbox", "dead", "replay", "--target", "counts")
     assert [500, 500, 100] == limits
     while claimed := shop.outbox.claim(1000, 30):
-        shop.outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
+        shop.outbox.settle([Outcome(each, OutcomeKind.DONE) for each in claimed])
     bury_many(shop, 5)
     limits.clear()
     begun = time.monotonic()
@@ -675,7 +675,7 @@ def test_a_rate_is_kept():
     """
     begun = time.monotonic()
 
-    assert [5, 5, 5] == list(change_in_chunks(lambda _, limit: min(limit, 5), Selection(), 15, 50))
+    assert [5, 5, 5] == list(change_in_chunks(lambda _, limit: min(limit, 5), DeadLetterSelection(), 15, 50))
     assert 0.19 < time.monotonic() - begun < 5
 
 

@@ -134,7 +134,7 @@ def test_a_short_grace_is_enough_for_nothing(relay, database, grace):
     Where nothing is under way, it exits with 0.
     """
     keep(database)
-    relaying = relay("--grace", grace, "--json", "--every", "0.1")
+    relaying = relay("--grace", grace, "--json", "--report-every", "0.1")
     relaying.line()
     relaying.send()
     told = time.monotonic()
@@ -152,7 +152,7 @@ def test_a_database_that_does_not_answer_keeps_it_from_nothing(relay, postgresql
     with parcels_in(postgresql_url_of_module), TcpProxy(url.host, url.port or 5432) as proxy:
         keep(postgresql_url_of_module)
         relaying = relay(
-            "--grace", "2", "--json", "--every", "0.1",
+            "--grace", "2", "--json", "--report-every", "0.1",
             PARCELS_DATABASE=url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False),
         )  # fmt: skip
         assert "relaying" == json.loads(relaying.line())["state"]
@@ -259,17 +259,17 @@ def test_it_ends_when_nothing_is_due(relay, database):
 @pytest.mark.broker
 def test_it_does_not_take_an_outage_for_an_end(relay, database, rabbitmq_url, exchange):
     """
-    With `--drain` it waits for the broker, at most as long as `--for` says: then it exits with 1.
+    With `--drain` it waits for the broker, at most as long as `--stop-after` says: then it exits with 1.
     """
     keep(database, Sent("elm", 1))
     with bound_queue(rabbitmq_url, exchange, "parcels") as queue, proxied(rabbitmq_url) as broker:
         broker.cut()
         variables = {"PARCELS_BROKER": via(broker, rabbitmq_url), "PARCELS_EXCHANGE": exchange}
-        brief = relay("--drain", "--for", "5s", "--lease", "6", **variables)
+        brief = relay("--drain", "--stop-after", "5s", "--lease", "6", **variables)
         brief.rest()
         assert 1 == brief.status(), brief.log()
         assert "5 s are over, but the outbox is not drained" in brief.log()
-        patient = relay("--drain", "--for", "60s", "--lease", "6", **variables)
+        patient = relay("--drain", "--stop-after", "60s", "--lease", "6", **variables)
         eventually(lambda: patient.log().count("the broker cannot be reached") == 2, 30)
         broker.restore()
         patient.rest()
@@ -280,10 +280,10 @@ def test_it_does_not_take_an_outage_for_an_end(relay, database, rabbitmq_url, ex
 
 def test_it_ends_after_a_while(relay, database):
     """
-    With `--for`, as processes are recycled.
+    With `--stop-after`, as processes are recycled.
     """
     keep(database, Sent("elm", 1))
-    relaying = relay("--for", "1s")
+    relaying = relay("--stop-after", "1s")
     relaying.rest()
 
     assert 0 == relaying.status(), relaying.log()
@@ -298,7 +298,7 @@ def test_who_has_watched_may_go(relay, database):
     """
     Reports that nobody reads any more are no reason to deliver nothing.
     """
-    relaying = relay("--json", "--every", "0.1", "--for", "3s", PYTHONUNBUFFERED="")
+    relaying = relay("--json", "--report-every", "0.1", "--stop-after", "3s", PYTHONUNBUFFERED="")
     assert relaying.line()
     relaying.process.stdout.close()
     eventually(lambda: "no more reports, their reader is gone" in relaying.log())
@@ -314,11 +314,11 @@ def test_it_reports_in_the_log_and_as_json(relay, database):
     A line now and then, and one at the end.
     """
     keep(database, Sent("elm", 1))
-    logging = relay("--every", "0.3", "--for", "1s")
+    logging = relay("--report-every", "0.3", "--stop-after", "1s")
     logging.rest()
     assert 0 == logging.status()
     keep(database, Sent("elm", 2))
-    reporting = relay("--every", "0.3", "--for", "1s", "--json")
+    reporting = relay("--report-every", "0.3", "--stop-after", "1s", "--json")
     reports = [json.loads(line) for line in reporting.rest() if line.startswith("{")]
 
     assert "INFO cqrs_sync.cli.output relaying: 1 delivered, " in logging.log()

@@ -16,7 +16,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.errors import ConfigurationError, NotInTransaction, OutboxNotInstalled, OutboxUnavailable
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, begin_immediate, tables
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.outbox import Selection
+from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.testing.contracts.outbox import LONG, claim, published
 from cqrs_sync.testing.waiting import in_threads
 from tests.servers import free_port
@@ -298,7 +298,7 @@ def test_the_error_names_a_table_of_another_version(each_engine):
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(each_engine)))
 
     with pytest.raises(OutboxNotInstalled, match="cqrs_delivery"):
-        outbox.dead(Selection())
+        outbox.dead_letters(DeadLetterSelection())
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
@@ -308,7 +308,7 @@ def test_an_unreachable_server_is_a_retryable_error_without_the_password(driver)
     """
     engine = sa.create_engine(f"{driver}://user:hunter2@127.0.0.1:{free_port()}/shop")
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(engine)))
-    for action in (lambda: outbox.claim(1, LONG), lambda: outbox.add([published("secret-body")], alone=True)):
+    for action in (lambda: outbox.claim(1, LONG), lambda: outbox.add([published("secret-body")], own_transaction=True)):
         with pytest.raises(OutboxUnavailable) as caught:
             action()
         assert caught.value.retryable
@@ -321,9 +321,9 @@ def test_an_error_does_not_show_the_content_of_a_message(engine):
     """
     outbox = SQLAlchemyOutbox(Sessions(sessionmaker(engine)))
     entry = published("hunter2")
-    outbox.add([entry], alone=True)
+    outbox.add([entry], own_transaction=True)
     with pytest.raises(OutboxUnavailable) as caught:
-        outbox.add([entry], alone=True)
+        outbox.add([entry], own_transaction=True)
 
     assert "hunter2" not in f"{caught.value!r} {caught.value.__cause__}"
 
@@ -377,7 +377,7 @@ def test_a_listener_raises_when_its_connection_is_killed(postgresql):
             listener.wait(10)
     listener.close()
     other = outbox.listener()
-    outbox.add([published("1")], alone=True)
+    outbox.add([published("1")], own_transaction=True)
 
     assert other.wait(10)
     other.close()

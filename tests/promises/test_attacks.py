@@ -195,7 +195,7 @@ def test_b3_what_the_serializer_writes_is_no_attribute_of_a_block(name):
     """
     An attribute of a block cannot overwrite what a message says of itself.
     """
-    with pytest.raises(ValueError, match=name), cqrs.annotate(**{name: "x"}):
+    with pytest.raises(ValueError, match=name), cqrs.message_attributes(**{name: "x"}):
         pass
 
 

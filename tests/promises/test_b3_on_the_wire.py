@@ -175,11 +175,11 @@ def test_b3_every_kind_of_message_arrives_as_it_was(broker, events, mediator, ki
     event, received = made(kind), []
     events.bind(kind, received.append)
     with broker.subscribe("kinds", group="readers") as subscription:
-        cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).events.send(event)
-        mediator.events.send(event)
+        cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).publish(event)
+        mediator.publish(event)
         for _ in range(2):
             delivery = subscription.receive(timeout=5)
-            mediator.events.receive(delivery.message)
+            mediator.receive(delivery.message)
             delivery.ack()
 
     assert [event] * 3 == received
@@ -191,8 +191,8 @@ def test_b3_the_official_sdk_reads_every_kind_of_message(broker, mediator, kind,
     """
     As a CloudEvent with all its attributes, and data that any language can read.
     """
-    with cqrs.annotate(correlationid="c-1", causationid="m-0", traceparent=TRACE, tenant="t 1"):
-        mediator.events.send(made(kind))
+    with cqrs.message_attributes(correlationid="c-1", causationid="m-0", traceparent=TRACE, tenant="t 1"):
+        mediator.publish(made(kind))
     [message] = broker.published
     headers = {f"ce-{name}": quote(value) for name, value in message.attributes.items()}
 
@@ -228,7 +228,7 @@ def test_b3_no_import_path_is_on_the_wire(broker, mediator, kind):
     """
     Names are the stable ones; a class may be renamed and moved.
     """
-    mediator.events.send(made(kind))
+    mediator.publish(made(kind))
     [message] = broker.published
     wire = repr((message.body, message.topic, message.key, message.content_type, dict(message.attributes)))
 
@@ -240,7 +240,7 @@ def test_b3_ids_are_unique_and_keys_are_told_to_the_broker(broker, mediator):
     Each message has an id of its own, and its partition key where brokers look for it.
     """
     for _ in range(100):
-        mediator.events.send(made(AttrsEvent))
+        mediator.publish(made(AttrsEvent))
 
     assert 100 == len({message.id for message in broker.published})
     assert {("kinds", "attrs", str(uuid.UUID(int=7)))} == {
@@ -316,7 +316,7 @@ def test_b3_an_event_that_is_sent_and_its_follow_ups_share_a_correlation_id(brok
     """
     Without a request, too.
     """
-    mediator.events.send(SaleMade())
+    mediator.publish(SaleMade())
     sale, receipt = published(broker, "sale.made"), published(broker, "receipt.wanted")
 
     assert sale["correlationid"] == receipt["correlationid"]
@@ -334,7 +334,7 @@ def test_b3_correlation_cause_and_trace_travel_from_service_to_service(broker, m
 
     @there.bind
     def on_receipt_wanted(event: ReceiptWanted) -> None:
-        carried.append(dict(cqrs.carried()))
+        carried.append(dict(cqrs.current_attributes()))
         cqrs.raise_event(SaleMade())
 
     receiver = cqrs.bootstrap(
@@ -344,9 +344,9 @@ def test_b3_correlation_cause_and_trace_travel_from_service_to_service(broker, m
         serializer=cqrs.JsonSerializer(structured=structured),
     )
     with broker.subscribe("receipts", group="printer") as subscription:
-        with cqrs.annotate(correlationid="c-1", traceparent=TRACE, tracestate="vendor=1"):
+        with cqrs.message_attributes(correlationid="c-1", traceparent=TRACE, tracestate="vendor=1"):
             mediator.send(Buy())
-        receiver.events.receive(subscription.receive(timeout=5).message)
+        receiver.receive(subscription.receive(timeout=5).message)
 
     wanted = {
         "correlationid": "c-1",
@@ -364,9 +364,9 @@ def test_b3_a_block_of_annotations_holds_for_all_that_is_sent_in_it(broker, medi
     """
     Sends, nested sends, and threads of the pool; nothing of it is left behind.
     """
-    with cqrs.annotate(tenant="t-1"):
+    with cqrs.message_attributes(tenant="t-1"):
         mediator.send(Buy())
-        with cqrs.annotate(tenant="t-2"):
+        with cqrs.message_attributes(tenant="t-2"):
             mediator.send(Buy())
         mediator.send(Buy())
     mediator.send(Buy())
@@ -384,7 +384,7 @@ def test_b3_a_middleware_may_annotate(requests, events, broker, threads, seriali
     """
 
     def trace(message, call_next):
-        with cqrs.annotate(traceparent=TRACE):
+        with cqrs.message_attributes(traceparent=TRACE):
             return call_next(message)
 
     chain = cqrs.MiddlewareChain().add(trace, cqrs.Request)
@@ -428,9 +428,9 @@ def test_b3_correlation_and_trace_wait_for_the_commit(requests, events, broker, 
         requests, events, broker=broker, threads=threads, serializer=serializer, transactions=transactions
     )
     with transactions.atomic():
-        with cqrs.annotate(correlationid="c-1", traceparent=TRACE):
+        with cqrs.message_attributes(correlationid="c-1", traceparent=TRACE):
             mediator.send(Buy())
-        with cqrs.annotate(correlationid="c-2"):
+        with cqrs.message_attributes(correlationid="c-2"):
             mediator.send(Buy())
 
     attributes = [attributes_of(message) for message in broker.published]
@@ -443,9 +443,9 @@ def test_b3_a_received_event_is_not_published_again(broker, events, mediator):
     Or it would go round for ever.
     """
     events.bind(SaleMade, lambda event: None)
-    cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).events.send(SaleMade())
+    cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).publish(SaleMade())
     [message] = broker.published
 
-    mediator.events.receive(incoming(message))
+    mediator.receive(incoming(message))
 
     assert 1 == len(broker.published)

@@ -11,7 +11,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
-from cqrs_sync.outbox import Selection
+from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.testing.waiting import in_forked_child
 from tests.promises.outbox_fixtures import Counted, PickyBroker, Sell, Shop, Sold, closing
 from tests.source import ROOT
@@ -79,7 +79,7 @@ def test_outside_of_a_transaction_it_is_an_error():
     """
     shop = Shop(broker=MemoryBroker())
     with closing(shop), pytest.raises(cqrs.NotInTransaction, match="no transaction is open"):
-        shop.mediator.events.send(Counted(1))
+        shop.mediator.publish(Counted(1))
     assert [] == shop.published()
 
 
@@ -87,9 +87,9 @@ def test_an_outbox_may_be_told_to_take_it_all_the_same():
     """
     Then it is kept in a transaction of its own.
     """
-    shop = Shop(outbox=MemoryOutbox(strict=False))
+    shop = Shop(outbox=MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN))
     with closing(shop):
-        shop.mediator.events.send(Counted(1))
+        shop.mediator.publish(Counted(1))
         eventually(lambda: shop.published() == [1])
 
 
@@ -155,7 +155,7 @@ def test_a_message_that_is_refused_holds_back_those_of_its_key_and_no_others():
         eventually(lambda: len(shop.published()) == 5)
         assert [0, 10, 11, 12, 13] == sorted(shop.published())
         refused.clear()
-        shop.outbox.replay(Selection())
+        shop.outbox.replay(DeadLetterSelection())
         eventually(lambda: shop.waiting() == 0)
         assert [0, 1, 2, 3] == [number for number in shop.published() if number < 10]
 
@@ -282,7 +282,9 @@ def test_an_event_that_a_handler_raises_again_is_kept_once(shop):
         again.append(event)
         cqrs.raise_event(event)
 
-    shop = Shop(events=events, outbox=MemoryOutbox(strict=False), threads=cqrs.SameThread())
+    shop = Shop(
+        events=events, outbox=MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN), threads=cqrs.SameThread()
+    )
     with closing(shop):
         shop.sell(Counted(1))
         eventually(lambda: shop.waiting() == 0)
@@ -302,10 +304,10 @@ def test_a_middleware_around_publishing_is_around_the_relays(shop):
         return call_next(messages)
 
     chain = cqrs.MiddlewareChain().add(note, cqrs.OutgoingMessage)
-    outbox = MemoryOutbox(strict=False)
+    outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     broker = MemoryBroker()
     with cqrs.bootstrap(broker=broker, outbox=outbox, middleware=chain) as mediator:
-        mediator.events.send(Counted(1))
+        mediator.publish(Counted(1))
         eventually(lambda: len(broker.published) == 1)
     assert ["counted"] == seen
 

@@ -8,7 +8,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryOutbox
-from cqrs_sync.outbox import Selection
+from cqrs_sync.outbox import DeadLetterSelection
 from tests.promises.outbox_fixtures import Counted, PickyBroker, Shop, Sold, closing
 from tests.waiting import eventually
 
@@ -28,7 +28,7 @@ def test_a_poisoned_message_is_dead_in_the_end_and_its_neighbours_are_delivered(
     with closing(shop):
         shop.sell(*(Counted(number) for number in range(10)))
         eventually(lambda: shop.outbox.backlog().dead == 1)
-        (dead,) = shop.outbox.dead(Selection())
+        (dead,) = shop.outbox.dead_letters(DeadLetterSelection())
 
         assert [number for number in range(10) if number != 5] == sorted(shop.published())
         assert (5, 3, "MessageRejected: too 'large' by 3") == (number_of(dead.message), dead.attempts, dead.error)
@@ -129,21 +129,21 @@ def test_a_middleware_that_fails_for_one_message_fails_for_no_other():
             raise ValueError("cannot sign this")
         return call_next(messages)
 
-    outbox, broker = MemoryOutbox(strict=False), PickyBroker(lambda _: None)
+    outbox, broker = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN), PickyBroker(lambda _: None)
     chain = cqrs.MiddlewareChain().add(choke, cqrs.OutgoingMessage)
     options = {"broker": broker, "outbox": outbox, "middleware": chain, "retry": QUICK, "fast_path": False}
     with cqrs.bootstrap(**options) as mediator:
         for number in range(6):
-            mediator.events.send(Counted(number))
+            mediator.publish(Counted(number))
         mediator.relay.start(poll=(0.01, 0.02))
         eventually(lambda: outbox.backlog().dead == 1)
         eventually(lambda: len(broker.published) == 5)
     assert [0, 1, 2, 4, 5] == sorted(map(number_of, broker.published))
-    assert "ValueError: cannot sign this" == outbox.dead(Selection())[0].error
+    assert "ValueError: cannot sign this" == outbox.dead_letters(DeadLetterSelection())[0].error
 
 
 @pytest.mark.parametrize(
-    "error", [cqrs.ConfigurationError("no such option"), cqrs.Closed("closed"), TimeoutError("slow")]
+    "error", [cqrs.ConfigurationError("no such option"), cqrs.ClosedError("closed"), TimeoutError("slow")]
 )
 def test_a_broker_that_is_set_up_wrongly_costs_no_message_an_attempt(error):
     """
@@ -180,7 +180,7 @@ def test_an_attempt_counts_from_its_beginning():
         eventually(lambda: shop.outbox.backlog().dead == 1)
 
     assert [] == shop.published()
-    assert "attempted 3 times" in shop.outbox.dead(Selection())[0].error
+    assert "attempted 3 times" in shop.outbox.dead_letters(DeadLetterSelection())[0].error
 
 
 def test_each_topic_has_its_own_policy():

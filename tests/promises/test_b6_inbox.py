@@ -89,8 +89,8 @@ def office():
 def test_b6_a_message_that_comes_again_has_no_effect(office):
     office.handler("book")
     for _ in range(3):
-        office.mediator.events.receive(arrived())
-    office.mediator.events.receive(arrived(identity="another"))
+        office.mediator.receive(arrived())
+    office.mediator.receive(arrived(identity="another"))
 
     assert ["book", "book"] == office.calls
 
@@ -102,7 +102,7 @@ def test_b6_handlers_of_each_phase_run_once_here_one_after_the_other(office):
     office.handler("durable", phase=cqrs.Phase.DURABLE)
     office.events.bind(Paid, lambda event: threads.append((threading.get_ident(), office.transactions.active())))
     for _ in range(2):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert ["inline", "after", "durable"] == office.calls
     assert [(threading.get_ident(), True)] == threads
@@ -114,27 +114,29 @@ def test_b6_only_the_handler_that_failed_runs_again(office):
         office.handler(name)
     office.failing = {"thank"}
     with pytest.raises(cqrs.EventsFailed, match="Paid was received, but then these failed") as caught:
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
     assert ["book", "thank", "file"] == office.calls
     [failure] = caught.value.failures
     assert (Paid(1), "ValueError('thank')") == (failure.event, repr(failure.error))
     assert failure.handler.endswith("handle")
 
     office.failing = set()
-    office.mediator.events.receive(arrived())
-    office.mediator.events.receive(arrived())
+    office.mediator.receive(arrived())
+    office.mediator.receive(arrived())
 
     assert ["book", "thank", "file", "thank"] == office.calls
 
 
-@pytest.mark.parametrize("policy", [cqrs.Log(), cqrs.FailFast(), cqrs.Collect()], ids=["log", "fail-fast", "collect"])
+@pytest.mark.parametrize(
+    "policy", [cqrs.LogFailures(), cqrs.FailFast(), cqrs.CollectFailures()], ids=["log", "fail-fast", "collect"]
+)
 def test_b6_failures_come_back_whatever_the_policy(policy):
-    office = Office(failures=policy)
+    office = Office(failure_policy=policy)
     office.handler("book")
     office.handler("thank")
     office.failing = {"book"}
     with office.mediator, pytest.raises(cqrs.EventsFailed):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert ["book", "thank"] == office.calls
 
@@ -147,7 +149,7 @@ def test_b6_what_a_handler_raises_follows_its_commit_once(office):
     office.events.bind(Paid, lambda event: [cqrs.raise_event(Booked(event.number)), cqrs.raise_event(Billed(7))])
     office.events.bind(Booked, lambda event: seen.append((event.number, office.transactions.active())))
     for _ in range(2):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
     office.mediator.close(5)
 
     assert [(1, False)] == seen
@@ -165,7 +167,7 @@ def test_b6_what_a_failed_handler_raises_never_happened(office):
         raise ValueError
 
     with pytest.raises(cqrs.EventsFailed):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert [] == seen
 
@@ -178,7 +180,7 @@ def test_b6_what_fails_after_a_handler_does_not_repeat_it(office, caplog):
     office.handler("count", Booked)
     office.failing = {"count"}
     for _ in range(2):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert ["book", "count"] == office.calls
     assert "failed while handling Booked" in caplog.text
@@ -203,9 +205,9 @@ def test_b6_the_receipt_is_in_the_transaction_of_a_middleware():
     office.handler("book")
     with office.mediator:
         with pytest.raises(cqrs.EventsFailed):
-            office.mediator.events.receive(arrived())
-        office.mediator.events.receive(arrived())
-        office.mediator.events.receive(arrived())
+            office.mediator.receive(arrived())
+        office.mediator.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert ["book", "book"] == office.calls
     assert [False, False, False] == seen
@@ -229,8 +231,8 @@ def test_b6_a_retry_inside_the_transaction_finds_nothing_done():
     office.handler("book")
     office.failing = {"book"}
     with office.mediator:
-        office.mediator.events.receive(arrived())
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert ["book", "book"] == office.calls
 
@@ -238,7 +240,7 @@ def test_b6_a_retry_inside_the_transaction_finds_nothing_done():
 def test_b6_an_event_in_hand_is_handled_once_as_well(office):
     office.handler("book")
     for key in ("a", "a", "b"):
-        office.mediator.events.dispatcher.handle_received(Paid(1), key)
+        office.mediator.dispatcher.handle_received(Paid(1), key)
 
     assert ["book", "book"] == office.calls
 
@@ -248,11 +250,11 @@ def test_b6_a_handler_is_known_by_its_name_however_it_is_defined(office):
     With a name it may move; without one it is known by where it is.
     """
     office.handler("book")
-    office.mediator.events.receive(arrived())
+    office.mediator.receive(arrived())
     later = Office(inbox=office.inbox, outbox=office.outbox)
     later.events.bind(Paid, lambda event: later.calls.append("moved"), name="book")
     with later.mediator:
-        later.mediator.events.receive(arrived())
+        later.mediator.receive(arrived())
 
     assert [] == later.calls
 
@@ -264,13 +266,13 @@ def test_b6_handlers_that_could_be_taken_for_each_other_are_refused(office):
     for _ in range(2):
         office.events.bind(Paid, lambda event: None)
     with pytest.raises(cqrs.AlreadyBound, match=r"another handler of Paid.*name="):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
 
 def test_b6_a_handler_that_is_defined_nowhere_needs_a_name(office):
     office.events.bind(Paid, office.calls.append)
     with pytest.raises(cqrs.InvalidBinding, match=r"has no name.*bind\(Paid, \.\.\., name="):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
 
 def test_b6_a_name_of_another_phase_is_not_a_durable_one(office):
@@ -281,7 +283,7 @@ def test_b6_a_name_of_another_phase_is_not_a_durable_one(office):
     office.handler("file", phase=cqrs.Phase.DURABLE)
 
     assert {"file"} == office.events.durable_names
-    dispatcher = office.mediator.events.dispatcher
+    dispatcher = office.mediator.dispatcher
     assert dispatcher.durable_call(Paid, "file").name
     with pytest.raises(cqrs.HandlerNotFound, match="'book'"):
         dispatcher.durable_call(Paid, "book")
@@ -294,8 +296,8 @@ def test_b6_an_id_that_names_nothing_is_malformed(office, identity):
     """
     office.handler("book")
     with pytest.raises(cqrs.MalformedMessage, match="its id can name nothing"):
-        office.mediator.events.receive(arrived(identity=identity))
-    office.mediator.events.receive(arrived(identity="x" * 255))
+        office.mediator.receive(arrived(identity=identity))
+    office.mediator.receive(arrived(identity="x" * 255))
 
     assert ["book"] == office.calls
 
@@ -327,12 +329,12 @@ def test_b6_a_request_with_a_key_runs_once_and_is_answered_again(office):
         return Receipt(next(numbers), Decimal(request.amount) / 3, ("a", "b"))
 
     office.requests.bind(pay)
-    first = office.mediator.send(Pay(10), once="order-1")
-    again = office.mediator.send(Pay(10), once="order-1", timeout=5)
+    first = office.mediator.send(Pay(10), idempotency_key="order-1")
+    again = office.mediator.send(Pay(10), idempotency_key="order-1", timeout=5)
 
     assert first == again == Receipt(0, Decimal(10) / 3, ("a", "b"))
     assert (Receipt, tuple) == (type(again), type(again.notes))
-    assert 1 == office.mediator.send(Pay(10), once="order-2").number
+    assert 1 == office.mediator.send(Pay(10), idempotency_key="order-2").number
     assert 2 == office.mediator.send(Pay(10)).number
 
 
@@ -359,7 +361,7 @@ def test_b6_responses_come_back_as_what_they_were(office, answer, value):
     runs = []
     office.requests.bind(attrs.frozen(Ask), lambda request: [runs.append(request), value][1])
     kind = next(iter(office.requests)).message_type
-    answers = [office.mediator.send(kind(), once="k") for _ in range(2)]
+    answers = [office.mediator.send(kind(), idempotency_key="k") for _ in range(2)]
 
     assert [value, value] == answers
     assert type(value) is type(answers[1])
@@ -370,29 +372,29 @@ def test_b6_the_events_of_a_request_with_a_key_are_raised_once(office):
     office.requests.bind(Pay, lambda request: [cqrs.raise_event(Booked(1)), Receipt(1, Decimal(1))][1])
     office.handler("count", Booked)
     for _ in range(3):
-        office.mediator.send(Pay(1), once="k")
+        office.mediator.send(Pay(1), idempotency_key="k")
 
     assert ["count"] == office.calls
 
 
 def test_b6_a_key_with_another_request_is_refused(office):
     office.requests.bind(Pay, lambda request: Receipt(1, Decimal(request.amount)))
-    office.mediator.send(Pay(10), once="k")
-    with pytest.raises(cqrs.AlreadyUsed, match="another Pay"):
-        office.mediator.send(Pay(11), once="k")
+    office.mediator.send(Pay(10), idempotency_key="k")
+    with pytest.raises(cqrs.IdempotencyKeyConflict, match="another Pay"):
+        office.mediator.send(Pay(11), idempotency_key="k")
 
-    assert Decimal(10) == office.mediator.send(Pay(10), once="k").amount
+    assert Decimal(10) == office.mediator.send(Pay(10), idempotency_key="k").amount
 
 
 def test_b6_a_request_that_failed_has_used_no_key(office):
     trouble = Unpaid(ValueError("no money"))
     office.requests.bind(Pay, trouble)
     with pytest.raises(ValueError, match="no money"):
-        office.mediator.send(Pay(10), once="k")
+        office.mediator.send(Pay(10), idempotency_key="k")
     trouble.error = None
 
-    assert 2 == office.mediator.send(Pay(11), once="k").number
-    assert 2 == office.mediator.send(Pay(11), once="k").number
+    assert 2 == office.mediator.send(Pay(11), idempotency_key="k").number
+    assert 2 == office.mediator.send(Pay(11), idempotency_key="k").number
 
 
 class Unpaid:
@@ -420,7 +422,7 @@ def test_b6_a_response_that_cannot_be_kept_is_an_error_that_leaves_nothing(offic
     office.requests.bind(pay)
     for _ in range(2):
         with pytest.raises(cqrs.SerializationError, match="the response of Pay, object, cannot become JSON"):
-            office.mediator.send(Pay(1), once="k")
+            office.mediator.send(Pay(1), idempotency_key="k")
 
     assert [Pay(1), Pay(1)] == runs
 
@@ -431,7 +433,7 @@ def test_b6_a_response_that_is_not_what_was_declared_is_told_at_once(office):
     """
     office.requests.bind(Pay, lambda request: "paid")
     with pytest.raises(cqrs.SerializationError, match="returned str, which cannot be read back as the Receipt"):
-        office.mediator.send(Pay(1), once="k")
+        office.mediator.send(Pay(1), idempotency_key="k")
 
 
 def test_b6_a_request_that_does_not_say_its_answer_cannot_be_answered_again(office):
@@ -440,28 +442,28 @@ def test_b6_a_request_that_does_not_say_its_answer_cannot_be_answered_again(offi
 
     office.requests.bind(Bare, lambda request: None)
     with pytest.raises(cqrs.ConfigurationError, match="does not declare the type of its response"):
-        office.mediator.send(Bare(), once="k")
+        office.mediator.send(Bare(), idempotency_key="k")
 
 
 def test_b6_without_an_inbox_a_key_is_an_error():
     requests = cqrs.RequestMap()
     requests.bind(Pay, lambda request: None)
     with cqrs.bootstrap(requests) as mediator, pytest.raises(cqrs.ConfigurationError, match="give bootstrap an inbox"):
-        mediator.send(Pay(1), once="k")
+        mediator.send(Pay(1), idempotency_key="k")
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "x\0"], ids=["empty", "long", "nul"])
 def test_b6_a_bad_key_is_refused(office, key):
     office.requests.bind(Pay, lambda request: Receipt(1, Decimal(1)))
     with pytest.raises(ValueError, match="key"):
-        office.mediator.send(Pay(1), once=key)
+        office.mediator.send(Pay(1), idempotency_key=key)
 
 
 @pytest.mark.parametrize("key", [7, b"seven"])
 def test_b6_a_key_that_is_no_text_is_named(office, key):
     office.requests.bind(Pay, lambda request: Receipt(1, Decimal(1)))
     with pytest.raises(TypeError, match=f"the key must be a str, not the {type(key).__name__} {key!r}"):
-        office.mediator.send(Pay(1), once=key)
+        office.mediator.send(Pay(1), idempotency_key=key)
 
 
 def test_b6_a_request_sent_by_a_handler_has_its_own_key(office):
@@ -472,11 +474,11 @@ def test_b6_a_request_sent_by_a_handler_has_its_own_key(office):
 
     @office.events.bind
     def pay_twice(event: Paid) -> None:
-        office.calls.append([office.mediator.send(Pay(n), once=f"k{n}").number for n in (1, 2)])
+        office.calls.append([office.mediator.send(Pay(n), idempotency_key=f"k{n}").number for n in (1, 2)])
 
     office.handler("after")
     for _ in range(2):
-        office.mediator.events.receive(arrived())
+        office.mediator.receive(arrived())
 
     assert [[1, 2], "after"] == office.calls
 
@@ -554,7 +556,7 @@ def until_it_succeeds(shop: Shop, message: IncomingMessage) -> None:
     """Receive a message as a broker delivers it: again after a failure."""
     for _ in range(20):
         try:
-            shop.mediator.events.receive(message)
+            shop.mediator.receive(message)
         except cqrs.EventsFailed:
             continue
         return
@@ -597,7 +599,7 @@ def test_b6_what_follows_a_handler_sees_what_it_has_committed(shop):
     shop.events.bind(Paid, lambda event: [shop.effect("book", event.number), cqrs.raise_event(Booked(event.number))])
     shop.events.bind(Booked, lambda event: seen.append(dict(shop.counted())))
     for _ in range(2):
-        shop.mediator.events.receive(arrived(1))
+        shop.mediator.receive(arrived(1))
 
     assert [{("book", 1): 1}] == seen
 
@@ -612,7 +614,7 @@ def test_b6_of_eight_threads_one_pays_and_all_are_answered_alike(shop):
         return Receipt(next(numbers), Decimal(request.amount))
 
     shop.requests.bind(pay)
-    in_threads(*[lambda: answers.append(shop.mediator.send(Pay(10), once="order-1"))] * 8)
+    in_threads(*[lambda: answers.append(shop.mediator.send(Pay(10), idempotency_key="order-1"))] * 8)
 
     assert [Receipt(0, Decimal(10))] * 8 == answers
     assert {("pay", 10): 1} == dict(shop.counted())
@@ -631,7 +633,7 @@ def book(event: b6.Paid) -> None:
     if where == "inside":
         os.kill(os.getpid(), signal.SIGKILL)
 
-shop.mediator.events.receive(b6.arrived(1))
+shop.mediator.receive(b6.arrived(1))
 if where == "after":
     # Nobody has told the broker.
     os.kill(os.getpid(), signal.SIGKILL)
@@ -657,6 +659,6 @@ def test_b6_a_process_that_is_killed_has_its_effect_once(shop, url, where):
     assert (0 if where == "inside" else 1) == shop.counted().total()
 
     shop.events.bind(Paid, lambda event: shop.effect("book", event.number), name="book")
-    shop.mediator.events.receive(arrived(1))
+    shop.mediator.receive(arrived(1))
 
     assert {("book", 1): 1} == dict(shop.counted())

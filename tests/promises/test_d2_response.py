@@ -151,7 +151,7 @@ import cqrs_sync as cqrs
 class GetOrder(cqrs.Query[int]):
     def __init__(self, number: int) -> None: ...
 
-def view(mediator: cqrs.RequestMediator) -> None:
+def view(mediator: cqrs.Mediator) -> None:
     reveal_type(mediator.send(GetOrder(1)))
     mediator.send("GetOrder")
 """
@@ -174,4 +174,4 @@ def test_d2_type_checkers_infer_the_response(tmp_path):
     revealed, refused, _ = checked.stdout.splitlines()
 
     assert re.search(r'8: note: Revealed type is "(builtins\.)?int"', revealed)
-    assert '9: error: Argument 1 to "send" of "RequestMediator" has incompatible type "str"' in refused
+    assert '9: error: Argument 1 to "send" of "Mediator" has incompatible type "str"' in refused

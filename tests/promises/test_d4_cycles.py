@@ -247,7 +247,7 @@ def test_d4_a_cycle_through_events_sent_by_hand_ends_in_an_error(events, mediato
 
     @events.bind
     def send_again(event: Ping) -> None:
-        mediator.events.send(Ping(event.number + 1))
+        mediator.publish(Ping(event.number + 1))
 
     with pytest.raises(cqrs.EventsFailed) as caught:
         mediator.send(Start())

@@ -187,12 +187,12 @@ def test_d4_domain_events_do_not_leave(raising, events, mediator, broker):
 
 def test_d4_events_sent_without_a_request_go_the_same_way(events, mediator, journal):
     """
-    `mediator.events.send` is a request's end without the request.
+    `mediator.publish` is a request's end without the request.
     """
     events.bind(Announced, journal.noting("handler", then=[Happened("b")]))
     events.bind(Happened, journal.noting("follow-up", then=[Announced("c")]))
 
-    mediator.events.send(Announced("a"))
+    mediator.publish(Announced("a"))
 
     calls, emitted = journal.entries[:3], journal.entries[3:]
     assert {("handler", "a"), ("follow-up", "b"), ("handler", "c")} == set(calls[:3])

@@ -202,14 +202,14 @@ def test_d4_without_a_transaction_everything_happens_at_once(mediator, seen, bro
 
 def test_d4_events_sent_without_a_request_wait_as_well(mediator, transactions, seen, broker):
     """
-    `mediator.events.send` inside a transaction, too.
+    `mediator.publish` inside a transaction, too.
     """
     with transactions.atomic():
-        mediator.events.send(Paid("a"))
-        mediator.events.send(PaymentMade("b"))
+        mediator.publish(Paid("a"))
+        mediator.publish(PaymentMade("b"))
         before = list(seen), names(broker)
     with rolled_back(transactions.atomic()):
-        mediator.events.send(PaymentMade("ghost"))
+        mediator.publish(PaymentMade("ghost"))
 
     assert (([], []), ["a"], ["b"]) == (before, seen, names(broker))
 

@@ -181,10 +181,10 @@ def test_d5_a_handler_that_is_bound_before_the_commit_receives_the_event(events,
     if bound_before:
         watch(UserJoined, "early")
     with mediator, transactions.atomic():
-        mediator.events.send(UserJoined())
+        mediator.publish(UserJoined())
         watch(UserJoined, "late")
         # Another request looks at the handlers in between.
-        mediator.events.send(UserLeft())
+        mediator.publish(UserLeft())
 
     assert {"early": bound_before, "late": True} == {name: (name, UserJoined) in seen for name in ("early", "late")}
 
@@ -202,7 +202,7 @@ def test_d5_a_handler_that_is_bound_by_a_handler_receives_the_events_that_follow
     events.bind(UserLeft, lambda event: [cqrs.raise_event(each) for each in (UserJoined(), UserJoinedLate())])
     events.bind(UserJoined, bind_late)
     with cqrs.bootstrap(events=events, threads=cqrs.SameThread()) as mediator:
-        mediator.events.send(UserLeft())
+        mediator.publish(UserLeft())
 
     assert ["bound", ("late", UserJoinedLate)] == seen
 
@@ -349,6 +349,6 @@ def test_d5_the_event_mediator_refuses_a_notification_with_nowhere_to_go(wire, w
     """
     watch(MeetingEnded)
     with pytest.raises(cqrs.BrokerNotConfigured):
-        wire(None).events.send(MeetingEnded())
+        wire(None).publish(MeetingEnded())
 
     assert [] == seen

@@ -327,7 +327,7 @@ def test_d6_events_sent_without_a_request_fail_alike(events, mediator):
     events.bind(SendReceipt)
 
     with pytest.raises(cqrs.EventsFailed) as caught:
-        mediator.events.send(Ordered(3))
+        mediator.publish(Ordered(3))
 
     assert (None, [Ordered(3)]) == (caught.value.response, [failure.event for failure in caught.value.failures])
 
@@ -335,7 +335,9 @@ def test_d6_events_sent_without_a_request_fail_alike(events, mediator):
 # What is announced
 
 
-@pytest.mark.parametrize("policy", [cqrs.Collect(), cqrs.FailFast(), cqrs.Log()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "policy", [cqrs.CollectFailures(), cqrs.FailFast(), cqrs.LogFailures()], ids=lambda one: type(one).__name__
+)
 def test_d6_a_failing_handler_does_not_hold_back_notification_events(wire, events, broker, policy):
     """
     Under any policy: others hear of what has been committed.
@@ -343,7 +345,7 @@ def test_d6_a_failing_handler_does_not_hold_back_notification_events(wire, event
     events.bind(update_stock)
     events.bind(OrderMade, SendOrderMade)
     with suppress(cqrs.EventsFailed):
-        wire(failures=policy).send(Order())
+        wire(failure_policy=policy).send(Order())
 
     assert ["order.made"] == [message.type for message in broker.published]
 
@@ -406,7 +408,9 @@ def test_d6_fail_fast_starts_no_handler_after_a_failure(requests, events, ran, s
     """
     bind_five(events, ran, failing="b")
     policy = cqrs.FailFast()
-    with cqrs.bootstrap(requests, events, broker=MemoryBroker(), threads=sequential(), failures=policy) as mediator:
+    with cqrs.bootstrap(
+        requests, events, broker=MemoryBroker(), threads=sequential(), failure_policy=policy
+    ) as mediator:
         assert ["b"] == [str(each) for each in failed(mediator, Order(count=3)).exceptions]
 
     assert ["a", "b"] == ran
@@ -424,7 +428,7 @@ def test_d6_fail_fast_lets_handlers_finish_that_have_started(requests, events):
 
     events.bind(Ordered, fails)
     events.bind(Ordered, partial(fails))
-    with cqrs.bootstrap(requests, events, threads=2, broker=MemoryBroker(), failures=cqrs.FailFast()) as mediator:
+    with cqrs.bootstrap(requests, events, threads=2, broker=MemoryBroker(), failure_policy=cqrs.FailFast()) as mediator:
         assert ["at once", "at once"] == [str(each) for each in failed(mediator).exceptions]
 
 
@@ -440,7 +444,7 @@ def test_d6_fail_fast_is_over_with_the_request(wire, events, ran):
             raise ValueError("once")
         ran.append(event)
 
-    mediator = wire(failures=cqrs.FailFast())
+    mediator = wire(failure_policy=cqrs.FailFast())
     failed(mediator)
     failing = False
 
@@ -453,7 +457,7 @@ def test_d6_log_writes_failures_down_and_returns(wire, events, ran, caplog):
     """
     bind_five(events, ran, failing="bd")
     with caplog.at_level(logging.DEBUG, "cqrs_sync"):
-        response = wire(failures=cqrs.Log()).send(Order())
+        response = wire(failure_policy=cqrs.LogFailures()).send(Order())
 
     assert (RESPONSE, "abcde") == (response, "".join(sorted(ran)))
     wanted = {("ERROR", "b failed while handling Ordered"), ("ERROR", "d failed while handling Ordered")}
@@ -468,7 +472,7 @@ def test_d6_log_does_not_hide_what_was_not_published(wire, events, broker):
     events.bind(SendReceipt)
     broker.fail_with = cqrs.BrokerUnavailable("gone")
 
-    error = failed(wire(failures=cqrs.Log()))
+    error = failed(wire(failure_policy=cqrs.LogFailures()))
 
     assert (RESPONSE, ["publish"]) == (error.response, [failure.handler for failure in error.failures])
 
@@ -482,18 +486,18 @@ def test_d6_a_policy_is_any_object_of_that_shape(wire, events):
         def __init__(self):
             self.noted, self.settled = [], []
 
-        def goes_on(self, failure, /):
+        def should_continue(self, failure, /):
             self.noted.append(failure.handler)
             return True
 
-        def settle(self, failures, response, /):
+        def report(self, failures, response, /):
             self.settled.append((sorted(failure.handler for failure in failures), response))
 
     policy = Count()
     events.bind(SendReceipt)
     events.bind(update_stock)
 
-    assert wire(failures=policy).send(Order()) is RESPONSE
+    assert wire(failure_policy=policy).send(Order()) is RESPONSE
     assert (["SendReceipt", "update_stock"], RESPONSE) == policy.settled[0]
     assert ["SendReceipt", "update_stock"] == sorted(policy.noted)
 
@@ -504,15 +508,15 @@ def test_d6_a_policy_is_not_asked_where_nothing_failed(wire, events):
     """
 
     class Untouchable:
-        def goes_on(self, failure, /):
+        def should_continue(self, failure, /):
             raise AssertionError(failure)
 
-        def settle(self, failures, response, /):
+        def report(self, failures, response, /):
             raise AssertionError(failures)
 
     events.bind(Ordered, lambda event: None)
 
-    assert wire(failures=Untouchable()).send(Order()) is RESPONSE
+    assert wire(failure_policy=Untouchable()).send(Order()) is RESPONSE
 
 
 # What is no Exception

@@ -10,7 +10,7 @@ import cqrs_sync as cqrs
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.memory import MemoryOutbox
-from cqrs_sync.outbox import Selection
+from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.testing import record
 from tests.promises.outbox_fixtures import Counted, Packed, Ran, Sell, Shipped, Shop, Sold, attempts_in, closing
 from tests.waiting import eventually
@@ -104,10 +104,10 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
     with closing(shop):
         shop.sell(Shipped(1))
         eventually(lambda: shop.outbox.backlog().dead == 1)
-        (dead,) = shop.outbox.dead(Selection(target="mail"))
+        (dead,) = shop.outbox.dead_letters(DeadLetterSelection(target="mail"))
         assert ("mail", 3, "ConnectionError: no mail server at 10.0.0.7") == (dead.handler, dead.attempts, dead.error)
         broken[0] = False
-        assert 1 == shop.outbox.replay(Selection(reason=dead.reason))
+        assert 1 == shop.outbox.replay(DeadLetterSelection(reason=dead.reason))
         shop.relay.wake()
         eventually(lambda: ran.calls == [("mail", 1)])
 
@@ -120,7 +120,7 @@ def test_a_handler_may_say_that_another_attempt_is_of_no_use(events, ran):
     @events.bind(phase=DURABLE, name="mail")
     def mail(event: Shipped) -> None:
         ran.note("mail", event.number)
-        raise cqrs.Fatal("this order was cancelled")
+        raise cqrs.PermanentError("this order was cancelled")
 
     shop = Shop(events=events)
     with closing(shop):
@@ -134,7 +134,7 @@ def test_a_handler_may_say_how_long_to_wait(events, ran):
     @events.bind(phase=DURABLE, name="mail")
     def mail(event: Shipped) -> None:
         ran.note("mail", event.number)
-        raise cqrs.Retryable("the limit is reached", after=30)
+        raise cqrs.TemporaryError("the limit is reached", after=30)
 
     shop = Shop(events=events, retry=QUICK)
     with closing(shop):
@@ -184,7 +184,7 @@ def test_an_error_that_cannot_be_shown_is_a_failure_as_any(events, ran):
         eventually(lambda: (shop.outbox.backlog().dead, shop.waiting()) == (2, 0))
 
     assert [2, 3, 4] == sorted(ran.of("mail"))
-    assert {"Mute, which cannot be shown"} == {dead.error for dead in shop.outbox.dead(Selection())}
+    assert {"Mute, which cannot be shown"} == {dead.error for dead in shop.outbox.dead_letters(DeadLetterSelection())}
 
 
 def test_a_handler_whose_processes_died_too_often_is_parked(events, ran):
@@ -357,16 +357,16 @@ def test_what_it_raises_follows_and_carries_where_it_came_from(events, ran):
 
     @events.bind(phase=DURABLE, name="label")
     def label(event: Packed) -> None:
-        carried.append(dict(cqrs.carried()))
+        carried.append(dict(cqrs.current_attributes()))
         cqrs.raise_event(Plain(event.number))
 
     @events.bind
     def plain(event: Plain) -> None:
-        carried.append(dict(cqrs.carried()))
+        carried.append(dict(cqrs.current_attributes()))
         ran.note("plain", event.number)
 
     shop = Shop(events=events)
-    with closing(shop), context.annotate(correlationid="c-1", tenant="acme"):
+    with closing(shop), context.message_attributes(correlationid="c-1", tenant="acme"):
         shop.sell(Packed("ada", 7))
         eventually(lambda: ran.calls == [("plain", 7)])
 
@@ -437,7 +437,7 @@ def test_one_that_was_received_runs_before_the_message_is_acknowledged(events, r
         shop.sell(Sold("ada", 3))
         (claimed,) = shop.outbox.claim(10, 30)
         message = claimed.message
-        shop.mediator.events.receive(
+        shop.mediator.receive(
             IncomingMessage(topic=message.topic, body=message.body, key=message.key, attributes=message.attributes)
         )
         backlog = {(target.kind, target.target): target.pending for target in shop.outbox.backlog().targets}
@@ -571,7 +571,7 @@ def test_what_a_full_pool_has_not_begun_is_given_back_when_a_relay_stops(events,
     shop = Shop(events=events, fast_path=False, threads=1)
     with closing(shop):
         # With a deadline the caller waits and does not help.
-        sender = threading.Thread(target=shop.mediator.events.send, args=(Plain(1),), kwargs={"timeout": 30})
+        sender = threading.Thread(target=shop.mediator.publish, args=(Plain(1),), kwargs={"timeout": 30})
         sender.start()
         assert begun.wait(10)
         shop.sell(Shipped(1))

@@ -104,7 +104,7 @@ def test_t1_the_callers_own_help_counts():
 
 def test_t1_events_sent_without_a_request_count():
     """
-    `mediator.events.send` and `mediator.send` have one limit.
+    `mediator.publish` and `mediator.send` have one limit.
     """
     gauge, gate = Gauge(), Gate()
     with mediator_of(2, (Happened, held(gauge, gate))) as mediator:
@@ -115,7 +115,7 @@ def test_t1_events_sent_without_a_request_count():
 
         in_threads(
             open_when_full,
-            *[lambda: mediator.events.send(Happened())] * 4,
+            *[lambda: mediator.publish(Happened())] * 4,
             *[lambda: mediator.send(happenings(1))] * 4,
         )
 

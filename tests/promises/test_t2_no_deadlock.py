@@ -155,7 +155,7 @@ def test_t2_a_handler_may_publish_and_wait_on_a_full_pool(size):
 
     def busy(event):
         with gauge.handling():
-            mediator.events.send(Followed(event.number))
+            mediator.publish(Followed(event.number))
             mediator.send(Go((Told(event.number), Followed(event.number))))
             cqrs.raise_event(Told(event.number))
 

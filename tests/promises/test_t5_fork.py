@@ -67,7 +67,7 @@ class Counting:
         before = self.handled
         self.mediator.send(happenings(4))
         self.mediator.send(happenings(4), timeout=4)
-        self.mediator.events.send(Followed())
+        self.mediator.publish(Followed())
         assert before + 2 * 4 * 3 + 1 == self.handled
 
 
@@ -355,9 +355,9 @@ if use == "pool":
     pool = cqrs.ThreadPool(2)
     first_use = lambda: pool.run(Calls((int,)), may_help=False)
 else:
-    outbox = MemoryOutbox(strict=False)
+    outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     mediator = cqrs.bootstrap(outbox=outbox, broker=MemoryBroker(), threads=cqrs.SameThread(), fast_path=False)
-    first_use = lambda: mediator.events.send(Ordered())
+    first_use = lambda: mediator.publish(Ordered())
 sys.meta_path.insert(0, Slow())
 thread = threading.Thread(target=first_use)
 thread.start()

@@ -267,7 +267,7 @@ def test_t5_a_handler_may_close(size, timeout):
     in_threads(lambda: mediator.send(Go((Followed(), Happened(), Followed(), Followed())), timeout=timeout))
 
     assert 4 == gauge.begun
-    with pytest.raises(cqrs.Closed):
+    with pytest.raises(cqrs.ClosedError):
         mediator.send(Go())
 
 
@@ -318,7 +318,7 @@ def test_t5_a_mediator_closed_while_others_send_refuses_or_handles():
         for number in range(10_000):
             try:
                 mediator.send(Go((Happened(caller * 10_000 + number),)))
-            except cqrs.Closed:
+            except cqrs.ClosedError:
                 return
             note(accepted, caller * 10_000 + number)
         raise AssertionError("it was never refused")

@@ -112,11 +112,11 @@ def test_t6_without_a_deadline_there_is_no_time_left_to_speak_of(threads):
 
 def test_t6_an_event_sent_without_a_request_has_a_deadline_too(threads):
     """
-    `mediator.events.send` takes one as `mediator.send` does.
+    `mediator.publish` takes one as `mediator.send` does.
     """
     seen = []
     with mediator_of(threads, (Happened, lambda event: seen.append(cqrs.time_left()))) as mediator:
-        mediator.events.send(Happened(), timeout=5)
+        mediator.publish(Happened(), timeout=5)
 
     assert 5 - SLACK < seen[0] <= 5
 
@@ -181,7 +181,7 @@ def test_t6_a_deadline_that_is_no_number_of_seconds_is_refused(threads, timeout)
         with pytest.raises(ValueError, match="a number of seconds above 0"):
             mediator.send(Ask(), timeout=timeout)
         with pytest.raises(ValueError, match="a number of seconds above 0"):
-            mediator.events.send(Happened(), timeout=timeout)
+            mediator.publish(Happened(), timeout=timeout)
 
     assert [] == called
 

@@ -251,13 +251,13 @@ def test_x1_a_handler_of_a_message_that_would_not_commit_fails(engine):
     with shop.mediator:
         for _ in range(2):
             with pytest.raises(cqrs.EventsFailed) as failed:
-                shop.mediator.events.receive(ARRIVED)
+                shop.mediator.receive(ARRIVED)
             (error,) = failed.value.exceptions
             assert isinstance(error, cqrs.TransactionLost)
             assert not is_transient(failed.value)
         shop.spoil = caught_in_a_savepoint
         for _ in range(2):
-            shop.mediator.events.receive(ARRIVED)
+            shop.mediator.receive(ARRIVED)
 
     assert ["known", "lamp"] == shop.names()
 
@@ -269,9 +269,9 @@ def test_x1_a_request_with_a_key_that_would_not_commit_fails(engine):
     shop = Shop(engine, caught, inbox=SQLAlchemyInbox)
     with shop.mediator:
         with pytest.raises(cqrs.TransactionLost, match=WORDS):
-            shop.mediator.send(Buy(), once="key")
+            shop.mediator.send(Buy(), idempotency_key="key")
         shop.spoil = never_raised
-        assert ["bought"] * 2 == [shop.mediator.send(Buy(), once="key") for _ in range(2)]
+        assert ["bought"] * 2 == [shop.mediator.send(Buy(), idempotency_key="key") for _ in range(2)]
 
     assert ["known", "lamp"] == shop.names()
 
@@ -312,8 +312,8 @@ def test_x1_it_is_found_out_without_asking(engine):
         # What a first connection asks is not counted.
         shop.names()
         sa.event.listen(engine, "before_cursor_execute", lambda *args: said.append(args[2].split("(")[0].strip()))
-        shop.mediator.events.receive(ARRIVED)
-        shop.mediator.events.receive(ARRIVED)
+        shop.mediator.receive(ARRIVED)
+        shop.mediator.receive(ARRIVED)
 
     once, again = 'INSERT INTO "cqrs_inbox"', 'SELECT result FROM "cqrs_inbox"'
     assert [once, "INSERT INTO names", once, again] == [each.partition(" WHERE")[0] for each in said]

@@ -56,7 +56,7 @@ def happenings(count: int) -> Go:
 
 def mediator_of(
     threads: cqrs.threads.Executor | int | None, *bindings: tuple[type, Callable[..., object]], **options: Any
-) -> cqrs.RequestMediator:
+) -> cqrs.Mediator:
     """Wire a mediator that answers Go, with these event handlers and further request handlers."""
     requests = cqrs.RequestMap()
     requests.bind(Go, go)

@@ -265,7 +265,7 @@ def _interrupt_often(pool: cqrs.ThreadPool) -> int:
     return pool.busy_count
 
 
-def _send_until_interrupted(mediator: cqrs.RequestMediator) -> None:
+def _send_until_interrupted(mediator: cqrs.Mediator) -> None:
     requests = (Go((Happened(), Happened(), Happened())), Go((Followed(1), Followed(2), Happened())))
     with suppress(KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3), 0.1)

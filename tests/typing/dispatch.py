@@ -77,7 +77,7 @@ class OrderReturned(msgspec.Struct, cqrs.NotificationEvent, frozen=True):
     number: int
 
 
-def responses(mediator: cqrs.RequestMediator) -> None:
+def responses(mediator: cqrs.Mediator) -> None:
     mediator.send(PlaceOrder(1))
     assert_type(mediator.send(GetOrder(1)), Order)
     assert_type(mediator.send(GetOrder(1), timeout=1.5), Order)
@@ -159,23 +159,22 @@ def wiring(
     container: cqrs.Container,
     transactions: cqrs.Transactions,
 ) -> None:
-    assert_type(cqrs.bootstrap(), cqrs.RequestMediator)
+    assert_type(cqrs.bootstrap(), cqrs.Mediator)
     with cqrs.bootstrap(requests, events, container=container, broker=broker, threads=4) as mediator:
-        assert_type(mediator, cqrs.RequestMediator)
-        assert_type(mediator.events, cqrs.EventMediator)
-        mediator.events.send(OrderShipped(1), timeout=1)
+        assert_type(mediator, cqrs.Mediator)
+        mediator.publish(OrderShipped(1), timeout=1)
     cqrs.bootstrap(
         requests,
         events,
         threads=cqrs.SameThread(),
         transactions=transactions,
         middleware=[cqrs.LoggingMiddleware(), timed, Timed()],
-        failures=cqrs.FailFast(),
+        failure_policy=cqrs.FailFast(),
         serializer=cqrs.JsonSerializer(source="/shop"),
     )
 
 
-def failing(mediator: cqrs.RequestMediator) -> None:
+def failing(mediator: cqrs.Mediator) -> None:
     try:
         mediator.send(GetOrder(1))
     except cqrs.EventsFailed as error:
@@ -184,11 +183,11 @@ def failing(mediator: cqrs.RequestMediator) -> None:
         assert_type(error.exceptions, tuple[Exception | ExceptionGroup[Exception], ...])
 
 
-def refused(mediator: cqrs.RequestMediator, requests: cqrs.RequestMap, events: cqrs.EventMap) -> None:
+def refused(mediator: cqrs.Mediator, requests: cqrs.RequestMap, events: cqrs.EventMap) -> None:
     """An ignore that is not needed is an error of its own, so each of these lines is one."""
     mediator.send(OrderPlaced(1))  # type: ignore[arg-type]
     mediator.send(GetOrder(1), 5)  # type: ignore[call-arg]
-    mediator.events.send(GetOrder(1))  # type: ignore[arg-type]
+    mediator.publish(GetOrder(1))  # type: ignore[arg-type]
     cqrs.raise_event(GetOrder(1))  # type: ignore[arg-type]
     requests.bind(OrderPlaced, GetOrderHandler)  # type: ignore[arg-type]
     events.bind(GetOrder, OwnEvents)  # type: ignore[arg-type]

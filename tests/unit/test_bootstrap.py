@@ -84,7 +84,7 @@ def test_threads_are_given_by_their_number(threads):
     events.bind(Asked, lambda event: seen.add(threading.current_thread().name))
     with cqrs.bootstrap(events=events, threads=threads) as mediator:
         pool = mediator.wiring.threads
-        mediator.events.send(Asked())
+        mediator.publish(Asked())
 
     assert isinstance(pool, cqrs.ThreadPool)
     assert threads in (None, pool.max_workers)
@@ -216,8 +216,11 @@ def test_what_a_constructor_raises_is_raised_with_the_name_of_the_handler():
         ({"threads": "4"}, r"threads must be an object with the method run\(\.\.\.\), not '4'"),
         ({"threads": cqrs.SameThread}, r"threads must be an object with the method run\(\.\.\.\), not"),
         ({"transactions": MemoryTransactions}, r"transactions must be an object with the method on_commit\(\.\.\.\)"),
-        ({"failures": cqrs.Collect}, r"failures must be an object with the method settle\(\.\.\.\), not"),
-        ({"failures": "log"}, r"failures must be an object with the method settle\(\.\.\.\), not 'log'"),
+        (
+            {"failure_policy": cqrs.CollectFailures},
+            r"failure_policy must be an object with the method report\(\.\.\.\), not",
+        ),
+        ({"failure_policy": "log"}, r"failure_policy must be an object with the method report\(\.\.\.\), not 'log'"),
         ({"serializer": "json"}, r"serializer must be an object with the method dump\(\.\.\.\), not 'json'"),
         ({"max_depth": 0}, "max_depth must be a whole number above 0, not 0"),
         ({"max_depth": "16"}, "max_depth must be a whole number above 0, not '16'"),
@@ -267,8 +270,8 @@ def test_two_mediators_may_share_maps_and_parts(requests):
     two = cqrs.bootstrap(requests, events, container=registered(Clock("two")), broker=broker, threads=cqrs.SameThread())
     answers = [one.send(Ask()), two.send(Ask())]
     for mediator in (one, two):
-        mediator.events.send(Asked())
-        mediator.events.send(AskedAbroad())
+        mediator.publish(Asked())
+        mediator.publish(AskedAbroad())
     one.close()
 
     assert (["one", "two"], [Asked()] * 2, 2) == (answers, seen, len(broker.published))

@@ -38,30 +38,30 @@ def test_outside_of_everything_nothing_is_carried():
     """
     And asking makes nothing.
     """
-    assert {} == cqrs.carried()
+    assert {} == cqrs.current_attributes()
 
 
 def test_a_block_carries_its_attributes_and_a_correlation_id():
     """
     The id is made where nobody gives one; with the block all of it is gone.
     """
-    with cqrs.annotate(tenant="t-1"):
-        carried = dict(cqrs.carried())
+    with cqrs.message_attributes(tenant="t-1"):
+        carried = dict(cqrs.current_attributes())
 
     assert {"tenant", "correlationid"} == carried.keys()
     assert "t-1" == carried["tenant"]
-    assert {} == cqrs.carried()
+    assert {} == cqrs.current_attributes()
 
 
 def test_an_inner_block_adds_to_the_outer_one_and_takes_nothing_from_it():
     """
     The nearest one counts; the correlation id stays.
     """
-    with cqrs.annotate(tenant="t-1", user="u-1"):
-        outer = dict(cqrs.carried())
-        with cqrs.annotate(tenant="t-2"):
-            inner = dict(cqrs.carried())
-        again = dict(cqrs.carried())
+    with cqrs.message_attributes(tenant="t-1", user="u-1"):
+        outer = dict(cqrs.current_attributes())
+        with cqrs.message_attributes(tenant="t-2"):
+            inner = dict(cqrs.current_attributes())
+        again = dict(cqrs.current_attributes())
 
     assert {**outer, "tenant": "t-2"} == inner
     assert outer == again
@@ -71,29 +71,29 @@ def test_a_block_that_fails_is_left_as_well():
     """
     Its exception goes through.
     """
-    with pytest.raises(LookupError), cqrs.annotate(tenant="t-1"):
+    with pytest.raises(LookupError), cqrs.message_attributes(tenant="t-1"):
         raise LookupError
 
-    assert {} == cqrs.carried()
+    assert {} == cqrs.current_attributes()
 
 
 def test_a_given_correlation_id_is_kept():
     """
     It comes from a web request, mostly.
     """
-    with cqrs.annotate(correlationid="c-1"):
-        assert {"correlationid": "c-1"} == cqrs.carried()
-        assert {"correlationid": "c-1"} == during(lambda: dict(cqrs.carried()))
+    with cqrs.message_attributes(correlationid="c-1"):
+        assert {"correlationid": "c-1"} == cqrs.current_attributes()
+        assert {"correlationid": "c-1"} == during(lambda: dict(cqrs.current_attributes()))
 
 
 def test_what_is_carried_is_a_copy():
     """
     Nobody changes it from outside.
     """
-    with cqrs.annotate(tenant="t-1"):
-        cqrs.carried()["tenant"] = "t-2"
+    with cqrs.message_attributes(tenant="t-1"):
+        cqrs.current_attributes()["tenant"] = "t-2"
 
-        assert "t-1" == cqrs.carried()["tenant"]
+        assert "t-1" == cqrs.current_attributes()["tenant"]
 
 
 @pytest.mark.parametrize("name", ["Tenant", "tenant_id", "tenant-id", "ü", "a" * 21, "", "ten ant", "tenant\n"])
@@ -102,7 +102,7 @@ def test_an_attribute_has_a_name_that_cloudevents_allows(name):
     Lower-case letters and digits, twenty at most.
     """
     with pytest.raises(ValueError, match="cannot be an attribute: use lower-case letters and digits, 20 at most"):
-        cqrs.annotate(**{name: "x"}).__enter__()
+        cqrs.message_attributes(**{name: "x"}).__enter__()
 
 
 @pytest.mark.parametrize("name", ["id", "source", "specversion", "type", "time", "datacontenttype", "dataschema"])
@@ -111,7 +111,7 @@ def test_what_the_serializer_writes_is_no_attribute_of_a_block(name):
     Or two messages could have the same id.
     """
     with pytest.raises(ValueError, match=f"'{name}' cannot be an attribute"):
-        cqrs.annotate(**{name: "x"}).__enter__()
+        cqrs.message_attributes(**{name: "x"}).__enter__()
 
 
 @pytest.mark.parametrize("value", [None, 7, b"bytes"])
@@ -120,7 +120,7 @@ def test_an_attribute_is_a_string(value):
     As it is on the wire.
     """
     with pytest.raises(TypeError, match="the attribute 'tenant' must be a string"):
-        cqrs.annotate(tenant=value).__enter__()
+        cqrs.message_attributes(tenant=value).__enter__()
 
 
 @pytest.mark.parametrize("name", ["a", "traceparent", "a" * 20, "tenant2", "2tenant"])
@@ -128,15 +128,15 @@ def test_any_other_name_will_do(name):
     """
     Twenty letters and digits.
     """
-    with cqrs.annotate(**{name: "x"}):
-        assert "x" == cqrs.carried()[name]
+    with cqrs.message_attributes(**{name: "x"}):
+        assert "x" == cqrs.current_attributes()[name]
 
 
 def test_a_block_outside_of_a_handler_is_no_handler():
     """
     An event raised in it would be seen by nobody.
     """
-    with cqrs.annotate(tenant="t-1"), pytest.raises(RuntimeError, match="Done was raised outside a handler"):
+    with cqrs.message_attributes(tenant="t-1"), pytest.raises(RuntimeError, match="Done was raised outside a handler"):
         cqrs.raise_event(Done())
 
 
@@ -148,7 +148,7 @@ def test_an_event_raised_in_a_block_inside_a_handler_is_raised():
 
     @requests.bind
     def do(request: Do) -> None:
-        with cqrs.annotate(tenant="t-1"):
+        with cqrs.message_attributes(tenant="t-1"):
             cqrs.raise_event(Done())
 
     events.bind(Done, seen.append)
@@ -178,11 +178,11 @@ def test_what_follows_from_a_received_message_without_a_correlation_id_is_known_
 def following(attributes):
     """What messages carry that follow from a received one."""
 
-    def carried():
+    def current_attributes():
         context.set_cause(attributes)
-        return dict(cqrs.carried())
+        return dict(cqrs.current_attributes())
 
-    return copy_context().run(carried)
+    return copy_context().run(current_attributes)
 
 
 # Deadlines
@@ -258,7 +258,7 @@ def test_a_timeout_is_a_time_that_can_be_waited(timeout):
     requests.bind(Do, sent.append)
     events.bind(Done, sent.append)
     with cqrs.bootstrap(requests, events, threads=cqrs.SameThread()) as mediator:
-        for send, message in ((mediator.send, Do()), (mediator.events.send, Done())):
+        for send, message in ((mediator.send, Do()), (mediator.publish, Done())):
             with pytest.raises(ValueError, match="a timeout must be a number of seconds above 0"):
                 send(message, timeout=timeout)
 

@@ -7,28 +7,28 @@ import logging
 import pytest
 
 from cqrs_sync.errors import EventsFailed, Failure
-from cqrs_sync.failures import Collect, FailFast, Log, events_failed, log_failures
+from cqrs_sync.failures import CollectFailures, FailFast, LogFailures, events_failed, log_failures
 
 PAPER = Failure("Receipt", "an event", LookupError("no paper"))
 STOCK = Failure("Stock", "another", ValueError("no stock"))
 BROKER = Failure("publish", None, OSError("gone"))
 
 
-@pytest.mark.parametrize(("policy", "goes_on"), [(Collect(), True), (Log(), True), (FailFast(), False)])
+@pytest.mark.parametrize(("policy", "goes_on"), [(CollectFailures(), True), (LogFailures(), True), (FailFast(), False)])
 def test_a_policy_says_whether_others_are_started(policy, goes_on):
     """
     Only failing fast stops them.
     """
-    assert policy.goes_on(PAPER) is goes_on
+    assert policy.should_continue(PAPER) is goes_on
 
 
-@pytest.mark.parametrize("policy", [Collect(), FailFast()])
+@pytest.mark.parametrize("policy", [CollectFailures(), FailFast()])
 def test_failures_are_raised_as_a_group(policy):
     """
     With all facts.
     """
     with pytest.raises(EventsFailed) as caught:
-        policy.settle([PAPER, STOCK], "response")
+        policy.report([PAPER, STOCK], "response")
 
     assert ((PAPER, STOCK), "response") == (caught.value.failures, caught.value.response)
     assert (PAPER.error, STOCK.error) == caught.value.exceptions
@@ -39,7 +39,7 @@ def test_log_raises_only_what_was_not_published(caplog):
     The rest is written down.
     """
     with caplog.at_level(logging.ERROR, "cqrs_sync"), pytest.raises(EventsFailed) as caught:
-        Log().settle([PAPER, BROKER, STOCK], "response")
+        LogFailures().report([PAPER, BROKER, STOCK], "response")
 
     assert ((BROKER,), "response") == (caught.value.failures, caught.value.response)
     assert ["Receipt failed while handling str", "Stock failed while handling str"] == [
@@ -52,7 +52,7 @@ def test_log_returns_where_everything_was_published(caplog):
     Handlers' failures are no concern of the caller's then.
     """
     with caplog.at_level(logging.ERROR, "cqrs_sync"):
-        assert Log().settle([PAPER], "response") is None
+        assert LogFailures().report([PAPER], "response") is None
 
     assert 1 == len(caplog.records)
 

@@ -94,7 +94,7 @@ def test_a_handlers_own_events_may_be_a_field():
     events.bind(FieldOfEvents)
     events.bind(cqrs.Event, seen.append)
     with cqrs.bootstrap(events=events, threads=cqrs.SameThread()) as mediator:
-        mediator.events.send(Joined())
+        mediator.publish(Joined())
 
     assert [Joined()] == seen
 

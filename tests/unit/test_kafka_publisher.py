@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cqrs_sync.errors import BrokerUnavailable, Closed, ConfigurationError, MessageRejected
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, ConfigurationError, MessageRejected
 from cqrs_sync.kafka.client import (
     ErrorAction,
     ProducerClient,
@@ -257,7 +257,7 @@ def test_closing_ends_those_who_wait_and_what_is_made_meanwhile():
     def wait():
         try:
             keeper.producer(30)
-        except Closed as error:
+        except ClosedError as error:
             errors.append(error)
 
     waiting = threading.Thread(target=wait)

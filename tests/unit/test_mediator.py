@@ -73,10 +73,10 @@ def test_a_closed_mediator_refuses(requests, events):
 
     for send, thing in (
         (mediator.send, Do()),
-        (mediator.events.send, Done()),
-        (mediator.events.receive, message(Told())),
+        (mediator.publish, Done()),
+        (mediator.receive, message(Told())),
     ):
-        with pytest.raises(cqrs.Closed, match="this mediator is closed"):
+        with pytest.raises(cqrs.ClosedError, match="this mediator is closed"):
             send(thing)
 
 
@@ -94,7 +94,7 @@ def test_leaving_the_block_closes(requests, events):
 
     with pytest.raises(LookupError):
         use()
-    with pytest.raises(cqrs.Closed):
+    with pytest.raises(cqrs.ClosedError):
         mediator.send(Do())
 
 
@@ -135,7 +135,7 @@ def test_closing_lets_running_handlers_finish(requests, events):
         answer = callers.submit(mediator.send, Do())
         assert entered.wait(10)
         closing = callers.submit(mediator.close, 10)
-        eventually(lambda: mediator.events.is_closed)
+        eventually(lambda: mediator.is_closed)
         leave.set()
         closing.result(10)
         assert [Done()] == finished
@@ -152,7 +152,7 @@ def test_a_received_message_reaches_its_handlers(events, broker):
     seen = []
     events.bind(Told, seen.append)
     with cqrs.bootstrap(events=events, broker=broker) as mediator:
-        mediator.events.receive(message(Told(7)))
+        mediator.receive(message(Told(7)))
 
     assert ([Told(7)], []) == (seen, list(broker.published))
 
@@ -164,7 +164,7 @@ def test_a_received_message_needs_no_broker(events):
     seen = []
     events.bind(Told, seen.append)
     with cqrs.bootstrap(events=events) as mediator:
-        mediator.events.receive(message(Told(7)))
+        mediator.receive(message(Told(7)))
 
     assert [Told(7)] == seen
 
@@ -181,7 +181,7 @@ def test_receive_returns_when_handlers_have_succeeded(events):
     events.bind(Told, fails)
     events.bind(Told, ran.append)
     with cqrs.bootstrap(events=events) as mediator, pytest.raises(cqrs.EventsFailed) as caught:
-        mediator.events.receive(message(Told()))
+        mediator.receive(message(Told()))
 
     assert ([Told()], ["no printer"]) == (ran, [str(error) for error in caught.value.exceptions])
 
@@ -196,7 +196,7 @@ def test_an_inline_handler_that_fails_fails_the_receiving(events):
 
     events.bind(Told, fails, phase=cqrs.Phase.INLINE)
     with cqrs.bootstrap(events=events) as mediator, pytest.raises(cqrs.EventsFailed) as caught:
-        mediator.events.receive(message(Told()))
+        mediator.receive(message(Told()))
 
     assert ["no printer"] == [str(failure.error) for failure in caught.value.failures]
 
@@ -207,9 +207,9 @@ def test_only_bound_events_are_received(events):
     """
     with cqrs.bootstrap(events=events) as mediator:
         with pytest.raises(cqrs.UnknownMessageType):
-            mediator.events.receive(message(Told()))
+            mediator.receive(message(Told()))
         with pytest.raises(cqrs.MalformedMessage):
-            mediator.events.receive(cqrs.IncomingMessage("told", b"{}"))
+            mediator.receive(cqrs.IncomingMessage("told", b"{}"))
 
 
 def test_an_event_that_is_bound_later_is_received(events):
@@ -219,9 +219,9 @@ def test_an_event_that_is_bound_later_is_received(events):
     seen = []
     with cqrs.bootstrap(events=events) as mediator:
         with pytest.raises(cqrs.UnknownMessageType):
-            mediator.events.receive(message(Told()))
+            mediator.receive(message(Told()))
         events.bind(Told, seen.append)
-        mediator.events.receive(message(Told()))
+        mediator.receive(message(Told()))
 
     assert [Told()] == seen
 
@@ -238,7 +238,7 @@ def test_a_deadline_is_for_waiting_not_for_working(requests, events, threads):
     events.bind(Done, lambda event: left.append(cqrs.time_left()))
     with cqrs.bootstrap(requests, events, threads=threads) as mediator:
         answer = mediator.send(Do(), timeout=30)
-        mediator.events.send(Done(), timeout=30)
+        mediator.publish(Done(), timeout=30)
 
     assert "done" == answer
     assert all(25 < seconds <= 30 for seconds in left)
@@ -256,8 +256,8 @@ def test_a_broker_is_told_the_time_that_is_left(requests, events):
             told.append(timeout)
 
     with cqrs.bootstrap(requests, events, broker=Broker()) as mediator:
-        mediator.events.send(Told())
-        mediator.events.send(Told(), timeout=30)
+        mediator.publish(Told())
+        mediator.publish(Told(), timeout=30)
 
     assert told[0] is None
     assert 25 < told[1] <= 30

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cqrs_sync.errors import BrokerUnavailable, Closed, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
 from cqrs_sync.testing.contracts.broker import message
 
@@ -178,5 +178,5 @@ def test_a_closed_broker_has_no_subscriptions():
     """
     broker = MemoryBroker()
     broker.close()
-    with pytest.raises(Closed):
+    with pytest.raises(ClosedError):
         broker.subscribe("meetings", group="g")

@@ -126,7 +126,7 @@ def test_logging_tells_how_many_messages_were_published(requests, events, caplog
     chain = cqrs.MiddlewareChain().add(cqrs.LoggingMiddleware(), cqrs.OutgoingMessage)
     mediator = cqrs.bootstrap(requests, events, broker=MemoryBroker(), threads=cqrs.SameThread(), middleware=chain)
     with caplog.at_level(logging.DEBUG, "cqrs_sync"):
-        mediator.events.send(SaveTold())
+        mediator.publish(SaveTold())
 
     assert [("DEBUG", "1 message(s) done")] == lines(caplog)
 
@@ -314,10 +314,10 @@ def test_a_fatal_error_is_not_retried(wire, requests):
 
     def handle(request: Positive) -> int:
         attempts.append(request)
-        raise cqrs.Fatal("cancelled")
+        raise cqrs.PermanentError("cancelled")
 
     requests.bind(Positive, handle)
-    with pytest.raises(cqrs.Fatal):
+    with pytest.raises(cqrs.PermanentError):
         wire(cqrs.RetryMiddleware(cqrs.RetryPolicy(first=0.01))).send(Positive(1))
 
     assert 1 == len(attempts)
@@ -384,7 +384,7 @@ def test_publishing_may_be_tried_again(requests, events):
 
     chain = cqrs.MiddlewareChain().add(cqrs.RetryMiddleware(retrying), cqrs.OutgoingMessage)
     mediator = cqrs.bootstrap(requests, events, broker=broker, threads=cqrs.SameThread(), middleware=chain)
-    mediator.events.send(SaveTold())
+    mediator.publish(SaveTold())
 
     assert tried == [[message.id for message in broker.published]]
 

@@ -73,7 +73,7 @@ def test_what_is_committed_after_the_block_is_recorded(broker):
     with cqrs.bootstrap(broker=broker, transactions=transactions) as mediator:
         with transactions.atomic():
             with record(mediator) as recorder:
-                mediator.events.send(Announced("ann"))
+                mediator.publish(Announced("ann"))
             assert [] == recorder.published
         assert [Announced("ann")] == recorder.published
 
@@ -133,7 +133,7 @@ def test_a_failing_publish_is_not_recorded_as_published(mediator, cqrs_record):
 
     recorder = cqrs_record(mediator)
     with pytest.raises(cqrs.EventNotSerializable):
-        mediator.events.send(Broken(object()))
+        mediator.publish(Broken(object()))
 
     recorder.assert_nothing_published()
 

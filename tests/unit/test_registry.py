@@ -150,7 +150,7 @@ def test_a_handler_needs_no_hash(events):
     handler = Unhashable()
     events.bind(Base, handler)
     with cqrs.bootstrap(events=events, threads=cqrs.SameThread()) as mediator:
-        mediator.events.send(Base())
+        mediator.publish(Base())
 
     assert [Base()] == handler.seen
 

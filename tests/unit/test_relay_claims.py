@@ -9,7 +9,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryBroker, MemoryOutbox
-from cqrs_sync.outbox import Outcome, Verdict
+from cqrs_sync.outbox import Outcome, OutcomeKind
 from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.testing.contracts.outbox import handled, published
 from tests.promises.outbox_fixtures import Counted, Shipped, Shop, closing
@@ -18,13 +18,13 @@ from tests.waiting import eventually
 
 def kept(*entries):
     """An outbox with these entries in it."""
-    outbox = MemoryOutbox(strict=False)
+    outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     outbox.add(entries)
     return outbox
 
 
 def again(claimed, after, *, counted=False):
-    return [Outcome(each, Verdict.AGAIN, after=after, counted=counted) for each in claimed]
+    return [Outcome(each, OutcomeKind.RETRY, after=after, counted=counted) for each in claimed]
 
 
 def in_flight(claims):
@@ -35,7 +35,7 @@ def test_what_is_claimed_is_in_flight_until_it_is_settled():
     claims = ClaimTracker(kept(*(published(f"{number}") for number in range(3))))
     claimed = claims.claim(10, 60)
     assert claimed == in_flight(claims)
-    claims.settle([Outcome(claimed[0], Verdict.DONE), Outcome.failed(claimed[1], "bad", after=None)])
+    claims.settle([Outcome(claimed[0], OutcomeKind.DONE), Outcome.failed(claimed[1], "bad", after=None)])
     assert [claimed[2]] == in_flight(claims)
     claims.settle(again(claimed[2:], 0))
 

@@ -60,10 +60,10 @@ def test_a_factor_close_to_one_reaches_the_ceiling_as_well():
 def test_an_error_may_ask_for_a_longer_delay_or_for_no_attempt():
     policy = cqrs.RetryPolicy(first=0.1)
 
-    assert 30 == policy.delay(1, cqrs.Retryable("limit", after=30))
-    assert policy.delay(1, cqrs.Fatal("cancelled")) is None
-    assert policy.delay(1, ExceptionGroup("", [cqrs.Fatal("cancelled")])) is None
-    assert policy.delay(1, ExceptionGroup("", [cqrs.Fatal("cancelled"), ValueError()])) is not None
+    assert 30 == policy.delay(1, cqrs.TemporaryError("limit", after=30))
+    assert policy.delay(1, cqrs.PermanentError("cancelled")) is None
+    assert policy.delay(1, ExceptionGroup("", [cqrs.PermanentError("cancelled")])) is None
+    assert policy.delay(1, ExceptionGroup("", [cqrs.PermanentError("cancelled"), ValueError()])) is not None
 
 
 def test_what_failed_together_does_not_come_back_together():

@@ -20,7 +20,7 @@ from attrs import frozen
 
 import cqrs_sync as cqrs
 from cqrs_sync.memory import MemoryOutbox
-from cqrs_sync.outbox import Backlog, Outcome, TargetBacklog, Verdict
+from cqrs_sync.outbox import Backlog, Outcome, OutcomeKind, TargetBacklog
 from cqrs_sync.testing.contracts.outbox import published
 from cqrs_sync.workers.consumer import log_unfinished_messages
 from cqrs_sync.workers.health import HealthFile, HealthServer, HealthSnapshot
@@ -36,7 +36,7 @@ from tests.waiting import eventually
 
 def kept(*entries):
     """An outbox with these entries in it."""
-    outbox = MemoryOutbox(strict=False)
+    outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     outbox.add(entries)
     return outbox
 
@@ -277,7 +277,7 @@ def test_messages_are_purged_chunk_by_chunk():
     """
     outbox = kept(*(published(f"{number}") for number in range(1100)))
     while claimed := outbox.claim(500, 60):
-        outbox.settle([Outcome(each, Verdict.DONE) for each in claimed])
+        outbox.settle([Outcome(each, OutcomeKind.DONE) for each in claimed])
 
     assert [1000, 100] == list(Purge(outbox, 0, "message").chunks())
 
@@ -369,7 +369,7 @@ def test_the_threads_in_which_handlers_of_its_events_run_are_shown(workshop, cap
     events.bind(Hung, gate.__call__)
     events.bind(Hung, partial(gate.__call__))
     workshop.mediators.append(mediator := cqrs.bootstrap(events=events, threads=cqrs.ThreadPool(2, name="inner")))
-    workshop.react = lambda event: mediator.events.send(Hung(event.number))
+    workshop.react = lambda event: mediator.publish(Hung(event.number))
     with consumer:
         workshop.publish(Joined("m", 1))
         gate.wait_for(2)

@@ -16,8 +16,8 @@ from django.http import HttpRequest
 from cqrs_sync.integrations.django.models import Delivery, Message, Receipt
 from cqrs_sync.integrations.django.stores import DjangoOutbox
 from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
-from cqrs_sync.mediator import RequestMediator
-from cqrs_sync.outbox import Selection
+from cqrs_sync.mediator import Mediator
+from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.sql.outbox import DEAD
 
 #: Bytes of a payload that the admin shows.
@@ -28,11 +28,11 @@ _BATCH = 500
 _REASONS = 50
 
 
-def _mediator() -> RequestMediator | None:
+def _mediator() -> Mediator | None:
     return mediator_of_settings() if getattr(settings, "CQRS_SYNC", None) else None
 
 
-def _outbox(mediator: RequestMediator | None) -> DjangoOutbox:
+def _outbox(mediator: Mediator | None) -> DjangoOutbox:
     outbox = None if mediator is None else outbox_of(mediator)
     return outbox or DjangoOutbox(router.db_for_write(Delivery))
 
@@ -150,7 +150,9 @@ class DeliveryAdmin(_ReadOnly):
             some = dead[start : start + _BATCH]
             # The change and its log entries commit together.
             with transaction.atomic(using=outbox.using):
-                count += change(outbox, Selection(numbers=tuple(number for number, *_ in some)), limit=len(some))
+                count += change(
+                    outbox, DeadLetterSelection(numbers=tuple(number for number, *_ in some)), limit=len(some)
+                )
                 _log_changes(request, some, done)
                 if relay is not None:
                     transaction.on_commit(relay.wake, using=outbox.using, robust=True)

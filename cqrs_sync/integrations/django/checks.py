@@ -24,7 +24,7 @@ from cqrs_sync.integrations.django.wiring import (
     outbox_of,
     unknown_keys,
 )
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Command
 from cqrs_sync.sql.dialects import DIALECTS
 from cqrs_sync.threads.pool import ThreadPool
@@ -70,7 +70,7 @@ def _check_group(consumer: Consumer | None) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _check_wiring(mediator: RequestMediator) -> Sequence[checks.CheckMessage]:
+def _check_wiring(mediator: Mediator) -> Sequence[checks.CheckMessage]:
     store = _store_of(mediator)
     if store is None:
         return []
@@ -108,7 +108,7 @@ class _Store:
     model: str
 
 
-def _store_of(mediator: RequestMediator) -> _Store | None:
+def _store_of(mediator: Mediator) -> _Store | None:
     outbox, inbox = outbox_of(mediator), inbox_of(mediator)
     if outbox is not None:
         return _Store("outbox", outbox.using, "delivery")
@@ -137,7 +137,7 @@ def _check_settings(store: _Store) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _check_transactions(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+def _check_transactions(mediator: Mediator) -> Iterator[checks.CheckMessage]:
     outbox = outbox_of(mediator)
     if outbox is None:
         # The inbox opens a transaction itself.
@@ -163,7 +163,7 @@ def _check_sqlite(store: _Store) -> Iterator[checks.CheckMessage]:
         )
 
 
-def _check_threads(mediator: RequestMediator) -> Iterator[checks.CheckMessage]:
+def _check_threads(mediator: Mediator) -> Iterator[checks.CheckMessage]:
     threads = mediator.wiring.threads
     if isinstance(threads, ThreadPool) and threads.around is None:
         yield checks.Warning(

@@ -18,8 +18,8 @@ class DjangoOutbox(SqlOutbox):
     - `using` is the alias of the database that commands write to. A transaction is on one database: raising an event
       while `atomic` is open on another one is an error that names it.
     - `max_bytes`: larger bodies are refused before they are written.
-    - `strict`: adding an event outside of `atomic` is an error. Otherwise it gets a transaction of its own.
-    - `relayed`: False if change data capture reads messages from the table; then only handlers are delivered.
+    - `on_no_transaction`: what happens to an event that is added outside of `atomic`. By default that is an error.
+    - `published_by`: the relay, or change data capture that reads the table; then only handlers are delivered.
     - `notify`: notify relays in other processes of each commit, on PostgreSQL.
     """
 

@@ -21,7 +21,7 @@ from cqrs_sync.errors import describe_with_location
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
@@ -49,10 +49,10 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     fast_path: bool = True,
     threads: Executor | int | None = None,
     middleware: MiddlewareChain | Iterable[Middleware] = (),
-    failures: FailurePolicy | None = None,
+    failure_policy: FailurePolicy | None = None,
     serializer: Serializer | None = None,
     max_depth: int = 16,
-) -> RequestMediator:
+) -> Mediator:
     """
     Make a mediator whose transactions, outbox and inbox are in one database of `settings.DATABASES`.
 
@@ -61,7 +61,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
       The default is commands. Add `Event` if event handlers raise events; use `()` if you open transactions yourself.
     - `outbox` keeps events in that database. It needs the app `cqrs_sync.integrations.django`, installed and migrated.
       With False, notification events can be lost with the process, and nothing is durable.
-    - `inbox` keeps receipts there, for received messages and for `send(..., once=key)`.
+    - `inbox` keeps receipts there, for received messages and for `send(..., idempotency_key=key)`.
     - `threads` runs event handlers; a pool made here closes old connections as Django does.
     - `middleware` is around the transaction. All other arguments are those of `cqrs_sync.bootstrap`.
 
@@ -89,7 +89,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         threads=threads,
         transactions=DjangoTransactions(using) if chosen_outbox is None else None,
         middleware=chain,
-        failures=failures,
+        failure_policy=failure_policy,
         serializer=serializer,
         max_depth=max_depth,
     )
@@ -103,7 +103,7 @@ def _check_same_database(name: str, store: DjangoOutbox | DjangoInbox | None, us
         )
 
 
-def mediator_of_settings(consumer: Consumer | None = None) -> RequestMediator:
+def mediator_of_settings(consumer: Consumer | None = None) -> Mediator:
     """
     Return the mediator that `CQRS_SYNC = {"MEDIATOR": "package.module.name"}` names, or what such a function returns.
 
@@ -117,7 +117,7 @@ def mediator_of_settings(consumer: Consumer | None = None) -> RequestMediator:
         raise ImproperlyConfigured(
             'the settings do not name a mediator: CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}'
         )
-    return _load("MEDIATOR", path, RequestMediator)
+    return _load("MEDIATOR", path, Mediator)
 
 
 def consumer_of_settings() -> Consumer | None:
@@ -141,13 +141,13 @@ def unknown_keys() -> list[object]:
     return [key for key in _settings() if key not in KEYS]
 
 
-def outbox_of(mediator: RequestMediator) -> DjangoOutbox | None:
+def outbox_of(mediator: Mediator) -> DjangoOutbox | None:
     """Return the outbox of a mediator if it is in a database of Django's."""
     outbox = mediator.wiring.outbox
     return outbox if isinstance(outbox, DjangoOutbox) else None
 
 
-def inbox_of(mediator: RequestMediator) -> DjangoInbox | None:
+def inbox_of(mediator: Mediator) -> DjangoInbox | None:
     """Return the inbox of a mediator if it is in a database of Django's."""
     inbox = mediator.wiring.inbox
     return inbox if isinstance(inbox, DjangoInbox) else None

@@ -14,7 +14,7 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
 from cqrs_sync.context import earliest_deadline
-from cqrs_sync.errors import BrokerUnavailable, Closed, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_parameters
@@ -214,7 +214,7 @@ class RabbitMQBroker:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise Closed("this RabbitMQBroker is closed")
+            raise ClosedError("this RabbitMQBroker is closed")
 
     def _seconds(self, timeout: float | None) -> float:
         """Return the seconds for a call: `timeout` or `publish_timeout`, less if the context has a deadline."""

@@ -16,7 +16,7 @@ from pika.channel import Channel
 from pika.connection import Parameters
 
 from cqrs_sync.broker import OutgoingMessage
-from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq.amqp import LargeMessage, MessageEncoder
 from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, ConnectionThread, LivenessProbe, PikaConnection
 from cqrs_sync.integrations.rabbitmq.errors import NACKED, delivery_error, is_message_error
@@ -150,7 +150,7 @@ class ConfirmingPublisher:
         reset_in_child(self)
 
     def publish(self, messages: Sequence[OutgoingMessage], timeout: float) -> None:
-        """Publish a batch and return when every message is confirmed. Raises PublishFailed and Closed."""
+        """Publish a batch and return when every message is confirmed. Raises PublishFailed and ClosedError."""
         channel = self._enter()
         try:
             failures = self._publish(channel, messages, time.monotonic() + timeout) if messages else None
@@ -204,7 +204,7 @@ class ConfirmingPublisher:
     def _enter(self) -> ConfirmChannel:
         with self._changed:
             if self._closed:
-                raise Closed("this RabbitMQBroker is closed")
+                raise ClosedError("this RabbitMQBroker is closed")
             self._running_calls += 1
             if self._channel is None:
                 self._channel = self._new_channel()

@@ -13,7 +13,7 @@ from pika.channel import Channel
 from pika.connection import Parameters
 
 from cqrs_sync.broker import Delivery, IncomingMessage, Subscription
-from cqrs_sync.errors import BrokerUnavailable, Closed, DeliveryError
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, DeliveryError
 from cqrs_sync.integrations.rabbitmq.amqp import AckEncoder, RawDelivery, decode_method, decode_properties
 from cqrs_sync.integrations.rabbitmq.connection import CAN_EMIT, ConnectionThread, LivenessProbe, PikaConnection
 from cqrs_sync.integrations.rabbitmq.messages import incoming_message, redelivery_count
@@ -135,7 +135,7 @@ class RabbitMQSubscription(Subscription):
         while True:
             try:
                 delivery = self.receive(_ITERATION)
-            except Closed:
+            except ClosedError:
                 return
             except BrokerUnavailable as error:
                 logger.warning("the subscription of %s receives nothing and tries again: %s", self.queue, error)
@@ -277,7 +277,7 @@ class RabbitMQSubscription(Subscription):
 
     def _check_ready(self) -> None:
         if self._closed is not None:
-            raise Closed(self._closed)
+            raise ClosedError(self._closed)
         if self._refusal is not None or not self._thread.ready:
             raise self._unavailable()
 

@@ -28,7 +28,7 @@ class SQLAlchemyOutbox(SqlOutbox):
     - `tables` is what `tables(...)` returned, if the tables have names of your own.
     - `bind_arguments` choose among the engines of a session that has several, as `Session.connection` takes them:
       `{"mapper": Order}`.
-    - `max_bytes`, `strict`, `relayed` and `notify` are those of `SqlOutbox`.
+    - `max_bytes`, `on_no_transaction`, `published_by` and `notify` are those of `SqlOutbox`.
     """
 
     def __init__(

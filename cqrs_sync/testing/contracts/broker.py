@@ -25,7 +25,7 @@ from cqrs_sync.broker import (
     ReceivingBroker,
     Subscription,
 )
-from cqrs_sync.errors import Closed, MessageRejected, PublishFailed
+from cqrs_sync.errors import ClosedError, MessageRejected, PublishFailed
 from cqrs_sync.serializer import uuid7
 from cqrs_sync.testing.waiting import in_forked_child
 
@@ -133,12 +133,12 @@ class BrokerContract:
         broker.publish([message(topic)], timeout=10)
 
     def test_a_closed_broker_refuses(self, broker: MessageBroker, topic: str) -> None:
-        """A broker may be closed twice; publishing after that raises Closed."""
+        """A broker may be closed twice; publishing after that raises ClosedError."""
         broker.publish([message(topic)], timeout=10)
         broker.close()
         broker.close()
 
-        with pytest.raises(Closed):
+        with pytest.raises(ClosedError):
             broker.publish([message(topic)], timeout=10)
 
     def _bad(self, topic: str) -> OutgoingMessage | None:

@@ -49,7 +49,7 @@ class InboxFeatures:
 def is_first(inbox: Inbox, atomic: Atomic, key: str, handler: str = "") -> bool:
     """Use the key in a transaction that commits, and tell whether that was the first time."""
     with atomic(), inbox.once(key, handler) as receipt:
-        return receipt.first
+        return receipt.is_first
 
 
 def is_first_elsewhere(inbox: Inbox, atomic: Atomic, key: str, handler: str = "") -> bool:
@@ -88,9 +88,9 @@ class Holder:
     def _run(self, inbox: Inbox, atomic: Atomic, key: str, result: bytes | None) -> None:
         try:
             with atomic(), inbox.once(key) as receipt:
-                assert receipt.first
+                assert receipt.is_first
                 if result is not None:
-                    receipt.keep(result)
+                    receipt.keep_result(result)
                 self._has_it.set()
                 self._may_end.wait(BOUND)
                 # Before the commit: a waiting thread may see it before this one runs again.
@@ -129,7 +129,7 @@ class _Other:
             with atomic():
                 asks.set()
                 with inbox.once(key) as receipt:
-                    self._told.append((receipt.first, receipt.result, holder.ended.is_set()))
+                    self._told.append((receipt.is_first, receipt.result, holder.ended.is_set()))
             inbox.release_connection()
 
         self._thread = threading.Thread(target=run, daemon=True)
@@ -176,19 +176,19 @@ class InboxContract(WritingFixtures):
         """The second time it is not first."""
         with atomic():
             with inbox.once("1") as receipt:
-                assert receipt.first
+                assert receipt.is_first
             with inbox.once("1") as again:
-                assert not again.first
+                assert not again.is_first
 
         assert not is_first(inbox, atomic, "1")
 
     def test_what_was_rolled_back_was_not_done(self, inbox: Inbox, atomic: Atomic) -> None:
         """After a rollback the next caller is first."""
         with rolled_back(atomic), inbox.once("1") as receipt:
-            receipt.keep(b"never")
+            receipt.keep_result(b"never")
 
         with atomic(), inbox.once("1") as receipt:
-            assert (True, None) == (receipt.first, receipt.result)
+            assert (True, None) == (receipt.is_first, receipt.result)
 
     def test_a_rolled_back_savepoint_takes_its_receipts_along(self, inbox: Inbox, atomic: Atomic) -> None:
         """A rolled back savepoint removes its own receipts and no others."""
@@ -210,7 +210,7 @@ class InboxContract(WritingFixtures):
             with pytest.raises(Rollback), inbox.once("1"):
                 raise Rollback
             with inbox.once("1") as receipt:
-                assert receipt.first
+                assert receipt.is_first
 
         assert not is_first(inbox, atomic, "1")
 
@@ -233,10 +233,10 @@ class InboxContract(WritingFixtures):
         with atomic():
             write("before")
             with inbox.once("1") as receipt:
-                assert not receipt.first
+                assert not receipt.is_first
             write("after")
             with inbox.once("2") as other:
-                assert other.first
+                assert other.is_first
 
         assert not is_first(inbox, atomic, "2")
         assert written is None or written() == ["before", "after"]
@@ -254,13 +254,13 @@ class InboxContract(WritingFixtures):
                 pass
             return
         with pytest.raises(Rollback), inbox.once("1") as receipt:  # noqa: PT012 -- the block is what fails
-            assert receipt.first
+            assert receipt.is_first
             assert inbox.transactions.active()
             write("never")
             raise Rollback
         assert not inbox.transactions.active()
         with inbox.once("1") as receipt:
-            assert receipt.first
+            assert receipt.is_first
             write("committed")
 
         assert not is_first(inbox, atomic, "1")
@@ -285,7 +285,7 @@ class InboxContract(WritingFixtures):
             ended[name] = False
             with suppress(CqrsError), atomic() if inside else nullcontext():
                 with inbox.once(name) as receipt:
-                    assert receipt.first
+                    assert receipt.is_first
                     write(name)
                     act()
                 ended[name] = True
@@ -300,9 +300,9 @@ class InboxContract(WritingFixtures):
         """Each byte of a result comes back, as `bytes`."""
         with atomic(), inbox.once("1", "order") as receipt:
             assert receipt.result is None
-            receipt.keep(result)
+            receipt.keep_result(result)
         with atomic(), inbox.once("1", "order") as again:
-            assert (False, result, bytes) == (again.first, again.result, type(again.result))
+            assert (False, result, bytes) == (again.is_first, again.result, type(again.result))
 
     def test_only_the_first_caller_keeps_a_result(self, inbox: Inbox, atomic: Atomic) -> None:
         """A later caller must not change what was answered."""
@@ -310,7 +310,7 @@ class InboxContract(WritingFixtures):
         with atomic(), inbox.once("1") as again:
             assert again.result is None
             with pytest.raises(ValueError, match="first"):
-                again.keep(b"another")
+                again.keep_result(b"another")
 
     @pytest.mark.parametrize(
         ("key", "handler"),
@@ -325,7 +325,7 @@ class InboxContract(WritingFixtures):
             with pytest.raises(ValueError, match=r"handler|key"), inbox.once(key, handler):
                 pass
             with inbox.once("good") as receipt:
-                assert receipt.first
+                assert receipt.is_first
 
         assert not is_first(inbox, atomic, "good")
 
@@ -344,7 +344,7 @@ class InboxContract(WritingFixtures):
             for number in range(_RACES):
                 key = str(number)
                 with atomic(), inbox.once(key) as receipt:
-                    first = receipt.first
+                    first = receipt.is_first
                     if first:
                         write(key)
                         with lock:
@@ -396,7 +396,7 @@ class InboxContract(WritingFixtures):
         def child() -> None:
             assert not is_first(inbox, atomic, "of the parent")
             assert is_first(inbox, atomic, "of the child")
-            assert 1 == inbox.attempt("of the child")
+            assert 1 == inbox.count_attempt("of the child")
 
         assert 0 == in_forked_child(child, timeout=20)
 
@@ -415,25 +415,25 @@ class InboxContract(WritingFixtures):
 
     def test_attempts_are_counted(self, inbox: Inbox, atomic: Atomic) -> None:
         """Attempts are counted for each key, whether or not it is done."""
-        assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
-        assert 1 == inbox.attempt("2")
+        assert [1, 2, 3] == [inbox.count_attempt("1") for _ in range(3)]
+        assert 1 == inbox.count_attempt("2")
         assert is_first(inbox, atomic, "1")
-        assert [3, 3, 1, 0] == [inbox.attempts_at(key) for key in ("1", "1", "2", "never attempted")]
-        assert 4 == inbox.attempt("1")
+        assert [3, 3, 1, 0] == [inbox.counted_attempts(key) for key in ("1", "1", "2", "never attempted")]
+        assert 4 == inbox.count_attempt("1")
         assert not is_first(inbox, atomic, "1")
 
     def test_an_attempt_is_counted_when_the_call_returns(self, inbox: Inbox) -> None:
         """A process that dies right after that has counted it."""
-        assert 0 == in_forked_child(lambda: inbox.attempt("1"), timeout=20)
+        assert 0 == in_forked_child(lambda: inbox.count_attempt("1"), timeout=20)
 
-        assert (2 if self.features.is_shared else 1) == inbox.attempt("1")
+        assert (2 if self.features.is_shared else 1) == inbox.count_attempt("1")
 
     def test_attempts_at_once_are_all_counted(self, inbox: Inbox) -> None:
         """Attempts of any number of threads are counted."""
         counts: list[int] = []
 
         def work() -> None:
-            counts.extend(inbox.attempt("1") for _ in range(25))
+            counts.extend(inbox.count_attempt("1") for _ in range(25))
             inbox.release_connection()
 
         in_threads(*[work] * 4, timeout=60)
@@ -441,40 +441,40 @@ class InboxContract(WritingFixtures):
         assert list(range(1, 101)) == sorted(counts)
 
     def test_attempts_are_taken_back(self, inbox: Inbox) -> None:
-        """`take_back_attempt` takes back one attempt, and never goes below zero."""
-        assert [1, 2, 3] == [inbox.attempt("1") for _ in range(3)]
-        assert 1 == inbox.attempt("2")
+        """`uncount_attempt` takes back one attempt, and never goes below zero."""
+        assert [1, 2, 3] == [inbox.count_attempt("1") for _ in range(3)]
+        assert 1 == inbox.count_attempt("2")
 
-        inbox.take_back_attempt("1")
-        inbox.take_back_attempt("never attempted")
-        assert [2, 1, 0] == [inbox.attempts_at(key) for key in ("1", "2", "never attempted")]
+        inbox.uncount_attempt("1")
+        inbox.uncount_attempt("never attempted")
+        assert [2, 1, 0] == [inbox.counted_attempts(key) for key in ("1", "2", "never attempted")]
         for _ in range(3):
-            inbox.take_back_attempt("1")
-        assert [0, 1] == [inbox.attempts_at("1"), inbox.attempt("1")]
+            inbox.uncount_attempt("1")
+        assert [0, 1] == [inbox.counted_attempts("1"), inbox.count_attempt("1")]
 
     def test_attempts_are_forgotten(self, inbox: Inbox, atomic: Atomic) -> None:
-        """`forget_attempts` keeps the receipts."""
+        """`reset_attempts` keeps the receipts."""
         assert is_first(inbox, atomic, "1")
-        assert [1, 2] == [inbox.attempt("1"), inbox.attempt("1")]
-        assert 1 == inbox.attempt("2")
+        assert [1, 2] == [inbox.count_attempt("1"), inbox.count_attempt("1")]
+        assert 1 == inbox.count_attempt("2")
 
-        inbox.forget_attempts("1")
-        inbox.forget_attempts("never attempted")
+        inbox.reset_attempts("1")
+        inbox.reset_attempts("never attempted")
 
-        assert [1, 2] == [inbox.attempt("1"), inbox.attempt("2")]
+        assert [1, 2] == [inbox.count_attempt("1"), inbox.count_attempt("2")]
         assert not is_first(inbox, atomic, "1")
 
     def test_what_is_old_is_purged(self, inbox: Inbox, atomic: Atomic) -> None:
         """Younger receipts and attempts stay."""
         assert is_first(inbox, atomic, "1")
-        assert 1 == inbox.attempt("1")
+        assert 1 == inbox.count_attempt("1")
 
         assert 0 == inbox.purge(3600)
         assert not is_first(inbox, atomic, "1")
         # Nothing is too young for a negative age.
         assert 2 == inbox.purge(-3600)
         assert is_first(inbox, atomic, "1")
-        assert 1 == inbox.attempt("1")
+        assert 1 == inbox.count_attempt("1")
 
     def test_as_much_is_purged_at_once_as_was_said(self, inbox: Inbox, atomic: Atomic) -> None:
         """`purge` deletes at most `limit` rows in one call."""

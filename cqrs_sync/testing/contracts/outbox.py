@@ -29,7 +29,7 @@ import pytest
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import LONGEST_ERROR, EventTooLarge, NotInTransaction
-from cqrs_sync.outbox import LONGEST, Claimed, Entry, Outbox, Outcome, Selection, Verdict
+from cqrs_sync.outbox import LONGEST, ClaimedDelivery, DeadLetterSelection, Outbox, OutboxEntry, Outcome, OutcomeKind
 from cqrs_sync.testing.contracts.broker import message
 from cqrs_sync.testing.contracts.transactions import Atomic, rolled_back
 from cqrs_sync.testing.waiting import BOUND, eventually, in_forked_child, in_threads
@@ -54,29 +54,31 @@ class OutboxFeatures:
     max_claimed_bytes: int = 16 * 1024 * 1024
 
 
-def published(body: str = "", *, key: str | None = None, topic: str = "orders", handlers: Sequence[str] = ()) -> Entry:
+def published(
+    body: str = "", *, key: str | None = None, topic: str = "orders", handlers: Sequence[str] = ()
+) -> OutboxEntry:
     """Make an entry for the broker, and for these handlers as well."""
-    return Entry(message(topic, body.encode(), key=key), publish=True, handlers=tuple(handlers))
+    return OutboxEntry(message(topic, body.encode(), key=key), publish=True, handlers=tuple(handlers))
 
 
-def handled(body: str = "", *, key: str | None = None, handlers: Sequence[str] = ("bill",)) -> Entry:
+def handled(body: str = "", *, key: str | None = None, handlers: Sequence[str] = ("bill",)) -> OutboxEntry:
     """Make an entry for these handlers."""
-    return Entry(message("", body.encode(), key=key), handlers=tuple(handlers))
+    return OutboxEntry(message("", body.encode(), key=key), handlers=tuple(handlers))
 
 
-def keep(outbox: Outbox, atomic: Atomic, *entries: Entry) -> None:
+def keep(outbox: Outbox, atomic: Atomic, *entries: OutboxEntry) -> None:
     """Add these in one transaction."""
     with atomic():
         outbox.add(entries)
 
 
-def kept(outbox: Outbox, atomic: Atomic, *entries: Entry) -> list[Claimed]:
+def kept(outbox: Outbox, atomic: Atomic, *entries: OutboxEntry) -> list[ClaimedDelivery]:
     """Add these for the broker, and claim them."""
     keep(outbox, atomic, *entries)
     return list(outbox.claim(100, LONG))
 
 
-def bodies(claimed: Iterable[Claimed]) -> list[str]:
+def bodies(claimed: Iterable[ClaimedDelivery]) -> list[str]:
     """Return the bodies of what was claimed."""
     return [each.message.body.decode() for each in claimed]
 
@@ -86,32 +88,32 @@ def claim(outbox: Outbox, limit: int = 100, *, lease: float = LONG) -> list[str]
     return bodies(outbox.claim(limit, lease))
 
 
-def done(claimed: Iterable[Claimed]) -> list[Outcome]:
+def done(claimed: Iterable[ClaimedDelivery]) -> list[Outcome]:
     """Make the outcomes of what went well."""
-    return [Outcome(each, Verdict.DONE) for each in claimed]
+    return [Outcome(each, OutcomeKind.DONE) for each in claimed]
 
 
-def delivered(outbox: Outbox, limit: int) -> list[Claimed]:
+def delivered(outbox: Outbox, limit: int) -> list[ClaimedDelivery]:
     """Claim for the broker and settle, `limit` at a time, until nothing is left."""
-    found: list[Claimed] = []
+    found: list[ClaimedDelivery] = []
     while claimed := outbox.claim(limit, LONG):
         outbox.settle(done(claimed))
         found.extend(claimed)
     return found
 
 
-def again(claimed: Claimed, *, after: float = 0.0, counted: bool = True) -> Outcome:
+def again(claimed: ClaimedDelivery, *, after: float = 0.0, counted: bool = True) -> Outcome:
     """Make the outcome of a delivery to try again."""
-    return Outcome(claimed, Verdict.AGAIN, after=after, counted=counted, reason="slow", error="TimeoutError: slow")
+    return Outcome(claimed, OutcomeKind.RETRY, after=after, counted=counted, reason="slow", error="TimeoutError: slow")
 
 
-def dead(claimed: Claimed, *, blocks: bool = True, reason: str = "refused") -> Outcome:
+def dead(claimed: ClaimedDelivery, *, blocks: bool = True, reason: str = "refused") -> Outcome:
     """Make the outcome of a delivery to give up."""
-    return Outcome(claimed, Verdict.DEAD, blocks=blocks, reason=reason, error=f"MessageRejected: {reason}")
+    return Outcome(claimed, OutcomeKind.DEAD, blocks=blocks, reason=reason, error=f"MessageRejected: {reason}")
 
 
 @contextmanager
-def open_elsewhere(outbox: Outbox, atomic: Atomic, *entries: Entry) -> Iterator[Callable[[], None]]:
+def open_elsewhere(outbox: Outbox, atomic: Atomic, *entries: OutboxEntry) -> Iterator[Callable[[], None]]:
     """Add these in a transaction of another thread; what is yielded commits it."""
     added, may_commit = threading.Event(), threading.Event()
 
@@ -175,7 +177,7 @@ def _works(action: Callable[[], object]) -> bool:
     return True
 
 
-_ALL = Selection()
+_ALL = DeadLetterSelection()
 
 
 class OutboxContract:
@@ -185,7 +187,7 @@ class OutboxContract:
 
     @pytest.fixture
     def lenient_outbox(self) -> Outbox | None:
-        """An outbox on the same database with `strict=False`; None where there is none."""
+        """An outbox on the same database with `OnNoTransaction.OPEN`; None where there is none."""
         return None
 
     @pytest.fixture
@@ -237,14 +239,12 @@ class OutboxContract:
 
     def test_what_is_added_alone_has_a_transaction_of_its_own(self, outbox: Outbox) -> None:
         """It can be claimed when the call returns."""
-        outbox.add([published("1"), published("2")], alone=True)
+        outbox.add([published("1"), published("2")], own_transaction=True)
 
         assert ["1", "2"] == claim(outbox)
         assert not outbox.transactions.active()
 
-    def test_an_outbox_that_is_not_strict_needs_no_transaction(
-        self, lenient_outbox: Outbox | None, atomic: Atomic
-    ) -> None:
+    def test_an_outbox_that_opens_transactions_needs_none(self, lenient_outbox: Outbox | None, atomic: Atomic) -> None:
         """It joins a transaction that is open."""
         if lenient_outbox is None:
             return
@@ -274,12 +274,12 @@ class OutboxContract:
             attributes={"subject": text, "nul": "a\0b", text or "empty": "1"},
         )  # fmt: skip
 
-        assert [before] == [each.message for each in kept(outbox, atomic, Entry(before, publish=True))]
+        assert [before] == [each.message for each in kept(outbox, atomic, OutboxEntry(before, publish=True))]
 
     @pytest.mark.parametrize("body", _BODIES.values(), ids=_BODIES)
     def test_bodies_come_back_as_they_were(self, outbox: Outbox, atomic: Atomic, body: bytes) -> None:
         """Each byte of a body comes back, as `bytes`."""
-        claimed = kept(outbox, atomic, Entry(message("orders", body), publish=True))
+        claimed = kept(outbox, atomic, OutboxEntry(message("orders", body), publish=True))
 
         assert [body] == [each.message.body for each in claimed]
         assert bytes is type(claimed[0].message.body)
@@ -287,7 +287,7 @@ class OutboxContract:
     def test_ids_that_differ_in_case_are_two(self, outbox: Outbox, atomic: Atomic) -> None:
         """The outbox never takes a message for another."""
         entries = [
-            Entry(attrs.evolve(message("orders", identity.encode()), id=identity), publish=True)
+            OutboxEntry(attrs.evolve(message("orders", identity.encode()), id=identity), publish=True)
             for identity in ("abc", "ABC", "äbc")
         ]
 
@@ -304,7 +304,7 @@ class OutboxContract:
         wrong = attrs.evolve(message("orders"), **changed)
         with atomic():
             with pytest.raises(EventTooLarge):
-                outbox.add([published("first"), Entry(wrong, publish=True)])
+                outbox.add([published("first"), OutboxEntry(wrong, publish=True)])
             outbox.add([published("second")])
 
         assert ["second"] == claim(outbox)
@@ -314,8 +314,8 @@ class OutboxContract:
         largest = b"x" * self.features.max_bytes
         with atomic():
             with pytest.raises(EventTooLarge, match=r"contract\.happened"):
-                outbox.add([published("first"), Entry(message("orders", largest + b"x"), publish=True)])
-            outbox.add([Entry(message("orders", largest), publish=True)])
+                outbox.add([published("first"), OutboxEntry(message("orders", largest + b"x"), publish=True)])
+            outbox.add([OutboxEntry(message("orders", largest), publish=True)])
 
         assert [largest] == [each.message.body for each in outbox.claim(100, 60)]
 
@@ -330,7 +330,7 @@ class OutboxContract:
         """One call keeps more bytes than a database takes in one statement."""
         large = "x" * self.features.max_bytes
         keep(outbox, atomic, *(published(large) for _ in range(20)))
-        found: list[Claimed] = []
+        found: list[ClaimedDelivery] = []
 
         while claimed := outbox.claim(100, 60):
             found.extend(claimed)
@@ -461,7 +461,7 @@ class OutboxContract:
         """Eight threads race: none claims what another one has, and nothing is left in the end."""
         entries = [published(str(number), key=None if number % 2 else str(number)) for number in range(160)]
         keep(outbox, atomic, *entries)
-        claimed: list[Claimed] = []
+        claimed: list[ClaimedDelivery] = []
 
         def race() -> None:
             # Nothing can be claimed for a moment while another thread locks it or gives it back.
@@ -493,14 +493,14 @@ class OutboxContract:
         assert ["1"] == claim(outbox)
 
     def test_targets_may_be_left_alone(self, outbox: Outbox, atomic: Atomic) -> None:
-        """`claim` leaves out the topics, or handlers, of `besides`."""
+        """`claim` leaves out the topics, or handlers, of `exclude`."""
         keep(
             outbox, atomic, published("1", topic="a"), published("2", topic="b"), published("3", topic="c"),
             handled("4", handlers=["d"]), handled("5", handlers=["e"]),
         )  # fmt: skip
 
-        assert ["2"] == bodies(outbox.claim(10, LONG, besides={"a", "c"}))
-        assert ["5"] == bodies(outbox.claim(10, LONG, handlers=["d", "e"], besides=["d"]))
+        assert ["2"] == bodies(outbox.claim(10, LONG, exclude={"a", "c"}))
+        assert ["5"] == bodies(outbox.claim(10, LONG, handlers=["d", "e"], exclude=["d"]))
         assert ["1", "3"] == claim(outbox)
 
     # Leases
@@ -839,7 +839,7 @@ class OutboxContract:
         claimed = [*outbox.claim(1, LONG), *outbox.claim(1, LONG, handlers=["bill"])]
         outcomes = [Outcome.failed(each, error, after=None, blocks=each.handler is None) for each in claimed]
         outbox.settle(outcomes)
-        found = outbox.dead(_ALL)
+        found = outbox.dead_letters(_ALL)
 
         assert [each.message for each in claimed] == [each.message for each in found]
         assert [(None, "orders", 1, True), ("bill", "bill", 1, False)] == [
@@ -854,13 +854,19 @@ class OutboxContract:
         numbers = [each.number for each in claimed]
         outbox.settle([dead(each, reason="cd"[each is claimed[0]]) for each in claimed[:4]])
 
-        def found(selection: Selection, limit: int = 100) -> list[int]:
-            return [numbers.index(each.number) for each in outbox.dead(selection, limit=limit)]
+        def found(selection: DeadLetterSelection, limit: int = 100) -> list[int]:
+            return [numbers.index(each.number) for each in outbox.dead_letters(selection, limit=limit)]
 
         assert [[0, 1, 2, 3], [0, 1]] == [found(_ALL), found(_ALL, 2)]
-        assert [[0], [1, 2, 3]] == [found(Selection(reason="d")), found(Selection(reason="c"))]
-        assert [[0, 2], [2]] == [found(Selection(target="a")), found(Selection(target="a", reason="c"))]
-        assert [[3], []] == [found(Selection(numbers=(numbers[3], numbers[4]))), found(Selection(numbers=()))]
+        assert [[0], [1, 2, 3]] == [found(DeadLetterSelection(reason="d")), found(DeadLetterSelection(reason="c"))]
+        assert [[0, 2], [2]] == [
+            found(DeadLetterSelection(target="a")),
+            found(DeadLetterSelection(target="a", reason="c")),
+        ]
+        assert [[3], []] == [
+            found(DeadLetterSelection(numbers=(numbers[3], numbers[4]))),
+            found(DeadLetterSelection(numbers=())),
+        ]
 
     def test_what_is_replayed_keeps_its_place(self, outbox: Outbox, atomic: Atomic) -> None:
         """It comes before what has waited for it, with its attempts forgotten."""
@@ -869,12 +875,15 @@ class OutboxContract:
         )
         outbox.settle([dead(first), again(second), dead(other)])
         keep(outbox, atomic, published("4", key="k"))
-        assert [0, 1] == [outbox.replay(selection) for selection in (Selection(reason="?"), Selection((first.number,)))]
+        assert [0, 1] == [
+            outbox.replay(selection)
+            for selection in (DeadLetterSelection(reason="?"), DeadLetterSelection((first.number,)))
+        ]
 
         assert [("1", 1), ("2", 2), ("4", 1)] == [
             (each.message.body.decode(), each.attempts) for each in delivered(outbox, 10)
         ]
-        assert [other.number] == [each.number for each in outbox.dead(_ALL)]
+        assert [other.number] == [each.number for each in outbox.dead_letters(_ALL)]
 
     def test_what_is_discarded_is_waited_for_no_more(self, outbox: Outbox, atomic: Atomic) -> None:
         """It is deleted, and its key can be claimed."""
@@ -883,7 +892,7 @@ class OutboxContract:
         keep(outbox, atomic, published("2", key="k"))
 
         assert [1, 0] == [outbox.discard(_ALL), outbox.discard(_ALL)]
-        assert [] == list(outbox.dead(_ALL))
+        assert [] == list(outbox.dead_letters(_ALL))
         assert ["2"] == claim(outbox)
 
     def test_dead_deliveries_are_dealt_with_in_chunks(self, outbox: Outbox, atomic: Atomic) -> None:
@@ -891,7 +900,10 @@ class OutboxContract:
         outbox.settle([dead(each) for each in kept(outbox, atomic, *(published(str(number)) for number in range(5)))])
 
         assert [2, 2] == [outbox.discard(_ALL, limit=2), outbox.replay(_ALL, limit=2)]
-        assert [["4"], ["2", "3"]] == [[each.message.body.decode() for each in outbox.dead(_ALL)], claim(outbox)]
+        assert [["4"], ["2", "3"]] == [
+            [each.message.body.decode() for each in outbox.dead_letters(_ALL)],
+            claim(outbox),
+        ]
 
     def test_only_what_is_delivered_and_old_is_purged(self, outbox: Outbox, atomic: Atomic) -> None:
         """`purge` never deletes what waits, is claimed, or is dead; it deletes at most `limit`."""
@@ -904,5 +916,5 @@ class OutboxContract:
 
         assert [0, 2, 1, 0] == [outbox.purge(3600), *(outbox.purge(0, limit=2) for _ in range(3))]
         assert ["4", "5", "6", "both"] == claim(outbox)
-        assert 1 == len(outbox.dead(_ALL))
+        assert 1 == len(outbox.dead_letters(_ALL))
         assert 1 == len(outbox.claim(10, LONG, handlers=["bill"]))

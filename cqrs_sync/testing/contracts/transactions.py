@@ -28,7 +28,7 @@ import pytest
 
 from cqrs_sync.bootstrap import bootstrap
 from cqrs_sync.context import raise_event
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Command, DomainEvent
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.threads.executor import Executor
@@ -128,7 +128,7 @@ class TransactionsContract:
         assert [False, False] == [transactions.active(), _elsewhere(transactions.active)]
 
     def test_events_of_no_transaction_are_handled_when_send_returns(
-        self, mediator: RequestMediator, handled: list[str]
+        self, mediator: Mediator, handled: list[str]
     ) -> None:
         """Without a transaction, events are handled at once."""
         assert "ordered" == mediator.send(Order("lamp"))
@@ -273,7 +273,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     # As the library uses it
 
     def test_events_are_handled_when_their_transaction_has_committed(
-        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+        self, mediator: Mediator, handled: list[str], atomic: Atomic
     ) -> None:
         """`send` returns before that."""
         with atomic():
@@ -285,7 +285,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert ["lamp", "table"] == sorted(handled)
 
     def test_events_of_a_rolled_back_transaction_are_never_handled(
-        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+        self, mediator: Mediator, handled: list[str], atomic: Atomic
     ) -> None:
         """What did not happen is not handled."""
         with rolled_back(atomic):
@@ -296,7 +296,7 @@ class OpenTransactionsContract(WritingFixtures, TransactionsContract):
         assert ["table"] == handled
 
     def test_events_of_a_rolled_back_savepoint_are_never_handled(
-        self, mediator: RequestMediator, handled: list[str], atomic: Atomic
+        self, mediator: Mediator, handled: list[str], atomic: Atomic
     ) -> None:
         """Events of the transaction around it are handled."""
         if not self.features.has_savepoints:

@@ -60,7 +60,7 @@ def _kafka_options() -> dict[str, int]:
     return {} if interval is None else {"max_poll_interval_ms": int(interval)}
 
 
-def application() -> cqrs.RequestMediator:
+def application() -> cqrs.Mediator:
     """Wire a worker."""
     engine = sa.create_engine(os.environ["STORM_DATABASE"], pool_size=20)
     sessions = Sessions(sessionmaker(engine))

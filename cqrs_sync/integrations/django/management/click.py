@@ -15,7 +15,7 @@ from django.db import connections
 from cqrs_sync.cli.app import Application, InvalidCall
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.integrations.django.wiring import consumer_of_settings, group_of_settings, mediator_of_settings
-from cqrs_sync.mediator import RequestMediator
+from cqrs_sync.mediator import Mediator
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class SettingsApplication(Application):
     def __init__(self) -> None:
         super().__init__(self.mediator)
 
-    def mediator(self) -> RequestMediator:
+    def mediator(self) -> Mediator:
         """Return the mediator that the settings name, or that of their consumer."""
         return self._mediator
 
@@ -79,7 +79,7 @@ class SettingsApplication(Application):
 
     # Each is made once, and the consumer only for commands that ask for it, or if there is no other mediator.
     @cached_property
-    def _mediator(self) -> RequestMediator:
+    def _mediator(self) -> Mediator:
         return _read_settings(lambda: mediator_of_settings(self.__dict__.get("_consumer")))
 
     @cached_property

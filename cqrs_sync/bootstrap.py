@@ -58,7 +58,8 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     - `inbox` stores receipts in the handler's own transaction: received messages and requests that are
       sent with a key have their effect once. It is in the same database as the outbox.
     - `retry` says when and how often a failed delivery of the outbox is attempted again: a `RetryPolicy` for all, or
-      `RetryPolicies` by topic and durable handler.
+      `RetryPolicies` by topic and durable handler. A target named there counts before the policy that
+      `events.durable("name", retry=...)` was given, and that before the default.
     - `fast_path`: this process delivers what it has committed, at once. If False, only relays do.
     - `threads` runs event handlers: a number makes a `ThreadPool` of that size. By default the pool has a size
       that fits the machine; `SameThread()` runs them in the calling thread.

@@ -15,6 +15,7 @@ from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, NotificationEvent, Request, publication_of
+from cqrs_sync.retry import RetryPolicy
 
 H = TypeVar("H")
 
@@ -132,6 +133,7 @@ class EventMap:
         #: The notification events with handlers, by their stable names: a consumer may receive these.
         self.types: Mapping[str, type] = {}
         self._handlers: dict[str, Handler] = {}
+        self._retries: dict[str, RetryPolicy] = {}
         #: The stable names of the durable handlers.
         self.durable_names: frozenset[str] = frozenset()
         #: Grows with each binding, when it can be found: a dispatcher compares it before it uses what it has prepared.
@@ -140,56 +142,124 @@ class EventMap:
         reset_in_child(self)
 
     @overload
-    def bind(self, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> Callable[[H], H]: ...
-
-    @overload
     def bind(
-        self, event_type: type[Event], /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None
+        self, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None, retry: RetryPolicy | None = None
     ) -> Callable[[H], H]: ...
 
     @overload
     def bind(
-        self, event_type: type[Event], handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None
+        self,
+        event_type: type[Event],
+        /,
+        *,
+        phase: Phase = Phase.AFTER_COMMIT,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Callable[[H], H]: ...
+
+    @overload
+    def bind(
+        self,
+        event_type: type[Event],
+        handler: H,
+        /,
+        *,
+        phase: Phase = Phase.AFTER_COMMIT,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
     ) -> H: ...
 
     @overload
-    def bind(self, handler: H, /, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> H: ...
+    def bind(
+        self,
+        handler: H,
+        /,
+        *,
+        phase: Phase = Phase.AFTER_COMMIT,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> H: ...
 
-    def bind(self, *arguments: Any, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None) -> Any:
+    def bind(
+        self,
+        *arguments: Any,
+        phase: Phase = Phase.AFTER_COMMIT,
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> Any:
         """
         Bind an event to a handler, which also receives events of subclasses.
 
-        The event may be left out, as in `RequestMap.bind`. Without a handler it returns a
-        decorator, as in `@events.bind(phase=Phase.INLINE)`. A durable handler needs a stable name, by which other
-        processes and later versions find it: `@events.bind(phase=Phase.DURABLE, name="welcome-mail")`. Other handlers
-        may have one: an inbox then knows them even if their code moves. Raises InvalidBinding for an invalid
-        handler, event or name, AlreadyBound if this handler or this name is bound already.
+        The handler runs after the commit. `inline` and `durable` bind to the other phases; `phase` chooses one by its
+        name. The event may be left out, as in `RequestMap.bind`. Without a handler it returns a decorator.
+
+        A `name` is stable: an inbox then knows the handler even if its code moves. A durable handler has one, and may
+        have a `retry` policy. Raises InvalidBinding for an invalid handler, event, name or policy, AlreadyBound if
+        this handler or this name is bound already.
         """
         if _lacks_handler(arguments, Event):
-            return partial(self.bind, *arguments, phase=phase, name=name)
+            return partial(self.bind, *arguments, phase=phase, name=name, retry=retry)
         event_type, handler = _checked(arguments, EventHandler, Event)
-        if not isinstance(phase, Phase):
-            raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
-        _check_stable_name(name, event_type, handler, durable=phase is Phase.DURABLE)
+        _check_phase(phase, handler, name, retry)
+        if name is not None:
+            _check_stable_name(name, event_type, handler, durable=phase is Phase.DURABLE)
         with self._lock:
-            # Methods are equal, never identical.
-            bound = self._bindings.get(event_type, [])
-            if any(known.handler == handler for _, known in bound):
-                raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
-            if name is not None and self._handlers.get(name, handler) != handler:
-                known = _title(self._handlers[name])
-                raise AlreadyBound(f"{known} is named {name!r} already: give {_title(handler)} another name")
-            self._learn_name(event_type)
-            # New ones, as below.
-            self.types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
-            if name is not None:
-                self._handlers[name] = handler
-                if phase is Phase.DURABLE:
-                    self.durable_names |= {name}
-            # A new list: other threads may be reading the old one.
-            self._bindings[event_type] = [*bound, (self.version, Binding(event_type, handler, phase, name))]
-            self.version += 1
+            self._add(Binding(event_type, handler, phase, name), retry)
         return handler
+
+    @overload
+    def inline(self, event_type: type[Event], /) -> Callable[[H], H]: ...
+
+    @overload
+    def inline(self, event_type: type[Event], handler: H, /) -> H: ...
+
+    @overload
+    def inline(self, handler: H, /) -> H: ...
+
+    def inline(self, *arguments: Any) -> Any:
+        """
+        Bind a handler that runs inside the open transaction, in the caller's thread. Its failure fails the command.
+
+        `@events.inline`, `@events.inline(OrderPlaced)` or `events.inline(OrderPlaced, handler)`. Raises what `bind`
+        raises.
+        """
+        return self.bind(*arguments, phase=Phase.INLINE)
+
+    @overload
+    def durable(self, name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[H], H]: ...
+
+    @overload
+    def durable(
+        self, name: str, event_type: type[Event], /, *, retry: RetryPolicy | None = None
+    ) -> Callable[[H], H]: ...
+
+    @overload
+    def durable(self, name: str, event_type: type[Event], handler: H, /, *, retry: RetryPolicy | None = None) -> H: ...
+
+    @overload
+    def durable(self, name: str, handler: H, /, *, retry: RetryPolicy | None = None) -> H: ...
+
+    def durable(self, name: str, /, *arguments: Any, retry: RetryPolicy | None = None) -> Any:
+        """
+        Bind a handler whose event the outbox stores in the transaction: it runs again if it fails or its process dies.
+
+        `@events.durable("bill")`, `@events.durable("bill", OrderPlaced)` or `events.durable("bill", OrderPlaced,
+        handler)`. Other processes and later versions of the code find the handler by its stable name.
+
+        `retry` says when and how often a failed attempt is made again. Settings of the operator come first: if
+        `bootstrap(retry=RetryPolicies(targets={"bill": ...}))` names the handler, that policy counts. Without both,
+        the default policy of `bootstrap` counts. Raises what `bind` raises.
+        """
+        if not isinstance(name, str):
+            raise InvalidBinding(
+                f"{_title(name)} is no stable name, by which other processes find a durable handler: "
+                'write events.durable("name"), and the event and the handler after it'
+            )
+        return self.bind(*arguments, phase=Phase.DURABLE, name=name, retry=retry)
+
+    def retry_of(self, name: str, /) -> RetryPolicy | None:
+        """Return the retry policy that the durable handler of this name was bound with, or None."""
+        return self._retries.get(name)
 
     def find(self, event_type: type, /) -> tuple[Binding, ...]:
         """Return the bindings of an event and of its base classes: each handler once, in the order of `bind`."""
@@ -223,6 +293,31 @@ class EventMap:
     def reset_in_child(self) -> None:
         """Replace the lock: another thread of the parent may have held it."""
         self._lock = threading.Lock()
+
+    def _add(self, binding: Binding, retry: RetryPolicy | None) -> None:
+        event_type, handler, phase, name = binding
+        # Methods are equal, never identical.
+        bound = self._bindings.get(event_type, [])
+        if any(known.handler == handler for _, known in bound):
+            raise AlreadyBound(f"{_title(handler)} is bound to {event_type.__qualname__} already")
+        if name is not None and self._handlers.get(name, handler) != handler:
+            known = _title(self._handlers[name])
+            raise AlreadyBound(f"{known} is named {name!r} already: give {_title(handler)} another name")
+        is_durable = phase is Phase.DURABLE
+        if is_durable and name in self.durable_names and self._retries.get(name) != retry:
+            raise InvalidBinding(f"{_title(handler)} is bound as {name!r} with two retry policies: give both the same")
+        self._learn_name(event_type)
+        # New ones, as below.
+        self.types = {name: known for name, known in self._names.items() if issubclass(known, NotificationEvent)}
+        if name is not None:
+            self._handlers[name] = handler
+        if name is not None and is_durable:
+            if retry is not None:
+                self._retries[name] = retry
+            self.durable_names |= {name}
+        # A new list: other threads may be reading the old one.
+        self._bindings[event_type] = [*bound, (self.version, binding)]
+        self.version += 1
 
     def _learn_name(self, event_type: type[Event]) -> None:
         name = event_type.__publication__.name
@@ -280,19 +375,32 @@ def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[ty
     return message_type, handler
 
 
+def _check_phase(phase: object, handler: Any, name: object, retry: object) -> None:
+    """Raise InvalidBinding for what is no phase, and for a name or a retry policy that does not fit the phase."""
+    if not isinstance(phase, Phase):
+        raise InvalidBinding(f"phase must be one of {', '.join(map(str, Phase))}, not {phase!r}")
+    if phase is Phase.DURABLE and name is None:
+        raise InvalidBinding(
+            f"{_title(handler)} is durable and has no stable name for other processes to find it by: "
+            'write events.durable("name")'
+        )
+    if retry is None:
+        return
+    if not isinstance(retry, RetryPolicy):
+        raise InvalidBinding(f"the retry of {_title(handler)} must be a RetryPolicy, not {retry!r}")
+    if phase is not Phase.DURABLE:
+        raise InvalidBinding(
+            f"{_title(handler)} has a retry policy and is not durable, so nothing would run it again: "
+            'write events.durable("name", retry=...), or add a RetryMiddleware'
+        )
+
+
 def _check_stable_name(name: object, event_type: type, handler: Any, *, durable: bool) -> None:
     """
     Raise InvalidBinding for an invalid stable name.
 
-    A durable handler and its event need stable names: another process finds them by these.
+    The event of a durable handler needs one as well: another process finds both by their names.
     """
-    if name is None and not durable:
-        return
-    if name is None:
-        raise InvalidBinding(
-            f"{_title(handler)} is durable and has no stable name for other processes to find it by: "
-            'write bind(..., phase=Phase.DURABLE, name="...")'
-        )
     if not (isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip()):
         raise InvalidBinding(
             f"the name of {_title(handler)} must be one line of at most {_LONGEST_NAME} characters, not {name!r}"

@@ -15,7 +15,7 @@ from cqrs_sync.messages import Event
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.retry import RetryPolicies
+from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Executor
 from cqrs_sync.transactions import Transactions
@@ -49,3 +49,7 @@ class Wiring:
     max_depth: int
     #: For tests: called with events before their handlers run. Durable handlers then run after the commit, unstored.
     observer: Callable[[Sequence[Event]], object] | None = None
+
+    def retry_of_handler(self, name: str) -> RetryPolicy:
+        """Return the policy of a durable handler: what `retry` names comes before what `events.durable` was given."""
+        return self.retry.targets.get(name) or self.event_map.retry_of(name) or self.retry.default

@@ -97,7 +97,7 @@ class DurableHandlerTask(RelayTask):
     def _start(self, claimed: Sequence[ClaimedDelivery]) -> None:
         calls: list[Call] = []
         for each in claimed:
-            policy = self._wiring.retry.of(each.target)
+            policy = self._wiring.retry_of_handler(each.target)
             if each.attempts > policy.attempts:
                 self._finish(self._settlement.exhausted_outcome(each, policy))
             elif self._is_last(each) and any(self._is_last(other) for other in self._running.values()):
@@ -113,7 +113,7 @@ class DurableHandlerTask(RelayTask):
             batch.start(self._pool())
 
     def _is_last(self, claimed: ClaimedDelivery) -> bool:
-        return claimed.attempts == self._wiring.retry.of(claimed.target).attempts > 1
+        return claimed.attempts == self._wiring.retry_of_handler(claimed.target).attempts > 1
 
     def _run(self, claimed: ClaimedDelivery) -> None:
         """Run one handler in a pool thread; must not raise."""
@@ -121,7 +121,7 @@ class DurableHandlerTask(RelayTask):
         try:
             outcome = Outcome(claimed, OutcomeKind.RETRY, counted=False) if self.is_ending else self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
-            outcome = self._settlement.failure_outcome(claimed, error, self._wiring.retry.of(claimed.target))
+            outcome = self._settlement.failure_outcome(claimed, error, self._wiring.retry_of_handler(claimed.target))
         self._finish(outcome)
 
     def _not_called(self, call: Call, error: BaseException) -> None:

@@ -112,6 +112,23 @@ def test_a_handler_that_fails_too_often_is_parked_with_its_reason(events, ran):
         eventually(lambda: ran.calls == [("mail", 1)])
 
 
+@pytest.mark.parametrize(
+    ("named", "attempts"), [({}, 2), ({"mail": cqrs.RetryPolicy(attempts=4, first=0.01)}, 4), ({"orders": QUICK}, 2)]
+)
+def test_a_handler_may_have_a_retry_policy_and_settings_of_the_operator_come_first(events, ran, named, attempts):
+    @events.durable("mail", retry=cqrs.RetryPolicy(attempts=2, first=0.01))
+    def mail(event: Shipped) -> None:
+        ran.note("mail", event.number)
+        raise ConnectionError("no mail server")
+
+    shop = Shop(events=events, retry=cqrs.RetryPolicies(QUICK, targets=named))
+    with closing(shop):
+        shop.sell(Shipped(1))
+        eventually(lambda: shop.outbox.backlog().dead == 1)
+
+    assert attempts == len(ran.of("mail"))
+
+
 def test_a_handler_may_say_that_another_attempt_is_of_no_use(events, ran):
     """
     Then its event is a dead letter at once.

@@ -139,8 +139,25 @@ def bindings(requests: cqrs.RequestMap, events: cqrs.EventMap) -> None:
     @events.bind(OrderPlaced, phase=cqrs.Phase.INLINE)
     def on_any(event: cqrs.Event) -> None: ...
 
-    on_placed(OrderPlaced(1))
+    @events.inline
+    def keep(event: OrderPlaced) -> None: ...
+
+    @events.durable("bill", retry=cqrs.RetryPolicy(attempts=5))
+    def bill(event: OrderShipped) -> None: ...
+
+    @events.durable("count", OrderShipped)
+    def count_any(event: cqrs.Event) -> None: ...
+
+    for bound_event in (on_placed, keep):
+        bound_event(OrderPlaced(1))
+    bill(OrderShipped(1))
     on_any(OrderPlaced(1))
+    count_any(OrderPlaced(1))
+    assert_type(events.inline(OwnEvents), type[OwnEvents])
+    assert_type(events.inline(OrderPlaced, OwnEvents), type[OwnEvents])
+    assert_type(events.inline(OrderPlaced)(OwnEvents), type[OwnEvents])
+    assert_type(events.durable("own", OwnEvents), type[OwnEvents])
+    assert_type(events.durable("own", OrderPlaced, OwnEvents), type[OwnEvents])
 
 
 def timed(message: Any, call_next: Callable[[Any], Any]) -> Any:
@@ -192,6 +209,8 @@ def refused(mediator: cqrs.Mediator, requests: cqrs.RequestMap, events: cqrs.Eve
     requests.bind(OrderPlaced, GetOrderHandler)  # type: ignore[arg-type]
     events.bind(GetOrder, OwnEvents)  # type: ignore[arg-type]
     events.bind(OwnEvents, phase="inline")  # type: ignore[call-overload]
+    events.durable(OwnEvents)  # type: ignore[call-overload]
+    events.inline(GetOrder, OwnEvents)  # type: ignore[arg-type]
 
 
 class HandlesAnother(cqrs.RequestHandler[GetOrder, Order]):

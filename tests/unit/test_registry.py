@@ -409,3 +409,73 @@ def test_a_decorator_refuses_what_bind_refuses():
         @cqrs.EventMap().bind(Other)
         def done(event: Base) -> None:
             pass
+
+
+@attrs.frozen
+class Billed(cqrs.DomainEvent, name="billed"):
+    pass
+
+
+def on_billed(event: Billed) -> None:
+    pass
+
+
+FIVE = cqrs.RetryPolicy(attempts=5)
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        lambda events: events.inline(on_billed),
+        lambda events: events.inline(Billed)(on_billed),
+        lambda events: events.inline(Billed, on_billed),
+    ],
+)
+def test_inline_binds_to_the_inline_phase(events, bind):
+    assert (on_billed, [(Billed, on_billed, cqrs.Phase.INLINE, None)]) == (bind(events), list(events))
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        lambda events: events.durable("bill", retry=FIVE)(on_billed),
+        lambda events: events.durable("bill", Billed, retry=FIVE)(on_billed),
+        lambda events: events.durable("bill", Billed, on_billed, retry=FIVE),
+        lambda events: events.durable("bill", on_billed, retry=FIVE),
+        lambda events: events.bind(on_billed, phase=cqrs.Phase.DURABLE, name="bill", retry=FIVE),
+    ],
+)
+def test_durable_binds_with_a_stable_name_and_a_retry_policy(events, bind):
+    assert on_billed is bind(events)
+    assert ([(Billed, on_billed, cqrs.Phase.DURABLE, "bill")], FIVE) == (list(events), events.retry_of("bill"))
+
+
+@pytest.mark.parametrize(
+    ("bind", "words"),
+    [
+        (lambda events: events.durable(on_billed), r'on_billed is no stable name, .*: write events\.durable\("name"\)'),
+        (
+            lambda events: events.bind(on_billed, phase=cqrs.Phase.DURABLE),
+            r'on_billed is durable and has no stable name .*: write events\.durable\("name"\)',
+        ),
+        (lambda events: events.bind(on_billed, retry=FIVE), "on_billed has a retry policy and is not durable"),
+        (lambda events: events.durable("bill", on_billed, retry=5), "retry of on_billed must be a RetryPolicy, not 5"),
+    ],
+)
+def test_a_durable_handler_without_a_name_and_a_retry_policy_without_use_are_refused(events, bind, words):
+    with pytest.raises(cqrs.InvalidBinding, match=words):
+        bind(events)
+
+    assert [] == list(events)
+
+
+def test_one_stable_name_has_one_retry_policy(events):
+    """
+    A handler may be bound to two events by one name; the relay knows only the name.
+    """
+    events.durable("any", Billed, AnyHandler, retry=FIVE)
+    with pytest.raises(cqrs.InvalidBinding, match="AnyHandler is bound as 'any' with two retry policies"):
+        events.durable("any", Told, AnyHandler)
+    events.durable("any", Told, AnyHandler, retry=cqrs.RetryPolicy(attempts=5))
+
+    assert 2 == len(events)

@@ -27,7 +27,7 @@ class JoinMeetingHandler(cqrs.RequestHandler[JoinMeeting, int]):
 # Stored in the view's transaction and run after its commit, by this process or, if that dies, by another.
 
 
-@events.bind(phase=cqrs.Phase.DURABLE, name="welcome")
+@events.durable("welcome")
 def welcome(event: UserJoined) -> None:
     Participation.objects.filter(pk=event.participation_id).update(welcomed=True)
 

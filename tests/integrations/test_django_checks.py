@@ -41,16 +41,11 @@ def make(requests):
 @pytest.fixture
 def found(django_mediator):
     """Run the checks with a mediator in the settings; return their ids."""
-    import django  # noqa: PLC0415 -- as above
-    from django.conf import settings  # noqa: PLC0415 -- as above
     from django.core.checks import run_checks  # noqa: PLC0415 -- as above
 
     def found(mediator, databases=None):
         django_mediator(mediator)
-        ids = [each.id for each in run_checks(tags=["cqrs_sync"], databases=databases, include_deployment_checks=True)]
-        # The hint's option came with Django 5.1.
-        expected = django.VERSION < (5, 1) and settings.DATABASES["sqlite"]["OPTIONS"]
-        return [each for each in ids if each != "cqrs_sync.W002" or not expected]
+        return [each.id for each in run_checks(tags=["cqrs_sync"], databases=databases, include_deployment_checks=True)]
 
     return found
 

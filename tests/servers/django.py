@@ -40,8 +40,7 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
     from django.db import connections  # noqa: PLC0415
 
     directory = tmp_path_factory.mktemp("django")
-    # Django 5.1 has the second one.
-    options = {"timeout": 30, **({"transaction_mode": "IMMEDIATE"} if django.VERSION >= (5, 1) else {})}
+    options = {"timeout": 30, "transaction_mode": "IMMEDIATE"}
     sqlite = {"ENGINE": "django.db.backends.sqlite3", "OPTIONS": options}
     settings.configure(
         SECRET_KEY="of a test",  # noqa: S106 -- no secret
@@ -50,8 +49,7 @@ def django_databases(postgresql_url: str, mariadb_url: str, tmp_path_factory: py
         DATABASES={
             "default": {**sqlite, "NAME": directory / "default.sqlite3"},
             "postgresql": as_setting(postgresql_url),
-            # The default from Django 5.2.
-            "mariadb": {**as_setting(mariadb_url), "OPTIONS": {"charset": "utf8mb4"}},
+            "mariadb": as_setting(mariadb_url),
             "sqlite": {**sqlite, "NAME": directory / "sqlite.sqlite3"},
         },
         INSTALLED_APPS=[

@@ -6,13 +6,14 @@ import configparser
 import fnmatch
 import re
 import shutil
-import subprocess
-import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.release import NEEDED, build
 from tests.source import MODULES, PACKAGE, ROOT
 
 TOP_LEVEL = {
@@ -30,20 +31,44 @@ TOP_LEVEL = {
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Iterator[zipfile.ZipFile]:
-    """Build the wheel from a copy, without a network."""
-    source = tmp_path_factory.mktemp("source")
-    shutil.copytree(PACKAGE, source / "cqrs_sync", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source)],
-        check=True,
-        capture_output=True,
-        timeout=100,
-    )
-    with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as opened:
+def builds(tmp_path_factory) -> list[tuple[Path, Path]]:
+    """Build sdist and wheel twice, from copies of other names and times, without a network."""
+    builds = []
+    for name in ("first", "second"):
+        source = tmp_path_factory.mktemp(name)
+        shutil.copytree(
+            PACKAGE, source / "cqrs_sync", ignore=shutil.ignore_patterns("__pycache__"), copy_function=shutil.copyfile
+        )
+        for needed in NEEDED:
+            shutil.copyfile(ROOT / needed, source / needed)
+        builds.append(build(source, source / "dist", 1_700_000_000, "--no-isolation"))
+    return builds
+
+
+@pytest.fixture(scope="module")
+def wheel(builds) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(builds[0][1]) as opened:
         yield opened
+
+
+def test_two_builds_are_the_same_byte_for_byte(builds):
+    first, second = ([path.read_bytes() for path in build] for build in builds)
+
+    assert first == second
+
+
+def test_the_wheel_is_small(builds):
+    """It stays below 400 kB."""
+    assert 400_000 >= builds[0][1].stat().st_size
+
+
+def test_the_sdist_holds_what_the_wheel_is_built_from(builds):
+    """Tests and documentation come with the tag."""
+    with tarfile.open(builds[0][0]) as opened:
+        files = {name.partition("/")[2] for name in opened.getnames()}
+    package = {module.relative_to(ROOT).as_posix() for module in MODULES} | {"cqrs_sync/py.typed"}
+
+    assert package | {*NEEDED, "PKG-INFO"} == {name for name in files if not name.startswith("cqrs_sync.egg-info/")}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -59,6 +84,7 @@ def test_the_wheel_says_what_it_is(wheel):
     info = {name.split("/", 1)[1]: wheel.read(name).decode() for name in wheel.namelist() if ".dist-info/" in name}
 
     assert "Requires-Python: >=3.11" in info["METADATA"]
+    assert "License-Expression: MIT" in info["METADATA"]
     assert "A command reaches its handler" in info["METADATA"]
     assert any(name.endswith("LICENSE") for name in info)
     assert "cqrs-sync = cqrs_sync.__main__:main" in info["entry_points.txt"]

@@ -46,11 +46,10 @@ class _ReadOnly(admin.ModelAdmin):
         """Query the database of the outbox."""
         return super().get_queryset(request).using(_outbox(_mediator()).using)
 
-    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
+    def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
         """Refuse filters in the URL that would reveal the content of a payload or result."""
-        # Django 4.2 passes no request.
-        arguments = (value,) if request is None else (value, request)
-        return not {"payload", "result"} & set(lookup.split("__")) and bool(super().lookup_allowed(lookup, *arguments))
+        secret = {"payload", "result"} & set(lookup.split("__"))
+        return not secret and bool(super().lookup_allowed(lookup, value, request))
 
     def _refuse(self, request: HttpRequest, obj: Any = None) -> bool:
         del request, obj

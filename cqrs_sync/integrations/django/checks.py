@@ -158,7 +158,7 @@ def _check_sqlite(store: _Store) -> Iterator[checks.CheckMessage]:
         yield checks.Warning(
             f"transactions on {store.using!r} do not start with BEGIN IMMEDIATE: one that reads first fails when it "
             "writes, if another one wrote meanwhile",
-            hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait (from Django 5.1)',
+            hint='set "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20}, and they wait',
             id="cqrs_sync.W002",
         )
 

@@ -96,8 +96,8 @@ def main() -> int:
             archive.extractall(tree, filter="data")
         sdist, wheel = first = build(tree, target, epoch)
         second = build(tree, Path(directory, "again"), epoch)
-    if [one.read_bytes() for one in first] != [one.read_bytes() for one in second]:
-        raise SystemExit("two builds of the same commit differ")
+        if [one.read_bytes() for one in first] != [one.read_bytes() for one in second]:
+            raise SystemExit("two builds of the same commit differ")
     _run("twine", "check", "--strict", str(sdist), str(wheel))
     _run("check-wheel-contents", str(wheel))
     for path in (sdist, wheel, _bill_of_materials(wheel, target, epoch)):

@@ -7,6 +7,7 @@ the wheel's WHEEL file says which one it was.
 
 from __future__ import annotations
 
+import configparser
 import gzip
 import os
 import shutil
@@ -65,14 +66,28 @@ def _bill_of_materials(wheel: Path, target: Path, epoch: int) -> Path:
         python = Path(directory, "environment", "bin", "python")
         _run(sys.executable, "-m", "venv", "--without-pip", str(python.parents[1]))
         _run(sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install", f"{wheel}[all]")
+        # cyclonedx-py reads what the file is about from here, and not from the wheel.
         root = Path(directory, "pyproject.toml")
-        root.write_text(f'[project]\nname = "{name.replace("_", "-")}"\nversion = "{version}"\nlicense = "MIT"\n')
+        root.write_text(
+            f'[project]\nname = "{name.replace("_", "-")}"\nversion = "{version}"\nlicense = "MIT"\n'
+            f"dependencies = {_requirements()}\n"
+        )
         _run(
             *("cyclonedx-py", "environment", "--pyproject", str(root), "--mc-type", "library"),
             *("--output-reproducible", "-o", str(bill), str(python)),
             SOURCE_DATE_EPOCH=str(epoch),
         )
     return bill
+
+
+def _requirements() -> list[str]:
+    """Return what setup.cfg requires, with all extras that users install."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = dict(setup["options.extras_require"])
+    names = extras["all"].strip().removeprefix("cqrs-sync[").removesuffix("]").split(",")
+    texts = [setup["options"]["install_requires"], *(extras[name] for name in names)]
+    return [line for text in texts for line in text.split("\n") if line]
 
 
 def _run(*command: str, **environment: str) -> None:

@@ -17,7 +17,8 @@ from tests.servers.proxy import TcpProxy
 from tests.servers.rabbitmq import OwnRabbitMQ, bound_queue, drained, proxied, via
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.broker
+# A node boots before a test and within it, each time in up to a minute and a half on a busy machine.
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(400)]
 
 _MESSAGES = 4_000
 _THREADS = 16
@@ -71,7 +72,7 @@ class Scene:
 
     def after(self, confirmed: int, fault: Callable[[], object]) -> None:
         """Let the fault happen once so many messages are confirmed. More messages follow."""
-        eventually(lambda: len(self.ledger.confirmed) >= confirmed, 60)
+        eventually(lambda: len(self.ledger.confirmed) >= confirmed, 120)
         fault()
 
     def verify(self) -> None:
@@ -107,8 +108,8 @@ def publishing(own_rabbitmq: OwnRabbitMQ, exchange: str) -> Callable[[], context
             yield (scene := Scene(own_rabbitmq, proxy, ledger, queue))
             ledger.calm.set()
             for thread in threads:
-                thread.join(90)
-                assert not thread.is_alive()
+                thread.join(180)
+                assert not thread.is_alive(), f"only {len(ledger.confirmed)} messages are confirmed"
             scene.verify()
 
     return scene

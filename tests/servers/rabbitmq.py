@@ -33,7 +33,7 @@ _HOW = (
 )
 #: Distributions keep the scripts where only root looks.
 _PLACES = os.pathsep.join(("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"))
-_BOOT = 60.0
+_BOOT = 90.0
 
 
 @pytest.fixture(scope="session")
@@ -258,7 +258,7 @@ def drained(url: str, queue: str) -> list[tuple[pika.BasicProperties, bytes]]:
         channel.basic_qos(prefetch_count=500)
         # A queue that delivers nothing for a while may only be slow: its own count says when it is empty.
         while waiting := channel.queue_declare(queue, passive=True).method.message_count:
-            for method, properties, body in channel.consume(queue, inactivity_timeout=30):
+            for method, properties, body in channel.consume(queue, inactivity_timeout=60):
                 assert method is not None, f"{waiting} messages of {queue} are not delivered"
                 taken.append((properties, body))
                 channel.basic_ack(method.delivery_tag)

@@ -26,7 +26,7 @@ from cqrs_sync.workers.relay import RelayOptions, RelayProgress, RelayWorker
 )
 @duration_option("--lease", default=30.0, show_default=True, help="How long a claim lasts.")
 @click.option("--batch", type=click.IntRange(1), default=500, show_default=True, help="Messages per claim, at most.")
-@click.option("--drain", is_flag=True, help="Deliver what is due, then stop; at the latest after --for.")
+@click.option("--drain", is_flag=True, help="Deliver what is due, then stop; at the latest after --stop-after.")
 @duration_option("--purge-after", help="Delete delivered messages that are older, every minute: 12h, 7d.")
 @worker_options
 @click.pass_context
@@ -38,8 +38,8 @@ def relay(context: click.Context, /, poll: tuple[float, float], every: float, *,
     reached. When it is told to stop it finishes what is in flight, within --grace; a second signal ends it at once,
     with status 128 plus the signal's number.
 
-    Exit status: 0; 1 if something was not finished within the grace, or if --drain gave up after --for; 2 if the
-    command was called wrongly.
+    Exit status: 0; 1 if something was not finished within the grace, or if --drain gave up after --stop-after; 2 if
+    the command was called wrongly.
     """
     found = relay_of(application_of(context))
     shortest, longest = poll

@@ -1,0 +1,117 @@
+"""
+What `mkdocs` does for the site beside its own: diagrams are drawn, files outside of `docs` become pages.
+
+A page has to read well on GitHub too, so it says nothing about any of this.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import posixpath
+import re
+import tempfile
+from pathlib import Path
+
+import mermaidx
+from mkdocs.structure.files import File, Files, InclusionLevel
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+#: Files at the root of the repository, and the pages that they become.
+PROJECT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+
+#: Narrow enough for a column of text.
+_DIAGRAMS = {"sequence": {"actorMargin": 40, "width": 150, "wrap": True}}
+
+_LINK = re.compile(r"\]\((?P<target>(?!\w+:|#)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def on_config(config):
+    """Let fences of mermaid be drawn."""
+    config.mdx_configs.setdefault("pymdownx.superfences", {})["custom_fences"] = [
+        {"name": "mermaid", "class": "diagram", "format": _diagram}
+    ]
+    return config
+
+
+def on_files(files: Files, config) -> Files:
+    """Add what pages link to and is not in `docs`: the project's own pages, and source code."""
+    for name, page in PROJECT.items():
+        files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
+    linked = {
+        path
+        for file in files.documentation_pages()
+        for path in _linked_paths(file.src_uri, file.content_string)
+        if path.suffix == ".py"
+    }
+    for path in sorted(linked):
+        uri = _source_uri(path)
+        files.append(File.generated(config, uri, content=_source_page(path), inclusion=InclusionLevel.NOT_IN_NAV))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page, config, files) -> str:
+    """Let links that leave `docs` lead to the pages made for them."""
+
+    def rewritten(found: re.Match[str]) -> str:
+        path = _path_of(page.file.src_uri, found["target"])
+        uri = PROJECT.get(_relative(path))
+        if uri is None and path.is_relative_to(DOCS) and path.suffix == ".md":
+            uri = path.relative_to(DOCS).as_posix()
+        if uri is None and path.suffix == ".py":
+            uri = _source_uri(path)
+        if uri is None:
+            return found[0]
+        return f"]({posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))}{found['anchor'] or ''})"
+
+    return _LINK.sub(rewritten, markdown)
+
+
+def _linked_paths(page: str, markdown: str) -> set[Path]:
+    paths = {_path_of(page, found["target"]) for found in _LINK.finditer(markdown)}
+    return {path for path in paths if path.is_file()}
+
+
+def _path_of(page: str, target: str) -> Path:
+    """Return the file that a link on a page leads to; pages of the project lie at the root of the repository."""
+    folder = ROOT if page in PROJECT.values() else (DOCS / page).parent
+    return (folder / target).resolve()
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+def _source_uri(path: Path) -> str:
+    return f"source/{_relative(path)}.md"
+
+
+def _source_page(path: Path) -> str:
+    return (
+        f"---\nsearch:\n  exclude: true\n---\n\n# {_relative(path)}\n\n`````python\n{path.read_text('utf-8')}\n`````\n"
+    )
+
+
+def _diagram(source: str, language: str, css_class: str, options, md, **_) -> str:
+    return f'<div class="{css_class}" tabindex="0">{_drawn(source)}</div>'
+
+
+@functools.cache
+def _drawn(source: str) -> str:
+    """Draw a diagram, or take it from the cache of an earlier build: drawing one takes a second or two."""
+    name = hashlib.sha256(f"{mermaidx.__version__}\n{_DIAGRAMS}\n{source}".encode()).hexdigest()[:16]
+    cached = Path(tempfile.gettempdir()) / f"cqrs_sync-diagram-{name}.svg"
+    if cached.exists():
+        return cached.read_text("utf-8")
+    svg = mermaidx.render(source, config=_DIAGRAMS).svg().replace("my-svg", f"diagram-{name}")
+    # On a phone a wide diagram is scrolled, not made too small to read.
+    svg = re.sub(
+        r'style="max-width: ([\d.]+)px;',
+        lambda found: f'style="max-width: {found[1]}px; min-width: {min(float(found[1]), 700) * 0.8:.0f}px;',
+        svg,
+        count=1,
+    )
+    cached.write_text(svg, "utf-8")
+    return svg

@@ -6,7 +6,7 @@ import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -153,7 +153,7 @@ def test_a_task_is_sent_when_celerys_broker_is_back(project, redis_url, tmp_path
     proxy = TcpProxy(url.hostname, url.port or 6379)
     with proxy, ThreadPoolExecutor(1) as others, worker(project, tmp_path):
         proxy.cut()
-        behind = urlunsplit(url._replace(netloc=f"127.0.0.1:{proxy.port}"))
+        behind = f"redis://127.0.0.1:{proxy.port}{url.path}"
         placing = others.submit(run, ["placing.py"], tmp_path, {**project, "REDIS_URL": behind})
         eventually((tmp_path / "refused").exists, 30)
         assert invoices(tmp_path) == {1: 0}

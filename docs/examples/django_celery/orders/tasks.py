@@ -12,13 +12,13 @@ from orders.messages import PlaceOrder, WriteInvoice
 @shared_task(bind=True, autoretry_for=(OperationalError, cqrs.InboxUnavailable), retry_backoff=True)
 def place_order(self: Task, customer: str) -> int:
     # Retries and redeliveries of a task have its id: the order is placed once.
-    return mediator.send(PlaceOrder(customer), timeout=20)
+    return mediator.send(PlaceOrder(customer), idempotency_key=self.request.id, timeout=20)
 
 
 @shared_task(autoretry_for=(OperationalError, cqrs.InboxUnavailable), retry_backoff=True)
 def write_invoice(order_id: int) -> None:
     # A durable handler may send this task twice, with two ids: the key names the invoice.
-    mediator.send(WriteInvoice(order_id), once=str(order_id), timeout=20)
+    mediator.send(WriteInvoice(order_id), idempotency_key=str(order_id), timeout=20)
 
 
 @shared_task

@@ -74,7 +74,7 @@ class AlreadyBound(InvalidBinding):
 
 
 class InvalidMessage(ConfigurationError):
-    """A message class lacks a topic, a stable name or the field of its key."""
+    """A message class lacks a constructor, a topic, a stable name or the field of its key."""
 
 
 class HandlerNotFound(ConfigurationError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from cqrs_sync.errors import InvalidMessage
 
@@ -19,7 +19,28 @@ R_co = TypeVar("R_co", covariant=True)
 EventType = TypeVar("EventType", bound="type[Event]")
 
 
-class Request(Generic[R_co]):
+class _Message:
+    """Says what is missing if a message class has fields and nothing that makes a constructor of them."""
+
+    __slots__ = ()
+
+    # Type checkers must go on refusing arguments that no constructor takes.
+    if not TYPE_CHECKING:
+
+        def __init__(self, *values: Any, **fields: Any) -> None:
+            following = super().__init__
+            if (values or fields) and getattr(following, "__objclass__", None) is object:
+                title = type(self).__qualname__
+                if _fields_of(type(self)):
+                    raise InvalidMessage(f"{title} has fields and no constructor: write @attrs.frozen above the class")
+                raise TypeError(f"{title}() takes no arguments")
+            following(*values, **fields)
+
+        # Otherwise pydantic would call it for each model that it reads.
+        __init__.__pydantic_base_init__ = True
+
+
+class Request(_Message, Generic[R_co]):
     """A command or a query. `R` is the type of its response."""
 
     __slots__ = ()
@@ -65,7 +86,7 @@ def _describe(cls: type[Any], *, topic: str | None, name: str | None, version: s
     )
 
 
-class Event:
+class Event(_Message):
     """
     Something that has happened.
 

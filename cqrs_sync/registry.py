@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from types import SimpleNamespace
+from typing import Any, ForwardRef, NamedTuple, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
@@ -360,11 +361,7 @@ def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[ty
     declared = _declared(handler, role, messages)
     message_type = arguments[0] if len(arguments) == 2 else declared
     if message_type is None:
-        raise InvalidBinding(
-            f"{_title(handler)} does not say which {messages.__name__.lower()} it handles: "
-            f"write {role.__name__}[<{messages.__name__}>, ...], annotate its first parameter, "
-            f"or call bind(<{messages.__name__}>, {_title(handler)})"
-        )
+        raise InvalidBinding(_why_undeclared(handler, role, messages))
     message_type = get_origin(message_type) or message_type
     if not (isinstance(message_type, type) and issubclass(message_type, messages)):
         raise InvalidBinding(f"{_title(message_type)} cannot be bound: it is not {_a(messages.__name__)}")
@@ -431,9 +428,36 @@ def _declared(handler: Any, role: type, messages: type) -> type | None:
     parameters = list(inspect.signature(handler).parameters.values())
     if not parameters:
         raise InvalidBinding(f"{_title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
-    annotation = _hints(handler).get(parameters[0].name)
+    annotation = _annotation(handler, parameters[0])
     origin = get_origin(annotation) or annotation
     return origin if isinstance(origin, type) and issubclass(origin, messages) else None
+
+
+def _why_undeclared(handler: Any, role: type, messages: type) -> str:
+    """Say why a handler declares no message: it names none, something else, or a name that cannot be looked up."""
+    title, kind, by_hand = _title(handler), messages.__name__, f"bind(<{messages.__name__}>, {_title(handler)})"
+    if isinstance(handler, type):
+        written = f"{role.__name__}[<{kind}>, ...]"
+        declared = next(_type_arguments(handler, role), None)
+        if declared is not None and not isinstance(declared, TypeVar):
+            return f"{title} is a {role.__name__} of {_type_name(declared)}, which is not {_a(kind)} class: {written}"
+        return f"{title} does not say which {kind.lower()} it handles: write {written} or {by_hand}"
+    parameter = next(iter(inspect.signature(handler).parameters.values()))
+    annotation = _annotation(handler, parameter)
+    if annotation is parameter.empty:
+        return (
+            f"{title} does not say which {kind.lower()} it handles: annotate its first parameter with the "
+            f"{kind.lower()}, or call {by_hand}"
+        )
+    if isinstance(annotation, str):
+        return (
+            f"{title} annotates its first parameter with {annotation!r}, which its module does not define: correct the "
+            f"name, import it outside of `if TYPE_CHECKING`, or call {by_hand}"
+        )
+    return (
+        f"{title} annotates its first parameter with {_type_name(annotation)}, which is not {_a(kind)} class: annotate "
+        f"it with one, or call {by_hand}"
+    )
 
 
 def _declared_by_class(handler: type, role: type, messages: type) -> type | None:
@@ -446,25 +470,43 @@ def _declared_by_class(handler: type, role: type, messages: type) -> type | None
         raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")
     if _is_asynchronous(cast("Any", handler).handle):
         raise InvalidBinding(f"{handler.__qualname__}.handle is a coroutine function: this library is synchronous")
+    for declared in _type_arguments(handler, role):
+        origin = get_origin(declared) or declared
+        if isinstance(origin, type) and issubclass(origin, messages):
+            return origin
+    return None
+
+
+def _type_arguments(handler: type, role: type) -> Iterator[Any]:
+    """Yield what the handler's class and its bases write into `role[...]`, in the place of the message."""
     for base in handler.__mro__:
         for generic in base.__dict__.get("__orig_bases__", ()):
             if isinstance(get_origin(generic), type) and issubclass(cast("Any", get_origin(generic)), role):
-                declared = get_args(generic)[0]
-                origin = get_origin(declared) or declared
-                if isinstance(origin, type) and issubclass(origin, messages):
-                    return origin
-    return None
+                yield get_args(generic)[0]
 
 
 def _is_asynchronous(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """Return the annotation of a parameter; a string if it is a name that cannot be looked up."""
+    annotation = parameter.annotation
+    if not isinstance(annotation, str):
+        return annotation
+    inner = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    scope = getattr(inner, "__globals__", None) or getattr(type(inner).__call__, "__globals__", {})
     try:
-        return get_type_hints(function)
-    except Exception:  # noqa: BLE001 -- a name under TYPE_CHECKING, or an object without annotations
-        return dict(getattr(function, "__annotations__", {}))
+        # This one alone: others may be names under TYPE_CHECKING.
+        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]
+    except Exception:  # noqa: BLE001 -- the annotation may be any text
+        return annotation
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, ForwardRef):
+        return repr(annotation.__forward_arg__)
+    return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)
 
 
 def _a(noun: str) -> str:

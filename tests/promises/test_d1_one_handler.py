@@ -320,6 +320,15 @@ def annotated_otherwise(request: UserJoined) -> None:
     pass
 
 
+def misspelt(request: JoinMeting) -> str:  # noqa: F821
+    return "never called"
+
+
+class OtherAnswers(cqrs.RequestHandler[str, str]):
+    def handle(self, request):
+        return "never called"
+
+
 def takes_nothing() -> str:
     return "for nobody"
 
@@ -340,7 +349,15 @@ def takes_nothing() -> str:
         ([JoinMeeting, None], "None is neither a RequestHandler class nor a function"),
         ([takes_nothing], "takes_nothing takes no argument: it must take the request"),
         ([unannotated], r"unannotated does not say which request it handles: .* call bind\(<Request>, unannotated\)"),
-        ([annotated_otherwise], "annotated_otherwise does not say which request it handles"),
+        (
+            [annotated_otherwise],
+            "annotates its first parameter with UserJoined, which is not a Request class: annotate",
+        ),
+        ([misspelt], "misspelt annotates its first parameter with 'JoinMeting', which its module does not define"),
+        (
+            [OtherAnswers],
+            r"OtherAnswers is a RequestHandler of str, which is not a Request class: RequestHandler\[<Req",
+        ),
         ([Answers], r"Answers does not say which request it handles: write RequestHandler\[<Request>, \.\.\.\]"),
         ([UserJoined, join], "UserJoined cannot be bound: it is not a Request"),
         ([str, join], "str cannot be bound: it is not a Request"),

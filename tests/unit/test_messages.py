@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 
 import attrs
+import pydantic
 import pytest
 
 import cqrs_sync as cqrs
@@ -220,3 +221,46 @@ def test_requests_are_of_two_kinds():
     assert issubclass(cqrs.Command, cqrs.Request)
     assert issubclass(cqrs.Query, cqrs.Request)
     assert not issubclass(cqrs.Event, cqrs.Request)
+
+
+class Undecorated(cqrs.Command[None]):
+    meeting_id: str
+
+
+class UndecoratedEvent(cqrs.NotificationEvent, topic="meetings", name="meeting.left"):
+    meeting_id: str
+
+
+class WithoutFields(cqrs.Command[None]):
+    pass
+
+
+@pytest.mark.parametrize("message_type", [Undecorated, UndecoratedEvent])
+def test_a_class_with_fields_and_no_constructor_says_what_is_missing(message_type):
+    with pytest.raises(
+        cqrs.InvalidMessage, match=r"has fields and no constructor: write @attrs.frozen above the class"
+    ):
+        message_type("weekly")
+
+
+def test_a_class_without_fields_takes_no_arguments():
+    WithoutFields()
+    with pytest.raises(TypeError, match=r"WithoutFields\(\) takes no arguments"):
+        WithoutFields("weekly")
+
+
+def test_constructors_of_other_bases_and_of_the_class_itself_are_called():
+    class Model(cqrs.DomainEvent, pydantic.BaseModel):
+        meeting_id: str
+
+    class Own(cqrs.Command[None]):
+        def __init__(self, meeting_id):
+            super().__init__()
+            self.meeting_id = meeting_id
+
+    assert not Model.__pydantic_custom_init__
+    assert ["weekly"] * 3 == [
+        Model(meeting_id="weekly").meeting_id,
+        Model.model_validate({"meeting_id": "weekly"}).meeting_id,
+        Own("weekly").meeting_id,
+    ]

@@ -267,6 +267,20 @@ def test_a_wrong_binding_is_refused_when_it_is_bound(events, arguments, words):
     assert [] == list(events)
 
 
+def test_the_event_is_read_from_an_annotation_whatever_the_others_are(events):
+    """
+    Others may be names that only type checkers know.
+    """
+
+    def on_base(event: "Base", session: "Session") -> None:  # noqa: F821, UP037
+        pass
+
+    events.bind(on_base)
+    events.bind(partial(on_base, session=None))
+
+    assert [Base, Base] == [binding.message_type for binding in events]
+
+
 class CalledSomeTime:
     async def __call__(self, event: Base) -> None:
         pass

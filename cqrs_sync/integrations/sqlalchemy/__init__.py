@@ -8,7 +8,7 @@ inbox = SQLAlchemyInbox(sessions)
 ```
 
 `stores` has the outbox and the inbox, `tables` the tables that you create. `sessions` opens a transaction per
-command, and runs what waits for its commit. `database` gives the stores their connections.
+command, and `commit_hooks` runs what waits for its commit. `database` gives the stores their connections.
 """
 
 from __future__ import annotations

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
+
+
+class Default(Enum):
+    """The default of an argument for which None means "none"."""
+
+    #: Made by `bootstrap`, in the database of the transactions.
+    IN_DATABASE = "in the database"
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
-from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
+from cqrs_sync.integrations.sqlalchemy import ExternalSessions, Sessions, SQLAlchemyInbox, inbox_table
 from cqrs_sync.testing.contracts.inbox import InboxContract, InboxFeatures
 from tests.contracts.databases import ApplicationSessions, Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteByDefault
 
@@ -62,7 +62,7 @@ class WithApplicationSessions(ApplicationSessions, SQLAlchemyContract):
 
     @pytest.fixture
     def inbox(self, engine, effects, registry):
-        return SQLAlchemyInbox(engine, session=registry)
+        return SQLAlchemyInbox(ExternalSessions(registry, engine=engine))
 
 
 @pytest.mark.broker
@@ -72,7 +72,7 @@ class TestOnPostgreSQL(OnPostgreSQL, SQLAlchemyContract):
 
 @pytest.mark.broker
 class TestOnPostgreSQLWithApplicationSessions(OnPostgreSQL, WithApplicationSessions):
-    features = InboxFeatures(opens=False)
+    pass
 
 
 @pytest.mark.broker
@@ -98,4 +98,4 @@ class TestOnSQLiteByDefault(OnSQLiteByDefault, SQLAlchemyContract):
 
 
 class TestOnSQLiteWithApplicationSessions(OnSQLite, WithApplicationSessions):
-    features = InboxFeatures(has_concurrent_writers=False, opens=False)
+    features = InboxFeatures(has_concurrent_writers=False)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import sessionmaker
 
 import cqrs_sync as cqrs
-from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, SQLAlchemyOutbox, tables
+from cqrs_sync.integrations.sqlalchemy import ExternalSessions, Sessions, SQLAlchemyOutbox, tables
 from cqrs_sync.testing.contracts.outbox import OutboxContract, OutboxFeatures
 from cqrs_sync.testing.contracts.transactions import OpenTransactionsContract
 from tests.contracts.databases import ApplicationSessions, Effects, OnMariaDB, OnPostgreSQL, OnSQLite, OnSQLiteByDefault
@@ -49,11 +49,11 @@ class SQLAlchemyContract(OutboxContract):
 class WithApplicationSessions(ApplicationSessions, SQLAlchemyContract):
     @pytest.fixture
     def outbox(self, engine, created, registry):
-        return SQLAlchemyOutbox(engine, session=lambda: registry)
+        return SQLAlchemyOutbox(ExternalSessions(lambda: registry, engine=engine))
 
     @pytest.fixture
     def lenient_outbox(self, engine, created, registry):
-        return SQLAlchemyOutbox(engine, session=registry, on_no_transaction=cqrs.OnNoTransaction.OPEN)
+        return SQLAlchemyOutbox(ExternalSessions(registry), on_no_transaction=cqrs.OnNoTransaction.OPEN)
 
 
 @pytest.mark.broker
@@ -164,19 +164,19 @@ class ApplicationSessionsContract(ApplicationSessions, WithEffects):
 
     @pytest.fixture
     def transactions(self, registry):
-        return SessionTransactions(registry)
+        return ExternalSessions(registry)
 
 
-class TestSessionTransactions(OnSQLite, ApplicationSessionsContract):
+class TestExternalSessions(OnSQLite, ApplicationSessionsContract):
     pass
 
 
 @pytest.mark.broker
-class TestSessionTransactionsOnPostgreSQL(OnPostgreSQL, ApplicationSessionsContract):
+class TestExternalSessionsOnPostgreSQL(OnPostgreSQL, ApplicationSessionsContract):
     pass
 
 
-class TestSessionTransactionsOfBlocks(TestSessionTransactions):
+class TestExternalSessionsOfBlocks(TestExternalSessions):
     """The blocks of SQLAlchemy itself."""
 
     @pytest.fixture

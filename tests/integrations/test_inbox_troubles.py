@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 import cqrs_sync as cqrs
-from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
+from cqrs_sync.integrations.sqlalchemy import ExternalSessions, Sessions, SQLAlchemyInbox, inbox_table
 from cqrs_sync.testing.contracts.inbox import Holder
 from cqrs_sync.testing.waiting import BOUND
 from tests.waiting import eventually
@@ -170,7 +170,7 @@ def test_sessions_on_another_database_are_refused(tmp_path):
     The receipt and the effect could not commit together.
     """
     here, there = (sa.create_engine(f"sqlite:///{tmp_path}/{name}.db") for name in ("here", "there"))
-    inbox = SQLAlchemyInbox(here, session=Sessions(sessionmaker(there)))
+    inbox = SQLAlchemyInbox(Sessions(sessionmaker(there), engine=here))
     words = r"sessions are on .*there\.db.*and the inbox is on .*here\.db"
     with pytest.raises(cqrs.NotInTransaction, match=words), inbox.once("1"):
         pass
@@ -178,15 +178,22 @@ def test_sessions_on_another_database_are_refused(tmp_path):
     there.dispose()
 
 
-def test_the_inbox_does_not_open_the_applications_sessions(tmp_path):
+def test_the_inbox_begins_a_transaction_in_the_applications_session(tmp_path):
     """
-    The error says how to open one.
+    It commits it at the end of the block.
     """
+    metadata = sa.MetaData()
+    inbox_table(metadata)
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db")
-    inbox = SQLAlchemyInbox(engine, session=scoped_session(sessionmaker(engine)))
-    with pytest.raises(cqrs.NotInTransaction, match=r"open one around this.*Sessions\(sessionmaker"), inbox.once("1"):
-        pass
+    metadata.create_all(engine)
+    inbox = SQLAlchemyInbox(ExternalSessions(scoped_session(sessionmaker(engine))))
+    first = []
+    for _ in range(2):
+        with inbox.once("1") as receipt:
+            first.append(receipt.is_first)
     engine.dispose()
+
+    assert [True, False] == first
 
 
 def test_a_bad_name_of_a_table_is_refused():

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import cqrs_sync as cqrs
 from cqrs_sync.errors import ConfigurationError, NotInTransaction, OutboxNotInstalled, OutboxUnavailable
-from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyOutbox, begin_immediate, tables
+from cqrs_sync.integrations.sqlalchemy import ExternalSessions, Sessions, SQLAlchemyOutbox, begin_immediate, tables
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.outbox import DeadLetterSelection
 from cqrs_sync.testing.contracts.outbox import LONG, claim, published
@@ -181,10 +181,10 @@ def test_rows_can_be_read_with_the_tables(each_engine):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (lambda engine: SQLAlchemyOutbox(Sessions(lambda: Session(engine))), "session=sessions"),
+        (lambda engine: SQLAlchemyOutbox(Sessions(lambda: Session(engine))), "engine=engine"),
         (SQLAlchemyOutbox, "db.session"),
-        (lambda engine: SQLAlchemyOutbox(sessionmaker(engine)), "SQLAlchemyOutbox"),
-        (lambda engine: SQLAlchemyOutbox(autocommitting(engine), session=lambda: None), "which commits each statement"),
+        (lambda engine: SQLAlchemyOutbox(sessionmaker(engine)), "Sessions"),
+        (lambda engine: SQLAlchemyOutbox(Sessions(autocommitting(engine))), "which commits each statement"),
     ],
 )
 def test_wrong_arguments_are_errors_with_the_way_out(engine, given, words):
@@ -207,12 +207,12 @@ def test_begin_immediate_is_for_sqlite():
         begin_immediate(sa.create_engine("postgresql+psycopg://nobody@127.0.0.1/nowhere"))
 
 
-def test_sessions_without_an_engine_need_one_beside_them(engine):
+def test_a_function_that_makes_sessions_needs_the_engine_beside_it(engine):
     """
-    As if a function makes sessions.
+    What it returns is not known before it is called.
     """
-    sessions = Sessions(lambda: Session(engine))
-    outbox = SQLAlchemyOutbox(engine, session=sessions)
+    sessions = Sessions(lambda: Session(engine), engine=engine)
+    outbox = SQLAlchemyOutbox(sessions)
     with sessions.begin():
         outbox.add([published("1")])
     with pytest.raises(NotInTransaction, match="no transaction is open"):
@@ -226,13 +226,14 @@ def test_a_session_may_have_several_engines(engine, tmp_path):
     `bind_arguments` choose the engine of the outbox.
     """
     other = sqlite(tmp_path / "other.db")
-    sessions = Sessions(sessionmaker(binds={ORDERS: engine, STOCK: other}))
-    outbox = SQLAlchemyOutbox(engine, session=sessions, bind_arguments={"clause": ORDERS})
-    unsure = SQLAlchemyOutbox(engine, session=sessions)
+    maker = sessionmaker(binds={ORDERS: engine, STOCK: other})
+    sessions = Sessions(maker, engine=engine, bind_arguments={"clause": ORDERS})
+    unsure = Sessions(maker, engine=engine)
+    outbox = SQLAlchemyOutbox(sessions)
     with sessions.begin():
         outbox.add([published("1")])
-        with pytest.raises(NotInTransaction):
-            unsure.add([published("2")])
+    with unsure.begin(), pytest.raises(NotInTransaction):
+        SQLAlchemyOutbox(unsure).add([published("2")])
     other.dispose()
 
     assert ["1"] == claim(outbox)
@@ -242,11 +243,12 @@ def test_the_error_names_the_other_database_of_the_transaction(engine, tmp_path)
     """
     The message and the change it announces could not commit together.
     """
-    other = Sessions(sessionmaker(sqlite(tmp_path / "other.db")))
-    outbox = SQLAlchemyOutbox(engine, session=other)
+    there = sqlite(tmp_path / "other.db")
+    other = Sessions(sessionmaker(there), engine=engine)
+    outbox = SQLAlchemyOutbox(other)
     with other.begin(), pytest.raises(NotInTransaction, match=r"other\.db"):
         outbox.add([published("1")])
-    other.engine.dispose()
+    there.dispose()
 
     assert [] == claim(outbox)
 
@@ -257,7 +259,7 @@ def test_a_session_on_a_connection_writes_there(engine):
     """
     with engine.connect() as connection, connection.begin() as transaction:
         session = Session(connection, join_transaction_mode="create_savepoint")
-        outbox = SQLAlchemyOutbox(engine, session=lambda: session)
+        outbox = SQLAlchemyOutbox(ExternalSessions(lambda: session, engine=engine))
         with session.begin():
             outbox.add([published("1")])
         assert 1 == connection.scalar(sa.select(sa.func.count()).select_from(OUTBOX.messages))
@@ -502,7 +504,7 @@ def test_a_session_works_after_a_transaction_that_could_not_commit(mariadb):
     rivals = Rivals(mariadb, caught=True)
     with mariadb.connect() as connection:
         session = Session(connection)
-        outbox = SQLAlchemyOutbox(mariadb, session=lambda: session)
+        outbox = SQLAlchemyOutbox(ExternalSessions(lambda: session, engine=mariadb))
         session.execute(ORDERS.insert().values(name="lamp"))
         outbox.add([published("1")])
         with mariadb.begin() as other:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scop
 
 import cqrs_sync as cqrs
 from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.integrations.sqlalchemy import Sessions, SessionTransactions, begin_immediate
+from cqrs_sync.integrations.sqlalchemy import ExternalSessions, Sessions, begin_immediate
 from cqrs_sync.testing.waiting import in_forked_child, in_threads
 
 
@@ -237,7 +237,7 @@ def kind(request, sessions, engine):
     if request.param == "ours":
         yield SimpleNamespace(transactions=sessions, begin=sessions.begin)
     else:
-        yield SimpleNamespace(transactions=SessionTransactions(registry), begin=begin)
+        yield SimpleNamespace(transactions=ExternalSessions(registry), begin=begin)
     registry.remove()
 
 
@@ -316,7 +316,7 @@ def test_a_closed_session_runs_no_hooks(engine):
     Nor does the next transaction of the same session.
     """
     session = Session(engine)
-    transactions = SessionTransactions(lambda: session)
+    transactions = ExternalSessions(lambda: session)
     calls = []
     session.connection()
     transactions.on_commit(lambda: calls.append("never"))
@@ -333,7 +333,7 @@ def test_hooks_can_use_the_applications_session(engine):
     The same session, also at the end of its `with` block, and afterwards.
     """
     session = Session(engine)
-    transactions = SessionTransactions(lambda: session)
+    transactions = ExternalSessions(lambda: session)
 
     def place(name):
         with session.begin():
@@ -352,7 +352,7 @@ def test_a_with_block_stays_closed_after_a_commit_inside_it(engine):
     SQLAlchemy's own check still holds for code after a manual commit.
     """
     session = Session(engine)
-    transactions = SessionTransactions(lambda: session)
+    transactions = ExternalSessions(lambda: session)
     with pytest.raises(InvalidRequestError, match="closed transaction"), session.begin():  # noqa: PT012 -- as above
         transactions.on_commit(lambda: session.scalar(sa.select(1)))
         session.commit()
@@ -369,6 +369,6 @@ def test_a_thread_without_a_session_has_no_transaction(engine):
         raise RuntimeError("Working outside of application context.")
 
     assert [False] * 3 == [
-        SessionTransactions(session).active() for session in (lambda: None, outside_of_an_application, registry)
+        ExternalSessions(session).active() for session in (lambda: None, outside_of_an_application, registry)
     ]
     assert not registry.registry.has()

@@ -14,12 +14,12 @@ from sqlalchemy.orm import Session, sessionmaker
 import cqrs_sync as cqrs
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.integrations.sqlalchemy import (
+    ExternalSessions,
     Sessions,
-    SessionTransactions,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
+    commit_hooks,
     inbox_table,
-    sessions,
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
@@ -215,7 +215,7 @@ def test_x1_sessions_of_the_application_do_not_commit_a_lost_transaction_either(
     """
     calls = []
     with Session(engine) as session:
-        transactions = SessionTransactions(lambda: session)
+        transactions = ExternalSessions(lambda: session)
         session.execute(NAMES.insert().values(name="lamp"))
         transactions.on_commit(lambda: calls.append("never"))
         caught(session)
@@ -229,7 +229,7 @@ def test_x1_a_driver_that_does_not_tell_is_asked(engine, monkeypatch):
     """
     Only then: it costs a round trip.
     """
-    monkeypatch.setattr(sessions, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
+    monkeypatch.setattr(commit_hooks, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
     lost, good = Shop(engine, caught), Shop(engine, caught_in_a_savepoint)
     with lost.mediator, pytest.raises(cqrs.TransactionLost, match=WORDS):
         lost.mediator.send(Buy())

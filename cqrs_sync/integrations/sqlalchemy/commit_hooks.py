@@ -61,9 +61,6 @@ class CommitHooks:
         hooks: CommitHooks | None = session.info.get(_KEY)
         if hooks is None:
             hooks = session.info[_KEY] = cls(deferred=deferred)
-            event.listen(session, "before_commit", hooks.before_commit)
-            event.listen(session, "after_commit", hooks.after_commit)
-            event.listen(session, "after_transaction_end", hooks.after_block_end)
         return hooks
 
     def add(self, session: Session, callback: Callback) -> None:
@@ -78,6 +75,10 @@ class CommitHooks:
         """
         if not all(each.is_active or each in self._committed for each in blocks):
             raise rolled_back_error(_BY_APPLICATION, _SAVEPOINT)
+
+    def has_committed(self, block: SessionTransaction) -> bool:
+        """Tell whether this block has been committed."""
+        return block in self._committed
 
     def before_commit(self, session: Session) -> None:
         """Refuse to commit a transaction that the database has rolled back, in part or as a whole."""
@@ -117,6 +118,33 @@ class CommitHooks:
                 callback()
             except Exception:
                 logger.exception("the after-commit callback %r failed; the commit stands", callback)
+
+
+def listen_to_commits() -> None:
+    """
+    Listen to all sessions, once: to listen to each new session would take longer than to make it.
+
+    The listeners come first. One of the application's that raises would keep later ones from being called.
+    """
+    if not event.contains(Session, "after_commit", _after_commit):
+        event.listen(Session, "before_commit", _before_commit, insert=True)
+        event.listen(Session, "after_transaction_end", _after_block_end, insert=True)
+        event.listen(Session, "after_commit", _after_commit, insert=True)
+
+
+def _before_commit(session: Session) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.before_commit(session)
+
+
+def _after_commit(session: Session) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.after_commit(session)
+
+
+def _after_block_end(session: Session, block: SessionTransaction) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.after_block_end(session, block)
 
 
 def open_blocks(session: Session) -> Iterator[SessionTransaction]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from cqrs_sync.integrations.sqlalchemy.commit_hooks import (
     note_half_lost_transactions,
     open_blocks,
 )
-from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, SessionTransactions
+from cqrs_sync.integrations.sqlalchemy.sessions import SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import (
     OUTBOX,
@@ -37,20 +37,13 @@ _PLACEHOLDER = re.compile("%([%s])")
 class SessionDatabase:
     """A database that `engine` connects to, and on which sessions have their transactions."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        sessions: SessionTransactions,
-        table_names: Sequence[str],
-        bind_arguments: Mapping[str, Any],
-        store: StoreKind,
-    ) -> None:
-        self._engine = engine
+    def __init__(self, sessions: SessionTransactions, table_names: Sequence[str], store: StoreKind) -> None:
+        self._engine = engine = _engine_of(sessions, store)
         self._sessions = sessions
         self._table_names = table_names
         self._store = store
         #: The application's transactions on this database.
-        self.transactions = EngineTransactions(engine, sessions, bind_arguments)
+        self.transactions = EngineTransactions(engine, sessions)
         self.dialect = _dialect_of(engine, store)
         self._kept_for_parent: list[object] = []
         note_half_lost_transactions(engine)
@@ -60,6 +53,8 @@ class SessionDatabase:
         """Return the connection on which the calling thread has a transaction open, None if it has none."""
         session = self.transactions.open_session()
         if session is None:
+            if self._store is OUTBOX:
+                self._sessions.check_not_committed()
             return None
         # A missing table is reported as ours; everything else is the application's to handle.
         return self._connection_of(session, self._not_installed)
@@ -78,11 +73,6 @@ class SessionDatabase:
     @contextmanager
     def application_transaction(self) -> Iterator[SessionConnection]:
         """Open a session with a transaction for the block, and commit it at the end."""
-        if not isinstance(self._sessions, Sessions):
-            raise NotInTransaction(
-                f"the {self._store.name} cannot open a transaction in the application's own sessions: open one "
-                "around this, or let a middleware do so; or make the sessions with Sessions(sessionmaker(engine))"
-            )
         with ExitStack() as stack:
             try:
                 session = stack.enter_context(self._sessions.begin())
@@ -103,7 +93,7 @@ class SessionDatabase:
         """Return the connection of a session. Raises TransactionLost if its transaction would not be committed."""
         hooks, blocks = self._sessions.commit_hooks(session), tuple(open_blocks(session))
         hooks.check_not_rolled_back(blocks)
-        connection = session.connection(bind_arguments=self.transactions.bind_arguments)
+        connection = session.connection(bind_arguments=self._sessions.bind_arguments)
         check_not_aborted(connection)
 
         def is_open() -> bool:
@@ -225,8 +215,7 @@ class SessionConnection:
 class EngineTransactions:
     """The transactions of sessions, as far as they are on one engine's database."""
 
-    def __init__(self, engine: Engine, sessions: SessionTransactions, bind_arguments: Mapping[str, Any]) -> None:
-        self.bind_arguments = dict(bind_arguments)
+    def __init__(self, engine: Engine, sessions: SessionTransactions) -> None:
         self._engine = engine
         self._sessions = sessions
 
@@ -248,9 +237,23 @@ class EngineTransactions:
     def bind_of(self, session: Session) -> Engine | None:
         """Return the engine that a session writes to; None if that depends on what is written."""
         try:
-            return session.get_bind(**self.bind_arguments).engine
+            return session.get_bind(**self._sessions.bind_arguments).engine
         except UnboundExecutionError:
             return None
+
+
+def _engine_of(sessions: SessionTransactions, store: StoreKind) -> Engine:
+    if not isinstance(sessions, SessionTransactions):
+        raise ConfigurationError(
+            f"the {store.name} takes Sessions(engine), or ExternalSessions(db.session, engine=db.engine) for the "
+            f"sessions of an application that has its own, not {type(sessions).__qualname__}"
+        )
+    if sessions.engine is None:
+        raise ConfigurationError(
+            f"the {store.name} cannot tell which database these sessions are on: name it with "
+            f"{type(sessions).__name__}(..., engine=engine)"
+        )
+    return sessions.engine
 
 
 def _dialect_of(engine: Engine, store: StoreKind) -> Dialect:

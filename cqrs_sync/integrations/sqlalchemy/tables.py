@@ -42,8 +42,13 @@ def tables(
     """
     Put the tables of an outbox on `metadata`: `create_all` makes them, and Alembic sees them.
 
-    If they have other names, or are in a schema, pass the returned record to the outbox.
+    Tables of these names that are there already are returned. If they have other names, or are in a schema, pass the
+    returned record to the outbox.
     """
+    message_table = _table_on(metadata, messages, schema)
+    delivery_table = _table_on(metadata, deliveries, schema)
+    if message_table is not None and delivery_table is not None:
+        return OutboxTables(message_table, delivery_table)
     message_table = sa.Table(
         messages,
         metadata,
@@ -90,8 +95,12 @@ def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str =
     """
     Put the table of an inbox on `metadata`, as `tables` does for an outbox.
 
-    If it has another name, or is in a schema, pass the returned table to the inbox.
+    A table of this name that is there already is returned. If it has another name, or is in a schema, pass the returned
+    table to the inbox.
     """
+    known = _table_on(metadata, name, schema)
+    if known is not None:
+        return known
     return sa.Table(
         name,
         metadata,
@@ -104,3 +113,8 @@ def inbox_table(metadata: sa.MetaData, *, schema: str | None = None, name: str =
         schema=schema,
         **_OPTIONS,
     )
+
+
+def _table_on(metadata: sa.MetaData, name: str, schema: str | None) -> sa.Table | None:
+    schema = metadata.schema if schema is None else schema
+    return metadata.tables.get(name if schema is None else f"{schema}.{name}")

@@ -88,16 +88,17 @@ def test_every_option_is_listed_with_its_default(name):
     }
 
 
-def test_what_djangos_bootstrap_adds_is_listed():
-    """The page has what Django's `bootstrap` takes beside the options of the core's, or with other defaults."""
+@pytest.mark.parametrize("integration", [django, sqlalchemy], ids=["django", "sqlalchemy"])
+def test_what_the_bootstrap_of_an_integration_adds_is_listed(integration):
+    """The page has what it takes beside the options of the core's, or with other defaults."""
     core = _options(cqrs_sync.bootstrap)
     added = {
         option: default
-        for option, default in _options(django.bootstrap).items()
+        for option, default in _options(integration.bootstrap).items()
         if option not in core or default != core[option]
     }
 
-    assert added.keys() == _rows("cqrs_sync.integrations.django.bootstrap").keys()
+    assert added.keys() == _rows(f"{integration.__name__}.bootstrap").keys()
 
 
 def test_every_extra_is_listed():

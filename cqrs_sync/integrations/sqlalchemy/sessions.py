@@ -345,7 +345,7 @@ class ExternalSessions(SessionTransactions):
         Give the handler of a message a transaction in the calling thread's session.
 
         Inside of a transaction that `begin` has opened a command is a savepoint. Queries, and events that are handled
-        inline, join the transaction of the session, whoever commits it.
+        inline, join the transaction of the session, and its owner commits it.
         """
         if not isinstance(message, Command) and self._joins(message):
             return call_next(message)

@@ -191,10 +191,9 @@ def configure_logging() -> None:
         logging.getLogger().addHandler(handler)
         if logging.getLogger("cqrs_sync").level == logging.NOTSET:
             logging.getLogger("cqrs_sync").setLevel(logging.INFO)
-    # The clients of brokers log an outage many times a second; the workers log it once.
-    for vendor in ("pika", "kafka"):
-        if logging.getLogger(vendor).level == logging.NOTSET:
-            logging.getLogger(vendor).setLevel(logging.CRITICAL)
+    # kafka-python logs an outage many times a second; the workers log it once.
+    if logging.getLogger("kafka").level == logging.NOTSET:
+        logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class _StandardErrorHandler(logging.StreamHandler):  # type: ignore[type-arg]

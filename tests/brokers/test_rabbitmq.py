@@ -461,3 +461,23 @@ def _made(kind: type[Exception]) -> Exception:
             repr(error)
             return error
     raise AssertionError(f"how is {kind} made?")
+
+
+@pytest.mark.parametrize(("level", "shown"), [(logging.INFO, False), (logging.DEBUG, True)], ids=["info", "debug"])
+def test_lines_of_pika_are_left_out_unless_its_logger_is_at_debug(connect, caplog, level, shown):
+    """What the caller gets says it once."""
+    broker = connect(f"amqp://guest:guest@127.0.0.1:{free_port()}/", publish_timeout=0.3)
+    with caplog.at_level(level), pytest.raises(PublishFailed, match="connection refused"):
+        broker.publish([message("meetings")])
+
+    assert shown == any(record.name.startswith("pika") for record in caplog.records)
+
+
+def test_connections_that_the_application_makes_with_pika_log_as_before(connect, caplog):
+    closed = f"amqp://guest:guest@127.0.0.1:{free_port()}/"
+    with pytest.raises(PublishFailed):
+        connect(closed, publish_timeout=0.3).publish([message("meetings")])
+    with pytest.raises(pika.exceptions.AMQPConnectionError):
+        pika.BlockingConnection(pika.URLParameters(closed))
+
+    assert {"MainThread"} == {record.threadName for record in caplog.records if record.name.startswith("pika")}

@@ -26,6 +26,7 @@ from pika.connection import Parameters
 from cqrs_sync.errors import DeliveryError
 from cqrs_sync.integrations.rabbitmq.amqp import CHANNEL, RawDelivery, cut_deliveries
 from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent
+from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
 from cqrs_sync.retry import exponential_delay
 
 logger = logging.getLogger(__name__)
@@ -291,6 +292,7 @@ class ConnectionThread:
                 thread.start()
                 self._thread = thread
 
+    @quiet_pika()
     def _run(self) -> None:
         finished = False
         while not finished:

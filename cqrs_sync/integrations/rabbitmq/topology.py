@@ -19,6 +19,7 @@ from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import PikaConnection, address_of
 from cqrs_sync.integrations.rabbitmq.errors import describe
+from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
 
 #: The longest name of a group with its exchange: the names of its other queues are longer.
 _LONGEST_NAME = SHORT - 32
@@ -212,6 +213,7 @@ class AdminConnection:
         self._channel: Channel | None = None
         self._error: Exception | None = None
 
+    @quiet_pika()
     def request(self, send: Callable[[Channel, OnAnswer], None]) -> Any:
         """Let `send` send a request; return the answer's method, or ChannelClosedByBroker if the broker refuses."""
         if self._channel is None:
@@ -229,6 +231,7 @@ class AdminConnection:
             return answer
         return answer.method
 
+    @quiet_pika()
     def __enter__(self) -> Self:
         self._loop.activate_poller()
         try:
@@ -266,6 +269,7 @@ class AdminConnection:
         self._loop.process_timeouts()
         self._loop.remove_timeout(timer)
 
+    @quiet_pika()
     def _close(self) -> None:
         deadline = time.monotonic() + _CLOSE_TIMEOUT
         connection = self._connection

@@ -40,6 +40,10 @@ class Tab:
         """Prefer `light` or `dark`."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
+    def set_cookie(self, url: str, name: str, value: str) -> None:
+        """Set a cookie for a site."""
+        self._call("Network.setCookie", url=url, name=name, value=value)
+
     def open(self, url: str) -> None:
         """Open a page and wait until it is loaded."""
         self._call("Page.navigate", url=url)

@@ -1,5 +1,5 @@
 """
-The broker socket: publish outgoing messages, receive incoming ones, set failed ones aside.
+The broker socket: publish outgoing messages, receive incoming ones, keep those that failed.
 
 A backend is any object with these methods. Each method states its promises, and
 `cqrs_sync.testing.contracts.broker` tests them.
@@ -7,7 +7,7 @@ A backend is any object with these methods. Each method states its promises, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -46,22 +46,46 @@ class IncomingMessage:
     content_type: str | None = None
     key: str | None = None
     attributes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    #: Notes from when it was set aside, such as `attempts` and `reason`.
+    #: Notes of the group that has deferred it, such as `attempts` and `reason`.
     notes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+
+def _topics(topics: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(topics, str):
+        raise TypeError(f"the topics of a group are a list: write [{topics!r}]")
+    return tuple(dict.fromkeys(topics))
+
+
+def _delays(delays: Iterable[float]) -> tuple[float, ...]:
+    return tuple(delays)
 
 
 @attrs.frozen
 class Group:
-    """A group of consumers: its subscriptions share its messages, and those that it has set aside."""
+    """
+    A group of consumers: its subscriptions share the messages of its topics, its deferred messages and dead letters.
+
+    Raises ValueError or TypeError for values that no broker takes.
+    """
 
     name: str
-    topics: tuple[str, ...]
-    #: Delays in seconds for messages that are set aside. Each delay has a queue or topic of its own.
-    delays: tuple[float, ...] = ()
+    topics: tuple[str, ...] = attrs.field(converter=_topics)
+    #: Delays in seconds for messages that are deferred. Each delay has a queue or topic of its own.
+    delays: tuple[float, ...] = attrs.field(default=(), converter=_delays)
     #: Messages with the same key are received in order, however many subscriptions there are.
     ordered: bool = True
     #: The most unsettled messages of a subscription.
     prefetch: int = PREFETCH
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"a group needs a name, such as that of the service, not {self.name!r}")
+        if not self.topics or not all(isinstance(topic, str) and topic for topic in self.topics):
+            raise ValueError(f"the group {self.name!r} needs topics that have names, not {list(self.topics)!r}")
+        if not all(delay > 0 for delay in self.delays):
+            raise ValueError(f"the delays of a group are seconds above 0, not {list(self.delays)!r}")
+        if self.prefetch < 1:
+            raise ValueError(f"the prefetch of a group is 1 or more, not {self.prefetch!r}")
 
 
 @attrs.frozen
@@ -70,14 +94,14 @@ class GroupBacklog:
 
     #: Messages that no subscription has received, by topic, queue or partition.
     waiting: Mapping[str, int]
-    #: Messages that are set aside for a while.
+    #: Deferred messages.
     delayed: int
     #: Dead letters.
     dead: int
 
 
 @attrs.frozen
-class Piece:
+class TopologyItem:
     """One thing that a group needs on its broker: an exchange, a queue, a binding, a topic."""
 
     kind: str
@@ -115,7 +139,7 @@ class Delivery(Protocol):
 
     @property
     def message(self) -> IncomingMessage:
-        """The message. One that was set aside has its original topic."""
+        """The message. One that was deferred has its original topic."""
 
     @property
     def origin(self) -> str:
@@ -130,7 +154,7 @@ class Delivery(Protocol):
         """
 
     @property
-    def lapsed(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether it is stale: the broker delivers it again, here or elsewhere, and to settle it does nothing."""
 
     def ack(self) -> None:
@@ -207,56 +231,46 @@ class Subscription(Protocol):
 
 @runtime_checkable
 class ReceivingBroker(MessageBroker, Protocol):
-    """A broker that also delivers."""
-
-    def subscribe(self, *topics: str, group: str) -> Subscription:
-        """
-        Receive the messages of these topics.
-
-        Each group receives each message; its subscriptions share them.
-        Messages wait for a group from its first subscription on.
-        """
-
-
-@runtime_checkable
-class GroupBroker(ReceivingBroker, Protocol):
     """
-    A broker for consumers: each group keeps its failed messages in queues or topics of its own.
+    A broker that also delivers: each group keeps its failed messages in queues or topics of its own.
 
-    `set_aside` copies a message there, and the consumer settles the original afterwards: if the process dies in
-    between, the message exists twice. All methods are safe from any thread and raise BrokerUnavailable if the
-    broker cannot be reached. A subscription is for one thread.
+    `defer` and `add_dead_letters` copy a message there, and the consumer settles the original afterwards: if the
+    process dies in between, the message exists twice. All methods are safe from any thread and raise
+    BrokerUnavailable if the broker cannot be reached. A subscription is for one thread.
     """
 
-    def join(self, group: Group, /) -> Subscription:
+    def subscribe(self, group: Group, /) -> Subscription:
         """
-        Receive the messages of the group's topics, and those that it has set aside once their delay is over.
+        Receive the messages of the group's topics, and those that it has deferred once their delay is over.
 
-        It creates the queues and topics that are missing, unless the broker was configured to declare nothing.
-        Messages wait for a group from its first subscription on, or from `build`. Raises ConfigurationError if
+        Each group receives each message; its subscriptions share them. It creates the queues and topics that are
+        missing, unless the broker was configured to declare nothing. Messages wait for a group from its first
+        subscription on, or from `apply_topology`. The caller closes the subscription. Raises ConfigurationError if
         a queue or topic exists and differs.
         """
 
-    def set_aside(
-        self,
-        messages: Sequence[IncomingMessage],
-        group: Group,
-        /,
-        *,
-        after: float | None,
-        timeout: float | None = None,
+    def defer(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float, timeout: float | None = None
     ) -> None:
         """
         Keep messages for the group, with their notes; return when the broker has confirmed all of them.
 
-        This group alone receives them again in `after` seconds: 0, or one of its delays. None makes
-        them dead letters. Attributes and notes that are too large for the broker are cut or left out,
-        the body never. `timeout` is that of `publish`.
+        This group alone receives them again in `after` seconds: 0, or one of its delays. Attributes and notes that
+        are too large for the broker are cut or left out, the body never. `timeout` is that of `publish`.
 
         Raises PublishFailed, and ValueError for a delay that the group does not have.
         """
 
-    def dead(self, group: Group, /) -> Subscription:
+    def add_dead_letters(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, timeout: float | None = None
+    ) -> None:
+        """
+        Keep messages as dead letters of the group, with their notes; promises and raises what `defer` does.
+
+        Nothing delivers them again but `read_dead_letters`.
+        """
+
+    def read_dead_letters(self, group: Group, /) -> Subscription:
         """
         Receive the group's dead letters, oldest first. `ack` removes one; unsettled ones stay.
 
@@ -266,10 +280,10 @@ class GroupBroker(ReceivingBroker, Protocol):
     def backlog(self, group: Group, /) -> GroupBacklog:
         """Count the messages that wait for the group."""
 
-    def topology(self, group: Group, /) -> Sequence[Piece]:
+    def inspect_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Return what the group needs and its state; create nothing."""
 
-    def build(self, group: Group, /) -> Sequence[Piece]:
+    def apply_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """
         Create what the group needs and is missing, and return the state of everything.
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cqrs_sync.broker import Group, GroupBroker
+from cqrs_sync.broker import Group, ReceivingBroker
 from cqrs_sync.consumer import Consumer, broker_of, group_of
 from cqrs_sync.errors import (
     BrokerUnavailable,
@@ -251,7 +251,7 @@ def open_group(
     retry_delays: tuple[float, ...] | None,
     inline_limit: float | None,
     ordered: bool | None,
-) -> Iterator[tuple[GroupBroker, Group]]:
+) -> Iterator[tuple[ReceivingBroker, Group]]:
     """Give the broker and the group to a block, and turn their errors into one line."""
     application = application_of(context)
     consumer = application.consumer()
@@ -265,10 +265,10 @@ def open_group(
         yield broker_of(mediator), group_of(mediator, name, topics=topics, ordered=ordered, **retry)
 
 
-def warn_if_unknown(broker: GroupBroker, group: Group) -> None:
+def warn_if_unknown(broker: ReceivingBroker, group: Group) -> None:
     """Warn on standard error if the broker has no queue or topic of this group: its name may be wrong."""
-    own = [piece for piece in broker.topology(group) if group.name in piece.name]
-    if own and all(piece.state == "missing" for piece in own):
+    own = [item for item in broker.inspect_topology(group) if group.name in item.name]
+    if own and all(item.state == "missing" for item in own):
         click.echo(
             f"the broker has no queue or topic of the group {group.name!r}: no consumer of it has run yet, or its name "
             "is different",

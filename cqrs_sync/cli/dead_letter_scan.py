@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from cqrs_sync.broker import Delivery, Group, GroupBroker, IncomingMessage, Subscription
+from cqrs_sync.broker import Delivery, Group, IncomingMessage, ReceivingBroker, Subscription
 
 #: Dead letters that are changed together, and those that a scan holds unsettled, at most.
 BATCH, _PREFETCH = 100, 200
@@ -49,13 +49,13 @@ def id_of(message: IncomingMessage) -> str:
     return f"blake2b-{hashlib.blake2b(message.body, digest_size=8).hexdigest()}"
 
 
-def browse(broker: GroupBroker, group: Group) -> Iterator[IncomingMessage]:
+def browse(broker: ReceivingBroker, group: Group) -> Iterator[IncomingMessage]:
     """Read the dead letters of a group, oldest first, at most 65,535 of them. All of them stay where they are."""
     total = min(broker.backlog(group).dead, _MOST_UNSETTLED)
     if not total:
         return
     timeout = _FIRST
-    with broker.dead(attrs.evolve(group, prefetch=total)) as subscription:
+    with broker.read_dead_letters(attrs.evolve(group, prefetch=total)) as subscription:
         for _ in range(total):
             delivery = subscription.receive(timeout)
             if delivery is None:
@@ -75,7 +75,7 @@ class DeadLetterScan:
 
     def __init__(
         self,
-        broker: GroupBroker,
+        broker: ReceivingBroker,
         group: Group,
         chosen: DeadLetterFilter,
         handle: Callable[[Sequence[IncomingMessage]], object],
@@ -103,7 +103,7 @@ class DeadLetterScan:
         """Scan; yields 1 for each dead letter it reads. Raises KeyboardInterrupt if it is cancelled."""
         if not self.total:
             return
-        with self._broker.dead(attrs.evolve(self._group, prefetch=_PREFETCH)) as subscription:
+        with self._broker.read_dead_letters(attrs.evolve(self._group, prefetch=_PREFETCH)) as subscription:
             yield from self._scan(subscription)
 
     def _scan(self, subscription: Subscription) -> Iterator[int]:
@@ -137,7 +137,7 @@ class DeadLetterScan:
         end = unsettled.index(matching[-1]) + 1 if matching else len(unsettled)
         others = [delivery for delivery in unsettled[:end] if delivery not in matching]
         if others:
-            self._broker.set_aside([delivery.message for delivery in others], self._group, after=None)
+            self._broker.add_dead_letters([delivery.message for delivery in others], self._group)
         if matching:
             self._handle([delivery.message for delivery in matching])
         for delivery in unsettled[:end]:

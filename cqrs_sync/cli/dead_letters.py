@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import attrs
 import click
 
-from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
+from cqrs_sync.broker import Group, IncomingMessage, ReceivingBroker
 from cqrs_sync.cli.app import CHECK_FAILED, open_group, open_outbox, warn_if_unknown
 from cqrs_sync.cli.bulk import BulkJob, bulk_options, confirm, require_confirmation
 from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, browse, id_of
@@ -349,7 +349,7 @@ class GroupDeadLetters:
     id_name, id_type = "id", click.STRING
     columns = ("id", "type", "key", "attempts", "at", "reason")
 
-    def __init__(self, broker: GroupBroker, group: Group) -> None:
+    def __init__(self, broker: ReceivingBroker, group: Group) -> None:
         self._broker = broker
         self._group = group
 
@@ -412,7 +412,7 @@ class GroupDeadLetters:
         return job, {"dead": scan.total, _PAST[action]: scan.handled, "put_back": scan.put_back}
 
     def _replay(self, messages: Sequence[IncomingMessage]) -> None:
-        self._broker.set_aside([_cleared(message) for message in messages], self._group, after=0)
+        self._broker.defer([_cleared(message) for message in messages], self._group, after=0)
 
 
 def _facts_of_message(message: IncomingMessage, *, body: bool = False) -> dict[str, Any]:

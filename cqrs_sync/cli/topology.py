@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import click
 
-from cqrs_sync.broker import Group, Piece
+from cqrs_sync.broker import Group, TopologyItem
 from cqrs_sync.cli.app import CHECK_FAILED, open_group
 from cqrs_sync.cli.options import HELP, CommandGroup, group_options, json_option
 from cqrs_sync.cli.output import print_json, print_line, print_table, printable
@@ -32,8 +32,8 @@ def plan(context: click.Context, /, *, as_json: bool, **location: Any) -> None:
     be reached.
     """
     with open_group(context, **location) as (broker, group):
-        pieces = broker.topology(group)
-    _print_and_exit(group, pieces, as_json=as_json)
+        items = broker.inspect_topology(group)
+    _print_and_exit(group, items, as_json=as_json)
 
 
 @topology.command()
@@ -48,17 +48,17 @@ def apply(context: click.Context, /, *, as_json: bool, **location: Any) -> None:
     `plan` afterwards.
     """
     with open_group(context, **location) as (broker, group):
-        pieces = broker.build(group)
-    _print_and_exit(group, pieces, as_json=as_json)
+        items = broker.apply_topology(group)
+    _print_and_exit(group, items, as_json=as_json)
 
 
-def _print_and_exit(group: Group, pieces: Sequence[Piece], *, as_json: bool) -> None:
-    rows = [attrs.asdict(piece) for piece in pieces]
+def _print_and_exit(group: Group, items: Sequence[TopologyItem], *, as_json: bool) -> None:
+    rows = [attrs.asdict(item) for item in items]
     if as_json:
-        print_json({"group": group.name, "pieces": rows})
+        print_json({"group": group.name, "items": rows})
     else:
         print_table(("state", "kind", "name", "details"), rows)
-        for piece in pieces:
-            if piece.trouble:
-                print_line(f"{piece.kind} {printable(piece.name)}: {printable(piece.trouble)}")
-    sys.exit(CHECK_FAILED if any(piece.state in {"missing", "different"} for piece in pieces) else 0)
+        for item in items:
+            if item.trouble:
+                print_line(f"{item.kind} {printable(item.name)}: {printable(item.trouble)}")
+    sys.exit(CHECK_FAILED if any(item.state in {"missing", "different"} for item in items) else 0)

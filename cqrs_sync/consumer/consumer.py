@@ -9,7 +9,7 @@ from typing import Self
 
 import attrs
 
-from cqrs_sync.broker import PREFETCH, Group, GroupBroker, Subscription
+from cqrs_sync.broker import PREFETCH, Group, ReceivingBroker, Subscription
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue
 from cqrs_sync.consumer.processor import (
     DEFAULT_RETRY,
@@ -201,7 +201,7 @@ class Consumer:
             except InboxUnavailable as error:
                 raise InboxUnavailable(f"the inbox cannot be reached: {error}") from error
             self._inbox.release_connection()
-        return self.broker.join(self.group)
+        return self.broker.subscribe(self.group)
 
     def _why_not_ready(self) -> str:
         if self.is_connected:
@@ -239,10 +239,10 @@ def group_of(
     return Group(name, found, delays, keyed if ordered is None else ordered, prefetch)
 
 
-def broker_of(mediator: Mediator) -> GroupBroker:
+def broker_of(mediator: Mediator) -> ReceivingBroker:
     """Return the broker of a mediator. Raises ConfigurationError if it cannot consume."""
     broker = mediator.wiring.broker
-    if not isinstance(broker, GroupBroker):
+    if not isinstance(broker, ReceivingBroker):
         what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which cannot consume"
         raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one that can")
     return broker

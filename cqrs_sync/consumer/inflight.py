@@ -45,7 +45,7 @@ class InFlightMessage:
     runs_alone: bool = False
     #: Where the broker has to keep it, if nothing else is left to do: the message with its notes, and for how many
     #: seconds; None is for good, as a dead letter.
-    to_set_aside: tuple[IncomingMessage, float | None] | None = None
+    to_keep: tuple[IncomingMessage, float | None] | None = None
     #: The error of its handlers, if it becomes a dead letter.
     error: BaseException | None = None
     #: Whether it was handled, or the broker keeps it elsewhere.
@@ -156,7 +156,7 @@ class KeyedQueue:
     def message_done(self, item: InFlightMessage) -> None:
         """Remove a message that is done, and have it acked: the next one of its key may run."""
         with self._lock:
-            if item.is_done and item.delivery.lapsed:
+            if item.is_done and item.delivery.is_stale:
                 self._remember(item.identity)
             if item.next is not None:
                 self._ready.append(item.next)
@@ -220,7 +220,7 @@ class KeyedQueue:
         """Return the next message that this consumer still owns; drops those it does not."""
         while self._ready:
             item = self._ready[0] if rank is None else min(self._ready, key=rank)
-            if not item.delivery.lapsed:
+            if not item.delivery.is_stale:
                 return item
             self._drop(item)
         return None
@@ -233,7 +233,7 @@ class KeyedQueue:
         """
         self._ready.remove(head)
         item: InFlightMessage | None = head
-        while item is not None and item.delivery.lapsed:
+        while item is not None and item.delivery.is_stale:
             self._by_id.pop(item.queue_id, None)
             item = item.next
         if item is not None:
@@ -244,7 +244,7 @@ class KeyedQueue:
     def _put(self, item: InFlightMessage) -> bool:
         known = self._by_id.get(item.identity)
         if known is not None:
-            if known.delivery.lapsed:
+            if known.delivery.is_stale:
                 # A redelivery of a message in flight: this is the delivery to settle now.
                 known.delivery = item.delivery
                 return True

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import attrs
 
-from cqrs_sync.broker import Group, GroupBroker, IncomingMessage
+from cqrs_sync.broker import Group, IncomingMessage, ReceivingBroker
 from cqrs_sync.consumer.inflight import InFlightMessage, KeyedQueue, number_in
 from cqrs_sync.errors import (
     ConfigurationError,
@@ -34,7 +34,7 @@ PARKED = 86_400
 #: Seconds between two probes while the circuit is open, at first and at most.
 _PROBE_FIRST, _PROBE_MOST = 0.25, 5.0
 #: Seconds until the next attempt to defer a message or to make it a dead letter.
-_SET_ASIDE_RETRY = 1.0
+_KEEP_RETRY = 1.0
 #: Without an inbox the broker counts deliveries, and a crash counts for all messages the process had: allow so many,
 #: and run a message alone from so many on.
 _WITHOUT_INBOX = 20, 2, "it was delivered {} times and never settled"
@@ -190,7 +190,7 @@ class MessageProcessor:
         self,
         receive: Callable[[IncomingMessage], object],
         inbox: Inbox | None,
-        broker: GroupBroker,
+        broker: ReceivingBroker,
         group: Group,
         queue: KeyedQueue,
         policy: MessageFailurePolicy,
@@ -214,8 +214,8 @@ class MessageProcessor:
 
     def process(self, item: InFlightMessage) -> float | None:
         """Handle a message; returns the seconds until its next attempt, None if it is done."""
-        delay = None if item.to_set_aside is not None else self._try(item)
-        return delay if item.to_set_aside is None else self._hand_to_broker(item)
+        delay = None if item.to_keep is not None else self._try(item)
+        return delay if item.to_keep is None else self._hand_to_broker(item)
 
     def _try(self, item: InFlightMessage) -> float | None:
         """Handle it. After a failure decide where it goes, or return the seconds to wait."""
@@ -297,7 +297,7 @@ class MessageProcessor:
         )
         if is_inline:
             return delay
-        self._prepare_set_aside(item, error, delay)
+        self._prepare_copy(item, error, delay)
         return None
 
     def _make_dead_letter(self, item: InFlightMessage, error: BaseException | str) -> None:
@@ -307,7 +307,7 @@ class MessageProcessor:
             self._change_count(item, self._inbox.reset_attempts)
         item.failed_attempts = max(1, item.failed_attempts)
         item.error = error if isinstance(error, EventsFailed) else None
-        self._prepare_set_aside(item, error, None)
+        self._prepare_copy(item, error, None)
 
     def _on_unknown(self, item: InFlightMessage, error: UnknownMessageType) -> None:
         policy, name = self._policy.on_unknown, item.delivery.message.attributes.get("type", "?")[:200]
@@ -325,9 +325,9 @@ class MessageProcessor:
         elif policy is OnUnknownType.DEAD_LETTER or rounds * delays[-1] >= PARKED:
             self._make_dead_letter(item, error)
         else:
-            self._prepare_set_aside(item, error, delays[-1], parked=str(rounds + 1))
+            self._prepare_copy(item, error, delays[-1], parked=str(rounds + 1))
 
-    def _prepare_set_aside(
+    def _prepare_copy(
         self, item: InFlightMessage, error: BaseException | str, delay: float | None, **notes: str
     ) -> None:
         """Note on the message what happened, and for how long the broker has to keep it; None is for good."""
@@ -344,18 +344,21 @@ class MessageProcessor:
         }
         if isinstance(error, EventsFailed):
             noted["handlers"] = ", ".join(sorted({failure.handler for failure in error.failures}))
-        item.to_set_aside = attrs.evolve(message, notes=noted), delay
+        item.to_keep = attrs.evolve(message, notes=noted), delay
 
     def _hand_to_broker(self, item: InFlightMessage) -> float | None:
         """Give the message to the broker, for its delay or as a dead letter."""
-        assert item.to_set_aside is not None
-        message, delay = item.to_set_aside
+        assert item.to_keep is not None
+        message, delay = item.to_keep
         try:
-            self._broker.set_aside([message], self._group, after=delay)
+            if delay is None:
+                self._broker.add_dead_letters([message], self._group)
+            else:
+                self._broker.defer([message], self._group, after=delay)
         except CqrsError as error:
             what = "made a dead letter" if delay is None else "deferred"
-            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _SET_ASIDE_RETRY, error)
-            return _SET_ASIDE_RETRY
+            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _KEEP_RETRY, error)
+            return _KEEP_RETRY
         item.is_done = True
         if delay is None:
             words, notes = "%s from %s is a dead letter after %s attempt(s): %s", message.notes

@@ -73,15 +73,13 @@ def broker_of(url: str) -> ReceivingBroker:
         case "amqp" | "amqps":
             from cqrs_sync.integrations.rabbitmq import RabbitMQBroker  # noqa: PLC0415 -- optional
 
-            # RabbitMQ deletes the queue of a run a minute after its end.
+            # RabbitMQ deletes the queues of a run a minute after its end.
             return RabbitMQBroker(url, exchange="cqrs-demo", queue_arguments={"x-expires": 60_000})
         case "kafka" | "kafkas":
             from cqrs_sync.integrations.kafka import KafkaBroker  # noqa: PLC0415 -- optional
 
             # Some brokers let a new group wait for half a session.
-            return KafkaBroker.from_url(
-                url, consumer_config={"session_timeout_ms": 6000, "heartbeat_interval_ms": 2000}
-            )
+            return KafkaBroker(url, consumer_config={"session_timeout_ms": 6000, "heartbeat_interval_ms": 2000})
     raise ValueError(f"choose {_URLS}")
 
 

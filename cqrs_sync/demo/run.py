@@ -14,7 +14,7 @@ import attrs
 import punq
 
 import cqrs_sync as cqrs
-from cqrs_sync.broker import ReceivingBroker, Subscription
+from cqrs_sync.broker import Group, ReceivingBroker, Subscription
 from cqrs_sync.demo import meetings
 from cqrs_sync.middleware import CallNext
 
@@ -93,7 +93,7 @@ class DemoRun:
         senders = [threading.Thread(target=self._send, args=(number,), daemon=True) for number in range(_SENDERS)]
         try:
             # First of all: a broker may refuse messages while there is no queue for them.
-            with self._broker.subscribe(self._topic, group=f"demo-{self._name}") as subscription:
+            with self._broker.subscribe(Group(f"demo-{self._name}", [self._topic])) as subscription:
                 self.began = time.monotonic()
                 for sender in senders:
                     sender.start()

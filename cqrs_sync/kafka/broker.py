@@ -7,9 +7,8 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
 
-from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Subscription, TopologyItem
 from cqrs_sync.context import earliest_deadline
 from cqrs_sync.errors import ClosedError, ConfigurationError, PublishFailed
 from cqrs_sync.kafka.client import TopicAdmin
@@ -56,11 +55,6 @@ class BaseKafkaBroker(ABC):
         # No call of `publish` runs when it is collected.
         weakref.finalize(self, publisher.close, 0.0).atexit = False
 
-    @classmethod
-    def from_url(cls, url: str, **options: Any) -> Self:
-        """Make a broker from `kafka://user:password@host:port,host:port?option=value`."""
-        return cls(url, **options)  # type: ignore[arg-type]  # a subclass takes it
-
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
         self._check_open()
@@ -69,49 +63,46 @@ class BaseKafkaBroker(ABC):
         if failures:
             raise PublishFailed(failures)
 
-    def subscribe(self, *topics: str, group: str) -> Subscription:
+    def subscribe(self, group: Group, /) -> Subscription:
         """
-        Receive what is published to these topics.
-
-        The first subscription of a group starts at the end of each topic; from then on the broker keeps the group's
-        offsets. Raises BrokerUnavailable, and ConfigurationError for a topic that does not exist and that the broker
-        does not create.
-        """
-        if not topics:
-            raise ConfigurationError("there is nothing to subscribe to: name a topic")
-        return self._subscribe(SubscriptionPlan.of(topics, group), _left(self._until()))
-
-    def join(self, group: Group, /) -> Subscription:
-        """
-        Receive what is published to the group's topics, and what it has set aside for a while when that is over.
+        Receive what is published to the group's topics, and what it has deferred when that is due.
 
         Creates the group's own topics that are missing. A new group starts at the end of the topics it receives from;
         from then on the broker keeps its offsets. A record that is not due yet holds up those behind it in its retry
-        topic, and nothing else.
+        topic, and nothing else. Raises BrokerUnavailable, and ConfigurationError for a topic that does not exist and
+        that the broker does not create.
         """
         topics = GroupTopics(group)
         until = self._until()
         self._declare_topics(topics, topics.own, until)
         return self._subscribe(topics.plan(), _left(until))
 
-    def set_aside(
-        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
+    def defer(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float, timeout: float | None = None
     ) -> None:
         """
         Keep messages for the group, with their notes; returns when the broker has confirmed all of them.
 
-        Raises PublishFailed, whose messages name the retry topic or the dead letter topic.
+        Raises PublishFailed, whose messages name the retry topic.
         """
-        topic = GroupTopics(group).topic_for(after)
-        deferred = deferred_messages(messages, topic, after=after, limit=self._settings.largest_record)
-        self.publish(deferred, timeout=timeout)
+        self._keep(messages, GroupTopics(group).retry_topic(after), after, timeout)
 
-    def dead(self, group: Group, /) -> Subscription:
+    def add_dead_letters(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, timeout: float | None = None
+    ) -> None:
+        """
+        Keep messages as dead letters; returns when the broker has confirmed all of them.
+
+        Raises PublishFailed, whose messages name the dead letter topic.
+        """
+        self._keep(messages, GroupTopics(group).dead, None, timeout)
+
+    def read_dead_letters(self, group: Group, /) -> Subscription:
         """
         Receive the group's dead letters, oldest first: `ack` removes one, an unsettled one stays.
 
-        For one reader at a time. Letters are removed in their order: if a later one is settled first, the next reader
-        receives both it and the earlier one.
+        For one reader at a time. Dead letters are removed in their order: if a later one is settled first, the next
+        reader receives both it and the earlier one.
         """
         topics = GroupTopics(group)
         until = self._until()
@@ -128,13 +119,13 @@ class BaseKafkaBroker(ABC):
             offsets = admin.offsets(existing, group.name) if existing else {}
             return topics.backlog(offsets, list(dead_letters.values()))
 
-    def topology(self, group: Group, /) -> Sequence[Piece]:
+    def inspect_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Look at the topics that the group needs; changes nothing."""
         topics = GroupTopics(group)
         with self._admin(_left(self._until())) as admin:
-            return self._pieces(admin, topics)
+            return self._items(admin, topics)
 
-    def build(self, group: Group, /) -> Sequence[Piece]:
+    def apply_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """
         Create the topics that are missing, those the group receives from as well, and return all as they are then.
 
@@ -143,12 +134,12 @@ class BaseKafkaBroker(ABC):
         topics = GroupTopics(group)
         until = self._until()
         with self._admin(_left(until)) as admin:
-            missing = [piece.name for piece in self._pieces(admin, topics) if piece.state == "missing"]
+            missing = [item.name for item in self._items(admin, topics) if item.state == "missing"]
             counts = topics.partition_counts(self._partitions)
             self._create(admin, {topic: counts[topic] for topic in missing})
-            built = self._pieces(admin, topics)
+            applied = self._items(admin, topics)
         self._subscribe(topics.offsets_plan(), _left(until)).close()
-        return built
+        return applied
 
     def close(self, timeout: float = 5.0) -> None:
         """Close connections and threads within `timeout` seconds. A second call does nothing."""
@@ -175,6 +166,12 @@ class BaseKafkaBroker(ABC):
         if self._closed:
             raise ClosedError(f"this {type(self).__name__} is closed")
 
+    def _keep(
+        self, messages: Sequence[IncomingMessage], topic: str, after: float | None, timeout: float | None
+    ) -> None:
+        copies = deferred_messages(messages, topic, after=after, limit=self._settings.largest_record)
+        self.publish(copies, timeout=timeout)
+
     def _until(self) -> float:
         return earliest_deadline(max(self._publish_timeout, _LEAST))
 
@@ -187,8 +184,8 @@ class BaseKafkaBroker(ABC):
         if topics:
             admin.create_topics(topics, self._replication_factor)
 
-    def _pieces(self, admin: TopicAdmin, topics: GroupTopics) -> list[Piece]:
-        return topics.pieces(admin.partition_counts(topics.partition_counts(self._partitions)), self._partitions)
+    def _items(self, admin: TopicAdmin, topics: GroupTopics) -> list[TopologyItem]:
+        return topics.items(admin.partition_counts(topics.partition_counts(self._partitions)), self._partitions)
 
 
 def _left(until: float) -> float:

@@ -77,7 +77,9 @@ class InitialOffsets:
         until = self._until if creates_topics else min(self._until, time.monotonic() + _NEW_TOPIC)
         while missing := set(topics) - (found := self._client.find_partitions(topics, self._left())).keys():
             if time.monotonic() >= until:
-                raise ConfigurationError(f"there is no topic {min(missing)!r} on the broker: create it")
+                # The topics of the plan come first, then those of its own.
+                first = next(topic for topic in topics if topic in missing)
+                raise ConfigurationError(f"there is no topic {first!r} on the broker: create it")
         return [(topic, number) for topic in topics for number in found[topic]]
 
     def _left(self) -> float:

@@ -133,7 +133,7 @@ class KafkaDelivery:
         return f"{self.partition.origin}@{self.offset}"
 
     @property
-    def lapsed(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether it was settled, or its partition belongs to another member by now."""
         return self._settle is None or self.partition.is_revoked
 

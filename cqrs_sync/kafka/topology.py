@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-from cqrs_sync.broker import Group, GroupBacklog, Piece
+from cqrs_sync.broker import Group, GroupBacklog, TopologyItem
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.kafka.client import Partition, PartitionOffsets
 from cqrs_sync.kafka.partitions import OwnedPartition
@@ -40,11 +40,6 @@ class SubscriptionPlan:
     #: Whether it takes all partitions without joining the group.
     standalone: bool = False
 
-    @classmethod
-    def of(cls, topics: tuple[str, ...], group: str) -> SubscriptionPlan:
-        """Read topics as a group without retry topics."""
-        return cls(group, topics, lambda topic, number: OwnedPartition(topic, number, window=_LEAST_WINDOW))
-
 
 class GroupTopics:
     """
@@ -62,8 +57,6 @@ class GroupTopics:
                 f"{group.name!r} cannot be a group: its topics are called after it,"
                 " so use letters, digits, '.', '_' and '-', 200 at most"
             )
-        if not group.topics:
-            raise ConfigurationError(f"the group {group.name} receives nothing: name a topic")
         for topic in group.topics:
             check_topic(topic, ConfigurationError)
         self.group = group
@@ -76,10 +69,8 @@ class GroupTopics:
         self.topics = (*group.topics, *self.retry)
         self.own = (*self.retry, self.dead)
 
-    def topic_for(self, delay: float | None) -> str:
-        """Return the retry topic of this delay, for None the dead letter topic; raises ValueError if there is none."""
-        if delay is None:
-            return self.dead
+    def retry_topic(self, delay: float) -> str:
+        """Return the retry topic of this delay; raises ValueError if there is none."""
         for topic, seconds in self.retry.items():
             if seconds == delay:
                 return topic
@@ -116,17 +107,17 @@ class GroupTopics:
         # Dead letters have one: they are read in their order.
         return {**dict.fromkeys(self.topics, partitions), self.dead: 1}
 
-    def pieces(self, existing: Mapping[str, int], partitions: int) -> list[Piece]:
+    def items(self, existing: Mapping[str, int], partitions: int) -> list[TopologyItem]:
         """Compare the topics that exist, and their partitions, with what the group needs."""
-        return [_piece(topic, existing.get(topic), count) for topic, count in self.partition_counts(partitions).items()]
+        return [_item(topic, existing.get(topic), count) for topic, count in self.partition_counts(partitions).items()]
 
     def missing(self, existing: Mapping[str, int], partitions: int, topics: Iterable[str]) -> dict[str, int]:
-        """Return which of these topics to create, with their partitions; raises ConfigurationError as `join` does."""
+        """Return which of these topics to create, with their partitions; raises ConfigurationError if one differs."""
         counts = self.partition_counts(partitions)
         for topic in topics:
-            piece = _piece(topic, existing.get(topic), counts[topic])
-            if piece.state == "different":
-                raise ConfigurationError(f"the topic {topic!r} {piece.trouble}")
+            item = _item(topic, existing.get(topic), counts[topic])
+            if item.state == "different":
+                raise ConfigurationError(f"the topic {topic!r} {item.trouble}")
         return {topic: counts[topic] for topic in topics if topic not in existing}
 
     def backlog(self, offsets: Mapping[Partition, PartitionOffsets], dead: Sequence[PartitionOffsets]) -> GroupBacklog:
@@ -142,19 +133,19 @@ class GroupTopics:
         return GroupBacklog(waiting, delayed, sum(one.lag for one in dead))
 
 
-def _piece(topic: str, existing: int | None, wanted: int) -> Piece:
+def _item(topic: str, existing: int | None, wanted: int) -> TopologyItem:
     if existing is None:
         details = f"{wanted} partition(s)" if wanted > 0 else "the broker's default number of partitions"
-        return Piece("topic", topic, details)
+        return TopologyItem("topic", topic, details)
     details = f"{existing} partition(s)"
     if existing >= wanted:
-        return Piece("topic", topic, details, "there")
+        return TopologyItem("topic", topic, details, "there")
     trouble = (
         f"has {existing} partition(s), {wanted} are asked for: ask for {existing}, or let the group finish what is in"
         f" it and run `kafka-topics.sh --alter --topic {topic} --partitions {wanted}`"
         " (keys move to other partitions then)"
     )
-    return Piece("topic", topic, details, "different", trouble)
+    return TopologyItem("topic", topic, details, "different", trouble)
 
 
 def _number(seconds: float) -> str:

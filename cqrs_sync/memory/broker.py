@@ -6,10 +6,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import attrs
 
-from cqrs_sync.broker import Delivery, Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece, Subscription
+from cqrs_sync.broker import Delivery, Group, GroupBacklog, IncomingMessage, OutgoingMessage, Subscription, TopologyItem
 from cqrs_sync.errors import ClosedError, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -65,38 +66,39 @@ class MemoryBroker:
         if failures:
             raise PublishFailed(failures)
 
-    def subscribe(self, *topics: str, group: str) -> MemorySubscription:
-        """Receive what is published to these topics from now on."""
-        return self._subscribe(Group(group, topics, ordered=False))
-
-    def join(self, group: Group, /) -> MemorySubscription:
-        """Receive what is published to the group's topics from now on, and what it has set aside for a while."""
+    def subscribe(self, group: Group, /) -> MemorySubscription:
+        """Receive what is published to the group's topics from now on, and what it has deferred."""
         if self._topics is not None and (missing := set(group.topics) - self._topics):
             raise ConfigurationError(f"there is no topic {min(missing)!r}")
-        return self._subscribe(group)
-
-    def set_aside(
-        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
-    ) -> None:
-        """Keep messages for the group, with their notes."""
-        del timeout
-        if after not in {None, 0, *group.delays}:
-            known = ", ".join(f"{delay:g}" for delay in group.delays) or "none"
-            raise ValueError(f"{group.name} has no delay of {after:g} s, only: {known}")
         with self._changed:
             self._check_open()
-            if self.fail_with is not None:
-                raise PublishFailed([(_outgoing(message), self.fail_with) for message in messages])
             queues = self._queues(group.name)
-            if after is None:
-                queues.dead.extend(messages)
-            else:
-                due = time.monotonic() + after
-                queues.delayed.extend((due, message) for message in messages)
-                queues.delayed.sort(key=lambda each: each[0])
-            self._changed.notify_all()
+            for topic in group.topics:
+                queues.by_topic.setdefault(topic, deque())
+        return MemorySubscription(self._changed, queues, group.topics, group.name, ordered=group.ordered)
 
-    def dead(self, group: Group, /) -> MemorySubscription:
+    def defer(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float, timeout: float | None = None
+    ) -> None:
+        """Keep messages for the group, with their notes, for `after` seconds."""
+        del timeout
+        if after not in {0, *group.delays}:
+            known = ", ".join(f"{delay:g}" for delay in group.delays) or "none"
+            raise ValueError(f"{group.name} has no delay of {after:g} s, only: {known}")
+        due = time.monotonic() + after
+        with self._kept(messages, group) as queues:
+            queues.delayed.extend((due, message) for message in messages)
+            queues.delayed.sort(key=lambda each: each[0])
+
+    def add_dead_letters(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, timeout: float | None = None
+    ) -> None:
+        """Keep messages as dead letters of the group, with their notes."""
+        del timeout
+        with self._kept(messages, group) as queues:
+            queues.dead.extend(messages)
+
+    def read_dead_letters(self, group: Group, /) -> MemorySubscription:
         """Receive the group's dead letters, oldest first."""
         with self._changed:
             self._check_open()
@@ -110,19 +112,19 @@ class MemoryBroker:
             waiting = {topic: len(queues.by_topic.get(topic, ())) for topic in group.topics}
             return GroupBacklog(waiting, len(queues.delayed) + len(queues.retries), len(queues.dead))
 
-    def topology(self, group: Group, /) -> Sequence[Piece]:
+    def inspect_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Return the group's queues; create nothing."""
         with self._changed:
             there = self._queues(group.name).by_topic
             return [
-                Piece("queue", f"{group.name}: {topic}", state="there" if topic in there else "missing")
+                TopologyItem("queue", f"{group.name}: {topic}", state="there" if topic in there else "missing")
                 for topic in group.topics
             ]
 
-    def build(self, group: Group, /) -> Sequence[Piece]:
+    def apply_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Create the group's queues."""
-        self.join(group).close()
-        return self.topology(group)
+        self.subscribe(group).close()
+        return self.inspect_topology(group)
 
     def close(self, timeout: float = 5.0) -> None:
         """Refuse further messages."""
@@ -134,13 +136,15 @@ class MemoryBroker:
         """Replace the lock: another thread of the parent may have held it."""
         self._changed = threading.Condition()
 
-    def _subscribe(self, group: Group) -> MemorySubscription:
+    @contextmanager
+    def _kept(self, messages: Sequence[IncomingMessage], group: Group) -> Iterator[GroupQueues]:
+        """Give the queues of a group that keeps messages."""
         with self._changed:
             self._check_open()
-            queues = self._queues(group.name)
-            for topic in group.topics:
-                queues.by_topic.setdefault(topic, deque())
-        return MemorySubscription(self._changed, queues, group.topics, group.name, ordered=group.ordered)
+            if self.fail_with is not None:
+                raise PublishFailed([(_outgoing(message), self.fail_with) for message in messages])
+            yield self._queues(group.name)
+            self._changed.notify_all()
 
     def _queues(self, group: str) -> GroupQueues:
         return self._groups.setdefault(group, GroupQueues())
@@ -285,7 +289,7 @@ class MemoryDelivery:
         return self._subscription.name
 
     @property
-    def lapsed(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether it is settled, or was given back when its subscription was closed."""
         return not self._subscription.is_unsettled(self)
 

@@ -25,7 +25,7 @@ from typing import Any
 from attrs import frozen
 
 import cqrs_sync as cqrs
-from cqrs_sync.broker import Group, GroupBroker
+from cqrs_sync.broker import Group, ReceivingBroker
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.testing.contracts.broker import message
 from tests.benchmarks.figures import Figure, table
@@ -67,11 +67,11 @@ def run(rounds: int) -> list[Figure]:
         ratios, rates = [], []
         for _ in range(rounds):
             with places() as (broker, group, loop):
-                broker.build(group)
+                broker.apply_topology(group)
                 _publish(broker)
                 by_hand = loop()
             with places() as (broker, group, _):
-                broker.build(group)
+                broker.apply_topology(group)
                 _publish(broker)
                 ours = _consumed(broker, group)
             ratios.append(by_hand / ours)
@@ -81,7 +81,7 @@ def run(rounds: int) -> list[Figure]:
     return figures
 
 
-def _publish(broker: GroupBroker) -> None:
+def _publish(broker: ReceivingBroker) -> None:
     for start in range(0, MESSAGES, 1000):
         broker.publish(
             [
@@ -92,7 +92,7 @@ def _publish(broker: GroupBroker) -> None:
         )
 
 
-def _consumed(broker: GroupBroker, group: Group) -> float:
+def _consumed(broker: ReceivingBroker, group: Group) -> float:
     """Return the seconds a consumer takes."""
     events, clock = cqrs.EventMap(), Clock()
     events.bind(Happened, clock)
@@ -104,7 +104,7 @@ def _consumed(broker: GroupBroker, group: Group) -> float:
     return clock.took
 
 
-Places = Iterator[tuple[GroupBroker, Group, Callable[[], float]]]
+Places = Iterator[tuple[ReceivingBroker, Group, Callable[[], float]]]
 
 
 @contextmanager
@@ -135,14 +135,14 @@ def _rabbitmq() -> Places:  # noqa: PLR0915 -- the loop is in it
     try:
         yield broker, group, loop
     finally:
-        pieces = broker.topology(group)
+        items = broker.inspect_topology(group)
         broker.close()
         channel = admin.channel()
-        for piece in pieces:
-            if piece.kind == "queue":
-                channel.queue_delete(piece.name)
-            elif piece.kind == "exchange":
-                channel.exchange_delete(piece.name)
+        for item in items:
+            if item.kind == "queue":
+                channel.queue_delete(item.name)
+            elif item.kind == "exchange":
+                channel.exchange_delete(item.name)
         admin.close()
 
 

@@ -35,7 +35,7 @@ def run(messages: int, rounds: int) -> dict[str, list[float]]:
     group = Group("group", ("meetings",), prefetch=_PREFETCH)
     rates: dict[str, list[float]] = {}
     with contextlib.closing(RabbitMQBroker(_URL, exchange=exchange, publish_timeout=120)) as broker:
-        broker.build(group)
+        broker.apply_topology(group)
         contenders: dict[str, Callable[[int], float]] = {
             "ours": lambda count: _ours(broker, group, count),
             "pika, blocking": lambda count: _blocking(f"{exchange}.group", count),
@@ -52,7 +52,7 @@ def run(messages: int, rounds: int) -> dict[str, list[float]]:
 
 
 def _ours(broker: RabbitMQBroker, group: Group, count: int) -> float:
-    with broker.join(group) as subscription:
+    with broker.subscribe(group) as subscription:
         started = time.perf_counter()
         left = count
         while left:

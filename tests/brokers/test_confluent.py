@@ -11,6 +11,7 @@ import time
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
+from cqrs_sync.broker import Group
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
 from cqrs_sync.integrations.confluent.settings import (
@@ -185,7 +186,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     broker = ConfluentKafkaBroker(
         server.servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "session.timeout.ms": 3000}
     )
-    deliveries = broker.subscribe("orders", group=group)
+    deliveries = broker.subscribe(Group(group, ["orders"]))
     publish_texts(broker, "orders", b"1")
     delivery = receive(deliveries, 1, settle=False)[0]
 
@@ -198,7 +199,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     eventually(lambda: not is_unreachable(deliveries) and has_partitions(deliveries), timeout=30)
     deliveries.close()
 
-    with broker.subscribe("orders", group=group) as deliveries:
+    with broker.subscribe(Group(group, ["orders"])) as deliveries:
         publish_texts(broker, "orders", b"2")
         assert [b"2"] == bodies(receive(deliveries, 1))
     broker.close()
@@ -212,7 +213,7 @@ def test_a_group_whose_place_is_not_told_reads_nothing_and_joins_again(group, ka
     broker = ConfluentKafkaBroker(
         kafka_servers, consumer_config={**CONFLUENT_QUICK_GROUPS, "partition.assignment.strategy": strategy}
     )
-    with broker.subscribe(topic, group=group) as deliveries:
+    with broker.subscribe(Group(group, [topic])) as deliveries:
         initial_offsets_of(deliveries).remember({(topic, 0): 1})
         deliveries.committed_offsets = fails_once(deliveries.committed_offsets)
         publish_texts(broker, topic, b"finished already", b"1")
@@ -273,12 +274,13 @@ def test_a_child_leaves_its_parent_s_consumer_alone(kafka_servers, kafka_topic):
     completed, took = run(
         """
         import os, sys
+        from cqrs_sync.broker import Group
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
         from cqrs_sync.testing.contracts.broker import message, receive
         servers, topic = sys.argv[1:]
         quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
         broker = ConfluentKafkaBroker(servers, consumer_config=quick)
-        with broker.subscribe(topic, group=topic) as deliveries:
+        with broker.subscribe(Group(topic, [topic])) as deliveries:
             broker.publish([message(topic, b"1")], timeout=10)
             receive(deliveries, 1)
             for _ in range(5):
@@ -302,12 +304,13 @@ def test_a_process_leaves_in_time_with_an_open_subscription(own_kafka):
     completed, took = run(
         """
         import logging, os, signal, sys
+        from cqrs_sync.broker import Group
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
         from cqrs_sync.testing.contracts.broker import message, receive
         logging.getLogger("cqrs_sync.integrations.confluent").setLevel(logging.CRITICAL)
         quick = {"session.timeout.ms": 2000, "heartbeat.interval.ms": 500}
         broker = ConfluentKafkaBroker(sys.argv[1], consumer_config=quick)
-        deliveries = broker.subscribe("orders", group="g")
+        deliveries = broker.subscribe(Group("g", ["orders"]))
         broker.publish([message("orders")], timeout=10)
         receive(deliveries, 1)
         os.kill(int(sys.argv[2]), signal.SIGSTOP)

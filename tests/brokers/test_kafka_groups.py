@@ -50,15 +50,15 @@ def broker(client, kafka_servers):
 
 @pytest.fixture
 def topic(broker, group, kafka_topic):
-    broker.build(group)
+    broker.apply_topology(group)
     return kafka_topic
 
 
-def test_what_is_set_aside_comes_in_the_order_it_is_due_and_holds_up_nothing_else(broker, group, topic):
+def test_deferred_messages_come_in_the_order_they_are_due_and_hold_up_nothing_else(broker, group, topic):
     """A later one in another place does not wait for an earlier one, nor do new messages."""
-    with broker.join(group) as deliveries:
-        broker.set_aside([letter(topic, b"late")], group, after=8, timeout=10)
-        broker.set_aside([letter(topic, b"%d" % n, key="k") for n in range(3)], group, after=1, timeout=10)
+    with broker.subscribe(group) as deliveries:
+        broker.defer([letter(topic, b"late")], group, after=8, timeout=10)
+        broker.defer([letter(topic, b"%d" % n, key="k") for n in range(3)], group, after=1, timeout=10)
         publish_texts(broker, topic, b"new")
         received = bodies(receive(deliveries, 5))
 
@@ -67,12 +67,12 @@ def test_what_is_set_aside_comes_in_the_order_it_is_due_and_holds_up_nothing_els
 
 def test_what_waits_for_its_time_is_counted_and_outlives_its_subscription(broker, group, topic):
     """A later subscription waits only for what is left of the delay."""
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         begun = time.monotonic()
-        broker.set_aside([letter(topic, b"1")], group, after=8, timeout=10)
+        broker.defer([letter(topic, b"1")], group, after=8, timeout=10)
         assert deliveries.receive(timeout=6) is None
         assert 1 == broker.backlog(group).delayed
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         assert [b"1"] == bodies(receive(deliveries, 1))
 
     assert 7.5 < time.monotonic() - begun < 13
@@ -81,14 +81,14 @@ def test_what_waits_for_its_time_is_counted_and_outlives_its_subscription(broker
 def test_dead_letters_are_replayed_and_the_others_stay(broker, group, topic):
     """Although what is settled has no holes: those in between go to the end."""
     dead = [letter(topic, b"%d" % n, attributes={"id": f"{n}"}, notes={"reason": "ab"[n % 2]}) for n in range(8)]
-    broker.set_aside(dead, group, after=None, timeout=10)
+    broker.add_dead_letters(dead, group, timeout=10)
     scan = DeadLetterScan(
-        broker, group, DeadLetterFilter(reason="a"), lambda messages: broker.set_aside(messages, group, after=0),
+        broker, group, DeadLetterFilter(reason="a"), lambda messages: broker.defer(messages, group, after=0),
         is_cancelled=lambda _: False,
     )  # fmt: skip
     assert 8 == sum(scan)
     assert 4 == scan.handled
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         assert {b"0", b"2", b"4", b"6"} == set(bodies(receive(deliveries, 4)))
 
     assert {"1", "3", "5", "7"} == {id_of(message) for message in browse(broker, group)}
@@ -97,7 +97,7 @@ def test_dead_letters_are_replayed_and_the_others_stay(broker, group, topic):
 def test_resting_keeps_a_place_in_the_group(client, kafka_servers, group, broker, topic):
     """A handler may take longer than a member may stay away from polling, if `keep_alive` is called meanwhile."""
     impatient = client.broker(kafka_servers, consumer_config={**client.quick_groups, **client.impatient})
-    with impatient.join(group) as deliveries:
+    with impatient.subscribe(group) as deliveries:
         publish_texts(broker, topic, b"1", b"2")
         held = receive(deliveries, 1, settle=False)[0]
         resting = threading.Event()
@@ -105,26 +105,26 @@ def test_resting_keeps_a_place_in_the_group(client, kafka_servers, group, broker
         while time.monotonic() < until:
             deliveries.keep_alive()
             resting.wait(0.2)
-        assert not held.lapsed
+        assert not held.is_stale
         held.ack()
         second = receive(deliveries, 1, timeout=5)[0]
         assert b"2" == second.message.body
         # It has been the same partition all the time.
         assert second.partition is held.partition
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         assert deliveries.receive(timeout=6) is None
     impatient.close()
 
 
 def test_who_only_rests_becomes_a_member(broker, group, topic):
     """Joining takes longer than any moment in which the client is polled."""
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         eventually(lambda: deliveries.keep_alive() or has_partitions(deliveries), timeout=20)
 
 
 def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(broker, group, topic):
     """Not before: a deploy that waits until it is ready would end the members that still receive."""
-    with broker.join(group) as first, broker.join(group) as second:
+    with broker.subscribe(group) as first, broker.subscribe(group) as second:
         assert not first.has_joined
         eventually(lambda: first.keep_alive() or first.has_joined)
         assert not second.has_joined
@@ -135,7 +135,7 @@ def test_a_member_has_joined_once_it_knows_its_partitions_be_they_none(broker, g
 
 def test_who_rests_for_long_fetches_little(broker, group, topic):
     """A subscription that is only kept alive does not fill up the memory, and continues where it was."""
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         broker.publish([message(topic, b"%d" % n, key="k") for n in range(1500)], timeout=30)
         first = receive(deliveries, 1)
         until = time.monotonic() + 2
@@ -149,7 +149,7 @@ def test_who_rests_for_long_fetches_little(broker, group, topic):
 
 def test_one_unfinished_message_stops_its_partition_within_a_bound(broker, group, topic):
     """Others of the same partition are handed out up to a distance, and go on once it is finished."""
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         broker.publish([message(topic, b"%d" % n, key="k") for n in range(1200)], timeout=30)
         first = receive(deliveries, 1, settle=False)[0]
         receive(deliveries, 999)
@@ -160,7 +160,7 @@ def test_one_unfinished_message_stops_its_partition_within_a_bound(broker, group
 
 def test_only_what_may_have_been_in_hand_before_says_so(broker, group, topic):
     """Beyond the distance that anybody may have reached, a message is certainly new."""
-    with broker.join(group) as deliveries:
+    with broker.subscribe(group) as deliveries:
         broker.publish([message(topic, b"%d" % n, key="k") for n in range(1100)], timeout=30)
         received = receive(deliveries, 1100)
 
@@ -172,13 +172,13 @@ def test_who_comes_and_goes_costs_no_message(client, kafka_servers, group, kafka
     """One member, then two, then one: what is unfinished when partitions move is received again, nothing is skipped."""
     group = attrs.evolve(group, name=f"{group.name}-moves")
     wide = client.broker(kafka_servers, partitions=4, consumer_config=client.quick_groups)
-    wide.build(group)
+    wide.apply_topology(group)
     wanted = [b"%d" % n for n in range(400)]
     finished: set[bytes] = set()
-    one = Worker(wide.join(group), finished)
+    one = Worker(wide.subscribe(group), finished)
     eventually(one.has_partitions, timeout=30)
     wide.publish([message(kafka_topic, body, key=body.decode()) for body in wanted[:200]], timeout=10)
-    two = Worker(wide.join(group), finished)
+    two = Worker(wide.subscribe(group), finished)
     try:
         eventually(lambda: two.has_partitions() and one.has_partitions(), timeout=30)
         wide.publish([message(kafka_topic, body, key=body.decode()) for body in wanted[200:]], timeout=10)
@@ -194,16 +194,16 @@ def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(client, kaf
     """To the next owner of its partition, even the same member: a client that reads on after it would lose it."""
     group = attrs.evolve(group, name=f"{group.name}-held")
     wide = client.broker(kafka_servers, partitions=4, consumer_config=client.quick_groups)
-    wide.build(group)
+    wide.apply_topology(group)
     wanted = {b"%d" % n for n in range(40)}
     finished: set[bytes] = set()
-    one = wide.join(group)
+    one = wide.subscribe(group)
     eventually(lambda: one.keep_alive() or one.has_joined)
     wide.publish([message(kafka_topic, body, key=body.decode()) for body in sorted(wanted)], timeout=10)
     held = receive(one, 40, settle=False)
-    workers = [Worker(wide.join(group), finished)]
+    workers = [Worker(wide.subscribe(group), finished)]
     try:
-        eventually(lambda: one.keep_alive() or (workers[0].has_partitions() and all(each.lapsed for each in held)))
+        eventually(lambda: one.keep_alive() or (workers[0].has_partitions() and all(each.is_stale for each in held)))
         eventually(lambda: one.keep_alive() or has_partitions(one))
         workers.append(Worker(one, finished))
         eventually(lambda: wanted == finished)
@@ -215,16 +215,16 @@ def test_what_is_in_hand_when_a_group_is_shared_out_anew_comes_again(client, kaf
 
 def test_only_dead_letters_up_to_the_first_one_that_is_left_are_removed(broker, group, topic):
     """Who settles a later one first sees it again next time."""
-    broker.join(group).close()
-    broker.set_aside([letter(topic, b"%d" % n) for n in range(3)], group, after=None, timeout=10)
-    with broker.dead(group) as dead:
+    broker.subscribe(group).close()
+    broker.add_dead_letters([letter(topic, b"%d" % n) for n in range(3)], group, timeout=10)
+    with broker.read_dead_letters(group) as dead:
         receive(dead, 3, settle=False)[1].ack()
-    with broker.dead(group) as dead:
+    with broker.read_dead_letters(group) as dead:
         first, second, third = receive(dead, 3, settle=False)
         assert [b"0", b"1", b"2"] == bodies([first, second, third])
         second.ack()
         first.ack()
-    with broker.dead(group) as dead:
+    with broker.read_dead_letters(group) as dead:
         assert [b"2"] == bodies(receive(dead, 1, settle=False))
 
     assert 1 == broker.backlog(group).dead
@@ -234,7 +234,7 @@ def test_a_group_that_never_was_waits_for_nothing(broker, group, topic):
     """It will begin at the end; what it has set aside is there from the beginning."""
     group = attrs.evolve(group, name=f"{group.name}-new")
     publish_texts(broker, topic, b"1", b"2")
-    broker.set_aside([letter(topic, b"3")], group, after=1, timeout=10)
+    broker.defer([letter(topic, b"3")], group, after=1, timeout=10)
     backlog = broker.backlog(group)
 
     assert (0, 1, 0) == (sum(backlog.waiting.values()), backlog.delayed, backlog.dead)
@@ -245,11 +245,11 @@ def test_a_place_with_too_few_partitions_is_different(client, kafka_servers, bro
     """It says what to do, and no subscription joins before that."""
     wide = client.broker(kafka_servers, partitions=3)
 
-    piece = next(piece for piece in wide.topology(group) if piece.name.endswith(".retry.1"))
-    assert "different" == piece.state
-    assert "--partitions 3" in piece.trouble
+    item = next(item for item in wide.inspect_topology(group) if item.name.endswith(".retry.1"))
+    assert "different" == item.state
+    assert "--partitions 3" in item.trouble
     with pytest.raises(ConfigurationError, match="--partitions 3"):
-        wide.join(group)
+        wide.subscribe(group)
     wide.close()
 
 
@@ -258,15 +258,15 @@ def test_who_is_to_declare_nothing_makes_no_topic(client, kafka_servers, group):
     broker = client.broker(kafka_servers, creates_topics=False, declare=False, publish_timeout=1)
 
     with pytest.raises(ConfigurationError, match="there is no topic"):
-        broker.join(group)
-    assert {"missing"} == {piece.state for piece in broker.topology(group)}
+        broker.subscribe(group)
+    assert {"missing"} == {item.state for item in broker.inspect_topology(group)}
     broker.close()
 
 
 def test_looking_after_a_broker_that_is_gone_is_an_error_in_time(client, group):
     """If no broker answers, each question is given up."""
     broker = client.broker(f"127.0.0.1:{free_port()}", publish_timeout=1)
-    for ask in (broker.join, broker.backlog):
+    for ask in (broker.subscribe, broker.backlog):
         started = time.monotonic()
         with pytest.raises(BrokerUnavailable):
             ask(group)
@@ -279,8 +279,8 @@ def test_a_member_finds_its_way_back(client, kafka_behind_proxy, group, fault):
     """After the path was closed or died silently, receiving says so or continues within thirty seconds."""
     server, proxy = kafka_behind_proxy
     broker = client.broker(server.servers, partitions=1, consumer_config=client.quick_groups)
-    broker.build(group)
-    with broker.join(group) as deliveries:
+    broker.apply_topology(group)
+    with broker.subscribe(group) as deliveries:
         publish_texts(broker, group.topics[0], b"1")
         receive(deliveries, 1)
         getattr(proxy, fault)()
@@ -325,7 +325,7 @@ class Worker:
                 hand.append(delivery)
             if delivery is None or len(hand) > 10:
                 for each in reversed(hand):
-                    if not each.lapsed:
+                    if not each.is_stale:
                         self._finished.add(each.message.body)
                         each.ack()
                 hand.clear()

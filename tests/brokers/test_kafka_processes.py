@@ -45,12 +45,13 @@ def test_connecting_imports_nothing(client, kafka_servers, kafka_topic):
     completed, _ = run(
         """
         import json, sys
+        from cqrs_sync.broker import Group
         from cqrs_sync.testing.contracts.broker import message
         servers, topic, quick = sys.argv[1:]
         before = set(sys.modules)
         broker = Broker(servers, consumer_config=json.loads(quick))
         broker.publish([message(topic, key="k")], timeout=10)
-        broker.subscribe(topic, group="g").close()
+        broker.subscribe(Group("g", [topic])).close()
         broker.close()
         assert set(sys.modules) == before, set(sys.modules) - before
         """,

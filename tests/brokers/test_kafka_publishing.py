@@ -9,6 +9,7 @@ import time
 import attrs
 import pytest
 
+from cqrs_sync.broker import Group
 from cqrs_sync.context import deadline
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, MessageRejected, PublishFailed
 from cqrs_sync.testing.contracts.broker import message, receive
@@ -151,7 +152,7 @@ def test_a_closed_broker_takes_nothing_more(client, kafka_servers, kafka_topic):
     with pytest.raises(ClosedError):
         broker.publish([])
     with pytest.raises(ClosedError):
-        broker.subscribe(kafka_topic, group="late")
+        broker.subscribe(Group("late", [kafka_topic]))
 
 
 def test_what_the_broker_refuses_fails_for_its_own_thread_only(client, scripted, scripted_broker):
@@ -211,7 +212,7 @@ def test_both_clients_are_the_same_on_the_wire(kafka_servers, kafka_topic):
     sent = [message(kafka_topic, b"%d" % n, key=f"k-{n}", correlationid="c") for n in range(8)]
     broker = CONFLUENT.broker(kafka_servers)
     other = KAFKA_PYTHON.broker(kafka_servers, consumer_config=QUICK_GROUPS)
-    with other.subscribe(kafka_topic, group="wire") as deliveries:
+    with other.subscribe(Group("wire", [kafka_topic])) as deliveries:
         broker.publish(sent, timeout=10)
         other.publish(sent, timeout=10)
         received = receive(deliveries, 16)
@@ -282,7 +283,7 @@ def test_a_wrong_password_fails_at_once_and_is_never_shown(client, scripted, cap
     if security == "options":
         broker = client.broker(scripted.servers, **client.credentials("me", PASSWORD))
     else:
-        broker = client.broker_class.from_url(f"kafka://me:{PASSWORD}@{scripted.servers}{client.debug}")
+        broker = client.broker_class(f"kafka://me:{PASSWORD}@{scripted.servers}{client.debug}")
     started = time.monotonic()
 
     failures = failures_of(broker, [message("known")], timeout=10)

@@ -21,7 +21,7 @@ from kafka.errors import KafkaTimeoutError
 from kafka.net.transport import KafkaTCPTransport
 
 from cqrs_sync import NotificationEvent
-from cqrs_sync.broker import OutgoingMessage
+from cqrs_sync.broker import Group, OutgoingMessage
 from cqrs_sync.context import message_attributes
 from cqrs_sync.errors import EventNotSerializable
 from cqrs_sync.integrations.kafka import KafkaBroker
@@ -189,7 +189,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     server, proxy = kafka_behind_proxy
     make_topic(server.servers, "orders", partitions=1)
     broker = KafkaBroker(server.servers, consumer_config={**QUICK_GROUPS, "session_timeout_ms": 6000})
-    deliveries = broker.subscribe("orders", group=group)
+    deliveries = broker.subscribe(Group(group, ["orders"]))
     publish_texts(broker, "orders", b"1")
     delivery = receive(deliveries, 1, settle=False)[0]
 
@@ -209,7 +209,7 @@ def test_an_ack_that_does_not_reach_the_broker_is_made_up_for(group, kafka_behin
     )
     deliveries.close()
 
-    with broker.subscribe("orders", group=group) as deliveries:
+    with broker.subscribe(Group(group, ["orders"])) as deliveries:
         publish_texts(broker, "orders", b"2")
         assert [b"2"] == bodies(receive(deliveries, 1))
     broker.close()
@@ -230,7 +230,7 @@ def has_peer(each: socket.socket) -> bool:
 def test_a_connection_that_kafka_python_leaves_open_is_closed_with_its_subscription(group, broker, topic, monkeypatch):
     """One that has something to send is left to a thread, which may have ended by then."""
     before = connected_sockets()
-    deliveries = broker.subscribe(topic, group=group)
+    deliveries = broker.subscribe(Group(group, [topic]))
     deliveries.receive(timeout=0.5)
     sockets = [each for each in connected_sockets() if each not in before]
     monkeypatch.setattr(KafkaTCPTransport, "_close", lambda transport, error=None: None)
@@ -242,7 +242,7 @@ def test_a_connection_that_kafka_python_leaves_open_is_closed_with_its_subscript
 
 def test_a_forked_child_does_not_disturb_a_subscription(group, broker, topic):
     """A child that comes and goes leaves its parent's connections alone."""
-    with broker.subscribe(topic, group=group) as deliveries:
+    with broker.subscribe(Group(group, [topic])) as deliveries:
         publish_texts(broker, topic, b"1")
         receive(deliveries, 1)
         for _ in range(5):
@@ -266,7 +266,7 @@ def test_what_was_fetched_of_a_paused_partition_is_given_out_when_it_goes_on(gro
     make_topic(kafka_servers, kafka_topic, partitions=3)
     several = KafkaBroker(kafka_servers, consumer_config={**QUICK_GROUPS, "max_poll_records": 10})
     try:
-        with several.subscribe(kafka_topic, group=group) as deliveries:
+        with several.subscribe(Group(group, [kafka_topic])) as deliveries:
             several.publish([message(kafka_topic, b"%d" % n, key="one partition") for n in range(90)], timeout=10)
             first = receive(deliveries, 10)
             consumer, paused = deliveries._consumer, first[0].partition.key

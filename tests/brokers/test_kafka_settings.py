@@ -165,6 +165,6 @@ def test_a_wrong_option_is_refused_in_words_without_its_value(settings, argument
 
 def test_a_broker_shows_where_it_connects_and_nothing_secret(client):
     """Its repr has the servers and not the password."""
-    broker = client.broker_class.from_url("kafka://me:hidden@one:1,two:2", publish_timeout=3)
+    broker = client.broker_class("kafka://me:hidden@one:1,two:2", publish_timeout=3)
 
     assert f"{client}('one:1,two:2', publish_timeout=3)" == repr(broker)

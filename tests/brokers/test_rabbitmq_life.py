@@ -13,9 +13,9 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import pika
 import pytest
 
+from cqrs_sync.broker import Group
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
@@ -24,7 +24,7 @@ from cqrs_sync.testing.waiting import in_forked_child
 from tests.brokers.rabbitmq_publishers import publisher_of
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import bound_queue, drained, proxied, via
+from tests.servers.rabbitmq import bound_queue, drained, forget, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
@@ -190,12 +190,13 @@ import threading
 # Registered first, so it runs last: it sees the threads that all others have left.
 atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
 
+from cqrs_sync.broker import Group
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq.publisher import PublishBatch
 from cqrs_sync.testing.contracts.broker import message
 
 broker = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2])
-subscription = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2]).subscribe("others", group="leaving")
+subscription = RabbitMQBroker(sys.argv[1], exchange=sys.argv[2]).subscribe(Group("leaving", ["others"]))
 broker.publish([message("meetings")])
 """
 
@@ -211,8 +212,7 @@ def test_a_process_that_closes_nothing_exits_clean(proxy, exchange, queue, rabbi
         timeout=30,
         check=False,
     )
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(rabbitmq_url))) as connection:
-        connection.channel().queue_delete(f"{exchange}.leaving")
+    forget(rabbitmq_url, exchange, Group("leaving", ["others"]))
 
     assert (0, "['MainThread']\n", "") == (done.returncode, done.stdout, done.stderr)
     assert 1 == len(drained(rabbitmq_url, queue))

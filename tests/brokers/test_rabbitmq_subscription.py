@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-import time
 from collections.abc import Iterator
 
 import pika
 import pytest
 
+from cqrs_sync.broker import Group
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.testing.contracts.broker import message, receive
 from cqrs_sync.testing.waiting import in_forked_child
 from tests.servers import free_port
 from tests.servers.proxy import TcpProxy
-from tests.servers.rabbitmq import opened, proxied, via
+from tests.servers.rabbitmq import forget, opened, proxied, via
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
+
+GROUP = Group("group", ["meetings"], ordered=False, prefetch=10)
 
 
 @pytest.fixture
@@ -31,14 +33,10 @@ def proxy(rabbitmq_url: str) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def broker(proxy: TcpProxy, rabbitmq_url: str, exchange: str) -> Iterator[RabbitMQBroker]:
-    """A broker that connects through the proxy. Its exchange and its group's queue are deleted afterwards."""
-    with contextlib.closing(
-        RabbitMQBroker(f"{via(proxy, rabbitmq_url)}?heartbeat=1", exchange=exchange, prefetch=10)
-    ) as broker:
+    """A broker that connects through the proxy. What its group has on the server is deleted afterwards."""
+    with contextlib.closing(RabbitMQBroker(f"{via(proxy, rabbitmq_url)}?heartbeat=1", exchange=exchange)) as broker:
         yield broker
-    with opened(rabbitmq_url) as channel:
-        channel.queue_delete(f"{exchange}.group")
-        channel.exchange_delete(exchange)
+    forget(rabbitmq_url, exchange, GROUP)
 
 
 def bodies(deliveries: list[object]) -> list[bytes]:
@@ -54,7 +52,7 @@ def ready(url: str, queue: str) -> int:
 
 def test_a_subscription_continues_after_an_outage(broker, proxy, exchange, rabbitmq_url):
     """Unsettled messages are delivered again, acked ones are not, and late nacks change nothing."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(12)])
         held = receive(subscription, 5, settle=False)
         held[0].ack()
@@ -74,7 +72,7 @@ def test_a_subscription_continues_after_an_outage(broker, proxy, exchange, rabbi
 
 def test_a_subscription_reports_that_the_broker_is_away(broker, proxy):
     """It receives again when the broker is back."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         proxy.cut()
         with pytest.raises(BrokerUnavailable, match="connection refused"):
             eventually(lambda: subscription.receive(0.1) is not None)
@@ -86,7 +84,7 @@ def test_a_subscription_reports_that_the_broker_is_away(broker, proxy):
 
 def test_a_slow_handler_does_not_cost_the_connection(broker, proxy):
     """Heartbeats are answered while the handler runs: the server closes after two missed ones."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(2)])
         slow = receive(subscription, 1, settle=False)[0]
         threading.Event().wait(5.0)
@@ -98,7 +96,7 @@ def test_a_slow_handler_does_not_cost_the_connection(broker, proxy):
 
 def test_a_deleted_queue_is_created_again(broker, exchange, rabbitmq_url):
     """The broker cancels the consumer, which starts again."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         with opened(rabbitmq_url) as channel:
             channel.queue_delete(f"{exchange}.group")
         eventually(lambda: _published(broker, b"after"))
@@ -117,7 +115,7 @@ def test_hostile_headers_crash_nothing(broker, exchange, rabbitmq_url):
         "other": "x",
         "ce-partitionkey": b"\xff",
     }
-    with broker.subscribe("meetings", group="group") as subscription, opened(rabbitmq_url) as channel:
+    with broker.subscribe(GROUP) as subscription, opened(rabbitmq_url) as channel:
         channel.basic_publish(exchange, "meetings", b"1", pika.BasicProperties(headers=hostile))
         _publish_unreadable(channel, exchange, b"2")
         channel.basic_publish(exchange, "meetings", b"3")
@@ -130,7 +128,7 @@ def test_hostile_headers_crash_nothing(broker, exchange, rabbitmq_url):
 
 def test_a_subscription_holds_at_most_its_prefetch(broker, exchange, rabbitmq_url):
     """`prefetch` limits the memory, and leaves messages for the other subscriptions of the group."""
-    with broker.subscribe("meetings", group="group") as one, broker.subscribe("meetings", group="group") as other:
+    with broker.subscribe(GROUP) as one, broker.subscribe(GROUP) as other:
         broker.publish([message("meetings", b"%d" % n) for n in range(40)])
         first = receive(one, 10, settle=False)
         second = receive(other, 10, settle=False)
@@ -142,7 +140,7 @@ def test_a_subscription_holds_at_most_its_prefetch(broker, exchange, rabbitmq_ur
 
 def test_closing_gives_back_unsettled_messages(broker):
     """That includes messages that were not received yet."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         broker.publish([message("meetings", b"%d" % n) for n in range(3)])
         done, kept = receive(subscription, 2, settle=False)
         done.ack()
@@ -150,13 +148,13 @@ def test_closing_gives_back_unsettled_messages(broker):
     with pytest.raises(ClosedError):
         subscription.receive(0.1)
 
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
         assert [b"1", b"2"] == bodies(receive(subscription, 2))
 
 
 def test_an_iteration_ends_when_the_subscription_is_closed(broker):
     """One thread can stop the loop of another."""
-    subscription = broker.subscribe("meetings", group="group")
+    subscription = broker.subscribe(GROUP)
     received: list[bytes] = []
 
     def loop() -> None:
@@ -177,7 +175,7 @@ def test_an_iteration_ends_when_the_subscription_is_closed(broker):
 
 def test_a_subscription_belongs_to_its_process(broker, exchange):
     """A child would read from the parent's connection."""
-    with broker.subscribe("meetings", group="group") as subscription:
+    with broker.subscribe(GROUP) as subscription:
 
         def child() -> None:
             with pytest.raises(ClosedError, match="belongs to the parent"):
@@ -196,18 +194,7 @@ def test_a_broker_that_is_away_cannot_be_subscribed_to(exchange):
         ) as broker,
         pytest.raises(BrokerUnavailable, match="connection refused"),
     ):
-        broker.subscribe("meetings", group="group")
-
-
-def test_a_queue_that_differs_is_an_error(broker, exchange, rabbitmq_url):
-    """It comes at once, with RabbitMQ's text."""
-    with opened(rabbitmq_url) as channel:
-        channel.queue_declare(f"{exchange}.group", durable=False)
-    started = time.monotonic()
-
-    with pytest.raises(BrokerUnavailable, match="inequivalent arg 'durable'"):
-        broker.subscribe("meetings", group="group")
-    assert time.monotonic() - started < 8
+        broker.subscribe(GROUP)
 
 
 def _patiently(subscription):
@@ -239,17 +226,12 @@ def _publish_unreadable(channel, exchange: str, body: bytes) -> None:
     channel.connection.process_data_events()
 
 
-def test_a_queue_is_declared_with_the_arguments_of_the_broker(rabbitmq_url, exchange):
-    """`queue_arguments` reach the server: it refuses to declare the queue without them."""
-    name = f"{exchange}.expiring"
-    with (
-        contextlib.closing(
-            RabbitMQBroker(rabbitmq_url, exchange=exchange, queue_arguments={"x-expires": 60_000})
-        ) as broker,
-        broker.subscribe("expiring", group="expiring"),
-        opened(rabbitmq_url) as channel,
-        pytest.raises(pika.exceptions.ChannelClosedByBroker, match="x-expires"),
-    ):
-        channel.queue_declare(name, durable=True)
-    with opened(rabbitmq_url) as channel:
-        channel.queue_delete(name)
+def test_a_group_that_expires_leaves_nothing_behind(rabbitmq_url, exchange):
+    """RabbitMQ deletes the unused queues of a group with `x-expires`, that of its dead letters as well."""
+    options = {"queue_arguments": {"x-expires": 200}}
+    with contextlib.closing(RabbitMQBroker(rabbitmq_url, exchange=exchange, **options)) as broker:
+        broker.subscribe(GROUP).close()
+        eventually(
+            lambda: {"missing"} == {each.state for each in broker.inspect_topology(GROUP) if each.kind == "queue"}
+        )
+    forget(rabbitmq_url, exchange, GROUP)

@@ -60,8 +60,8 @@ class RecordingBroker(MemoryBroker):
         super().__init__()
         self.joined: list[MemorySubscription] = []
 
-    def join(self, group: Group, /) -> MemorySubscription:
-        subscription = super().join(group)
+    def subscribe(self, group: Group, /) -> MemorySubscription:
+        subscription = super().subscribe(group)
         self.joined.append(subscription)
         return subscription
 
@@ -94,7 +94,7 @@ class Workshop:
             options = {"retry": RETRY, "inline_limit": 0.01, **options}
         consumer = Consumer(mediator, group, **options)
         # Messages wait for a group from its first subscription on.
-        self.broker.join(consumer.group).close()
+        self.broker.subscribe(consumer.group).close()
         self.consumers.append(consumer)
         self.mediators.append(mediator)
         return consumer

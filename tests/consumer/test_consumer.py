@@ -32,7 +32,7 @@ def noticed(count):
 
 def dead_letters(workshop, consumer):
     found = []
-    with workshop.broker.dead(consumer.group) as letters:
+    with workshop.broker.read_dead_letters(consumer.group) as letters:
         while (delivery := letters.receive(timeout=0)) is not None:
             found.append(delivery.message)
     return found
@@ -222,7 +222,7 @@ def test_a_retryable_error_says_how_long_to_wait(workshop):
 )
 def test_bad_messages_are_dead_letters_at_once_and_others_go_on(workshop, message):
     consumer = workshop.consumer()
-    workshop.broker.set_aside([message], consumer.group, after=0)
+    workshop.broker.defer([message], consumer.group, after=0)
     workshop.publish(*joined(1))
     consumer.start()
     workshop.wait_for(1)
@@ -267,7 +267,7 @@ def test_an_unknown_type_is_not_parked_for_ever(workshop):
     message = IncomingMessage(
         "meetings", b"{}", attributes={"specversion": "1.0", "id": "1", "source": "s", "type": "x"}
     )
-    workshop.broker.set_aside([attrs.evolve(message, notes={"parked": "2"})], consumer.group, after=0)
+    workshop.broker.defer([attrs.evolve(message, notes={"parked": "2"})], consumer.group, after=0)
     consumer.start()
 
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -465,7 +465,7 @@ def test_a_message_that_comes_again_while_it_is_handled_is_not_handled_twice(wor
 
 
 def test_a_message_that_comes_again_when_it_was_done_meanwhile_is_only_settled(workshop):
-    """It was handled while its delivery had lapsed: whoever gives it back cannot know."""
+    """It was handled while its delivery was stale: whoever gives it back cannot know."""
     gate = workshop.hold_up()
     consumer = workshop.consumer(prefetch=1)
     workshop.publish(Noticed(1))
@@ -506,7 +506,7 @@ class CountingInbox(MemoryInbox):
 def deliver_again(workshop, consumer, times=1):
     """Let the messages that wait count as delivered before, by somebody who died."""
     for _ in range(times):
-        with workshop.broker.join(consumer.group) as dying:
+        with workshop.broker.subscribe(consumer.group) as dying:
             while dying.receive(timeout=0) is not None:
                 pass
 

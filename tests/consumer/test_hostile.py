@@ -21,7 +21,7 @@ group = consumer.group
 
 
 def receive(messages, dead):
-    workshop.broker.set_aside(messages, group, after=0)
+    workshop.broker.defer(messages, group, after=0)
     eventually(lambda: consumer.counts.dead >= dead, timeout=60)
 
 

@@ -13,7 +13,7 @@ class Delivered:
 
     number: int
     redeliveries: int = 0
-    lapsed: bool = False
+    is_stale: bool = False
     acked: bool = False
     key: str | None = "k"
     origin: str = "queue"
@@ -39,7 +39,7 @@ def put(queue, *deliveries):
 
 def lose(*deliveries):
     for delivery in deliveries:
-        delivery.lapsed = True
+        delivery.is_stale = True
 
 
 def handled(queue):
@@ -84,7 +84,7 @@ def test_what_has_come_again_in_part_keeps_its_order(queue):
 
 
 def test_of_what_nobody_has_handled_nothing_is_settled(queue):
-    """A message that has lapsed is let go of; the delivery that comes next is not taken for it."""
+    """A message that is stale is let go of; the delivery that comes next is not taken for it."""
     lose(*put(queue, Delivered(1)))
     assert queue.get(1) is None
     (again,) = put(queue, Delivered(1, 1))

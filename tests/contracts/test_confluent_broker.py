@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
-from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, ReceivingBrokerContract
 from tests.servers.kafka import CONFLUENT_QUICK_GROUPS, CONFLUENT_SINGLY
 
 pytestmark = pytest.mark.broker
 
 
-class TestConfluentKafkaBroker(GroupBrokerContract):
+class TestConfluentKafkaBroker(ReceivingBrokerContract):
     # Tansu makes any topic; tests/brokers/test_kafka_publishing.py asks a broker that does not.
     features = BrokerFeatures(refuses_unknown_topics=False)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cqrs_sync.integrations.kafka import KafkaBroker
-from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, ReceivingBrokerContract
 from tests.servers.kafka import QUICK_GROUPS, SINGLY
 
 pytestmark = pytest.mark.broker
 
 
-class TestKafkaBroker(GroupBrokerContract):
+class TestKafkaBroker(ReceivingBrokerContract):
     # Tansu makes any topic; tests/brokers/test_kafka_publishing.py asks a broker that does not.
     features = BrokerFeatures(refuses_unknown_topics=False)
 

@@ -3,10 +3,10 @@
 import pytest
 
 from cqrs_sync.memory import MemoryBroker
-from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, ReceivingBrokerContract
 
 
-class TestMemoryBroker(GroupBrokerContract):
+class TestMemoryBroker(ReceivingBrokerContract):
     features = BrokerFeatures(reaches_the_same_place_after_fork=False)
 
     @pytest.fixture

@@ -9,24 +9,19 @@ import pytest
 
 from cqrs_sync.broker import Group
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
-from cqrs_sync.testing.contracts.broker import BrokerFeatures, GroupBrokerContract
-from tests.servers.rabbitmq import bound_queue, forget, opened
+from cqrs_sync.testing.contracts.broker import BrokerFeatures, ReceivingBrokerContract
+from tests.servers.rabbitmq import bound_queue, forget
 
 pytestmark = pytest.mark.broker
 
-_GROUPS = ("contract", "order", "again", "one", "two")
 
-
-class TestRabbitMQBroker(GroupBrokerContract):
+class TestRabbitMQBroker(ReceivingBrokerContract):
     features = BrokerFeatures(max_bytes=1_048_576)
 
     @pytest.fixture
     def topic(self, rabbitmq_url: str, exchange: str) -> Iterator[str]:
         with bound_queue(rabbitmq_url, exchange, "meetings"):
             yield "meetings"
-        with opened(rabbitmq_url) as channel:
-            for group in _GROUPS:
-                channel.queue_delete(f"{exchange}.{group}")
 
     @pytest.fixture
     def group(self, topic: str, rabbitmq_url: str, exchange: str) -> Iterator[Group]:

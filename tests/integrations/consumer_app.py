@@ -18,6 +18,7 @@ from pathlib import Path
 from attrs import frozen
 
 import cqrs_sync as cqrs
+from cqrs_sync.broker import Group
 from cqrs_sync.consumer import Consumer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.memory import MemoryBroker
@@ -81,7 +82,7 @@ def mediator() -> cqrs.Mediator:
     broker = _broker()
     if COUNT:
         # Messages wait for a group from its first subscription on.
-        broker.subscribe("letters", group=GROUP).close()
+        broker.subscribe(Group(GROUP, ["letters"])).close()
         writer = cqrs.bootstrap(broker=broker)
         for number in range(COUNT):
             writer.publish(Written(f"street {number % 10}", number))

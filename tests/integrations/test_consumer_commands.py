@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import cqrs_sync as cqrs
 from cqrs_sync.__main__ import main
-from cqrs_sync.broker import IncomingMessage, Piece
+from cqrs_sync.broker import IncomingMessage, TopologyItem
 from cqrs_sync.cli.dead_letter_scan import BATCH, DeadLetterFilter, DeadLetterScan, id_of
 from cqrs_sync.consumer import Consumer, group_of
 from cqrs_sync.errors import BrokerUnavailable
@@ -33,7 +33,7 @@ class Office:
         events.bind(Joined, self.seen_by)
         self.mediator = cqrs.bootstrap(events=events, broker=self.broker)
         self.group = group_of(self.mediator, "office")
-        self.broker.join(self.group).close()
+        self.broker.subscribe(self.group).close()
 
     def seen_by(self, event: Joined) -> None:
         self.seen.append(event.number)
@@ -47,11 +47,11 @@ class Office:
             )
             for number in numbers
         ]  # fmt: skip
-        self.broker.set_aside(letters, self.group, after=None)
+        self.broker.add_dead_letters(letters, self.group)
 
     def dead(self):
         found = []
-        with self.broker.dead(self.group) as letters:
+        with self.broker.read_dead_letters(self.group) as letters:
             while (delivery := letters.receive(timeout=0)) is not None:
                 found.append(id_of(delivery.message))
         return found
@@ -59,7 +59,7 @@ class Office:
     def waiting(self):
         """What its group receives now."""
         found = []
-        with self.broker.join(self.group) as deliveries:
+        with self.broker.subscribe(self.group) as deliveries:
             while (delivery := deliveries.receive(timeout=0)) is not None:
                 found.append(delivery.message)
         return found
@@ -170,9 +170,7 @@ def test_a_letter_without_an_id_is_named_by_what_it_consists_of(office, run):
     """
     Anybody may have sent it.
     """
-    office.broker.set_aside(
-        [IncomingMessage("meetings", b"\xff\x00", notes={"reason": "bad"})], office.group, after=None
-    )
+    office.broker.add_dead_letters([IncomingMessage("meetings", b"\xff\x00", notes={"reason": "bad"})], office.group)
     (letter,) = json.loads(run("consumer", "dead", "list", "--json")[1])["dead"]
 
     assert "\\xff" in run("consumer", "dead", "show", letter["id"], "--body")[1]
@@ -231,7 +229,7 @@ def test_dead_letters_are_replayed_with_their_attempts_forgotten(office, run):
     To their group alone; how often that was is counted.
     """
     other = attrs.evolve(office.group, name="other")
-    office.broker.join(other).close()
+    office.broker.subscribe(other).close()
     office.bury(1, 2)
     assert (0, "2 would be replayed\n") == run("consumer", "dead", "replay", "--all", "--dry-run")
     assert ids(1, 2) == office.dead()
@@ -305,8 +303,13 @@ def test_few_are_in_hand_at_a_time(office, monkeypatch):
     """
     office.bury(*range(5 * BATCH), reason="a")
     opened, held = [], []
-    dead = office.broker.dead
-    monkeypatch.setattr(office.broker, "dead", lambda group: opened.append((group, dead(group))) or opened[-1][1])
+    read = office.broker.read_dead_letters
+
+    def read_and_remember(group):
+        opened.append((group, read(group)))
+        return opened[-1][1]
+
+    monkeypatch.setattr(office.broker, "read_dead_letters", read_and_remember)
     look = lambda seconds: held.append(len(opened[0][1]._unsettled))  # noqa: E731
     list(DeadLetterScan(office.broker, office.group, DeadLetterFilter(reason="b"), print, is_cancelled=look))
 
@@ -326,19 +329,23 @@ def test_nothing_is_lost_where_it_is_ended_in_between(office, moment, monkeypatc
     office.bury(*range(10), reason="a")
     office.bury(10, 11, 12, 13, reason="b")
     left = iter(range(moment))
-    set_aside = office.broker.set_aside
+    broker = office.broker
 
     def die():
         if next(left, None) is None:
             raise Dies
 
-    def dying(*arguments, **options):
-        die()
-        set_aside(*arguments, **options)
-        die()
+    def dying(method):
+        def call(*arguments, **options):
+            die()
+            method(*arguments, **options)
+            die()
 
-    monkeypatch.setattr(office.broker, "set_aside", dying)
-    handle = lambda messages: office.broker.set_aside(messages, office.group, after=0)  # noqa: E731
+        return call
+
+    monkeypatch.setattr(broker, "defer", dying(broker.defer))
+    monkeypatch.setattr(broker, "add_dead_letters", dying(broker.add_dead_letters))
+    handle = lambda messages: office.broker.defer(messages, office.group, after=0)  # noqa: E731
     scan = DeadLetterScan(
         office.broker, office.group, DeadLetterFilter(reason="b"), handle, rate=1.0, is_cancelled=lambda _: die()
     )  # fmt: skip
@@ -353,13 +360,13 @@ def test_ctrl_c_ends_it_between_two_letters(office, run, monkeypatch):
     With what was replayed until then, and status 130.
     """
     office.bury(*range(20))
-    set_aside = office.broker.set_aside
+    defer = office.broker.defer
 
     def pressing(*arguments, **options):
-        set_aside(*arguments, **options)
+        defer(*arguments, **options)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(office.broker, "set_aside", pressing)
+    monkeypatch.setattr(office.broker, "defer", pressing)
     code, text = run("consumer", "dead", "replay", "--all", "--rate", 5)
 
     assert (130, "5 replayed, then interrupted\n") == (code, text)
@@ -424,15 +431,15 @@ def test_the_topology_is_planned_and_made(office, run):
     code, text = run("topology", "apply", group="new")
     assert 0 == code
     assert "missing" not in text
-    assert "there" == json.loads(run("topology", "plan", "--json", group="new")[1])["pieces"][0]["state"]
+    assert "there" == json.loads(run("topology", "plan", "--json", group="new")[1])["items"][0]["state"]
 
 
 def test_what_is_different_is_explained(office, run, monkeypatch):
     """
     With what to do about it.
     """
-    piece = Piece("queue", "office", "durable", "different", "it is no quorum queue: delete it when it is empty")
-    monkeypatch.setattr(office.broker, "topology", lambda group: [piece])
+    item = TopologyItem("queue", "office", "durable", "different", "it is no quorum queue: delete it when it is empty")
+    monkeypatch.setattr(office.broker, "inspect_topology", lambda group: [item])
     code, text = run("topology", "plan")
 
     assert 1 == code
@@ -444,7 +451,7 @@ def test_the_options_of_a_group_reach_the_broker(office, run, monkeypatch):
     Its topics, delays and order are what its places depend on.
     """
     seen = []
-    monkeypatch.setattr(office.broker, "topology", lambda group: seen.append(group) or [])
+    monkeypatch.setattr(office.broker, "inspect_topology", lambda group: seen.append(group) or [])
     run(
         "topology",
         "plan",

@@ -443,7 +443,7 @@ def post(rabbitmq_url, exchange):
     """A group on RabbitMQ, the environment of its consumers, and what publishes to it."""
     group = Group("post", ("letters",), delays=(10.0, 60.0, 600.0))
     broker = RabbitMQBroker(rabbitmq_url, exchange=exchange)
-    broker.build(group)
+    broker.apply_topology(group)
     yield broker, group, {"LETTERS_BROKER": rabbitmq_url, "LETTERS_EXCHANGE": exchange}
     broker.close()
     forget(rabbitmq_url, exchange, group)
@@ -490,7 +490,7 @@ def test_dead_letters_are_dealt_with_on_a_broker_that_lasts(consume, post, tmp_p
         )
         for n, each in enumerate(letters(60))
     ]  # fmt: skip
-    broker.set_aside(dead, group, after=None)
+    broker.add_dead_letters(dead, group)
     command = [
         sys.executable,
         "-m",

@@ -22,6 +22,7 @@ import attrs
 import pytest
 from rich.console import Console
 
+from cqrs_sync.broker import Group
 from cqrs_sync.demo.command import address_of, broker_of, perform
 from cqrs_sync.demo.run import DemoRun
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
@@ -92,7 +93,7 @@ def test_a_topic_can_be_named(rabbitmq_url):
     topic = f"named-{uuid.uuid4().hex[:8]}"
     with (
         contextlib.closing(broker_of(rabbitmq_url)) as broker,
-        broker.subscribe(topic, group=f"demo-{topic}") as deliveries,
+        broker.subscribe(Group(f"demo-{topic}", [topic])) as deliveries,
     ):
         done = run("demo", "--broker", rabbitmq_url, "--events", "3", "--topic", topic)
 
@@ -171,8 +172,8 @@ class Dying(Wrong):
 class Deaf(MemoryBroker):
     """Takes everything in, and delivers ten messages."""
 
-    def subscribe(self, *topics, group):
-        subscription = super().subscribe(*topics, group=group)
+    def subscribe(self, group, /):
+        subscription = super().subscribe(group)
         receive, received = subscription.receive, []
 
         def receive_ten(timeout):

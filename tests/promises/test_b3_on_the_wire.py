@@ -20,6 +20,7 @@ import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 
 import cqrs_sync as cqrs
+from cqrs_sync.broker import Group
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
 from cqrs_sync.serializer import STRUCTURED
 
@@ -174,7 +175,7 @@ def test_b3_every_kind_of_message_arrives_as_it_was(broker, events, mediator, ki
     """
     event, received = made(kind), []
     events.bind(kind, received.append)
-    with broker.subscribe("kinds", group="readers") as subscription:
+    with broker.subscribe(Group("readers", ["kinds"])) as subscription:
         cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).publish(event)
         mediator.publish(event)
         for _ in range(2):
@@ -343,7 +344,7 @@ def test_b3_correlation_cause_and_trace_travel_from_service_to_service(broker, m
         threads=cqrs.SameThread(),
         serializer=cqrs.JsonSerializer(structured=structured),
     )
-    with broker.subscribe("receipts", group="printer") as subscription:
+    with broker.subscribe(Group("printer", ["receipts"])) as subscription:
         with cqrs.message_attributes(correlationid="c-1", traceparent=TRACE, tracestate="vendor=1"):
             mediator.send(Buy())
         receiver.receive(subscription.receive(timeout=5).message)

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from cqrs_sync.broker import Group
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, PublishFailed
 from cqrs_sync.memory import MemoryBroker, MemoryTransactions
 from cqrs_sync.testing.contracts.broker import message
@@ -134,7 +135,7 @@ def test_a_subscription_waits_for_what_is_published_later():
     Another thread's publish wakes it.
     """
     broker = MemoryBroker()
-    subscription = broker.subscribe("meetings", group="g")
+    subscription = broker.subscribe(Group("g", ["meetings"]))
     received = []
     receiver = threading.Thread(target=lambda: received.append(subscription.receive(timeout=10)))
     receiver.start()
@@ -149,13 +150,13 @@ def test_a_subscription_gives_back_what_was_not_settled():
     In its order; what was is not delivered again.
     """
     broker = MemoryBroker()
-    subscription = broker.subscribe("meetings", group="g")
+    subscription = broker.subscribe(Group("g", ["meetings"]))
     broker.publish([message("meetings", b"%d" % number) for number in range(4)])
     deliveries = [subscription.receive(timeout=1) for _ in range(3)]
     deliveries[1].ack()
     subscription.close()
 
-    again = broker.subscribe("meetings", group="g")
+    again = broker.subscribe(Group("g", ["meetings"]))
     assert [b"0", b"2", b"3"] == [again.receive(timeout=1).message.body for _ in range(3)]
     assert again.receive(timeout=0) is None
 
@@ -165,7 +166,7 @@ def test_the_subscriptions_of_a_group_share_its_messages():
     Each is delivered to one of them.
     """
     broker = MemoryBroker()
-    one, two = broker.subscribe("meetings", group="g"), broker.subscribe("meetings", group="g")
+    one, two = broker.subscribe(Group("g", ["meetings"])), broker.subscribe(Group("g", ["meetings"]))
     broker.publish([message("meetings", b"%d" % number) for number in range(4)])
 
     bodies = [subscription.receive(timeout=1).message.body for subscription in (one, two, one, two)]
@@ -179,4 +180,4 @@ def test_a_closed_broker_has_no_subscriptions():
     broker = MemoryBroker()
     broker.close()
     with pytest.raises(ClosedError):
-        broker.subscribe("meetings", group="g")
+        broker.subscribe(Group("g", ["meetings"]))

@@ -40,6 +40,8 @@ def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]
     try:
         yield _ConfluentAdmin(client, timeout)
     except KafkaException as error:
+        # It calls `error_cb` now: the requests above serve no callbacks.
+        client.poll(0)
         raise connection_error(error, servers, heard[0] if heard else None) from error
 
 

@@ -1,4 +1,4 @@
-"""RabbitMQ as a message broker: publish with confirms, receive from durable queues, set failed messages aside."""
+"""RabbitMQ as a message broker: publish with confirms, receive from durable queues, keep messages that failed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 from pika.connection import Parameters
 
-from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Piece
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, TopologyItem
 from cqrs_sync.context import earliest_deadline
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
-from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_parameters
 from cqrs_sync.integrations.rabbitmq.messages import outgoing_copy
 from cqrs_sync.integrations.rabbitmq.publisher import ConfirmingPublisher
@@ -47,9 +46,9 @@ class RabbitMQBroker:
     - `publish_timeout`: the seconds of a call without a `timeout`, connecting included. An earlier deadline of
       the context counts.
     - `max_bytes`: the broker object refuses larger bodies. RabbitMQ has a limit of its own.
-    - `prefetch`: the most unsettled messages of a subscription.
-    - `queue_arguments`: for the queues of subscriptions, such as `{"x-queue-type": "quorum"}`, or
-      `{"x-expires": 60_000}` for queues that RabbitMQ deletes when unused. The arguments of a queue cannot change.
+    - `queue_arguments`: for the queue of each group. `{"x-queue-type": "classic"}` holds for its other queues as well.
+      `{"x-expires": 60_000}` is for groups that live as long as one run: RabbitMQ deletes their queue when it is
+      unused for a minute, with their dead letters. The arguments of a queue cannot change.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class RabbitMQBroker:
         declare: bool = True,
         publish_timeout: float = 5.0,
         max_bytes: int = _MAX_BYTES,
-        prefetch: int = 100,
         queue_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if not exchange:
@@ -71,12 +69,11 @@ class RabbitMQBroker:
         self._exchange = topology.Exchange(exchange, "topic")
         self._declare = declare
         self._publish_timeout = publish_timeout
-        self._prefetch = prefetch
         self._queue_arguments = dict(queue_arguments or {})
         self._aside = aside_exchange(exchange)
         new = partial(ConfirmingPublisher, self._parameters, declare=declare, silence_timeout=publish_timeout)
         self._publisher = new(self._exchange, max_bytes=max_bytes)
-        # A received message is never too large to be set aside, and its header names are complete.
+        # A received message is never too large to be kept, and its header names are complete.
         self._aside_publisher = new(self._aside, max_bytes=sys.maxsize, prefix="")
         self._closed = False
         # Reentrant, because a signal handler may close the broker.
@@ -92,70 +89,51 @@ class RabbitMQBroker:
         """Publish a batch and return when the broker has confirmed every message."""
         self._publisher.publish(messages, self._seconds(timeout))
 
-    def subscribe(self, *topics: str, group: str) -> RabbitMQSubscription:
+    def subscribe(self, group: Group, /) -> RabbitMQSubscription:
         """
-        Receive the messages of these topics or patterns (`orders.*`, `orders.#`).
+        Receive the group's topics or patterns (`orders.*`, `orders.#`), and what it has deferred.
 
-        The group's durable queue is `<exchange>.<group>`. A subscription to fewer topics does not unbind the
-        others. Raises BrokerUnavailable if RabbitMQ does not answer within `publish_timeout`.
-        """
-        exchange = self._exchange.name
-        queue = topology.Queue(f"{exchange}.{group}", self._queue_arguments)
-        if not topics or not group or len(queue.name.encode()) > SHORT:
-            raise ValueError(f"subscribe needs a topic and a group; exchange and group have at most {SHORT} bytes")
-        bindings = [topology.QueueBinding(queue.name, exchange, topic) for topic in topics]
-        declarations = [*((self._exchange,) if self._declare else ()), queue, *bindings]
-        return self._receive(queue.name, declarations, self._prefetch)
-
-    def join(self, group: Group, /) -> RabbitMQSubscription:
-        """
-        Receive the group's topics or patterns, and what it has set aside for a while.
-
+        The group's durable queue is `<exchange>.<group>`. A subscription to fewer topics does not unbind the others.
         Raises ConfigurationError if a queue or exchange differs from what the group needs, BrokerUnavailable if
         RabbitMQ does not answer within `publish_timeout`.
         """
-        if not group.topics:
-            raise ValueError(f"the group {group.name!r} has no topics to receive")
         needed = self._topology_of(group)
-        return self._receive_as(needed, needed.queue.name, needed.declarations, group.prefetch)
+        return self._receive(needed, needed.queue.name, needed.declarations, group.prefetch)
 
-    def set_aside(
-        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float | None, timeout: float | None = None
+    def defer(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, after: float, timeout: float | None = None
     ) -> None:
         """
         Keep messages for the group, with their notes; return when the broker has confirmed all of them.
 
         A queue that was deleted is created again.
         """
-        needed, deadline = self._topology_of(group), time.monotonic() + self._seconds(timeout)
-        queue, frame_max = needed.queue_for(after), self._parameters.frame_max
-        copies = [outgoing_copy(message, queue, frame_max) for message in messages]
-        try:
-            self._aside_publisher.publish(copies, deadline - time.monotonic())
-        except PublishFailed as failed:
-            refused = [copy for copy, error in failed.failures if isinstance(error, MessageRejected)]
-            if not self._declare or len(refused) < len(failed.failures):
-                raise
-            with AdminConnection(self._parameters, deadline - time.monotonic()) as connection:
-                topology.declare(connection, needed, any_exchange=False)
-            self._aside_publisher.publish(refused, deadline - time.monotonic())
+        needed = self._topology_of(group)
+        self._keep(messages, needed, needed.retry_queue(after), timeout)
 
-    def dead(self, group: Group, /) -> RabbitMQSubscription:
+    def add_dead_letters(
+        self, messages: Sequence[IncomingMessage], group: Group, /, *, timeout: float | None = None
+    ) -> None:
+        """Keep messages as dead letters of the group; a queue that was deleted is created again."""
+        needed = self._topology_of(group)
+        self._keep(messages, needed, needed.dead.name, timeout)
+
+    def read_dead_letters(self, group: Group, /) -> RabbitMQSubscription:
         """Receive the group's dead letters, oldest first. `ack` removes one; unsettled ones stay."""
         needed = self._topology_of(group)
-        return self._receive_as(needed, needed.dead.name, [needed.dead], group.prefetch)
+        return self._receive(needed, needed.dead.name, [needed.dead], group.prefetch)
 
     def backlog(self, group: Group, /) -> GroupBacklog:
         """Count the messages that wait for the group; `waiting` has one queue."""
         with self._admin_connection() as connection:
             return topology.count_backlog(connection, self._topology_of(group))
 
-    def topology(self, group: Group, /) -> Sequence[Piece]:
+    def inspect_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Return what the group needs and what is there; create nothing."""
         with self._admin_connection() as connection:
             return topology.inspect(connection, self._topology_of(group), any_exchange=not self._declare)
 
-    def build(self, group: Group, /) -> Sequence[Piece]:
+    def apply_topology(self, group: Group, /) -> Sequence[TopologyItem]:
         """Create what the group needs and is missing, and return the state of everything."""
         with self._admin_connection() as connection:
             return topology.declare(connection, self._topology_of(group), any_exchange=not self._declare)
@@ -179,30 +157,43 @@ class RabbitMQBroker:
         """Replace the lock: another thread of the parent may have held it."""
         self._lock = threading.RLock()
 
-    def _receive_as(
+    def _keep(
+        self, messages: Sequence[IncomingMessage], needed: GroupTopology, queue: str, timeout: float | None
+    ) -> None:
+        deadline = time.monotonic() + self._seconds(timeout)
+        copies = [outgoing_copy(message, queue, self._parameters.frame_max) for message in messages]
+        try:
+            self._aside_publisher.publish(copies, deadline - time.monotonic())
+        except PublishFailed as failed:
+            refused = [copy for copy, error in failed.failures if isinstance(error, MessageRejected)]
+            if not self._declare or len(refused) < len(failed.failures):
+                raise
+            with AdminConnection(self._parameters, deadline - time.monotonic()) as connection:
+                topology.declare(connection, needed, any_exchange=False)
+            self._aside_publisher.publish(refused, deadline - time.monotonic())
+
+    def _receive(
         self, needed: GroupTopology, queue: str, declarations: Sequence[Declaration], prefetch: int
     ) -> RabbitMQSubscription:
         """Receive for a group; a refused declaration becomes an error with the way out."""
-        try:
-            return self._receive(queue, declarations if self._declare else (), prefetch)
-        except BrokerUnavailable as error:
-            mismatch = topology.mismatch(needed.queue.name, error)
-            if mismatch is None:
-                raise
-            raise mismatch from error
-
-    def _receive(self, queue: str, declarations: Sequence[Declaration], prefetch: int) -> RabbitMQSubscription:
         with self._lock:
             self._check_open()
             subscription = RabbitMQSubscription(
-                self._parameters, queue, declarations, prefetch=prefetch, aside=self._aside.name
+                self._parameters,
+                queue,
+                declarations if self._declare else (),
+                prefetch=prefetch,
+                aside=self._aside.name,
             )
             self._subscriptions.add(subscription)
         try:
             subscription.open(self._seconds(None))
-        except BaseException:
+        except BaseException as error:
             subscription.close(1.0)
-            raise
+            mismatch = topology.mismatch(needed.queue.name, error) if isinstance(error, BrokerUnavailable) else None
+            if mismatch is None:
+                raise
+            raise mismatch from error
         return subscription
 
     def _admin_connection(self) -> AdminConnection:

@@ -48,7 +48,7 @@ class RabbitMQDelivery:
     _subscription: RabbitMQSubscription | None
 
     @property
-    def lapsed(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether it is settled, or its channel is gone and RabbitMQ delivers it again."""
         return self._subscription is None or not self._subscription.is_open_delivery(self)
 

@@ -14,7 +14,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.broker import Group, GroupBacklog, Piece
+from cqrs_sync.broker import Group, GroupBacklog, TopologyItem
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import PikaConnection, address_of
@@ -25,7 +25,7 @@ from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
 _LONGEST_NAME = SHORT - 32
 #: Milliseconds that RabbitMQ takes as a time to live.
 _LONGEST_TTL = 2**32 - 1
-#: Consumers count deliveries and set messages aside much earlier. This limit is for messages that crash every consumer.
+#: Consumers count deliveries, and make dead letters much earlier. This limit is for messages that crash every consumer.
 _GROUP_DELIVERIES = 1000
 #: Browsing dead letters delivers them. RabbitMQ 4 would drop them after 20 deliveries.
 _DEAD_DELIVERIES = 2**31 - 1
@@ -111,7 +111,7 @@ class GroupTopology:
 
     #: All services publish here.
     exchange: Exchange
-    #: Groups publish here what they set aside. On the other exchange every group bound to `#` would get it.
+    #: Groups publish here what they keep. On the other exchange every group bound to `#` would get it.
     aside: Exchange
     queue: Queue
     #: By delay, in seconds.
@@ -131,10 +131,8 @@ class GroupTopology:
             *(QueueBinding(queue.name, self.aside.name, queue.name) for queue in queues),
         )
 
-    def queue_for(self, after: float | None) -> str:
-        """Return the queue for messages that are set aside. Raises ValueError for a delay that the group lacks."""
-        if after is None:
-            return self.dead.name
+    def retry_queue(self, after: float) -> str:
+        """Return the queue for messages that are deferred. Raises ValueError for a delay that the group lacks."""
         if after == 0:
             return self.queue.name
         if after not in self.retries:
@@ -144,7 +142,7 @@ class GroupTopology:
 
 
 def aside_exchange(exchange: str) -> Exchange:
-    """Return the exchange for messages that groups set aside."""
+    """Return the exchange for deferred messages and dead letters."""
     return Exchange(f"{exchange}.aside", "direct")
 
 
@@ -156,14 +154,16 @@ def topology_of(group: Group, exchange: str, queue_arguments: Mapping[str, Any])
     """
     name = f"{exchange}.{group.name}"
     is_reserved = group.name.endswith(".dead") or ".retry." in group.name
-    if not group.name or is_reserved or len(name.encode()) > _LONGEST_NAME:
+    if is_reserved or len(name.encode()) > _LONGEST_NAME:
         raise ConfigurationError(
             f"{group.name!r} cannot be a group of {exchange!r}: exchange and group together have at most "
             f"{_LONGEST_NAME} bytes, and *.dead and *.retry.* are the names of their other queues"
         )
     aside = aside_exchange(exchange)
     kind = queue_arguments.get("x-queue-type", _QUORUM)
-    dead = Queue(f"{name}.dead", _arguments(kind, {"x-delivery-limit": _DEAD_DELIVERIES}))
+    # A group that lives for one run leaves nothing behind.
+    expiry = {argument: queue_arguments[argument] for argument in queue_arguments if argument == "x-expires"}
+    dead = Queue(f"{name}.dead", {**_arguments(kind, {"x-delivery-limit": _DEAD_DELIVERIES}), **expiry})
     arguments = {
         **_arguments(kind, {"x-delivery-limit": _GROUP_DELIVERIES, **_AT_LEAST_ONCE}),
         "x-dead-letter-exchange": aside.name,
@@ -173,7 +173,7 @@ def topology_of(group: Group, exchange: str, queue_arguments: Mapping[str, Any])
         # One subscription receives, the others stand by. Otherwise two of them could have messages of one key.
         arguments["x-single-active-consumer"] = True
     queue = Queue(name, {**arguments, **queue_arguments})
-    retries = {delay: _retry_queue(delay, name, kind) for delay in group.delays if delay != 0}
+    retries = {delay: _retry_queue(delay, name, kind) for delay in group.delays}
     return GroupTopology(Exchange(exchange, "topic"), aside, queue, retries, dead, group.topics)
 
 
@@ -288,31 +288,31 @@ class AdminConnection:
         self._error = error
 
 
-def inspect(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[Piece]:
+def inspect(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[TopologyItem]:
     """
     Return what is there and what differs. Nothing is created.
 
     `any_exchange`: the exchange may be of any type, because another team owns it.
     """
-    pieces: list[Piece] = []
+    items: list[TopologyItem] = []
     for declaration in topology.declarations:
         if isinstance(declaration, QueueBinding):
             ends = {declaration.queue, declaration.exchange}
-            is_missing = any(piece.state == "missing" for piece in pieces if piece.name in ends)
-            pieces.append(_piece(declaration, "missing" if is_missing else "unknown"))
+            is_missing = any(item.state == "missing" for item in items if item.name in ends)
+            items.append(_item(declaration, "missing" if is_missing else "unknown"))
             continue
         answer = connection.request(partial(declaration.declare, passive=True))
         if not isinstance(answer, Exception) and not (any_exchange and declaration is topology.exchange):
             # To declare what exists changes nothing: the broker only compares it.
             answer = connection.request(declaration.declare)
-        pieces.append(_piece_for(declaration, answer))
-    return pieces
+        items.append(_item_for(declaration, answer))
+    return items
 
 
-def declare(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[Piece]:
+def declare(connection: AdminConnection, topology: GroupTopology, *, any_exchange: bool) -> list[TopologyItem]:
     """Create what is missing, and return the state of everything."""
     return [
-        _piece_for(each, connection.request(partial(each.declare, passive=any_exchange and each is topology.exchange)))
+        _item_for(each, connection.request(partial(each.declare, passive=any_exchange and each is topology.exchange)))
         for each in topology.declarations
     ]
 
@@ -336,18 +336,18 @@ def mismatch(queue: str, error: BaseException) -> ConfigurationError | None:
     return None
 
 
-def _piece_for(declaration: Declaration, answer: Any) -> Piece:
+def _item_for(declaration: Declaration, answer: Any) -> TopologyItem:
     if not isinstance(answer, Exception):
-        return _piece(declaration, "there")
+        return _item(declaration, "there")
     code = getattr(answer, "reply_code", 0)
     if code == _MISSING:
-        return _piece(declaration, "missing")
+        return _item(declaration, "missing")
     # Without the permission to configure, RabbitMQ does not compare.
-    return _piece(declaration, "unknown" if code == _FORBIDDEN else "different", _with_way_out(answer))
+    return _item(declaration, "unknown" if code == _FORBIDDEN else "different", _with_way_out(answer))
 
 
-def _piece(declaration: Declaration, state: str, trouble: str = "") -> Piece:
-    return Piece(declaration.kind, declaration.name, declaration.details, state, trouble)
+def _item(declaration: Declaration, state: str, trouble: str = "") -> TopologyItem:
+    return TopologyItem(declaration.kind, declaration.name, declaration.details, state, trouble)
 
 
 def _with_way_out(refusal: BaseException) -> str:

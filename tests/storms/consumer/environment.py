@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import sqlalchemy as sa
 
-from cqrs_sync.broker import Group, GroupBroker, OutgoingMessage
+from cqrs_sync.broker import Group, OutgoingMessage, ReceivingBroker
 from cqrs_sync.testing.contracts.broker import message
 from tests.servers.kafka import Tansu
 from tests.storms.consumer.shop import EFFECTS, METADATA, TOPIC, broker_at
@@ -79,12 +79,12 @@ class Environment:
         METADATA.drop_all(self.engine)
         METADATA.create_all(self.engine)
         #: One that no proxy is in the way of.
-        self.broker: GroupBroker = broker_at(broker_url, self.exchange)
+        self.broker: ReceivingBroker = broker_at(broker_url, self.exchange)
         self.group = Group(GROUP, (TOPIC,), delays=tuple(sorted(set(delays))))
         self.sent: list[OutgoingMessage] = []
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: dict[subprocess.Popen[bytes], Path] = {}
-        self.broker.build(self.group)
+        self.broker.apply_topology(self.group)
 
     def publish(self, count: int, keys: int = 50, times: int = 1) -> None:
         """Publish messages whose numbers grow per key, each so many times."""
@@ -189,7 +189,7 @@ class Environment:
         eventually(lambda: self.broker.backlog(self.group).dead >= expected, timeout=60)
         left = self.broker.backlog(self.group).dead
         if left:
-            with self.broker.dead(self.group) as deliveries:
+            with self.broker.read_dead_letters(self.group) as deliveries:
                 while left and (delivery := deliveries.receive(timeout=15)) is not None:
                     left -= 1
                     letters.add((delivery.message.attributes.get("id"), delivery.message.body[:300]))
@@ -213,11 +213,11 @@ class Environment:
 
         connection = pika.BlockingConnection(pika.URLParameters(RABBITMQ))
         channel = connection.channel()
-        for piece in self.broker.topology(self.group):
-            if piece.kind == "queue":
-                channel.queue_delete(piece.name)
-            elif piece.kind == "exchange":
-                channel.exchange_delete(piece.name)
+        for item in self.broker.inspect_topology(self.group):
+            if item.kind == "queue":
+                channel.queue_delete(item.name)
+            elif item.kind == "exchange":
+                channel.exchange_delete(item.name)
         connection.close()
 
 

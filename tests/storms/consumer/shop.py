@@ -16,7 +16,7 @@ from attrs import frozen
 from sqlalchemy.orm import Session, sessionmaker
 
 import cqrs_sync as cqrs
-from cqrs_sync.broker import GroupBroker
+from cqrs_sync.broker import ReceivingBroker
 from cqrs_sync.integrations.sqlalchemy import Sessions, SQLAlchemyInbox, inbox_table
 
 METADATA = sa.MetaData()
@@ -37,7 +37,7 @@ class Counted(cqrs.NotificationEvent, topic=TOPIC, name="contract.happened", key
     number: int
 
 
-def broker_at(url: str, exchange: str) -> GroupBroker:
+def broker_at(url: str, exchange: str) -> ReceivingBroker:
     """Return the broker of a URL; `confluent://` is Kafka by the other client."""
     if url.startswith("amqp"):
         from cqrs_sync.integrations.rabbitmq import RabbitMQBroker  # noqa: PLC0415 -- only one of them is used

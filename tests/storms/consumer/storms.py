@@ -182,7 +182,7 @@ def hostile(database: str, broker: str, directory: Path, *, count: int) -> Figur
         environment.publish(50)
         environment.wait_for(50)
         for batch in _cut(_hostile(count)):
-            environment.broker.set_aside(batch, environment.group, after=0, timeout=60)
+            environment.broker.defer(batch, environment.group, after=0, timeout=60)
         environment.publish(1)
         environment.wait_for(51, timeout=300)
         eventually(lambda: environment.broker.backlog(environment.group).dead >= count, timeout=300)
@@ -201,7 +201,7 @@ def _cut(messages: list[IncomingMessage]) -> list[list[IncomingMessage]]:
 
 def _reasons(environment: Environment, count: int) -> set[str]:
     reasons: set[str] = set()
-    with environment.broker.dead(environment.group) as letters:
+    with environment.broker.read_dead_letters(environment.group) as letters:
         for _ in range(min(count, 200)):
             delivery = letters.receive(timeout=10)
             assert delivery is not None

@@ -7,7 +7,16 @@ nothing lost.
 """
 
 from cqrs_sync.bootstrap import bootstrap
-from cqrs_sync.broker import IncomingMessage, MessageBroker, OutgoingMessage
+from cqrs_sync.broker import (
+    Delivery,
+    Group,
+    IncomingMessage,
+    MessageBroker,
+    OutgoingMessage,
+    ReceivingBroker,
+    Subscription,
+)
+from cqrs_sync.consumer import Consumer, OnUnknownType
 from cqrs_sync.container import Container
 from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.context import current_attributes, message_attributes, raise_event, time_left
@@ -77,9 +86,11 @@ __all__ = [
     "CollectFailures",
     "Command",
     "ConfigurationError",
+    "Consumer",
     "Container",
     "CqrsError",
     "DeadlineExceeded",
+    "Delivery",
     "DeliveryError",
     "DomainEvent",
     "Event",
@@ -93,6 +104,7 @@ __all__ = [
     "EventsFailed",
     "FailFast",
     "Failure",
+    "Group",
     "HandlerNotBuilt",
     "HandlerNotFound",
     "HandlerOverran",
@@ -118,6 +130,7 @@ __all__ = [
     "NotificationEvent",
     "OnDeadLetter",
     "OnNoTransaction",
+    "OnUnknownType",
     "Outbox",
     "OutboxNotInstalled",
     "OutboxUnavailable",
@@ -129,6 +142,7 @@ __all__ = [
     "PunqContainer",
     "Query",
     "Receipt",
+    "ReceivingBroker",
     "Relay",
     "Request",
     "RequestDispatcher",
@@ -141,6 +155,7 @@ __all__ = [
     "SameThread",
     "SerializationError",
     "Serializer",
+    "Subscription",
     "TemporaryError",
     "ThreadPool",
     "TimingMiddleware",

@@ -371,7 +371,7 @@ def test_topology_creates_nothing(broker, group):
 
 
 def test_a_queue_that_differs_is_explained(broker, group, exchange, rabbitmq_url):
-    """The error has the argument and the way out. `join` raises it at once."""
+    """The error has the argument and the way out. `subscribe` raises it at once."""
     broker.apply_topology(group)
     with opened(rabbitmq_url) as channel:
         channel.queue_delete(f"{exchange}.shop")
@@ -385,6 +385,14 @@ def test_a_queue_that_differs_is_explained(broker, group, exchange, rabbitmq_url
     assert [f"{exchange}.shop"] == [item.name for item in different]
     assert "inequivalent arg" in different[0].trouble
     assert different == [item for item in broker.apply_topology(group) if item.state == "different"]
+
+
+def test_a_group_that_is_ordered_elsewhere_is_told_so(broker, group):
+    """RabbitMQ's own words do not say what to change."""
+    broker.apply_topology(group)
+
+    with pytest.raises(ConfigurationError, match="give the group the same `ordered` everywhere"):
+        broker.subscribe(attrs.evolve(group, ordered=False))
 
 
 def test_without_declare_everything_must_exist(opener, group, exchange):

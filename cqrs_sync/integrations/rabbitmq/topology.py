@@ -352,7 +352,8 @@ def _item(declaration: Declaration, state: str, trouble: str = "") -> TopologyIt
 
 def _with_way_out(refusal: BaseException) -> str:
     code, text = getattr(refusal, "reply_code", 0), getattr(refusal, "reply_text", str(refusal))
-    return f"{code} {text}; {_WAYS_OUT.get(code, _WAY_OUT)}"
+    order = "give the group the same `ordered` everywhere, or " if "x-single-active-consumer" in text else ""
+    return f"{code} {text}; {order}{_WAYS_OUT.get(code, _WAY_OUT)}"
 
 
 _WAY_OUT = (

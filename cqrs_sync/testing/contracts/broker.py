@@ -232,6 +232,16 @@ class ReceivingBrokerContract(BrokerContract):
         with broker.subscribe(group) as deliveries:
             assert b"1" == receive(deliveries, 1)[0].message.body
 
+    def test_a_group_may_get_delays_and_a_prefetch_later(
+        self, broker: ReceivingBroker, topic: str, group: Group
+    ) -> None:
+        """What a loop with a plain group has left, a consumer with retries receives."""
+        broker.subscribe(Group(group.name, [topic])).close()
+        broker.publish([message(topic, b"1")], timeout=10)
+
+        with broker.subscribe(group) as deliveries:
+            assert b"1" == receive(deliveries, 1)[0].message.body
+
     def test_a_deferred_message_comes_back_after_its_delay(
         self, broker: ReceivingBroker, topic: str, group: Group
     ) -> None:

@@ -83,7 +83,7 @@ def main(url: str = "memory") -> None:
     # First the subscription: a broker keeps nothing for a group that it does not know.
     with (
         cqrs.bootstrap(requests, events, broker=broker) as mediator,
-        broker.subscribe("meetings", group="report") as inbox,
+        broker.subscribe(cqrs.Group("report", ["meetings"])) as inbox,
     ):
         reporting = cqrs.bootstrap(events=received, threads=cqrs.SameThread()).events
         for user in ("ada", "bob"):

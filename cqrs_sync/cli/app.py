@@ -39,6 +39,10 @@ GROUP_OPTIONS = {"group", "topics", "retry_delays", "inline_limit", "ordered"}
 CHECK_FAILED, USAGE, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 130
 
 
+#: Errors of Django that has not been set up.
+_NOT_SET_UP = {"AppRegistryNotReady", "ImproperlyConfigured"}
+
+
 class InvalidCall(click.ClickException):
     """The command was called wrongly, or the application is wired wrongly."""
 
@@ -116,7 +120,8 @@ def _import(path: str, name: str) -> Any:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             raise InvalidCall(f"--app {path!r}: there is no module {missing!r} here or on the path") from error
-        raise InvalidCall(f"--app {path!r}: {name} cannot be imported: {describe_with_location(error)}") from error
+        words = f"{name} cannot be imported: {describe_with_location(error)}"
+        raise InvalidCall(f"--app {path!r}: {words}{_django_hint(error)}") from error
 
 
 def _attribute(path: str, owner: Any, name: str) -> Any:
@@ -134,7 +139,21 @@ def _call(path: str, factory: Callable[[], Any]) -> Any:
         return factory()
     except Exception as error:
         words = f"calling it without arguments failed: {describe_with_location(error)}"
-        raise InvalidCall(f"--app {path!r}: {words}") from error
+        raise InvalidCall(f"--app {path!r}: {words}{_django_hint(error)}") from error
+
+
+def _django_hint(error: BaseException | None) -> str:
+    """Name the command that sets Django up, if the application needs that: this program knows no framework."""
+    while error is not None:
+        if type(error).__module__ == "django.core.exceptions" and type(error).__name__ in _NOT_SET_UP:
+            names: list[str] = []
+            context = click.get_current_context(silent=True)
+            while context is not None and context.parent is not None:
+                names.insert(0, str(context.info_name))
+                context = context.parent
+            return f"; in a Django project run `manage.py cqrs_{' '.join(names)}`, which sets Django up"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _describe(value: Any) -> str:

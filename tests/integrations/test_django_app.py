@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from attrs import frozen
@@ -322,6 +326,19 @@ def test_the_outbox_does_not_listen_with_a_driver_without_a_timeout(django_datab
     assert None is DjangoOutbox("postgresql").listener()
 
 
+def test_an_alias_that_is_not_there_is_one_error_with_the_aliases_that_are(make):
+    """
+    Without those of Django's own look-up before it.
+    """
+    mediator = make(using="nope", fast_path=False)
+    with pytest.raises(
+        cqrs.ConfigurationError, match="'nope', which `using` names, is not in DATABASES; it has "
+    ) as failed:
+        mediator.send(Sell(1))
+
+    assert (None, True) == (failed.value.__cause__, failed.value.__suppress_context__)
+
+
 # Commands
 
 
@@ -468,8 +485,43 @@ def test_commands_tell_in_a_line_that_there_is_no_mediator(django_mediator, mana
     code, printed = manage("cqrs_relay")
 
     assert 2 == code
-    assert printed.err.startswith("Error: CQRS_SYNC[\"MEDIATOR\"] names 'a_django_shop.mediator': it must be a Request")
+    assert printed.err.startswith(
+        "Error: CQRS_SYNC[\"MEDIATOR\"] names 'a_django_shop.mediator': it must be a Mediator"
+    )
     assert 1 == printed.err.count("\n")
+
+
+def test_commands_tell_in_a_line_what_the_checks_would_find(make, django_mediator, manage, monkeypatch):
+    """
+    Unless the settings silence it.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+
+    django_mediator(make(using="sqlite"))
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "GROPU": "shop"})
+    code, printed = manage("cqrs_outbox", "status")
+    assert (2, 1) == (code, printed.err.count("\n"))
+    assert "CQRS_SYNC has the key 'GROPU', which has no meaning: did you mean 'GROUP'?" in printed.err
+    assert 2 == manage("cqrs_relay", "--drain")[0]
+
+    monkeypatch.setattr(settings, "SILENCED_SYSTEM_CHECKS", ["cqrs_sync.E007"])
+    assert 0 == manage("cqrs_outbox", "status")[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"DJANGO_SETTINGS_MODULE": "config.settings"}], ids=["none", "named"])
+def test_the_program_names_the_command_that_sets_django_up(settings):
+    done = subprocess.run(
+        [sys.executable, "-m", "cqrs_sync", "outbox", "status", "--app", "meetings.mediator:mediator"],
+        cwd=Path(__file__).parents[2] / "docs/examples/django_project",
+        env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | settings,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert 2 == done.returncode
+    assert "in a Django project run `manage.py cqrs_outbox status`, which sets Django up" in done.stderr
 
 
 def test_help_is_that_of_the_command(django_databases, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,12 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
     except ImproperlyConfigured as error:
         return [*found, checks.Error(str(error), id="cqrs_sync.E001")]
     return [*found, *_check_wiring(mediator)]
+
+
+def wiring_errors(mediator: Mediator) -> list[checks.CheckMessage]:
+    """Return the errors in the settings and in this mediator that `manage.py check` would report."""
+    found = [*_check_keys(), *_check_wiring(mediator)]
+    return [each for each in found if each.is_serious(checks.ERROR) and not each.is_silenced()]
 
 
 def _check_keys() -> Iterator[checks.CheckMessage]:
@@ -197,11 +204,13 @@ def _check_character_set(store: _Store) -> Iterator[checks.CheckMessage]:
 
 
 def _check_tables(store: _Store) -> Iterator[checks.CheckMessage]:
+    if sys.argv[1:2] == ["migrate"]:
+        # It runs the checks before it makes the tables.
+        return
     executor = MigrationExecutor(connections[store.using])
     latest = [node for node in executor.loader.graph.leaf_nodes() if node[0] == _LABEL]
     missing = [migration.name for migration, _ in executor.migration_plan(latest)]
     if missing:
-        # Not a warning: `migrate` runs the checks before it makes the tables.
         yield checks.Info(
             f"the tables of outbox and inbox in {store.using!r} are missing, or are older than this version needs: "
             f"{', '.join(missing)} did not run there",

@@ -11,7 +11,12 @@ import attrs
 from django.db import Error, connections, transaction
 
 from cqrs_sync.errors import ConfigurationError, CqrsError
-from cqrs_sync.integrations.django.transactions import DjangoTransactions, check_not_aborted, check_not_rolled_back
+from cqrs_sync.integrations.django.transactions import (
+    DjangoTransactions,
+    check_not_aborted,
+    check_not_rolled_back,
+    connection_of,
+)
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import (
     PsycopgListener,
@@ -40,7 +45,7 @@ class DjangoDatabase:
 
     def reset_in_child(self) -> None:
         """Leave this thread's connection to the parent process, which owns it. Django makes another one."""
-        connection = connections[self.using]
+        connection = connection_of(self.using)
         if connection.connection is not None and not connection.in_atomic_block:
             self._kept_connections[0] = connection.connection
             connection.connection = None
@@ -48,7 +53,7 @@ class DjangoDatabase:
     @property
     def dialect(self) -> Dialect:
         """The SQL that the database speaks."""
-        vendor = connections[self.using].vendor
+        vendor = connection_of(self.using).vendor
         if vendor not in DIALECTS:
             raise ConfigurationError(
                 f"the {self._store.name} supports PostgreSQL, MariaDB, MySQL and SQLite; "
@@ -60,8 +65,8 @@ class DjangoDatabase:
         """Return the connection on which the calling thread is inside `atomic`, None if it is not."""
         if not self.transactions.active():
             return None
-        check_not_aborted(connections[self.using])
-        return DjangoConnection(connections[self.using], is_nested=True, translate=self._roll_back_and_translate)
+        check_not_aborted(connection_of(self.using))
+        return DjangoConnection(connection_of(self.using), is_nested=True, translate=self._roll_back_and_translate)
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[DjangoConnection]:
@@ -71,7 +76,7 @@ class DjangoDatabase:
         Inside `atomic` it is a savepoint. A durable block raises ConfigurationError there, except in Django's
         TestCase, which never commits anything.
         """
-        connection = connections[self.using]
+        connection = connection_of(self.using)
         # The admin does this under ATOMIC_REQUESTS.
         is_nested = connection.in_atomic_block
         try:
@@ -96,7 +101,7 @@ class DjangoDatabase:
     @contextmanager
     def application_transaction(self) -> Iterator[DjangoConnection]:
         """Open `atomic` for the block, and commit it at the end."""
-        connection = connections[self.using]
+        connection = connection_of(self.using)
         try:
             with ExitStack() as stack:
                 try:
@@ -128,7 +133,7 @@ class DjangoDatabase:
 
     def listener(self, channel: str, /) -> PsycopgListener | None:
         """Listen on a channel with a connection of its own; None if the database or its driver cannot."""
-        if connections[self.using].vendor != "postgresql" or not can_listen(connections[self.using].Database):
+        if connection_of(self.using).vendor != "postgresql" or not can_listen(connection_of(self.using).Database):
             return None
         wrapper = connections.create_connection(self.using)
         # Not from Django's pool: it would miss this connection, and get it back still listening.
@@ -142,7 +147,7 @@ class DjangoDatabase:
 
     def release_connection(self) -> None:
         """Close the calling thread's connection, unless it is inside `atomic`."""
-        connection = connections[self.using]
+        connection = connection_of(self.using)
         self._kept_connections.pop(threading.get_ident(), None)
         if not connection.in_atomic_block:
             connection.close()

@@ -6,12 +6,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.conf import settings
 from django.db import close_old_connections, connections, transaction
+from django.utils.connection import ConnectionDoesNotExist
 
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.middleware import CallNext
 from cqrs_sync.sql.database import TransactionStatus, aborted_error, rolled_back_error, transaction_status
 
 _SAVEPOINT = "with transaction.atomic():"
+
+
+def connection_of(using: str) -> Any:
+    """Return the calling thread's connection. Raises ConfigurationError for an alias that is not in DATABASES."""
+    try:
+        return connections[using]
+    except ConnectionDoesNotExist:
+        known = ", ".join(map(repr, settings.DATABASES))
+        raise ConfigurationError(
+            f"the database {using!r}, which `using` names, is not in DATABASES; it has {known}"
+        ) from None
 
 
 class DjangoTransactions:
@@ -22,7 +36,7 @@ class DjangoTransactions:
 
     def active(self) -> bool:
         """Tell whether the calling thread is inside `atomic`."""
-        return bool(connections[self.using].in_atomic_block)
+        return bool(connection_of(self.using).in_atomic_block)
 
     def on_commit(self, callback: Callable[[], object], /) -> None:
         """
@@ -34,7 +48,7 @@ class DjangoTransactions:
         Raises TransactionLost if PostgreSQL has aborted the transaction already.
         """
         # In the application's own transaction this is the last chance to check before the commit.
-        check_not_aborted(connections[self.using])
+        check_not_aborted(connection_of(self.using))
         transaction.on_commit(callback, using=self.using, robust=True)
 
 
@@ -50,9 +64,10 @@ class Atomic:
 
         Raises TransactionLost if the handler raises nothing and its transaction would be rolled back all the same.
         """
+        connection = connection_of(self.using)
         with transaction.atomic(using=self.using):
             response = call_next(message)
-            check_not_rolled_back(connections[self.using])
+            check_not_rolled_back(connection)
             return response
 
     def __repr__(self) -> str:

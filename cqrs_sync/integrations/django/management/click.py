@@ -14,6 +14,7 @@ from django.db import connections
 
 from cqrs_sync.cli.app import Application, InvalidCall
 from cqrs_sync.consumer import Consumer
+from cqrs_sync.integrations.django.checks import wiring_errors
 from cqrs_sync.integrations.django.wiring import consumer_of_settings, group_of_settings, mediator_of_settings
 from cqrs_sync.mediator import Mediator
 
@@ -80,11 +81,22 @@ class SettingsApplication(Application):
     # Each is made once, and the consumer only for commands that ask for it, or if there is no other mediator.
     @cached_property
     def _mediator(self) -> Mediator:
-        return _read_settings(lambda: mediator_of_settings(self.__dict__.get("_consumer")))
+        mediator = _read_settings(lambda: mediator_of_settings(self.__dict__.get("_consumer")))
+        _check(mediator)
+        return mediator
 
     @cached_property
     def _consumer(self) -> Consumer | None:
-        return _read_settings(consumer_of_settings)
+        consumer = _read_settings(consumer_of_settings)
+        if consumer is not None:
+            _check(consumer.mediator)
+        return consumer
+
+
+def _check(mediator: Mediator) -> None:
+    """Raise InvalidCall if `manage.py check` would find an error: no command would run, and few would say why."""
+    if errors := wiring_errors(mediator):
+        raise InvalidCall("; ".join(f"{each.msg}: {each.hint} ({each.id})" for each in errors))
 
 
 def _read_settings(read: Callable[[], T]) -> T:

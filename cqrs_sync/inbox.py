@@ -11,15 +11,14 @@ The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ForwardRef, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
-import orjson
-
+from cqrs_sync import json_codec
 from cqrs_sync.errors import ConfigurationError, IdempotencyKeyConflict, SerializationError
 from cqrs_sync.messages import Request
 from cqrs_sync.middleware import CallNext
@@ -194,7 +193,7 @@ class IdempotentRequest:
     def __call__(self, request: Any, call_next: CallNext, /) -> Any:
         """Run the handler, or return its response of the first time."""
         key = _key.get()
-        digest = self._hash(self._dump(request, "the request")).digest()
+        digest = self._hash(self._dump(request, "the request", json_codec.canonical)).digest()
         with self._inbox.once(key, self._name) as receipt:
             if receipt.is_first:
                 response = call_next(request)
@@ -213,7 +212,7 @@ class IdempotentRequest:
             return self._load(kept[_DIGEST:])
 
     def _response_bytes(self, response: Any) -> bytes:
-        answer = self._dump(response, "the response")
+        answer = self._dump(response, "the response", json_codec.dump)
         try:
             # Found out now, while the handler can still fail, and not by a later send.
             self._load(answer)
@@ -224,9 +223,9 @@ class IdempotentRequest:
             ) from error
         return answer
 
-    def _dump(self, value: Any, what: str) -> bytes:
+    def _dump(self, value: Any, what: str, write: Callable[[Any], bytes]) -> bytes:
         try:
-            return orjson.dumps(_converter().unstructure(value), option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SORT_KEYS)
+            return write(_converter().unstructure(value))
         except Exception as error:
             raise SerializationError(
                 f"{what} of {self._request}, {type(value).__qualname__}, cannot become JSON, so the inbox cannot keep "
@@ -234,7 +233,7 @@ class IdempotentRequest:
             ) from error
 
     def _load(self, answer: bytes) -> Any:
-        return _converter().structure(orjson.loads(answer), self._response_type)
+        return _converter().structure(json_codec.load(answer), self._response_type)
 
 
 @cache

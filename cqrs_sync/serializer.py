@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
+import enum
 import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, get_type_hints
 
-import orjson
 from cattrs import BaseValidationError, transform_error
-from cattrs.preconf.orjson import make_converter
+from cattrs.cols import is_mapping, is_namedtuple, namedtuple_unstructure_factory
+from cattrs.preconf.json import make_converter
 from cattrs.v import format_exception
 
+from cqrs_sync import json_codec
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
 from cqrs_sync.context import correlation_of, current, current_attributes
 from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
@@ -67,7 +70,7 @@ class JsonSerializer:
         topic, name = publication.topic or "", publication.name or ""
         try:
             data = self._converter.unstructure(event)
-            body = orjson.dumps(data, option=orjson.OPT_NON_STR_KEYS)
+            body = json_codec.dump(data)
         except Exception as error:
             raise EventNotSerializable(f"{event_type.__qualname__} cannot become JSON: {error}") from error
         key = None if publication.key is None else _key(event, publication.key)
@@ -87,7 +90,8 @@ class JsonSerializer:
             return OutgoingMessage(
                 id=attributes["id"], topic=topic, type=name, body=body, key=key, attributes=attributes
             )
-        envelope = orjson.dumps({**attributes, "datacontenttype": "application/json", "data": orjson.Fragment(body)})
+        envelope = json_codec.dump({**attributes, "datacontenttype": "application/json"})
+        envelope = envelope[:-1] + b',"data":' + body + b"}"
         return OutgoingMessage(
             id=attributes["id"], topic=topic, type=name, body=envelope, content_type=STRUCTURED, key=key
         )
@@ -113,8 +117,8 @@ class JsonSerializer:
         if len(message.body) > self._max_bytes:
             raise MalformedMessage(f"the body has {len(message.body)} bytes, {self._max_bytes} are allowed")
         try:
-            data = orjson.loads(message.body)
-        except orjson.JSONDecodeError as error:
+            data = json_codec.load(message.body)
+        except ValueError as error:
             kind = f", its content type is {message.content_type!r:.80}" if message.content_type else ""
             raise MalformedMessage(f"the body is not JSON{kind}: {error}") from error
         attributes = message.attributes
@@ -189,7 +193,7 @@ def _structured_data(envelope: dict[str, Any]) -> Any:
     if "data_base64" not in envelope:
         return envelope.get("data")
     try:
-        return orjson.loads(binascii.a2b_base64(envelope["data_base64"], strict_mode=True))
+        return json_codec.load(binascii.a2b_base64(envelope["data_base64"], strict_mode=True))
     except (ValueError, TypeError) as error:
         raise MalformedMessage(f"data_base64 is not base64 of JSON: {error}") from error
 
@@ -203,15 +207,31 @@ def json_converter() -> Any:
     converter.register_structure_hook(decimal.Decimal, lambda value, _: decimal.Decimal(str(value)))
     converter.register_structure_hook(uuid.UUID, lambda value, _: uuid.UUID(value))
     converter.register_structure_hook(type(None), _load_none)
-    # orjson 3.13 writes 10 ms as `00:00:00.10000`.
+    converter.register_unstructure_hook(uuid.UUID, str)
     converter.register_unstructure_hook(dt.time, dt.time.isoformat)
     converter.register_structure_hook(dt.time, lambda value, _: dt.time.fromisoformat(value))
+    converter.register_unstructure_hook_factory(
+        is_namedtuple, partial(namedtuple_unstructure_factory, unstructure_to=tuple)
+    )
+    converter.register_unstructure_hook_factory(is_mapping, lambda cls: _mapping_dumper(cls, converter))
     # pydantic and msgspec are recognised by what their classes carry: core imports neither.
     converter.register_unstructure_hook_factory(_is_pydantic, lambda _: _dump_pydantic)
     converter.register_structure_hook_factory(_is_pydantic, lambda _: _load_pydantic)
     converter.register_unstructure_hook_factory(_is_msgspec, lambda cls: _msgspec_dumper(cls, converter))
     converter.register_structure_hook_factory(_is_msgspec, lambda cls: _msgspec_loader(cls, converter))
     return converter
+
+
+def _mapping_dumper(cls: Any, converter: Any) -> Any:
+    """Make what dumps a mapping: its keys become texts, as JSON wants them."""
+    key_type, *_ = getattr(cls, "__args__", None) or [Any]
+    dump_key = converter.get_unstructure_hook(key_type)
+
+    def key_text(key: Any) -> str:
+        text = dump_key(key)
+        return str(text.value if isinstance(text, enum.Enum) else text)
+
+    return converter.gen_unstructure_mapping(cls, key_handler=key_text)
 
 
 def _load_none(data: Any, _: Any) -> None:

@@ -24,4 +24,6 @@ if not entry_points(group="pytest11", name="cqrs_sync") and (_HERE.parent / "cqr
 # The tests' own timeout bounds a run; Hypothesis' per-example deadline only punishes a busy machine.
 settings.register_profile("desk", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+# For tests that run a second time, in another setting.
+settings.register_profile("few", parent=settings.get_profile("ci"), max_examples=10)
 settings.load_profile("ci" if in_ci() else "desk")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
-import orjson
-
+from cqrs_sync import json_codec
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import NotInTransaction
 from cqrs_sync.outbox import (
@@ -559,7 +558,7 @@ def _batches(rows: Sequence[T], size: Callable[[T], int]) -> Iterator[Sequence[T
 
 
 def _message_row(message: OutgoingMessage) -> tuple[Any, ...]:
-    headers = orjson.dumps(dict(message.attributes)).decode()
+    headers = json_codec.dump(dict(message.attributes)).decode()
     return message.id, message.topic, message.type, message.key, message.content_type, message.body, headers
 
 
@@ -572,7 +571,7 @@ def _read_message(row: Sequence[Any]) -> OutgoingMessage:
         body=bytes(payload),
         content_type=content_type,
         key=key,
-        attributes=orjson.loads(headers),
+        attributes=json_codec.load(headers),
     )
 
 

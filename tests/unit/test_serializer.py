@@ -241,6 +241,8 @@ class Anything(cqrs.NotificationEvent, topic="things", name="anything"):
         {1, object()},
         lambda: None,
         2**70,
+        float("nan"),
+        [1.0, {"a": float("-inf")}, None],
         "\ud800",
         Exception("?"),
         type,

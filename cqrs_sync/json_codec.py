@@ -54,17 +54,20 @@ def load(data: bytes | str) -> Any:
 
 
 def _refuse_nan(value: Any) -> None:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"JSON has no {value}")
-    elif isinstance(value, dict):
-        for each in value.values():
-            _refuse_nan(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            _refuse_nan(each)
-    elif isinstance(value, Enum):
-        _refuse_nan(value.value)
+    pending = [value]
+    for each in pending:
+        kind = type(each)
+        if kind is str or kind is int:
+            continue
+        if kind is float:
+            if not math.isfinite(each):
+                raise ValueError(f"JSON has no {each}")
+        elif isinstance(each, dict):
+            pending += each.values()
+        elif isinstance(each, list | tuple):
+            pending += each
+        elif isinstance(each, Enum):
+            pending.append(each.value)
 
 
 # -- Without orjson.

@@ -85,7 +85,7 @@ def main(url: str = "memory") -> None:
         cqrs.bootstrap(requests, events, broker=broker) as mediator,
         broker.subscribe(cqrs.Group("report", ["meetings"])) as inbox,
     ):
-        reporting = cqrs.bootstrap(events=received, threads=cqrs.SameThread()).events
+        reporting = cqrs.bootstrap(events=received, threads=cqrs.SameThread())
         for user in ("ada", "bob"):
             print(f"{mediator.send(JoinMeeting(user, 'weekly'), timeout=10)} in the meeting")
         while report.total() < 2 and (delivery := inbox.receive(timeout=30)) is not None:

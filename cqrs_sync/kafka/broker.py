@@ -41,6 +41,8 @@ class BaseKafkaBroker(ABC):
         replication_factor: int,
         declare: bool,
     ) -> None:
+        if publish_timeout <= 0:
+            raise ConfigurationError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
         for name, number in (("partitions", partitions), ("replication_factor", replication_factor)):
             if number != -1 and number < 1:
                 raise ConfigurationError(f"{name} is {number}: it is 1 or more, or -1 for the broker's default")

@@ -29,17 +29,15 @@ class KafkaAddress:
     options: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
 
     @classmethod
-    def of(cls, servers_or_url: str | Sequence[str]) -> KafkaAddress:
+    def of(cls, url: str | Sequence[str]) -> KafkaAddress:
         """
         Read `"host:port,host:port"`, a list of `"host:port"`, or `kafka://user:password@host:port?option=value`.
 
-        Raises ConfigurationError for another scheme, or a URL without a host.
+        Raises ConfigurationError for another scheme, a URL without a host, and what names no server.
         """
-        if not isinstance(servers_or_url, str):
-            return cls(tuple(servers_or_url))
-        scheme, separator, rest = servers_or_url.partition("://")
+        scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
         if not separator:
-            return cls(tuple(server.strip() for server in servers_or_url.split(",")))
+            return cls(_servers(url))
         if scheme not in _SECURITY:
             raise ConfigurationError(f"{scheme}:// is not Kafka: write kafka://host:port, or kafkas:// for TLS")
         authority, _, query = rest.partition("?")
@@ -54,6 +52,19 @@ class KafkaAddress:
             (unquote(user), unquote(password)) if secret else None,
             tuple(parse_qsl(query)),
         )
+
+
+def _servers(listed: str | Sequence[str]) -> tuple[str, ...]:
+    servers = listed.split(",") if isinstance(listed, str) else listed
+    if not isinstance(servers, (list, tuple)) or not servers:
+        raise ConfigurationError(
+            'the url of a Kafka broker is "kafka://host:9092", "host:9092", or a list of "host:9092"'
+        )
+    for server in servers:
+        if not isinstance(server, str) or not server.strip() or "/" in server or "@" in server:
+            # It may have a password.
+            raise ConfigurationError("each server in a list of Kafka servers is host:9092: write a URL as one string")
+    return tuple(server.strip() for server in servers)
 
 
 @attrs.frozen

@@ -72,7 +72,7 @@ class Client:
 
 KAFKA_PYTHON = Client(
     KafkaBroker,
-    creates_no_topics={"allow_auto_create_topics": False},
+    creates_no_topics={"client_config": {"allow_auto_create_topics": False}},
     quick_groups=QUICK_GROUPS,
     impatient={"max_poll_interval_ms": 3000},
     singly=SINGLY,
@@ -86,17 +86,19 @@ KAFKA_PYTHON = Client(
     children=40,
     many=200,
     credentials=lambda user, password: {
-        "security_protocol": "SASL_PLAINTEXT",
-        "sasl_mechanism": "PLAIN",
-        "sasl_plain_username": user,
-        "sasl_plain_password": password,
+        "client_config": {
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "PLAIN",
+            "sasl_plain_username": user,
+            "sasl_plain_password": password,
+        }
     },
     debug="",
     in_flight=lambda producer: producer._sender._in_flight_batches,
 )
 CONFLUENT = Client(
     ConfluentKafkaBroker,
-    creates_no_topics={"config": {"allow.auto.create.topics": False}},
+    creates_no_topics={"client_config": {"allow.auto.create.topics": False}},
     quick_groups=CONFLUENT_QUICK_GROUPS,
     impatient={"max.poll.interval.ms": 3000},
     singly=CONFLUENT_SINGLY,
@@ -109,7 +111,7 @@ CONFLUENT = Client(
     children=12,
     many=2500,
     credentials=lambda user, password: {
-        "config": {
+        "client_config": {
             "security.protocol": "sasl_plaintext",
             "sasl.mechanism": "PLAIN",
             "sasl.username": user,

@@ -241,7 +241,7 @@ def test_importing_and_making_a_broker_starts_nothing():
         import os
         from cqrs_sync.integrations.confluent import ConfluentKafkaBroker
         before = [os.listdir(f"/proc/self/{kind}") for kind in ("task", "fd")]
-        ConfluentKafkaBroker("127.0.0.1:9", config={"client.id": "shop"})
+        ConfluentKafkaBroker("127.0.0.1:9", client_config={"client.id": "shop"})
         assert [os.listdir(f"/proc/self/{kind}") for kind in ("task", "fd")] == before
         assert len(before[0]) == 1
     """)

@@ -11,14 +11,14 @@ from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 PASSWORD = "p@ss:w/rd"  # noqa: S105 -- not a real one
 
 
-def kafka(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
+def kafka(url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
     options = {"shared": dict(shared), "producer": dict(producer), "consumer": dict(consumer)}
-    return kafka_python_settings(servers_or_url, publish_timeout, **options)
+    return kafka_python_settings(url, publish_timeout, **options)
 
 
-def confluent(servers_or_url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
+def confluent(url="127.0.0.1:9092", publish_timeout=5.0, *, shared=(), producer=(), consumer=()):
     options = {"shared": dict(shared), "producer": dict(producer), "consumer": dict(consumer)}
-    return librdkafka_settings(servers_or_url, publish_timeout, **options)
+    return librdkafka_settings(url, publish_timeout, **options)
 
 
 both = pytest.mark.parametrize("settings", [kafka, confluent])
@@ -26,7 +26,7 @@ both = pytest.mark.parametrize("settings", [kafka, confluent])
 
 @both
 @pytest.mark.parametrize(
-    ("servers_or_url", "servers"),
+    ("url", "servers"),
     [
         ("one:1", ("one:1",)),
         ("one:1, two:2", ("one:1", "two:2")),
@@ -37,11 +37,11 @@ both = pytest.mark.parametrize("settings", [kafka, confluent])
         ("kafka://[::1]:1", ("[::1]:1",)),
     ],
 )
-def test_servers_are_named_in_any_of_the_usual_ways(settings, servers_or_url, servers):
+def test_servers_are_named_in_any_of_the_usual_ways(settings, url, servers):
     """A string, a list, or a URL."""
-    if settings is kafka and isinstance(servers_or_url, str):
-        servers_or_url = servers_or_url.replace("client%2Eid", "client_id")
-    made = settings(servers_or_url)
+    if settings is kafka and isinstance(url, str):
+        url = url.replace("client%2Eid", "client_id")
+    made = settings(url)
 
     named = list(servers) if settings is kafka else ",".join(servers)
     assert servers == made.servers
@@ -138,8 +138,13 @@ def test_safety_is_on_unless_it_is_turned_off():
         (kafka, {"consumer": {"linger_ms": 1}}, "linger_ms"),
         (kafka, {"shared": {"group_id": "g"}}, "argument of subscribe"),
         (kafka, {"shared": {"value_serializer": str}}, "as bytes"),
-        (kafka, {"servers_or_url": f"amqp://me:{PASSWORD}@one"}, "amqp:// is not Kafka"),
-        (kafka, {"servers_or_url": "kafka://"}, "names no host"),
+        (kafka, {"url": f"amqp://me:{PASSWORD}@one"}, "amqp:// is not Kafka"),
+        (kafka, {"url": f"http://me:{PASSWORD}@one"}, "http:// is not Kafka"),
+        (kafka, {"url": ""}, "each server"),
+        (kafka, {"url": []}, "or a list of"),
+        (kafka, {"url": None}, "or a list of"),
+        (kafka, {"url": [f"kafka://me:{PASSWORD}@one"]}, "write a URL as one string"),
+        (kafka, {"url": "kafka://"}, "names no host"),
         (kafka, {"shared": {"ssl_cafile": "/no/such/file.pem"}}, "ssl_cafile names no file"),
         (kafka, {"producer": {"delivery_timeout_ms": 1, "request_timeout_ms": 2}}, "delivery_timeout_ms must be"),
         (confluent, {"shared": {"sasl.passwort": PASSWORD}}, "did you mean 'sasl.password'"),
@@ -150,8 +155,8 @@ def test_safety_is_on_unless_it_is_turned_off():
         (confluent, {"shared": {"enable.auto.commit": True}}, "finished messages only"),
         (confluent, {"producer": {"linger.ms": PASSWORD}}, "queue.buffering.max.ms"),
         (confluent, {"producer": {"compression.type": PASSWORD}}, "compression.codec"),
-        (confluent, {"servers_or_url": f"amqp://me:{PASSWORD}@one"}, "amqp:// is not Kafka"),
-        (confluent, {"servers_or_url": "kafka://"}, "names no host"),
+        (confluent, {"url": f"amqp://me:{PASSWORD}@one"}, "amqp:// is not Kafka"),
+        (confluent, {"url": "kafka://"}, "names no host"),
         (confluent, {"shared": {"ssl.ca.location": "/no/such/file.pem"}}, "ssl.ca.location names no file"),
     ],
 )

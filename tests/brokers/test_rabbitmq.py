@@ -21,7 +21,7 @@ from pika.adapters.utils import connection_workflow
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.context import deadline
-from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import RabbitMQBroker
 from cqrs_sync.integrations.rabbitmq import publisher as publisher_module
 from cqrs_sync.integrations.rabbitmq.amqp import MessageEncoder
@@ -336,11 +336,14 @@ class TestBrokersOutOfReach:
             f"http://guest:{_CANARY}@host/",
             f"amqp://guest:{_CANARY}@host/?heartbeat={_CANARY}",
             "amqp://guest@host/",
+            f"guest:{_CANARY}@host:5672",
+            "localhost",
+            None,
         ],
     )
     def test_an_invalid_url_is_refused_and_not_quoted(self, url):
         """The parser's error may contain the password."""
-        with pytest.raises(ValueError, match="RabbitMQ broker") as caught:
+        with pytest.raises(ConfigurationError, match="RabbitMQ broker") as caught:
             RabbitMQBroker(url)
 
         assert _CANARY not in "".join(traceback.format_exception(caught.value))

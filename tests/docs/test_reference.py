@@ -145,8 +145,6 @@ def _options(callable_):
     if found.pop("options", None) is not None and issubclass(callable_, SqlOutbox):
         store = inspect.signature(SqlOutbox).parameters
         found |= {name: _shown(store[name].default) for name in typing.get_type_hints(OutboxOptions)}
-    elif callable_ is kafka.KafkaBroker:
-        found["options"] = ""
     return found
 
 

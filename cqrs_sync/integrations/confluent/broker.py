@@ -29,30 +29,30 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
     on). One producer per process serves all threads; the first call makes it, and another one replaces it when it
     fails. Delivery is at least once, in order per key.
 
-    - `servers_or_url`: `"host:port,host:port"`, a list of `"host:port"`, or
+    - `url`: `"host:port,host:port"`, a list of `"host:port"`, or
       `kafka://user:password@host:port?option=value`, `kafkas://` for TLS.
     - `publish_timeout`: seconds that a call without a timeout may take, connecting included. A nearer deadline of
       the context counts. librdkafka sends nothing for longer than that, even if a call has a longer timeout.
     - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the broker's default. With
       `declare=False` only `build` creates topics.
-    - `config`: options of librdkafka by their names with dots, for producers and consumers alike
+    - `client_config`: options of librdkafka by their names with dots, for producers and consumers alike
       (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and `consumer_config` for one of them.
     """
 
     def __init__(
         self,
-        servers_or_url: str | Sequence[str],
+        url: str | Sequence[str],
         *,
         publish_timeout: float = 5.0,
         partitions: int = -1,
         replication_factor: int = -1,
         declare: bool = True,
-        config: Mapping[str, Any] | None = None,
+        client_config: Mapping[str, Any] | None = None,
         producer_config: Mapping[str, Any] | None = None,
         consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
         settings = librdkafka_settings(
-            servers_or_url, publish_timeout, config or {}, producer_config or {}, consumer_config or {}
+            url, publish_timeout, client_config or {}, producer_config or {}, consumer_config or {}
         )
         super().__init__(
             settings,

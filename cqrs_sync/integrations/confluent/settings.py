@@ -94,10 +94,10 @@ _SECRETS = ("sasl.password", "sasl.oauthbearer.client.secret", "ssl.key.password
 
 
 def librdkafka_settings(
-    servers_or_url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
+    url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
 ) -> KafkaSettings:
     """Raise ConfigurationError, without any value in it, for options that librdkafka does not accept."""
-    address = KafkaAddress.of(servers_or_url)
+    address = KafkaAddress.of(url)
     servers, both = address.servers, {**_options_of(address), **shared}
     for_producer = {**{name: value for name, value in both.items() if name not in CONSUMER_ONLY}, **producer}
     for_consumer = {**{name: value for name, value in both.items() if name not in PRODUCER_ONLY}, **consumer}

@@ -43,10 +43,10 @@ _FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
 
 
 def kafka_python_settings(
-    servers_or_url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
+    url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
 ) -> KafkaSettings:
     """Raise ConfigurationError, without any value in it, for options that kafka-python does not accept."""
-    address = KafkaAddress.of(servers_or_url)
+    address = KafkaAddress.of(url)
     servers, both = address.servers, {**_options_of(address), **shared}
     _check(both, {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG}, "kafka-python")
     _check(producer, KafkaProducer.DEFAULT_CONFIG, "the producer of kafka-python")

@@ -14,7 +14,7 @@ from pika.connection import Parameters
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, TopologyItem
 from cqrs_sync.context import earliest_deadline
-from cqrs_sync.errors import BrokerUnavailable, ClosedError, MessageRejected, PublishFailed
+from cqrs_sync.errors import BrokerUnavailable, ClosedError, ConfigurationError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
 from cqrs_sync.integrations.rabbitmq.connection import address_of, connection_parameters
 from cqrs_sync.integrations.rabbitmq.messages import outgoing_copy
@@ -38,7 +38,7 @@ class RabbitMQBroker:
     reconnects with backoff. A message that was in flight when the connection broke is sent again, with the
     same id, while its caller waits: delivery is at least once, in order per caller.
 
-    - `url_or_parameters`: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the system's
+    - `url`: `amqp://user:password@host:port/vhost`, or `amqps://` for TLS with the system's
       certificates, with pika's options (`?heartbeat=30`). Or pika's `ConnectionParameters`, with `ssl_options`
       for other certificates.
     - `exchange`: a durable topic exchange, created if it is missing. With `declare=False` it must exist, and may be
@@ -53,7 +53,7 @@ class RabbitMQBroker:
 
     def __init__(
         self,
-        url_or_parameters: str | Parameters,
+        url: str | Parameters,
         *,
         exchange: str = "cqrs",
         declare: bool = True,
@@ -62,10 +62,10 @@ class RabbitMQBroker:
         queue_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if not exchange:
-            raise ValueError("the exchange must have a name")
+            raise ConfigurationError("the exchange needs a name: leave `exchange` out for 'cqrs'")
         if publish_timeout <= 0:
-            raise ValueError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
-        self._parameters = connection_parameters(url_or_parameters)
+            raise ConfigurationError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
+        self._parameters = connection_parameters(url)
         self._exchange = topology.Exchange(exchange, "topic")
         self._declare = declare
         self._publish_timeout = publish_timeout

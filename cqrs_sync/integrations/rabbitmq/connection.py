@@ -23,7 +23,7 @@ from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.connection import Parameters
 
-from cqrs_sync.errors import DeliveryError
+from cqrs_sync.errors import ConfigurationError, DeliveryError
 from cqrs_sync.integrations.rabbitmq.amqp import CHANNEL, RawDelivery, cut_deliveries
 from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent
 from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
@@ -48,19 +48,19 @@ _HEADER_FRAME = 2
 OnDeliveries = Callable[[list[RawDelivery]], None]
 
 
-def connection_parameters(url_or_parameters: str | Parameters) -> Parameters:
+def connection_parameters(url: str | Parameters) -> Parameters:
     """
     Return the parameters of a connection, with our defaults.
 
-    Raises ValueError for a string that is no AMQP URL, TypeError for any other type.
+    Raises ConfigurationError for anything that is neither an AMQP URL nor pika's parameters.
     """
-    if isinstance(url_or_parameters, str):
-        parameters = _parse_url(url_or_parameters)
-    elif isinstance(url_or_parameters, Parameters):
+    if isinstance(url, str):
+        parameters = _parse_url(url)
+    elif isinstance(url, Parameters):
         # pika cannot deepcopy a TLS context; everything else in it is a value.
-        parameters = copy.copy(url_or_parameters)
+        parameters = copy.copy(url)
     else:
-        raise TypeError(f"expected a URL or pika's ConnectionParameters, got {type(url_or_parameters).__qualname__}")
+        raise ConfigurationError(f"a RabbitMQ broker takes a URL or pika's parameters, not {type(url).__qualname__}")
     if parameters.heartbeat is None:
         parameters.heartbeat = _HEARTBEAT
     # The connection thread retries itself: it knows whether a caller still waits.
@@ -77,12 +77,14 @@ def address_of(parameters: Parameters) -> str:
 
 
 def _parse_url(url: str) -> Parameters:
-    if not url.startswith(("amqp://", "amqps://")):
-        raise ValueError("the URL of a RabbitMQ broker starts with amqp:// or amqps://")
+    scheme, separator, _ = url.partition("://")
+    if scheme not in {"amqp", "amqps"}:
+        given = f"{scheme}:// is not RabbitMQ" if separator else "the URL has no scheme"
+        raise ConfigurationError(f"{given}: the URL of a RabbitMQ broker is amqp://host:port, or amqps:// for TLS")
     try:
         return pika.URLParameters(url)
     except Exception:  # noqa: BLE001 -- the parser's error may quote the password
-        raise ValueError(
+        raise ConfigurationError(
             "this is not the URL of a RabbitMQ broker; write amqp://user:password@host:port/vhost?heartbeat=30, "
             "with special characters in user, password and vhost as %XX"
         ) from None

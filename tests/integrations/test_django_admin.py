@@ -363,7 +363,7 @@ def test_the_admin_shows_the_mediators_inbox(client_of, django_mediator):
         pass
     client = client_of("view_receipt")
     assert "bill-elsewhere" not in client.get(RECEIPTS).content.decode()
-    mediator = bootstrap(using="postgresql", outbox=False, inbox=True, threads=1)
+    mediator = bootstrap(using="postgresql", outbox=None, threads=1)
     with mediator:
         django_mediator(mediator)
         assert "bill-elsewhere" in client.get(RECEIPTS).content.decode()

@@ -117,7 +117,7 @@ def test_a_repeated_message_has_its_effect_once(make, alias, opens):
             raise ValueError("not yet")
 
     atomic = (cqrs.Command,) if opens else (cqrs.Command, cqrs.Event)
-    mediator = make(using=alias, events=events, broker=broker, inbox=True, atomic=atomic)
+    mediator = make(using=alias, events=events, broker=broker, atomic=atomic)
     with pytest.raises(cqrs.EventsFailed):
         mediator.receive(incoming)
     for _ in range(2):
@@ -132,7 +132,7 @@ def test_without_an_outbox_events_leave_after_the_commit(make):
     As long as this process lives.
     """
     broker = MemoryBroker()
-    mediator = make(using="sqlite", outbox=False, broker=broker)
+    mediator = make(using="sqlite", outbox=None, broker=broker)
     mediator.send(Sell(1))
 
     assert (None, [1]) == (mediator.relay, numbers_in(broker))
@@ -221,7 +221,7 @@ def test_threads_of_the_pool_close_old_connections(django_emptied, alias):
     events.bind(Sold, ask)
     requests = cqrs.RequestMap()
     requests.bind(sell)
-    with bootstrap(requests, events, using=alias, outbox=False, broker=MemoryBroker(), threads=2) as mediator:
+    with bootstrap(requests, events, using=alias, outbox=None, broker=MemoryBroker(), threads=2) as mediator:
         # With a deadline all handlers run on the pool.
         mediator.send(Sell(1), timeout=20)
         ((thread, wrapper),) = used
@@ -372,7 +372,7 @@ def test_manage_py_has_the_commands_of_the_command_line(make, django_mediator, m
     assert 0 == manage("cqrs_relay", "--drain")[0]
     assert [1] == numbers_in(broker)
     code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")
-    assert (0, "1 message purged\n") == (code, printed.out)
+    assert (0, "1 message purged, 0 receipts purged\n") == (code, printed.out)
 
 
 def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
@@ -381,7 +381,7 @@ def test_manage_py_purges_receipts_as_well(make, django_mediator, manage):
     """
     from django.db import connections  # noqa: PLC0415 -- as above
 
-    mediator = make(using="sqlite", fast_path=False, inbox=True)
+    mediator = make(using="sqlite", fast_path=False)
     django_mediator(mediator)
     mediator.send(Sell(1), idempotency_key="k")
     code, printed = manage("cqrs_outbox", "purge", "--older-than", "0s")

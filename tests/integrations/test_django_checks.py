@@ -288,7 +288,7 @@ def test_an_inbox_without_an_outbox_is_checked_as_well(found, make, requests):
             return model_name != "receipt"
 
     assert ["cqrs_sync.E002"] == found(cqrs.bootstrap(requests, inbox=DjangoInbox("nowhere")), databases=["default"])
-    mediator = make(using="postgresql", outbox=False, inbox=True, atomic=())
+    mediator = make(using="postgresql", outbox=None, atomic=())
     assert [] == found(mediator, databases=["postgresql"])
     with override_settings(DATABASE_ROUTERS=[NotHere()]):
         assert ["cqrs_sync.E006"] == found(mediator)

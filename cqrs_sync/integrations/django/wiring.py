@@ -19,6 +19,7 @@ from cqrs_sync.consumer import Consumer
 from cqrs_sync.container import Container
 from cqrs_sync.errors import describe_with_location
 from cqrs_sync.failures import FailurePolicy
+from cqrs_sync.integrations import Default
 from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.mediator import Mediator
@@ -40,8 +41,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     events: EventMap | None = None,
     *,
     using: str = "default",
-    outbox: DjangoOutbox | bool = True,
-    inbox: DjangoInbox | bool = False,
+    outbox: DjangoOutbox | Default | None = Default.IN_DATABASE,
+    inbox: DjangoInbox | Default | None = Default.IN_DATABASE,
     atomic: type | tuple[type, ...] = Command,
     container: Container | punq.Container | None = None,
     broker: MessageBroker | None = None,
@@ -59,9 +60,9 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     - `using` is the alias of the database that commands write to.
     - `atomic` names the messages whose handlers get a transaction on it, or a savepoint in the request's transaction.
       The default is commands. Add `Event` if event handlers raise events; use `()` if you open transactions yourself.
-    - `outbox` keeps events in that database. It needs the app `cqrs_sync.integrations.django`, installed and migrated.
-      With False, notification events can be lost with the process, and nothing is durable.
-    - `inbox` keeps receipts there, for received messages and for `send(..., idempotency_key=key)`.
+    - `outbox` keeps events in that database, and `inbox` receipts. They need the app `cqrs_sync.integrations.django`,
+      installed and migrated. None leaves one out: without an outbox notification events can be lost with the process,
+      and nothing is durable; without an inbox `send(..., idempotency_key=...)` is refused.
     - `threads` runs event handlers; a pool made here closes old connections as Django does.
     - `middleware` is around the transaction. All other arguments are those of `cqrs_sync.bootstrap`.
 
@@ -73,8 +74,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         chain.add(Atomic(using), *(atomic if isinstance(atomic, tuple) else (atomic,)))
     if threads is None or isinstance(threads, int):
         threads = ThreadPool(threads, around=old_connections_closed)
-    chosen_outbox = DjangoOutbox(using) if outbox is True else outbox or None
-    chosen_inbox = DjangoInbox(using) if inbox is True else inbox or None
+    chosen_outbox = DjangoOutbox(using) if outbox is Default.IN_DATABASE else outbox
+    chosen_inbox = DjangoInbox(using) if inbox is Default.IN_DATABASE else inbox
     _check_same_database("outbox", chosen_outbox, using)
     _check_same_database("inbox", chosen_inbox, using)
     return bootstrap_core(
@@ -96,7 +97,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
 
 
 def _check_same_database(name: str, store: DjangoOutbox | DjangoInbox | None, using: str) -> None:
-    if store is not None and store.using != using:
+    if isinstance(store, (DjangoOutbox, DjangoInbox)) and store.using != using:
         raise ImproperlyConfigured(
             f"the {name} is in the database {store.using!r} and the transactions are on {using!r}: the {name} writes "
             "in the handler's transaction, so give both the same database"

@@ -13,4 +13,4 @@ broker = (
     else MemoryBroker()
 )
 # Made in the parent of the worker's processes; each process makes its own connections and threads.
-mediator = bootstrap(requests, events, broker=broker, inbox=True, threads=4)
+mediator = bootstrap(requests, events, broker=broker, threads=4)

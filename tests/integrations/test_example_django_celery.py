@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,7 @@ from orders.mediator import mediator
 from orders.messages import PlaceOrder
 
 with mediator:
-    mediator.send(PlaceOrder("ada"))
+    mediator.send(PlaceOrder("ada", "book"))
     backlog = mediator.relay.outbox.backlog
     eventually(lambda: any(each.target == "request-invoice" and each.tried for each in backlog().targets), 30)
     pathlib.Path("refused").touch()
@@ -112,12 +113,18 @@ def invoices(directory):
         return dict(connection.execute("SELECT id, invoices FROM orders_order"))
 
 
-def test_the_projects_own_tests_pass(tmp_path):
-    """Tasks run eagerly in a test that records."""
-    env = environment(SQLITE_FILE=str(tmp_path / "shop.sqlite3"))
-    output = run(["-W", "error", "manage.py", "test", "--noinput"], PROJECT, env)
+@pytest.mark.parametrize(("database", "result"), [("sqlite", "OK (skipped=1)"), ("postgresql", "OK")])
+def test_the_projects_own_tests_pass(database, result, request, tmp_path):
+    """Tasks run eagerly in a test that records; a view does once what is sent with one Idempotency-Key."""
+    names = {"SQLITE_FILE": str(tmp_path / "shop.sqlite3")}
+    if database == "postgresql":
+        url = urlsplit(request.getfixturevalue("postgresql_url"))
+        # The database need not exist: tests make their own, named after it.
+        names = {"PGHOST": url.hostname, "PGPORT": str(url.port or 5432), "PGUSER": url.username or "postgres"}
+        names |= {"PGPASSWORD": url.password or "", "PGDATABASE": f"cqrs_celery_{os.getpid()}"}
+    output = run(["-W", "error", "manage.py", "test", "--noinput"], PROJECT, environment(**names))
 
-    assert re.findall(r"^(Ran \d+ tests|OK|FAILED)", output, re.MULTILINE) == ["Ran 2 tests", "OK"]
+    assert re.findall(r"^(Ran \d+ tests|OK.*|FAILED.*)", output, re.MULTILINE) == ["Ran 7 tests", result]
 
 
 @pytest.mark.broker
@@ -125,7 +132,7 @@ def test_a_task_places_an_order_and_another_task_invoices_it(project, redis_url,
     """Notification events reach RabbitMQ, and what is old is purged by a task."""
     with bound_queue(rabbitmq_url, exchange, "orders") as queue:
         with worker(project, tmp_path):
-            numbers = called(redis_url, "place_order", *[(f"user-{n}",) for n in range(10)])
+            numbers = called(redis_url, "place_order", *[(f"user-{n}", "book") for n in range(10)])
             eventually(lambda: invoices(tmp_path) == dict.fromkeys(numbers, 1), 30)
             assert called(redis_url, "purge", ()) == [None]
         messages = drained(rabbitmq_url, queue)
@@ -138,7 +145,7 @@ def test_a_process_that_dies_after_the_commit_does_not_place_an_order_twice(proj
     """Celery runs the task again, with the same id; the inbox knows the id, and gives the same number."""
     (tmp_path / "dying.py").write_text(DYING)
     with worker(project, tmp_path, "dying") as server:
-        (number,) = called(redis_url, "place_order", ("ada",))
+        (number,) = called(redis_url, "place_order", ("ada", "book"))
         assert "WorkerLostError" in server.log()
 
     assert (tmp_path / "died").exists()
@@ -167,7 +174,7 @@ def test_a_worker_that_is_told_to_stop_finishes_its_durable_handlers(project, re
     """`worker_process_shutdown` closes the mediator of each process."""
     (tmp_path / "slow.py").write_text(SLOW)
     with worker(project, tmp_path, "slow"):
-        called(redis_url, "place_order", ("ada",))
+        called(redis_url, "place_order", ("ada", "book"))
         eventually((tmp_path / "begun").exists, 30)
 
     assert (tmp_path / "finished").exists()

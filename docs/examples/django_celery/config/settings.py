@@ -9,7 +9,19 @@ from celery.schedules import crontab
 
 BASE = Path(__file__).parents[1]
 SECRET_KEY = "an example has no secrets"
-INSTALLED_APPS = ["cqrs_sync.integrations.django", "orders"]
+ALLOWED_HOSTS = ["127.0.0.1", "testserver"]
+ROOT_URLCONF = "config.urls"
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "cqrs_sync.integrations.django",
+    "orders",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
 CQRS_SYNC = {"MEDIATOR": "orders.mediator.mediator"}
 TIME_ZONE = "UTC"
 USE_TZ = True
@@ -26,7 +38,12 @@ DATABASES = {
 }
 if "PGDATABASE" in os.environ:
     # libpq takes the rest from its own variables, such as PGHOST and PGUSER.
-    DATABASES["default"] = {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["PGDATABASE"]}
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": os.environ["PGDATABASE"],
+        # A request that is sent again waits so long for the first one, and is then refused: orders/views.py.
+        "OPTIONS": {"options": "-c lock_timeout=2s"},
+    }
 
 # Tasks go through Celery's broker, events for other services through RabbitMQ.
 CELERY_BROKER_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")

@@ -13,7 +13,7 @@ events = cqrs.EventMap()
 @requests.bind
 class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder, int]):
     def handle(self, request: PlaceOrder) -> int:
-        order = Order.objects.create(customer=request.customer)
+        order = Order.objects.create(customer=request.customer, article=request.article)
         self.raise_event(OrderPlaced(order.pk))
         self.raise_event(OrderAnnounced(order.pk, request.customer))
         return order.pk

@@ -10,6 +10,7 @@ class PlaceOrder(cqrs.Command[int]):
     """Place an order; the response is its number."""
 
     customer: str
+    article: str
 
 
 @frozen

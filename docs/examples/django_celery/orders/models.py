@@ -5,6 +5,7 @@ from django.db import models
 
 class Order(models.Model):
     customer = models.CharField(max_length=100)
+    article = models.CharField(max_length=100)
     invoices = models.PositiveIntegerField(default=0)
 
     def __str__(self) -> str:

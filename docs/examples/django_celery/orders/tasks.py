@@ -10,9 +10,9 @@ from orders.messages import PlaceOrder, WriteInvoice
 
 
 @shared_task(bind=True, autoretry_for=(OperationalError, cqrs.InboxUnavailable), retry_backoff=True)
-def place_order(self: Task, customer: str) -> int:
+def place_order(self: Task, customer: str, article: str) -> int:
     # Retries and redeliveries of a task have its id: the order is placed once.
-    return mediator.send(PlaceOrder(customer), idempotency_key=self.request.id, timeout=20)
+    return mediator.send(PlaceOrder(customer, article), idempotency_key=self.request.id, timeout=20)
 
 
 @shared_task(autoretry_for=(OperationalError, cqrs.InboxUnavailable), retry_backoff=True)

@@ -12,6 +12,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("customer", models.CharField(max_length=100)),
+                ("article", models.CharField(max_length=100)),
                 ("invoices", models.PositiveIntegerField(default=0)),
             ],
         ),

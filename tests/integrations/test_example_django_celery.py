@@ -43,7 +43,7 @@ DYING = f"""{HANDLER}
 """
 
 SLOW = f"""{HANDLER}
-    @events.bind(phase=cqrs.Phase.DURABLE, name="slow")
+    @events.durable("slow")
     def slow(event: OrderPlaced) -> None:
         (MARKERS / "begun").touch()
         threading.Event().wait(1.5)

@@ -27,7 +27,7 @@ def write_invoice(request: WriteInvoice) -> None:
 # A row of the order's own transaction: the task is sent after the commit, however often Celery's broker is away.
 
 
-@events.bind(phase=cqrs.Phase.DURABLE, name="request-invoice")
+@events.durable("request-invoice")
 def request_invoice(event: OrderPlaced) -> None:
     from orders import tasks  # noqa: PLC0415 -- tasks import the mediator, which imports this module
 

@@ -66,6 +66,26 @@ def test_flask_refuses_keys_that_are_missing_or_used(load):
     assert codes == [400, 201, 422]
 
 
+def test_handlers_on_the_pool_see_the_request_of_flask(load):
+    """Flask keeps it in context variables."""
+    shop = load("flask_app")
+    shop.Base.metadata.create_all(shop.engine)
+    seen = []
+
+    def first(event):
+        seen.append((shop.request.path, threading.current_thread().name.startswith("cqrs")))
+
+    def second(event):
+        first(event)
+
+    # Two handlers and a deadline: they run on the pool, not in the thread of the view.
+    shop.events.bind(shop.OrderPlaced, first)
+    shop.events.bind(shop.OrderPlaced, second)
+    shop.app.test_client().post("/orders", json={"article": "book"}, headers=KEY)
+
+    assert seen == [("/orders", True)] * 2
+
+
 def test_fastapi_places_orders_in_threads(load):
     """Endpoints run side by side; a body that is no command is refused; the end of the server closes the mediator."""
     from fastapi.testclient import TestClient  # noqa: PLC0415 -- it is slow to import

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from celery import current_app
 from django.contrib.auth.models import User
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import TestCase, TransactionTestCase, skipUnlessDBFeature
@@ -76,6 +77,19 @@ class PlacingAnOrderOverHttp(TestCase):
 
         assert self.post(self.KEY).status_code == 201
         assert Order.objects.count() == 2
+
+
+class PlacingAnOrderInAnAsyncView(TestCase):
+    async def test_the_command_runs_in_a_thread(self) -> None:
+        await self.async_client.aforce_login(await User.objects.acreate_user("ada"))
+        with record(mediator):
+            response = await self.async_client.post("/async/orders", {"article": "book"})
+
+        assert response.json() == {"order": (await Order.objects.aget()).pk}
+
+    async def test_in_the_event_loop_it_is_an_error(self) -> None:
+        with self.assertRaises(SynchronousOnlyOperation):  # noqa: PT027 -- as in Django's own documentation
+            mediator.send(PlaceOrder("ada", "book"))
 
 
 @skipUnlessDBFeature("has_select_for_update")

@@ -35,6 +35,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     requests: RequestMap | None = None,
     events: EventMap | None = None,
     *,
+    source: str | None = None,
     container: Container | punq.Container | None = None,
     broker: MessageBroker | None = None,
     outbox: Outbox | None = None,
@@ -51,6 +52,8 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     """
     Make a mediator.
 
+    - `source` names this service on the wire, such as `"shop"`: receivers tell two messages apart by `source` and id.
+      It is needed as soon as there is a `broker` or an `outbox`.
     - `container` builds handlers and their dependencies; without one, only handlers without dependencies.
     - `broker` publishes notification events; without one, raising them is an error.
     - `outbox` stores notification events, and those of durable handlers, in the transaction in which
@@ -68,25 +71,27 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     - `middleware` wraps each request and each event handler, the first one outermost;
       a `MiddlewareChain` chooses by message type.
     - `failure_policy` decides what failed event handlers mean: `CollectFailures()`, `FailFast()`, `LogFailures()`.
-    - `serializer` writes and reads messages; `JsonSerializer(source="...")` names the service that publishes.
+    - `serializer` writes and reads messages, in place of `source`: `JsonSerializer(source="shop", structured=True)`.
     - `max_depth` is the length that a chain of follow-up events may have.
 
-    It starts nothing. Closing the mediator closes `threads` and `broker`.
+    It starts nothing. Closing the mediator closes `threads` and `broker`. Raises ConfigurationError for a part that
+    does not fit, and if the `source` is missing.
     """
     check_above_zero(max_depth=max_depth)
     # A child that is forked while another thread imports a module waits for that import without end.
     for name in _LATE_IMPORTS:
         import_module(name)
-    serializer = _able("serializer", "dump", serializer) or JsonSerializer()
+    broker, outbox = _able("broker", "publish", broker), _able("outbox", "claim", outbox)
+    serializer = _serializer(source, serializer, leaves=_leaving(broker, outbox))
     chain = middleware if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     wiring = Wiring(
         request_map=_checked(requests, RequestMap, "requests"),
         event_map=_checked(events, EventMap, "events"),
         container=_resolver(container),
-        broker=_able("broker", "publish", broker),
+        broker=broker,
         emitter=EventEmitter(broker, serializer=serializer, middleware=chain),
         serializer=serializer,
-        outbox=_able("outbox", "claim", outbox),
+        outbox=outbox,
         inbox=_able("inbox", "once", inbox),
         threads=_executor(threads),
         transactions=_transactions(transactions, outbox, inbox),
@@ -99,6 +104,28 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     relay = None if outbox is None else Relay(wiring)
     dispatcher = EventDispatcher(wiring) if relay is None else relay.dispatcher
     return Mediator(wiring, dispatcher, relay)
+
+
+def _leaving(broker: MessageBroker | None, outbox: Outbox | None) -> str | None:
+    """Name what takes messages out of this process, or keeps them for that."""
+    return "a broker" if broker is not None else "an outbox" if outbox is not None else None
+
+
+def _serializer(source: str | None, serializer: Serializer | None, *, leaves: str | None) -> Serializer:
+    if source is not None and serializer is not None:
+        raise ConfigurationError(
+            "bootstrap takes a source or a serializer, not both: the serializer has its own source"
+        )
+    if serializer is not None:
+        able: Serializer = _able("serializer", "dump", serializer)
+        return able
+    if source is None and leaves is not None:
+        raise ConfigurationError(
+            f'bootstrap was given {leaves}, and no name for this service on the wire: write bootstrap(source="shop"), '
+            'or serializer=JsonSerializer(source="shop")'
+        )
+    # Without a broker and an outbox it only reads.
+    return JsonSerializer(source="unnamed" if source is None else source)
 
 
 def _resolver(container: Container | punq.Container | None) -> Container:

@@ -9,7 +9,7 @@ from cqrs_sync.context import time_left
 from cqrs_sync.errors import BrokerNotConfigured
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.serializer import JsonSerializer, Serializer
+from cqrs_sync.serializer import Serializer
 
 
 class EventEmitter:
@@ -23,11 +23,11 @@ class EventEmitter:
         self,
         broker: MessageBroker | None,
         *,
-        serializer: Serializer | None = None,
+        serializer: Serializer,
         middleware: MiddlewareChain | None = None,
     ) -> None:
         self.broker = broker
-        self._serializer = serializer or JsonSerializer()
+        self.serializer = serializer
         self._publish = (middleware or MiddlewareChain()).wrap(OutgoingMessage, self._to_broker)
 
     def emit(self, *events: NotificationEvent) -> None:
@@ -41,7 +41,7 @@ class EventEmitter:
 
     def to_message(self, event: Event, /) -> OutgoingMessage:
         """Make the message of an event: everything that can fail without a broker."""
-        return self._serializer.dump(event)
+        return self.serializer.dump(event)
 
     def publish(self, messages: Sequence[OutgoingMessage], /) -> None:
         """

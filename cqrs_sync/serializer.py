@@ -20,7 +20,7 @@ from cattrs.v import format_exception
 from cqrs_sync import json_codec
 from cqrs_sync.broker import IncomingMessage, OutgoingMessage
 from cqrs_sync.context import correlation_of, current, current_attributes
-from cqrs_sync.errors import EventNotSerializable, MalformedMessage, UnknownMessageType
+from cqrs_sync.errors import ConfigurationError, EventNotSerializable, MalformedMessage, UnknownMessageType
 from cqrs_sync.messages import Event, publication_of
 
 #: Characters in the id of a message: stores have no more room.
@@ -52,13 +52,19 @@ class JsonSerializer:
 
     It takes attrs classes, dataclasses, pydantic models and msgspec structs, also nested, and the types that cattrs
     knows: dates, UUIDs, enums, collections, and Decimal as a string. `source` is the CloudEvents attribute of that
-    name, a URI reference of the service that publishes. Bodies above `max_bytes` are refused before they are parsed.
+    name: the service that publishes, as a name or a URI. Receivers tell two messages apart by `source` and id, so each
+    service has its own. Bodies above `max_bytes` are refused before they are parsed.
+
+    Raises ConfigurationError for a source that is no text, or is empty or has spaces.
     """
 
-    def __init__(self, *, source: str = "cqrs-sync", structured: bool = False, max_bytes: int = 1_048_576) -> None:
-        if not source:
-            raise ValueError("source must not be empty: name the service that publishes")
-        self._source = source
+    def __init__(self, *, source: str, structured: bool = False, max_bytes: int = 1_048_576) -> None:
+        if not is_source(source):
+            raise ConfigurationError(
+                f'source must be the name of the service that publishes, without spaces, such as "shop", not {source!r}'
+            )
+        #: The CloudEvents attribute of that name.
+        self.source = source
         self._structured = structured
         self._max_bytes = max_bytes
         self._converter = json_converter()
@@ -78,7 +84,7 @@ class JsonSerializer:
         attributes = {
             "specversion": "1.0",
             "id": uuid7(),
-            "source": self._source,
+            "source": self.source,
             "type": name,
             "time": dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z"),
             "eventversion": publication.version,
@@ -165,6 +171,11 @@ def is_key(text: str, *, longest: int | None = LONGEST) -> bool:
     if "\0" in text or (longest is not None and len(text) > longest):
         return False
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def is_source(source: object) -> bool:
+    """Return whether something can be the `source` of a CloudEvent: the name of a service, or its URI."""
+    return isinstance(source, str) and source != "" and source.isprintable() and not any(map(str.isspace, source))
 
 
 def uuid7() -> str:

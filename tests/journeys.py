@@ -209,7 +209,7 @@ def through_an_outbox(profile: Profile) -> Iterator[Count]:
 
         outbox = SQLAlchemyOutbox(sessions)
         broker = RabbitMQBroker(RABBITMQ, exchange=exchange)
-        with cqrs.bootstrap(requests, events, broker=broker, outbox=outbox, **options) as mediator:
+        with cqrs.bootstrap(requests, events, source="tests", broker=broker, outbox=outbox, **options) as mediator:
             for _ in range(_WARM):
                 mediator.send(Join("ada"))
                 eventually(lambda: outbox.backlog().waiting == 0, timeout=_BOUND)
@@ -237,12 +237,14 @@ def into_an_inbox(profile: Profile) -> Iterator[Count]:
                 calls.add()
 
         # What the library writes, to be sent again by a stranger: sending is not part of this journey.
-        with cqrs.bootstrap(broker=RabbitMQBroker(RABBITMQ, exchange=exchange), threads=2) as sender:
+        with cqrs.bootstrap(source="tests", broker=RabbitMQBroker(RABBITMQ, exchange=exchange), threads=2) as sender:
             sender.publish(Announced("ada"))
         ((template, body),) = drained(RABBITMQ, queue)
         broker = RabbitMQBroker(RABBITMQ, exchange=exchange)
         inbox = SQLAlchemyInbox(sessions)
-        mediator = stack.enter_context(cqrs.bootstrap(requests, events, broker=broker, inbox=inbox, **options))
+        mediator = stack.enter_context(
+            cqrs.bootstrap(requests, events, source="tests", broker=broker, inbox=inbox, **options)
+        )
         consumer = Consumer(mediator, "g")
         stack.callback(forget, RABBITMQ, exchange, consumer.group)
         stack.enter_context(consumer)
@@ -276,7 +278,7 @@ def to_kafka(profile: Profile) -> Iterator[Count]:
 
     with ExitStack() as stack:
         servers = os.environ.get("CQRS_TEST_KAFKA") or stack.enter_context(Tansu()).servers
-        mediator = stack.enter_context(cqrs.bootstrap(broker=KafkaBroker(servers), threads=2))
+        mediator = stack.enter_context(cqrs.bootstrap(source="tests", broker=KafkaBroker(servers), threads=2))
         for _ in range(_WARM):
             mediator.publish(Announced("ada"))
         yield profile.count("publish to Kafka", lambda: mediator.publish(Announced("ada")))

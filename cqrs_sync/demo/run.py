@@ -72,6 +72,7 @@ class DemoRun:
         self._meetings = cqrs.bootstrap(
             self._counted(cqrs.RequestMap(), meetings.requests),
             self._counted(cqrs.EventMap(), meetings.events),
+            source="meetings",
             container=container,
             broker=broker,
             threads=8,

@@ -89,7 +89,7 @@ class _RecordingEmitter(EventEmitter):
     """Prepares events as the real emitter does, and keeps what it would publish."""
 
     def __init__(self, recorder: Recorder, emitter: EventEmitter) -> None:
-        super().__init__(MemoryBroker())
+        super().__init__(MemoryBroker(), serializer=emitter.serializer)
         self._recorder = recorder
         self._emitter = emitter
         self._prepared: dict[str, NotificationEvent] = {}

@@ -96,7 +96,7 @@ def _consumed(broker: ReceivingBroker, group: Group) -> float:
     """Return the seconds a consumer takes."""
     events, clock = cqrs.EventMap(), Clock()
     events.bind(Happened, clock)
-    mediator = cqrs.bootstrap(events=events, broker=broker, threads=16)
+    mediator = cqrs.bootstrap(source="tests", events=events, broker=broker, threads=16)
     consumer = Consumer(mediator, group.name, retry=cqrs.RetryPolicy(delays=(0.1, 1.0, *group.delays)), inline_limit=1)
     with consumer:
         assert clock.done.wait(120), f"{consumer.counts} of {MESSAGES}"

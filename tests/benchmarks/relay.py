@@ -64,7 +64,7 @@ class Bench:
                 self.outbox.add(entries)
 
     def mediator(self, broker: MessageBroker, **options: Any) -> cqrs.Mediator:
-        return cqrs.bootstrap(broker=broker, outbox=self.outbox, threads=1, **options)
+        return cqrs.bootstrap(source="tests", broker=broker, outbox=self.outbox, threads=1, **options)
 
 
 def run(rounds: int) -> list[Figure]:

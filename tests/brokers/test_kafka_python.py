@@ -118,7 +118,7 @@ def test_the_official_sdk_reads_structured_events(broker, kafka_servers, kafka_t
 def test_an_event_that_is_no_json_never_reaches_the_broker():
     """What cannot be serialised is refused before it is a message."""
     with pytest.raises(EventNotSerializable, match="OrderPlaced"):
-        JsonSerializer().dump(OrderPlaced("o-1", object()))
+        JsonSerializer(source="tests").dump(OrderPlaced("o-1", object()))
 
 
 def test_an_empty_body_is_a_message(broker, kafka_servers, kafka_topic):

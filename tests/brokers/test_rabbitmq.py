@@ -97,7 +97,7 @@ class TestTheWire:
 
     def test_the_official_sdk_reads_structured_mode(self, broker, queue, rabbitmq_url):
         """B3: structured mode on request."""
-        sent = JsonSerializer(structured=True).dump(MeetingJoined("m-1", "u-1"))
+        sent = JsonSerializer(source="tests", structured=True).dump(MeetingJoined("m-1", "u-1"))
         broker.publish([sent])
 
         [(properties, body)] = drained(rabbitmq_url, queue)

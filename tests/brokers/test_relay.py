@@ -33,7 +33,7 @@ def relaying(outbox):
     mediators = []
 
     def start(broker):
-        mediator = cqrs.bootstrap(broker=broker, outbox=outbox, retry=QUICK, fast_path=False)
+        mediator = cqrs.bootstrap(source="tests", broker=broker, outbox=outbox, retry=QUICK, fast_path=False)
         mediators.append(mediator)
         mediator.relay.start(poll=(0.02, 0.1))
 

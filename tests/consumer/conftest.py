@@ -71,7 +71,7 @@ class Workshop:
 
     def __init__(self) -> None:
         self.broker = RecordingBroker()
-        self.publisher = cqrs.bootstrap(broker=self.broker)
+        self.publisher = cqrs.bootstrap(source="tests", broker=self.broker)
         self.seen: dict[str, list[int]] = defaultdict(list)
         self.changed = threading.Condition()
         self.react = lambda event: None
@@ -89,7 +89,7 @@ class Workshop:
         events = cqrs.EventMap()
         for event_type in types or (Joined, Noticed):
             events.bind(event_type, self.handle)
-        mediator = cqrs.bootstrap(events=events, broker=self.broker, threads=threads, inbox=inbox)
+        mediator = cqrs.bootstrap(source="tests", events=events, broker=self.broker, threads=threads, inbox=inbox)
         if "retry" not in options:
             options = {"retry": RETRY, "inline_limit": 0.01, **options}
         consumer = Consumer(mediator, group, **options)

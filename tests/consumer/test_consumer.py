@@ -893,7 +893,7 @@ def test_a_mediator_that_receives_nothing_makes_no_consumer():
     with pytest.raises(ConfigurationError, match="no broker"):
         Consumer(cqrs.bootstrap(), "reports")
     with pytest.raises(ConfigurationError, match=r"nothing to consume: bind one .* and import the module"):
-        Consumer(cqrs.bootstrap(broker=MemoryBroker()), "reports")
+        Consumer(cqrs.bootstrap(source="tests", broker=MemoryBroker()), "reports")
 
 
 def test_a_group_keeps_order_where_an_event_has_a_key(workshop):

@@ -88,7 +88,9 @@ def mediator() -> cqrs.Mediator:
     from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- the settings are this module
 
     retry = cqrs.RetryPolicy(attempts=1, on_dead_letter=cqrs.OnDeadLetter.SKIP)
-    return bootstrap(requests, events, broker=MemoryBroker(topics=["orders"]), retry=retry, fast_path=False)
+    return bootstrap(
+        requests, events, source="tests", broker=MemoryBroker(topics=["orders"]), retry=retry, fast_path=False
+    )
 
 
 @received.bind
@@ -100,7 +102,10 @@ def charge(event: OrderPlaced) -> None:
 def billing() -> Consumer:
     """Make a consumer with messages that wait and some that are dead letters."""
     broker = MemoryBroker()
-    shop, there = cqrs.bootstrap(broker=broker), cqrs.bootstrap(events=received, broker=broker)
+    shop, there = (
+        cqrs.bootstrap(source="tests", broker=broker),
+        cqrs.bootstrap(source="tests", events=received, broker=broker),
+    )
     with Consumer(there, "billing", topics=["orders"]) as consumer:
         for number in range(1, 25):
             shop.publish(OrderPlaced(number))

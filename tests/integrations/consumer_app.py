@@ -83,14 +83,14 @@ def mediator() -> cqrs.Mediator:
     if COUNT:
         # Messages wait for a group from its first subscription on.
         broker.subscribe(Group(GROUP, ["letters"])).close()
-        writer = cqrs.bootstrap(broker=broker)
+        writer = cqrs.bootstrap(source="tests", broker=broker)
         for number in range(COUNT):
             writer.publish(Written(f"street {number % 10}", number))
         # Closing the mediator would close the broker.
         writer.wiring.threads.close()
     if "stays" in FAULTS:
         threading.Thread(target=threading.Event().wait, name="of-the-application").start()
-    return cqrs.bootstrap(events=events, broker=broker, threads=4)
+    return cqrs.bootstrap(source="tests", events=events, broker=broker, threads=4)
 
 
 def consumer() -> Consumer:

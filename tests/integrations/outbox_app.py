@@ -88,6 +88,7 @@ def mediator() -> cqrs.Mediator:
     if "stays" in FAULTS:
         threading.Thread(target=threading.Event().wait, name="of-the-application").start()
     return cqrs.bootstrap(
+        source="tests",
         events=events,
         broker=TalkingBroker(broker),
         outbox=SQLAlchemyOutbox(Sessions(sessionmaker(engine_of(os.environ["PARCELS_DATABASE"])))),
@@ -102,7 +103,7 @@ def keep(url: str, *raised: cqrs.Event) -> None:
     METADATA.create_all(engine)
     sessions = Sessions(sessionmaker(engine))
     with cqrs.bootstrap(
-        events=events, broker=MemoryBroker(), outbox=SQLAlchemyOutbox(sessions), fast_path=False
+        source="tests", events=events, broker=MemoryBroker(), outbox=SQLAlchemyOutbox(sessions), fast_path=False
     ) as writing:
         with sessions.begin():
             for event in raised:

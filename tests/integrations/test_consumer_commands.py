@@ -31,7 +31,7 @@ class Office:
         events = cqrs.EventMap()
         self.seen = []
         events.bind(Joined, self.seen_by)
-        self.mediator = cqrs.bootstrap(events=events, broker=self.broker)
+        self.mediator = cqrs.bootstrap(source="tests", events=events, broker=self.broker)
         self.group = group_of(self.mediator, "office")
         self.broker.subscribe(self.group).close()
 

@@ -316,7 +316,9 @@ def test_the_admin_shows_the_mediators_outbox_which_delivers_replayed_messages(
     monkeypatch.setitem(connections.settings[alias], "ATOMIC_REQUESTS", atomic)
     outbox, (claimed,) = outbox_with_dead(alias)
     broker = MemoryBroker()
-    with bootstrap(cqrs.RequestMap(), using=alias, outbox=DjangoOutbox(alias), broker=broker, threads=1) as mediator:
+    with bootstrap(
+        cqrs.RequestMap(), source="tests", using=alias, outbox=DjangoOutbox(alias), broker=broker, threads=1
+    ) as mediator:
         django_mediator(mediator)
         client = client_of(*ALL)
         assert str(claimed.number).encode() in client.get(DELIVERIES).content
@@ -363,7 +365,7 @@ def test_the_admin_shows_the_mediators_inbox(client_of, django_mediator):
         pass
     client = client_of("view_receipt")
     assert "bill-elsewhere" not in client.get(RECEIPTS).content.decode()
-    mediator = bootstrap(using="postgresql", outbox=None, threads=1)
+    mediator = bootstrap(source="tests", using="postgresql", outbox=None, threads=1)
     with mediator:
         django_mediator(mediator)
         assert "bill-elsewhere" in client.get(RECEIPTS).content.decode()

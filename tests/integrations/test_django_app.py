@@ -61,7 +61,7 @@ def make(django_emptied, requests):
     made = []
 
     def make(**options):
-        mediator = bootstrap(requests, **{"threads": 2, "broker": MemoryBroker(), **options})
+        mediator = bootstrap(requests, source="tests", **{"threads": 2, "broker": MemoryBroker(), **options})
         made.append(mediator)
         return mediator
 
@@ -163,7 +163,7 @@ def test_an_outbox_in_another_database_than_the_transactions_is_refused(requests
     from cqrs_sync.integrations.django import DjangoOutbox, bootstrap  # noqa: PLC0415 -- as above
 
     with pytest.raises(ImproperlyConfigured, match="give both the same database"):
-        bootstrap(requests, using="sqlite", outbox=DjangoOutbox("mariadb"))
+        bootstrap(requests, source="tests", using="sqlite", outbox=DjangoOutbox("mariadb"))
 
 
 def test_an_inbox_in_another_database_than_the_transactions_is_refused(requests):
@@ -221,7 +221,9 @@ def test_threads_of_the_pool_close_old_connections(django_emptied, alias):
     events.bind(Sold, ask)
     requests = cqrs.RequestMap()
     requests.bind(sell)
-    with bootstrap(requests, events, using=alias, outbox=None, broker=MemoryBroker(), threads=2) as mediator:
+    with bootstrap(
+        requests, events, source="tests", using=alias, outbox=None, broker=MemoryBroker(), threads=2
+    ) as mediator:
         # With a deadline all handlers run on the pool.
         mediator.send(Sell(1), timeout=20)
         ((thread, wrapper),) = used
@@ -401,7 +403,7 @@ def test_manage_py_has_the_commands_of_groups(django_mediator, manage, monkeypat
 
     events = cqrs.EventMap()
     events.bind(Joined, lambda event: None)
-    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    mediator = cqrs.bootstrap(source="tests", events=events, broker=MemoryBroker())
     django_mediator(mediator)
     code, printed = manage("cqrs_consumer", "lag")
     assert (2, True) == (code, printed.err.endswith('or CQRS_SYNC = {"GROUP": "shop"} in the settings\n'))
@@ -429,7 +431,7 @@ def test_commands_of_groups_take_the_consumer_of_the_settings(django_mediator, m
 
     events = cqrs.EventMap()
     events.bind(Joined, lambda event: None)
-    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    mediator = cqrs.bootstrap(source="tests", events=events, broker=MemoryBroker())
     django_mediator(mediator)
     made = Consumer(mediator, "shop", retry=cqrs.RetryPolicy(delays=(0.1, 1.0, 7.0)))
     named = f"{__name__}.consumer_of_test"

@@ -33,7 +33,7 @@ def make(requests):
     from cqrs_sync.integrations.django import bootstrap  # noqa: PLC0415 -- needs settings
 
     def make(**options):
-        return bootstrap(requests, **{"threads": 2, "broker": MemoryBroker(), **options})
+        return bootstrap(requests, source="tests", **{"threads": 2, "broker": MemoryBroker(), **options})
 
     return make
 
@@ -113,6 +113,52 @@ def test_settings_that_name_no_mediator_are_an_error(monkeypatch, setting, words
     assert words in error.msg
 
 
+WITHOUT_SOURCE = """
+from cqrs_sync.integrations.django import bootstrap
+mediator = bootstrap({arguments})
+"""
+
+
+def run_checks_with(monkeypatch, tmp_path, arguments, **chosen):
+    """Run the checks of a project whose module makes the mediator; return what they found."""
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.checks import run_checks  # noqa: PLC0415 -- as above
+
+    name = f"a_shop_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(WITHOUT_SOURCE.format(arguments=arguments))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(settings, "CQRS_SYNC", {"MEDIATOR": f"{name}.mediator", **chosen}, raising=False)
+    return [(each.id, each.msg) for each in run_checks(tags=["cqrs_sync"])]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({}, 'write CQRS_SYNC = {"SOURCE": "shop", ...}, or bootstrap(source="shop")'),
+        ({"SOURCE": "my shop"}, """CQRS_SYNC["SOURCE"] must be the name of this service, without spaces"""),
+        ({"SOURCE": 7}, """CQRS_SYNC["SOURCE"] must be the name of this service, without spaces"""),
+    ],
+)
+def test_the_checks_report_a_source_that_is_missing_or_wrong(monkeypatch, tmp_path, chosen, words):
+    [(id_, message)] = run_checks_with(monkeypatch, tmp_path, "using='sqlite'", **chosen)
+
+    assert ("cqrs_sync.E009", True) == (id_, words in message)
+
+
+def test_the_checks_report_a_wrong_source_that_bootstrap_does_not_use(monkeypatch, tmp_path):
+    [(id_, _)] = run_checks_with(monkeypatch, tmp_path, "using='sqlite', source='shop'", SOURCE="")
+
+    assert "cqrs_sync.E009" == id_
+
+
+@pytest.mark.parametrize(("argument", "source"), [("", "shop"), (", source='other'", "other")])
+def test_the_settings_name_the_source_and_an_argument_of_bootstrap_comes_first(monkeypatch, tmp_path, argument, source):
+    from cqrs_sync.integrations.django import mediator_of_settings  # noqa: PLC0415 -- as above
+
+    assert [] == run_checks_with(monkeypatch, tmp_path, "using='sqlite'" + argument, SOURCE="shop")
+    assert source == mediator_of_settings().wiring.serializer.source
+
+
 MODULES = {
     "raises": ("def make():\n    raise ValueError('no port\\nin the URL')\n", "ValueError: no port (line 2 of {file})"),
     "refuses": (
@@ -158,10 +204,10 @@ def test_an_error_in_the_projects_code_is_reported_with_its_line(django_mediator
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("MEDIATR", "did you mean 'MEDIATOR'? the keys are MEDIATOR, CONSUMER, GROUP"),
-        ("CONSUMERS", "did you mean 'CONSUMER'? the keys are MEDIATOR, CONSUMER, GROUP"),
-        ("group", "did you mean 'GROUP'? the keys are MEDIATOR, CONSUMER, GROUP"),
-        (7, "the keys are MEDIATOR, CONSUMER, GROUP"),
+        ("MEDIATR", "did you mean 'MEDIATOR'? the keys are SOURCE, MEDIATOR, CONSUMER, GROUP"),
+        ("CONSUMERS", "did you mean 'CONSUMER'? the keys are SOURCE, MEDIATOR, CONSUMER, GROUP"),
+        ("group", "did you mean 'GROUP'? the keys are SOURCE, MEDIATOR, CONSUMER, GROUP"),
+        (7, "the keys are SOURCE, MEDIATOR, CONSUMER, GROUP"),
     ],
 )
 def test_an_unknown_key_is_an_error(django_mediator, monkeypatch, key, hint):
@@ -188,7 +234,7 @@ def test_a_group_beside_a_consumer_of_another_group_is_an_error(django_mediator,
 
     events = cqrs.EventMap()
     events.bind(Joined, lambda _: None)
-    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    mediator = cqrs.bootstrap(source="tests", events=events, broker=MemoryBroker())
     django_mediator(mediator)
     monkeypatch.setitem(globals(), "consumer_of_test", Consumer(mediator, "shop"))
     names = {**settings.CQRS_SYNC, "CONSUMER": f"{__name__}.consumer_of_test"}
@@ -214,7 +260,7 @@ def test_a_consumer_in_the_settings_is_enough(django_mediator, monkeypatch):
 
     events = cqrs.EventMap()
     events.bind(Joined, lambda _: None)
-    mediator = cqrs.bootstrap(events=events, broker=MemoryBroker())
+    mediator = cqrs.bootstrap(source="tests", events=events, broker=MemoryBroker())
     django_mediator(mediator)
     monkeypatch.setitem(globals(), "consumer_of_test", Consumer(mediator, "shop"))
     monkeypatch.setattr(settings, "CQRS_SYNC", {"CONSUMER": f"{__name__}.consumer_of_test"})
@@ -270,7 +316,7 @@ def test_an_unknown_alias_is_an_error(found, requests):
     """
     from cqrs_sync.integrations.django import DjangoOutbox  # noqa: PLC0415 -- as above
 
-    mediator = cqrs.bootstrap(requests, outbox=DjangoOutbox("nowhere"))
+    mediator = cqrs.bootstrap(requests, source="tests", outbox=DjangoOutbox("nowhere"))
 
     assert ["cqrs_sync.E002"] == found(mediator, databases=["default"])
 

@@ -38,7 +38,7 @@ class Shop:
         events.bind(Bought, self.after.append)
         # Without an outbox, whose own INSERT would fail first.
         options = {"outbox": None, "threads": 1, **options}
-        self.mediator = bootstrap(requests, events, using=alias, broker=self.broker, **options)
+        self.mediator = bootstrap(requests, events, source="tests", using=alias, broker=self.broker, **options)
 
     def buy(self, request):
         insert(self.alias, "lamp")

@@ -294,9 +294,9 @@ def test_without_an_application_context_of_their_own_handlers_fail(tmp_path, ses
     with app.app_context():
         db.create_all()
         with pytest.raises((ConfigurationError, EventsFailed)) as caught:
-            bootstrap(requests, events, session=session(db), engine=db.engine, broker=MemoryBroker()).send(
-                PlaceOrder("1")
-            )
+            bootstrap(
+                requests, events, source="tests", session=session(db), engine=db.engine, broker=MemoryBroker()
+            ).send(PlaceOrder("1"))
         db.engine.dispose()
 
     assert "around=app.app_context" in "".join(map(str, getattr(caught.value, "exceptions", [caught.value])))
@@ -330,7 +330,7 @@ def test_a_scoped_session_needs_no_more_than_itself(engine):
     events.bind(OrderPlaced, mail)
     events.bind(OrderPlaced, another(mail), phase=cqrs.Phase.DURABLE, name="mail")
     with bootstrap(
-        requests, events, session=registry, metadata=Base.metadata, threads=2, broker=MemoryBroker()
+        requests, events, source="tests", session=registry, metadata=Base.metadata, threads=2, broker=MemoryBroker()
     ) as mediator:
         Base.metadata.create_all(engine)
         mediator.send(PlaceOrder("lamp"))

@@ -123,7 +123,7 @@ def test_names_on_the_wire_are_those_of_the_model(told):
     """
     broker, events, seen = MemoryBroker(), cqrs.EventMap(), []
     events.bind(type(told), seen.append)
-    with cqrs.bootstrap(events=events, broker=broker, threads=cqrs.SameThread()) as mediator:
+    with cqrs.bootstrap(source="tests", events=events, broker=broker, threads=cqrs.SameThread()) as mediator:
         mediator.publish(told)
         [sent] = broker.published
         mediator.receive(cqrs.IncomingMessage(sent.topic, sent.body, sent.content_type, sent.key, sent.attributes))

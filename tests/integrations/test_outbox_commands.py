@@ -217,7 +217,7 @@ def received(shop, monkeypatch):
         with inbox.once(key):
             pass
         rows_of(inbox)[key, ""].written -= days * 86_400
-    sys.modules["a_shop"].kept = cqrs.bootstrap(outbox=shop.outbox, inbox=inbox, broker=shop.broker)
+    sys.modules["a_shop"].kept = cqrs.bootstrap(source="tests", outbox=shop.outbox, inbox=inbox, broker=shop.broker)
     sys.modules["a_shop"].receiver = cqrs.bootstrap(inbox=inbox)
     yield inbox
     sys.modules["a_shop"].kept.close(5)

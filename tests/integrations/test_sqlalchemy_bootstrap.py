@@ -143,7 +143,7 @@ def test_every_kind_of_handler_gets_a_session_with_a_transaction(engine):
 
 def test_a_request_with_an_idempotency_key_has_its_effect_once(engine):
     """The inbox is there without an argument."""
-    with bootstrap(*shop(), engine=engine, metadata=METADATA, fast_path=False) as mediator:
+    with bootstrap(*shop(), source="tests", engine=engine, metadata=METADATA, fast_path=False) as mediator:
         answers = [mediator.send(PlaceOrder("lamp"), idempotency_key="1") for _ in range(2)]
 
     assert (["lamp", "lamp"], ["lamp"]) == (answers, rows(engine, Order.name))
@@ -153,8 +153,8 @@ def test_a_received_message_commits_with_its_receipt(engine):
     """The handler's rows and the receipt are in one transaction."""
     requests, events = shop()
     events.bind(OrderPlaced, write_mail("received"))
-    with bootstrap(requests, events, engine=engine, metadata=METADATA, fast_path=False) as mediator:
-        sender = cqrs.bootstrap(broker=(broker := MemoryBroker()))
+    with bootstrap(requests, events, source="tests", engine=engine, metadata=METADATA, fast_path=False) as mediator:
+        sender = cqrs.bootstrap(source="tests", broker=(broker := MemoryBroker()))
         sender.publish(OrderPlaced("lamp"))
         sent = broker.published[0]
         for _ in range(2):
@@ -174,7 +174,9 @@ def test_a_handler_that_fails_leaves_nothing(engine):
         raise ValueError("inline")
 
     events.bind(OrderPlaced, fail, phase=cqrs.Phase.INLINE)
-    with bootstrap(requests, events, engine=engine, metadata=METADATA, broker=MemoryBroker()) as mediator:
+    with bootstrap(
+        requests, events, source="tests", engine=engine, metadata=METADATA, broker=MemoryBroker()
+    ) as mediator:
         with pytest.raises(ValueError, match="inline"):
             mediator.send(PlaceOrder("lamp"))
         waiting = mediator.relay.outbox.backlog().waiting
@@ -196,7 +198,7 @@ def test_a_handler_that_does_not_use_its_session_takes_no_connection(sqlite):
         return 0
 
     requests.bind(CountOrders, count)
-    with bootstrap(requests, engine=sqlite, sessions=Sessions(make, engine=sqlite)) as mediator:
+    with bootstrap(requests, source="tests", engine=sqlite, sessions=Sessions(make, engine=sqlite)) as mediator:
         mediator.send(CountOrders())
 
     assert [] == made
@@ -223,7 +225,7 @@ def test_a_handler_that_raises_events_only_takes_no_connection(sqlite):
     requests, events = cqrs.RequestMap(), cqrs.EventMap()
     requests.bind(CountOrders, count)
     events.bind(Seen, note)
-    with bootstrap(requests, events, engine=sqlite) as mediator:
+    with bootstrap(requests, events, source="tests", engine=sqlite) as mediator:
         mediator.send(CountOrders())
 
     assert ([Seen()], []) == (seen, taken)
@@ -240,7 +242,9 @@ def test_a_command_inside_of_another_one_is_a_savepoint(engine):
         assert 1 == mediator.send(CountOrders())
 
     requests.bind(PlaceTwo, place_two)
-    with bootstrap(requests, events, engine=engine, metadata=METADATA, broker=MemoryBroker()) as mediator:
+    with bootstrap(
+        requests, events, source="tests", engine=engine, metadata=METADATA, broker=MemoryBroker()
+    ) as mediator:
         mediator.send(PlaceTwo())
         eventually(lambda: len(mediator.wiring.broker.published) == 1)
 
@@ -258,7 +262,7 @@ def test_tables_that_are_on_the_metadata_already_are_used():
 @pytest.mark.parametrize("name", ["outbox", "inbox"])
 def test_none_leaves_a_store_out(sqlite, name):
     """The other one is there."""
-    with bootstrap(engine=sqlite, **{name: None}) as mediator:
+    with bootstrap(source="tests", engine=sqlite, **{name: None}) as mediator:
         found = {each: getattr(mediator.wiring, each) is not None for each in ("outbox", "inbox")}
 
     assert {"outbox": True, "inbox": True, name: False} == found
@@ -274,7 +278,9 @@ def test_without_outbox_and_inbox_events_still_wait_for_the_commit(sqlite):
         seen.append(rows(sqlite, Order.name))
 
     events.bind(count)
-    with bootstrap(requests, events, engine=sqlite, outbox=None, inbox=None, broker=MemoryBroker()) as mediator:
+    with bootstrap(
+        requests, events, source="tests", engine=sqlite, outbox=None, inbox=None, broker=MemoryBroker()
+    ) as mediator:
         mediator.send(PlaceOrder("lamp"))
 
     assert [["lamp"]] == seen
@@ -295,7 +301,9 @@ def test_transactions_can_be_left_to_the_application(sqlite):
     """`atomic` names the messages that get one."""
     METADATA.create_all(sqlite)
     sessions = Sessions(sqlite)
-    with bootstrap(*shop(), sessions=sessions, atomic=(), broker=MemoryBroker(), fast_path=False) as mediator:
+    with bootstrap(
+        *shop(), source="tests", sessions=sessions, atomic=(), broker=MemoryBroker(), fast_path=False
+    ) as mediator:
         with pytest.raises(ConfigurationError, match=r"sessions\.begin\(\)"):
             mediator.send(PlaceOrder("lamp"))
         with sessions.begin():
@@ -308,7 +316,7 @@ def test_transactions_can_be_left_to_the_application(sqlite):
 def test_the_container_gets_the_session(sqlite, make):
     """Whatever it is, as long as it is punq's."""
     METADATA.create_all(sqlite)
-    with bootstrap(*shop(), engine=sqlite, container=make(), fast_path=False) as mediator:
+    with bootstrap(*shop(), source="tests", engine=sqlite, container=make(), fast_path=False) as mediator:
         mediator.send(PlaceOrder("lamp"))
 
     assert ["lamp"] == rows(sqlite, Order.name)
@@ -326,7 +334,7 @@ def test_a_session_that_the_container_has_already_is_kept(sqlite):
 
     container = cqrs.PunqContainer()
     container.register(Session, factory=current)
-    with bootstrap(*shop(), sessions=sessions, container=container, fast_path=False) as mediator:
+    with bootstrap(*shop(), source="tests", sessions=sessions, container=container, fast_path=False) as mediator:
         mediator.send(PlaceOrder("lamp"))
 
     assert [1] == asked
@@ -344,7 +352,7 @@ def test_an_event_after_a_commit_in_the_handler_is_an_error(engine):
     requests = cqrs.RequestMap()
     requests.bind(PlaceOrder, place)
     with (
-        bootstrap(requests, engine=engine, metadata=METADATA, broker=MemoryBroker()) as mediator,
+        bootstrap(requests, source="tests", engine=engine, metadata=METADATA, broker=MemoryBroker()) as mediator,
         pytest.raises(NotInTransaction, match=r"session\.commit\(\)"),
     ):
         mediator.send(PlaceOrder("lamp"))
@@ -366,7 +374,7 @@ def test_transactions_on_sqlite_wait_for_their_turn(sqlite):
         return ""
 
     requests.bind(PlaceOrder, place)
-    with bootstrap(requests, events, engine=sqlite) as mediator:
+    with bootstrap(requests, events, source="tests", engine=sqlite) as mediator:
         in_threads(*(lambda name=name: mediator.send(PlaceOrder(name)) for name in "abcd"))
 
     assert ["a", "b", "c", "d"] == rows(sqlite, Order.name)
@@ -375,7 +383,11 @@ def test_transactions_on_sqlite_wait_for_their_turn(sqlite):
 def test_begin_immediate_twice_is_once(sqlite):
     """Two mediators may share an engine, and the application may have called it already."""
     begin_immediate(sqlite)
-    with bootstrap(engine=sqlite), bootstrap(engine=sqlite), sqlite.begin() as connection:
+    with (
+        bootstrap(source="tests", engine=sqlite),
+        bootstrap(source="tests", engine=sqlite),
+        sqlite.begin() as connection,
+    ):
         assert 1 == connection.scalar(sa.select(1))
 
 
@@ -387,7 +399,7 @@ def test_a_listener_of_the_application_begins_transactions_in_its_own_way(sqlite
     def begin(connection):
         begun.append(connection.exec_driver_sql("BEGIN"))
 
-    with bootstrap(engine=sqlite), sqlite.begin():
+    with bootstrap(source="tests", engine=sqlite), sqlite.begin():
         pass
 
     assert 1 == len(begun)
@@ -396,7 +408,7 @@ def test_a_listener_of_the_application_begins_transactions_in_its_own_way(sqlite
 def test_a_database_in_memory_is_refused():
     """Each thread would have an empty one."""
     with pytest.raises(ConfigurationError, match="file"):
-        bootstrap(engine=sa.create_engine("sqlite://"))
+        bootstrap(source="tests", engine=sa.create_engine("sqlite://"))
 
 
 # The engine's pool
@@ -416,7 +428,7 @@ def test_a_database_in_memory_is_refused():
 def test_a_pool_that_is_too_small_for_the_threads_is_a_warning_with_numbers(tmp_path, caplog, pool, threads, words):
     """The default number of threads fits the pool."""
     engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db", **pool)
-    with bootstrap(engine=engine, threads=threads) as mediator:
+    with bootstrap(source="tests", engine=engine, threads=threads) as mediator:
         size = mediator.wiring.threads.max_workers
     engine.dispose()
 
@@ -448,7 +460,7 @@ def test_a_pool_that_is_too_small_for_the_threads_is_a_warning_with_numbers(tmp_
 def test_wrong_arguments_are_errors_with_the_way_out(sqlite, arguments, words):
     """Nothing is made."""
     with pytest.raises(ConfigurationError, match=words):
-        bootstrap(**arguments(sqlite))
+        bootstrap(source="tests", **arguments(sqlite))
 
 
 def test_sessions_take_an_engine(engine):

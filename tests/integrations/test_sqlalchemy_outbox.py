@@ -91,6 +91,7 @@ def wired(sessions, place, **options):
     return cqrs.bootstrap(
         requests,
         cqrs.EventMap(),
+        source="tests",
         broker=options.pop("broker", None) or MemoryBroker(),
         outbox=SQLAlchemyOutbox(sessions, tables=OUTBOX),
         threads=1,

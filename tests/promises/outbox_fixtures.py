@@ -72,6 +72,7 @@ class Shop:
         self.mediator = cqrs.bootstrap(
             self.requests,
             events,
+            source="tests",
             broker=self.broker,
             outbox=self.outbox,
             middleware=chain,

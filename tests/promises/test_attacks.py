@@ -53,7 +53,9 @@ def seen():
 
 
 def wire(requests, events, **settings):
-    return cqrs.bootstrap(requests, events, **{"threads": cqrs.SameThread(), "broker": MemoryBroker()} | settings)
+    return cqrs.bootstrap(
+        requests, events, source="tests", **{"threads": cqrs.SameThread(), "broker": MemoryBroker()} | settings
+    )
 
 
 @pytest.mark.timeout(60)

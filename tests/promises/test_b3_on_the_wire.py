@@ -176,7 +176,7 @@ def test_b3_every_kind_of_message_arrives_as_it_was(broker, events, mediator, ki
     event, received = made(kind), []
     events.bind(kind, received.append)
     with broker.subscribe(Group("readers", ["kinds"])) as subscription:
-        cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).publish(event)
+        cqrs.bootstrap(source="tests", broker=broker, threads=cqrs.SameThread()).publish(event)
         mediator.publish(event)
         for _ in range(2):
             delivery = subscription.receive(timeout=5)
@@ -342,7 +342,7 @@ def test_b3_correlation_cause_and_trace_travel_from_service_to_service(broker, m
         events=there,
         broker=elsewhere,
         threads=cqrs.SameThread(),
-        serializer=cqrs.JsonSerializer(structured=structured),
+        serializer=cqrs.JsonSerializer(source="tests", structured=structured),
     )
     with broker.subscribe(Group("printer", ["receipts"])) as subscription:
         with cqrs.message_attributes(correlationid="c-1", traceparent=TRACE, tracestate="vendor=1"):
@@ -444,7 +444,7 @@ def test_b3_a_received_event_is_not_published_again(broker, events, mediator):
     Or it would go round for ever.
     """
     events.bind(SaleMade, lambda event: None)
-    cqrs.bootstrap(broker=broker, threads=cqrs.SameThread()).publish(SaleMade())
+    cqrs.bootstrap(source="tests", broker=broker, threads=cqrs.SameThread()).publish(SaleMade())
     [message] = broker.published
 
     mediator.receive(incoming(message))

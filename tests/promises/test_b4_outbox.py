@@ -306,7 +306,7 @@ def test_a_middleware_around_publishing_is_around_the_relays(shop):
     chain = cqrs.MiddlewareChain().add(note, cqrs.OutgoingMessage)
     outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
     broker = MemoryBroker()
-    with cqrs.bootstrap(broker=broker, outbox=outbox, middleware=chain) as mediator:
+    with cqrs.bootstrap(source="tests", broker=broker, outbox=outbox, middleware=chain) as mediator:
         mediator.publish(Counted(1))
         eventually(lambda: len(broker.published) == 1)
     assert ["counted"] == seen

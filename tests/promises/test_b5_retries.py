@@ -132,7 +132,7 @@ def test_a_middleware_that_fails_for_one_message_fails_for_no_other():
     outbox, broker = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN), PickyBroker(lambda _: None)
     chain = cqrs.MiddlewareChain().add(choke, cqrs.OutgoingMessage)
     options = {"broker": broker, "outbox": outbox, "middleware": chain, "retry": QUICK, "fast_path": False}
-    with cqrs.bootstrap(**options) as mediator:
+    with cqrs.bootstrap(source="tests", **options) as mediator:
         for number in range(6):
             mediator.publish(Counted(number))
         mediator.relay.start(poll=(0.01, 0.02))
@@ -203,4 +203,4 @@ def test_retries_that_are_none_are_refused(wrong):
     When the mediator is made.
     """
     with pytest.raises(cqrs.ConfigurationError, match="retry must be"):
-        cqrs.bootstrap(outbox=MemoryOutbox(), retry=wrong)
+        cqrs.bootstrap(source="tests", outbox=MemoryOutbox(), retry=wrong)

@@ -62,6 +62,7 @@ class Office:
         self.mediator = cqrs.bootstrap(
             self.requests,
             self.events,
+            source="tests",
             **{"broker": self.broker, "outbox": self.outbox, "inbox": self.inbox, "threads": 2, **options},
         )
 
@@ -509,6 +510,7 @@ class Shop:
         self.mediator = cqrs.bootstrap(
             self.requests,
             self.events,
+            source="tests",
             broker=MemoryBroker(),
             outbox=SQLAlchemyOutbox(self.sessions),
             inbox=SQLAlchemyInbox(self.sessions),

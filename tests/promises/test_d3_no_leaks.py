@@ -117,7 +117,7 @@ def broker():
 
 @pytest.fixture
 def mediator(requests, events, container, broker, threads):
-    return cqrs.bootstrap(requests, events, container=container, broker=broker, threads=threads)
+    return cqrs.bootstrap(requests, events, source="tests", container=container, broker=broker, threads=threads)
 
 
 def published(broker):

@@ -54,7 +54,7 @@ def events():
 
 @pytest.fixture
 def mediator(requests, events, threads):
-    return cqrs.bootstrap(requests, events, threads=threads, broker=MemoryBroker())
+    return cqrs.bootstrap(requests, events, source="tests", threads=threads, broker=MemoryBroker())
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,7 @@ def events():
 
 @pytest.fixture
 def mediator(requests, events, broker, threads):
-    return cqrs.bootstrap(requests, events, broker=broker, threads=threads)
+    return cqrs.bootstrap(requests, events, source="tests", broker=broker, threads=threads)
 
 
 @pytest.fixture
@@ -442,7 +442,7 @@ def test_d4_a_request_without_events_needs_neither_threads_nor_broker(requests, 
 
     started = []
     requests.bind(Start, lambda request: "started")
-    mediator = cqrs.bootstrap(requests, threads=Untouchable(), broker=Untouchable())
+    mediator = cqrs.bootstrap(requests, source="tests", threads=Untouchable(), broker=Untouchable())
     started.append(True)
 
     assert "started" == mediator.send(Start())

@@ -84,6 +84,7 @@ def wire(requests, events, broker, transactions, threads):
         return cqrs.bootstrap(
             requests,
             events,
+            source="tests",
             broker=broker,
             transactions=transactions,
             threads=threads,

@@ -93,7 +93,7 @@ def watch(events, seen):
 
 @pytest.fixture
 def mediator(requests, events, threads):
-    return cqrs.bootstrap(requests, events, threads=threads, broker=MemoryBroker())
+    return cqrs.bootstrap(requests, events, source="tests", threads=threads, broker=MemoryBroker())
 
 
 # Base classes
@@ -279,7 +279,13 @@ def wire(requests, events, threads, committed):
 
         chain = cqrs.MiddlewareChain().add(open_transaction, Do)
         return cqrs.bootstrap(
-            requests, events, threads=threads, broker=broker, transactions=transactions, middleware=chain
+            requests,
+            events,
+            source="tests",
+            threads=threads,
+            broker=broker,
+            transactions=transactions,
+            middleware=chain,
         )
 
     return make

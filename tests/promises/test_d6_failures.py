@@ -67,7 +67,7 @@ def broker():
 @pytest.fixture
 def wire(requests, events, broker, threads):
     def make(**settings):
-        return cqrs.bootstrap(requests, events, **({"broker": broker, "threads": threads} | settings))
+        return cqrs.bootstrap(requests, events, source="tests", **({"broker": broker, "threads": threads} | settings))
 
     return make
 
@@ -409,7 +409,7 @@ def test_d6_fail_fast_starts_no_handler_after_a_failure(requests, events, ran, s
     bind_five(events, ran, failing="b")
     policy = cqrs.FailFast()
     with cqrs.bootstrap(
-        requests, events, broker=MemoryBroker(), threads=sequential(), failure_policy=policy
+        requests, events, source="tests", broker=MemoryBroker(), threads=sequential(), failure_policy=policy
     ) as mediator:
         assert ["b"] == [str(each) for each in failed(mediator, Order(count=3)).exceptions]
 
@@ -428,7 +428,9 @@ def test_d6_fail_fast_lets_handlers_finish_that_have_started(requests, events):
 
     events.bind(Ordered, fails)
     events.bind(Ordered, partial(fails))
-    with cqrs.bootstrap(requests, events, threads=2, broker=MemoryBroker(), failure_policy=cqrs.FailFast()) as mediator:
+    with cqrs.bootstrap(
+        requests, events, source="tests", threads=2, broker=MemoryBroker(), failure_policy=cqrs.FailFast()
+    ) as mediator:
         assert ["at once", "at once"] == [str(each) for each in failed(mediator).exceptions]
 
 

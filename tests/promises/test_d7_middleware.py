@@ -95,13 +95,13 @@ def chain():
 @pytest.fixture
 def wire(requests, events, broker, chain, threads):
     """Make a mediator, once the chain is complete."""
-    return lambda: cqrs.bootstrap(requests, events, broker=broker, middleware=chain, threads=threads)
+    return lambda: cqrs.bootstrap(requests, events, source="tests", broker=broker, middleware=chain, threads=threads)
 
 
 def received(event):
     """Make the message of an event, as it comes in from elsewhere."""
     elsewhere = MemoryBroker()
-    cqrs.EventEmitter(elsewhere).emit(event)
+    cqrs.EventEmitter(elsewhere, serializer=cqrs.JsonSerializer(source="tests")).emit(event)
     [message] = elsewhere.published
     return cqrs.IncomingMessage(message.topic, message.body, message.content_type, message.key, message.attributes)
 

@@ -76,6 +76,7 @@ class Shop:
         self.mediator = cqrs.bootstrap(
             requests,
             self.events,
+            source="tests",
             broker=self.broker,
             middleware=cqrs.MiddlewareChain().add(self.sessions.atomic, *around),
             transactions=None if "outbox" in parts else self.sessions,

@@ -63,7 +63,7 @@ def mediator_of(
     events = cqrs.EventMap()
     for message, handler in bindings:
         (requests if issubclass(message, cqrs.Request) else events).bind(message, handler)
-    return cqrs.bootstrap(requests, events, threads=threads, **options)
+    return cqrs.bootstrap(requests, events, source="tests", threads=threads, **options)
 
 
 class Gauge:

@@ -116,7 +116,7 @@ class Forest:
             events.bind(Grown, handler)
             events.bind(Told, handler)
         self.mediator = cqrs.bootstrap(
-            requests, events, container=container, broker=self.broker, threads=threads, **settings
+            requests, events, source="tests", container=container, broker=self.broker, threads=threads, **settings
         )
 
     def send(self, request: int) -> int:

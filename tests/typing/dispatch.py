@@ -177,7 +177,7 @@ def wiring(
     transactions: cqrs.Transactions,
 ) -> None:
     assert_type(cqrs.bootstrap(), cqrs.Mediator)
-    with cqrs.bootstrap(requests, events, container=container, broker=broker, threads=4) as mediator:
+    with cqrs.bootstrap(requests, events, source="tests", container=container, broker=broker, threads=4) as mediator:
         assert_type(mediator, cqrs.Mediator)
         mediator.publish(OrderShipped(1), timeout=1)
     cqrs.bootstrap(

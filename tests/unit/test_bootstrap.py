@@ -9,7 +9,7 @@ import punq
 import pytest
 
 import cqrs_sync as cqrs
-from cqrs_sync.memory import MemoryBroker, MemoryTransactions
+from cqrs_sync.memory import MemoryBroker, MemoryOutbox, MemoryTransactions
 
 
 @attrs.frozen
@@ -70,7 +70,9 @@ def test_nothing_is_started_by_it(requests):
     """
     before = threading.active_count()
     for _ in range(50):
-        cqrs.bootstrap(requests, cqrs.EventMap(), container=registered(), threads=8, broker=MemoryBroker()).send(Ask())
+        cqrs.bootstrap(
+            requests, cqrs.EventMap(), source="tests", container=registered(), threads=8, broker=MemoryBroker()
+        ).send(Ask())
 
     assert before == threading.active_count()
 
@@ -266,8 +268,10 @@ def test_two_mediators_may_share_maps_and_parts(requests):
     """
     events, broker, seen = cqrs.EventMap(), MemoryBroker(), []
     events.bind(Asked, seen.append)
-    one = cqrs.bootstrap(requests, events, container=registered(Clock("one")), broker=broker, threads=2)
-    two = cqrs.bootstrap(requests, events, container=registered(Clock("two")), broker=broker, threads=cqrs.SameThread())
+    one = cqrs.bootstrap(requests, events, source="tests", container=registered(Clock("one")), broker=broker, threads=2)
+    two = cqrs.bootstrap(
+        requests, events, source="tests", container=registered(Clock("two")), broker=broker, threads=cqrs.SameThread()
+    )
     answers = [one.send(Ask()), two.send(Ask())]
     for mediator in (one, two):
         mediator.publish(Asked())
@@ -275,3 +279,35 @@ def test_two_mediators_may_share_maps_and_parts(requests):
     one.close()
 
     assert (["one", "two"], [Asked()] * 2, 2) == (answers, seen, len(broker.published))
+
+
+# The name on the wire
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"broker": MemoryBroker()}, r'was given a broker, and no name .*: write bootstrap\(source="shop"\)'),
+        ({"outbox": MemoryOutbox()}, r'was given an outbox, and no name .*: write bootstrap\(source="shop"\)'),
+        ({"source": "shop", "serializer": cqrs.JsonSerializer(source="shop")}, "a source or a serializer, not both"),
+        ({"source": "my shop"}, "source must be the name of the service that publishes, without spaces"),
+        ({"source": ""}, "source must be the name of the service that publishes"),
+    ],
+)
+def test_a_source_is_needed_as_soon_as_something_leaves_or_is_stored(parts, words):
+    """
+    Two services with one source would take each other's messages for their own.
+    """
+    with pytest.raises(cqrs.ConfigurationError, match=words):
+        cqrs.bootstrap(**parts)
+
+
+@pytest.mark.parametrize(
+    "named", [{"source": "shop"}, {"serializer": cqrs.JsonSerializer(source="shop")}], ids=["source", "serializer"]
+)
+def test_messages_carry_the_source(named):
+    broker = MemoryBroker()
+    with cqrs.bootstrap(broker=broker, **named) as mediator:
+        mediator.publish(AskedAbroad())
+
+    assert ["shop"] == [message.attributes["source"] for message in broker.published]

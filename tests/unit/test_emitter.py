@@ -36,7 +36,9 @@ def test_events_are_emitted_as_one_batch_in_their_order(broker):
     chain = cqrs.MiddlewareChain().add(
         lambda batch, call_next: batches.append(batch) or call_next(batch), cqrs.OutgoingMessage
     )
-    cqrs.EventEmitter(broker, middleware=chain).emit(*[Told(number) for number in range(3)])
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests"), middleware=chain).emit(
+        *[Told(number) for number in range(3)]
+    )
 
     assert [b'{"what":0}', b'{"what":1}', b'{"what":2}'] == bodies(broker)
     assert [tuple(broker.published)] == batches
@@ -47,8 +49,8 @@ def test_nothing_is_nothing_to_emit(broker):
     The broker is not asked.
     """
     broker.close()
-    cqrs.EventEmitter(broker).emit()
-    cqrs.EventEmitter(broker).publish([])
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit()
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).publish([])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_nothing_is_published_where_one_event_cannot_be(broker, event, error):
     All are made into messages before the first one leaves.
     """
     with pytest.raises(error):
-        cqrs.EventEmitter(broker).emit(Told(1), event, Told(2))
+        cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit(Told(1), event, Told(2))
 
     assert [] == bodies(broker)
 
@@ -70,7 +72,7 @@ def test_what_the_broker_says_comes_back(broker):
     """
     broker.fail_with = cqrs.MessageRejected("too large")
     with pytest.raises(cqrs.PublishFailed, match=r"1 message.* not confirmed: told .*: too large"):
-        cqrs.EventEmitter(broker).emit(Told())
+        cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit(Told())
 
 
 def test_the_serializer_may_be_ones_own(broker):
@@ -82,7 +84,7 @@ def test_the_serializer_may_be_ones_own(broker):
         def dump(self, event, /):
             return attrs.evolve(super().dump(event), body=b"TOLD!")
 
-    cqrs.EventEmitter(broker, serializer=Shouting()).emit(Told())
+    cqrs.EventEmitter(broker, serializer=Shouting(source="tests")).emit(Told())
 
     assert [b"TOLD!"] == bodies(broker)
 
@@ -91,7 +93,7 @@ def test_the_broker_stays_open(broker):
     """
     Whoever made it closes it.
     """
-    cqrs.EventEmitter(broker).emit(Told(1))
-    cqrs.EventEmitter(broker).emit(Told(2))
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit(Told(1))
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit(Told(2))
 
     assert 2 == len(broker.published)

@@ -52,7 +52,7 @@ def broker():
 
 def message(event):
     broker = MemoryBroker()
-    cqrs.EventEmitter(broker).emit(event)
+    cqrs.EventEmitter(broker, serializer=cqrs.JsonSerializer(source="tests")).emit(event)
     [sent] = broker.published
     return cqrs.IncomingMessage(sent.topic, sent.body, sent.content_type, sent.key, sent.attributes)
 
@@ -112,7 +112,7 @@ def test_closing_closes_threads_and_broker(requests, events, broker):
         def close(self, timeout=5.0):
             closed.append(("broker", timeout))
 
-    cqrs.bootstrap(requests, events, threads=Threads(), broker=Broker()).close(timeout=3)
+    cqrs.bootstrap(requests, events, source="tests", threads=Threads(), broker=Broker()).close(timeout=3)
 
     assert ["threads", "broker"] == [what for what, _ in closed]
     assert 0 < closed[1][1] <= closed[0][1] == 3
@@ -151,7 +151,7 @@ def test_a_received_message_reaches_its_handlers(events, broker):
     """
     seen = []
     events.bind(Told, seen.append)
-    with cqrs.bootstrap(events=events, broker=broker) as mediator:
+    with cqrs.bootstrap(source="tests", events=events, broker=broker) as mediator:
         mediator.receive(message(Told(7)))
 
     assert ([Told(7)], []) == (seen, list(broker.published))
@@ -255,7 +255,7 @@ def test_a_broker_is_told_the_time_that_is_left(requests, events):
         def publish(self, messages, /, *, timeout=None):
             told.append(timeout)
 
-    with cqrs.bootstrap(requests, events, broker=Broker()) as mediator:
+    with cqrs.bootstrap(requests, events, source="tests", broker=Broker()) as mediator:
         mediator.publish(Told())
         mediator.publish(Told(), timeout=30)
 

@@ -61,7 +61,9 @@ def wire(requests, events):
     """Make a mediator in whose chain these are."""
 
     def make(*middleware, **settings):
-        return cqrs.bootstrap(requests, events, threads=cqrs.SameThread(), middleware=middleware, **settings)
+        return cqrs.bootstrap(
+            requests, events, source="tests", threads=cqrs.SameThread(), middleware=middleware, **settings
+        )
 
     return make
 
@@ -124,7 +126,9 @@ def test_logging_tells_how_many_messages_were_published(requests, events, caplog
     A batch is told by its size.
     """
     chain = cqrs.MiddlewareChain().add(cqrs.LoggingMiddleware(), cqrs.OutgoingMessage)
-    mediator = cqrs.bootstrap(requests, events, broker=MemoryBroker(), threads=cqrs.SameThread(), middleware=chain)
+    mediator = cqrs.bootstrap(
+        requests, events, source="tests", broker=MemoryBroker(), threads=cqrs.SameThread(), middleware=chain
+    )
     with caplog.at_level(logging.DEBUG, "cqrs_sync"):
         mediator.publish(SaveTold())
 
@@ -383,7 +387,9 @@ def test_publishing_may_be_tried_again(requests, events):
             publish(messages)
 
     chain = cqrs.MiddlewareChain().add(cqrs.RetryMiddleware(retrying), cqrs.OutgoingMessage)
-    mediator = cqrs.bootstrap(requests, events, broker=broker, threads=cqrs.SameThread(), middleware=chain)
+    mediator = cqrs.bootstrap(
+        requests, events, source="tests", broker=broker, threads=cqrs.SameThread(), middleware=chain
+    )
     mediator.publish(SaveTold())
 
     assert tried == [[message.id for message in broker.published]]

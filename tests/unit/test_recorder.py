@@ -41,7 +41,7 @@ def mediator(broker):
     requests, events = cqrs.RequestMap(), cqrs.EventMap()
     requests.bind(join)
     events.bind(announce)
-    with cqrs.bootstrap(requests, events, broker=broker, threads=2) as mediator:
+    with cqrs.bootstrap(requests, events, source="tests", broker=broker, threads=2) as mediator:
         yield mediator
 
 
@@ -70,7 +70,7 @@ def test_nothing_reaches_the_broker_while_recording_and_everything_does_afterwar
 def test_what_is_committed_after_the_block_is_recorded(broker):
     """It was sent inside the block, so it reaches no broker."""
     transactions = MemoryTransactions()
-    with cqrs.bootstrap(broker=broker, transactions=transactions) as mediator:
+    with cqrs.bootstrap(source="tests", broker=broker, transactions=transactions) as mediator:
         with transactions.atomic():
             with record(mediator) as recorder:
                 mediator.publish(Announced("ann"))
@@ -153,7 +153,9 @@ def test_the_memory_fixtures_fit_bootstrap(cqrs_memory_broker, cqrs_memory_trans
     requests, events = cqrs.RequestMap(), cqrs.EventMap()
     requests.bind(join)
     events.bind(announce)
-    mediator = cqrs.bootstrap(requests, events, broker=cqrs_memory_broker, transactions=cqrs_memory_transactions)
+    mediator = cqrs.bootstrap(
+        requests, events, source="tests", broker=cqrs_memory_broker, transactions=cqrs_memory_transactions
+    )
     with mediator, cqrs_memory_transactions.atomic():
         mediator.send(Join("ann"))
         assert 0 == len(cqrs_memory_broker.published)

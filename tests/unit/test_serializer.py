@@ -128,7 +128,7 @@ def test_an_event_comes_back_as_it_was(event, structured):
     """
     Whatever is in it, in either mode; exactly, Decimals included.
     """
-    serializer = JsonSerializer(structured=structured)
+    serializer = JsonSerializer(source="tests", structured=structured)
     loaded, attributes = serializer.load(incoming(serializer.dump(event)), TYPES)
 
     assert (event, Everything) == (attrs.evolve(loaded, sequence=tuple(loaded.sequence)), type(loaded))
@@ -156,7 +156,7 @@ def test_data_may_come_as_base64():
     """
     body = json.dumps({**ATTRIBUTES, "data_base64": base64.b64encode(b'{"number": 5}').decode()})
 
-    assert Small(5) == JsonSerializer().load(received(body.encode(), STRUCTURED), TYPES)[0]
+    assert Small(5) == JsonSerializer(source="tests").load(received(body.encode(), STRUCTURED), TYPES)[0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_body_is_json_whatever_it_says(content_type):
     """
     Only structured mode is told from its content type.
     """
-    assert Small(5) == JsonSerializer().load(received(b'{"number": 5}', content_type), TYPES)[0]
+    assert Small(5) == JsonSerializer(source="tests").load(received(b'{"number": 5}', content_type), TYPES)[0]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_structured_mode_is_told_from_the_content_type(content_type):
     However it is written.
     """
     body = json.dumps({**ATTRIBUTES, "id": "in the body", "data": {"number": 5}}).encode()
-    event, attributes = JsonSerializer().load(cqrs.IncomingMessage("things", body, content_type), TYPES)
+    event, attributes = JsonSerializer(source="tests").load(cqrs.IncomingMessage("things", body, content_type), TYPES)
 
     assert (Small(5), "in the body") == (event, attributes["id"])
 
@@ -270,12 +270,13 @@ def test_what_goes_round_in_itself_cannot_become_json(serializer):
         serializer.dump(Anything(circle))
 
 
-def test_a_source_is_needed():
+@pytest.mark.parametrize("source", ["", "my shop", "shop\n", None, 7])
+def test_a_source_is_needed(source):
     """
     CloudEvents asks for one.
     """
-    with pytest.raises(ValueError, match="source must not be empty"):
-        JsonSerializer(source="")
+    with pytest.raises(cqrs.ConfigurationError, match="source must be the name of the service"):
+        JsonSerializer(source=source)
 
 
 # What comes in
@@ -314,14 +315,14 @@ def test_bytes_that_are_no_event_are_refused(message, words):
     With the reason, for a dead-letter queue.
     """
     with pytest.raises(cqrs.MalformedMessage, match=words):
-        JsonSerializer().load(message, TYPES)
+        JsonSerializer(source="tests").load(message, TYPES)
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_parsed():
     """
     Exactly at the limit it is not.
     """
-    serializer = JsonSerializer(max_bytes=20)
+    serializer = JsonSerializer(source="tests", max_bytes=20)
     at_the_limit = b'{"number": 5}'.ljust(20)
 
     assert Small(5) == serializer.load(received(at_the_limit), TYPES)[0]
@@ -335,7 +336,7 @@ def test_only_what_is_asked_for_comes_in(name):
     A name stands for an event that is bound here, or for nothing: it is never imported, nor shown at any length.
     """
     with pytest.raises(cqrs.UnknownMessageType, match=r"no event named 'x?.*is bound here") as caught:
-        JsonSerializer().load(received(type=name), TYPES)
+        JsonSerializer(source="tests").load(received(type=name), TYPES)
 
     assert len(str(caught.value)) < 300
 
@@ -358,7 +359,7 @@ def test_whatever_comes_in_becomes_an_event_or_an_error_of_ours(body, content_ty
     """
     message = cqrs.IncomingMessage("things", body, content_type, None, {**attributes, "type": name})
     try:
-        event, _ = JsonSerializer().load(message, TYPES)
+        event, _ = JsonSerializer(source="tests").load(message, TYPES)
     except cqrs.SerializationError:
         event = None
 
@@ -372,7 +373,7 @@ def test_whatever_stands_in_an_envelope_becomes_an_event_or_an_error_of_ours(cha
     """
     body = json.dumps({**ATTRIBUTES, "data": {"number": 5}, **changed}).encode()
     try:
-        event, attributes = JsonSerializer().load(received(body, STRUCTURED), TYPES)
+        event, attributes = JsonSerializer(source="tests").load(received(body, STRUCTURED), TYPES)
     except cqrs.SerializationError:
         event, attributes = None, {}
 

@@ -3,7 +3,7 @@ Django: commands in its transactions, the outbox and the inbox in its database. 
 
 ```python
 INSTALLED_APPS = [..., "cqrs_sync.integrations.django"]     # settings; then `manage.py migrate`
-CQRS_SYNC = {"MEDIATOR": "shop.mediator.mediator"}
+CQRS_SYNC = {"SOURCE": "shop", "MEDIATOR": "shop.mediator.mediator"}
 
 mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
 ```

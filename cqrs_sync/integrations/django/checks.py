@@ -18,11 +18,13 @@ from cqrs_sync.consumer import Consumer
 from cqrs_sync.integrations.django.transactions import Atomic
 from cqrs_sync.integrations.django.wiring import (
     KEYS,
+    SourceMissing,
     consumer_of_settings,
     group_of_settings,
     inbox_of,
     mediator_of_settings,
     outbox_of,
+    source_of_settings,
     unknown_keys,
 )
 from cqrs_sync.mediator import Mediator
@@ -45,8 +47,10 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
         mediator = mediator_of_settings(consumer)
         found += _check_group(consumer)
     except ImproperlyConfigured as error:
+        if isinstance(error.__cause__, SourceMissing):
+            return [*found, checks.Error(str(error.__cause__), id="cqrs_sync.E009")]
         return [*found, checks.Error(str(error), id="cqrs_sync.E001")]
-    return [*found, *_check_wiring(mediator)]
+    return [*found, *_check_source(), *_check_wiring(mediator)]
 
 
 def wiring_errors(mediator: Mediator) -> list[checks.CheckMessage]:
@@ -64,6 +68,15 @@ def _check_keys() -> Iterator[checks.CheckMessage]:
             hint=f"{hint}the keys are {', '.join(KEYS)}",
             id="cqrs_sync.E007",
         )
+
+
+def _check_source() -> Iterator[checks.CheckMessage]:
+    """Check a source that the settings name and the mediator does not use."""
+    try:
+        if "SOURCE" in settings.CQRS_SYNC:
+            source_of_settings()
+    except SourceMissing as error:
+        yield checks.Error(str(error), id="cqrs_sync.E009")
 
 
 def _check_group(consumer: Consumer | None) -> Iterator[checks.CheckMessage]:

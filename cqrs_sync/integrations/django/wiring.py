@@ -27,19 +27,20 @@ from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.retry import RetryPolicies, RetryPolicy
-from cqrs_sync.serializer import Serializer
+from cqrs_sync.serializer import Serializer, is_source
 from cqrs_sync.threads.pool import Executor, ThreadPool
 
 T = TypeVar("T")
 
 #: The keys of the setting `CQRS_SYNC`.
-KEYS = ("MEDIATOR", "CONSUMER", "GROUP")
+KEYS = ("SOURCE", "MEDIATOR", "CONSUMER", "GROUP")
 
 
 def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     requests: RequestMap | None = None,
     events: EventMap | None = None,
     *,
+    source: str | None = None,
     using: str = "default",
     outbox: DjangoOutbox | Default | None = Default.IN_DATABASE,
     inbox: DjangoInbox | Default | None = Default.IN_DATABASE,
@@ -57,6 +58,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     """
     Make a mediator whose transactions, outbox and inbox are in one database of `settings.DATABASES`.
 
+    - `source` names this service on the wire. By default it is that of the settings: `CQRS_SYNC = {"SOURCE": "shop"}`.
     - `using` is the alias of the database that commands write to.
     - `atomic` names the messages whose handlers get a transaction on it, or a savepoint in the request's transaction.
       The default is commands. Add `Event` if event handlers raise events; use `()` if you open transactions yourself.
@@ -66,7 +68,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     - `threads` runs event handlers; a pool made here closes old connections as Django does.
     - `middleware` is around the transaction. All other arguments are those of `cqrs_sync.bootstrap`.
 
-    This starts nothing and loads no model: call it at import, in any app.
+    Raises ImproperlyConfigured without a source, if there is a broker or an outbox. This starts nothing and loads no
+    model: call it at import, in any app.
     """
     # A copy, so that other mediators with the same chain do not get this transaction.
     chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
@@ -78,9 +81,12 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     chosen_inbox = DjangoInbox(using) if inbox is Default.IN_DATABASE else inbox
     _check_same_database("outbox", chosen_outbox, using)
     _check_same_database("inbox", chosen_inbox, using)
+    if source is None and serializer is None and (broker is not None or chosen_outbox is not None):
+        source = source_of_settings()
     return bootstrap_core(
         requests,
         events,
+        source=source,
         container=container,
         broker=broker,
         outbox=chosen_outbox,
@@ -102,6 +108,25 @@ def _check_same_database(name: str, store: DjangoOutbox | DjangoInbox | None, us
             f"the {name} is in the database {store.using!r} and the transactions are on {using!r}: the {name} writes "
             "in the handler's transaction, so give both the same database"
         )
+
+
+class SourceMissing(ImproperlyConfigured):
+    """The settings do not name this service on the wire, or not as a name that CloudEvents allow."""
+
+
+def source_of_settings() -> str:
+    """Return the source that `CQRS_SYNC = {"SOURCE": "shop"}` names. Raises SourceMissing, with the way out."""
+    source = _settings().get("SOURCE")
+    if source is None:
+        raise SourceMissing(
+            'the settings do not name this service on the wire: write CQRS_SYNC = {"SOURCE": "shop", ...}, '
+            'or bootstrap(source="shop")'
+        )
+    if not isinstance(source, str) or not is_source(source):
+        raise SourceMissing(
+            f'CQRS_SYNC["SOURCE"] must be the name of this service, without spaces, such as "shop", not {source!r}'
+        )
+    return source
 
 
 def mediator_of_settings(consumer: Consumer | None = None) -> Mediator:

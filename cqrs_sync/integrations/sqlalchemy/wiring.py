@@ -28,7 +28,7 @@ from cqrs_sync.messages import Event, Request
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.retry import RetryPolicies, RetryPolicy
-from cqrs_sync.serializer import JsonSerializer, Serializer
+from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.pool import Executor, SameThread, ThreadPool
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     """
     Make a mediator whose handlers ask for a `Session`, with outbox and inbox in the same database.
 
+    - `source` names this service on the wire, such as `"shop"`. It is needed with an outbox or a broker.
     - `engine` connects to the database. On SQLite its transactions begin with `begin_immediate`.
     - `metadata` gets the tables of outbox and inbox, unless it has them: create them with `metadata.create_all(engine)`
       or a migration. Without it, they have their default names and are created elsewhere.
@@ -93,11 +94,10 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     if atomic:
         chain.add(chosen.atomic, *(atomic if isinstance(atomic, tuple) else (atomic,)))
-    if source is not None and serializer is None:
-        serializer = JsonSerializer(source=source)
     return bootstrap_core(
         requests,
         events,
+        source=source,
         container=_with_session(container, chosen),
         broker=broker,
         outbox=outbox,

@@ -61,6 +61,7 @@ app = Celery(
 mediator = cqrs.bootstrap(
     requests,
     events,
+    source="meetings",
     broker=RabbitMQBroker(
         os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/"),
         exchange=os.environ.get("RABBITMQ_EXCHANGE", "meetings-example"),

@@ -82,7 +82,7 @@ def main(url: str = "memory") -> None:
     broker = broker_at(url)
     # First the subscription: a broker keeps nothing for a group that it does not know.
     with (
-        cqrs.bootstrap(requests, events, broker=broker) as mediator,
+        cqrs.bootstrap(requests, events, source="meetings", broker=broker) as mediator,
         broker.subscribe(cqrs.Group("report", ["meetings"])) as inbox,
     ):
         reporting = cqrs.bootstrap(events=received, threads=cqrs.SameThread())

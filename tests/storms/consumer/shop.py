@@ -68,6 +68,7 @@ def application() -> cqrs.Mediator:
     container.register(Session, factory=sessions.current)
     events.bind(Counted, _handle, name="count")
     return cqrs.bootstrap(
+        source="tests",
         events=events,
         container=container,
         broker=broker_at(os.environ["STORM_BROKER"], os.environ["STORM_EXCHANGE"]),

@@ -92,6 +92,7 @@ class Shop:
         self.mediator = cqrs.bootstrap(
             self.requests,
             self.events,
+            source="tests",
             container=container,
             broker=_broker(os.environ["SHOP_BROKER"]),
             outbox=self.outbox,

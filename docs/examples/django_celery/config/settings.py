@@ -22,7 +22,7 @@ MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
 ]
-CQRS_SYNC = {"MEDIATOR": "orders.mediator.mediator"}
+CQRS_SYNC = {"SOURCE": "orders", "MEDIATOR": "orders.mediator.mediator"}
 TIME_ZONE = "UTC"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -161,6 +161,7 @@ def test_d2_type_checkers_infer_the_response(tmp_path):
     """
     `reveal_type` says what the request says, and what is no request is refused; more in tests/typing.
     """
+    pytest.importorskip("mypy")
     (tmp_path / "view.py").write_text(PROGRAM)
     options = ["--strict", "--config-file=", f"--cache-dir={tmp_path}", "--follow-imports=silent"]
     checked = subprocess.run(

@@ -433,10 +433,10 @@ def test_the_threads_of_an_executor_of_the_application_are_shown(workshop, caplo
 
 def deaf_after_one(broker, goes_on):
     """Let subscriptions of this broker hang once they have handed out a message."""
-    join = broker.join
+    subscribe = broker.subscribe
 
-    def joined(group):
-        subscription = join(group)
+    def subscribed(group):
+        subscription = subscribe(group)
         receive = subscription.receive_many
 
         def receive_many(most, timeout):
@@ -448,7 +448,7 @@ def deaf_after_one(broker, goes_on):
         subscription.receive_many = receive_many
         return subscription
 
-    broker.join = joined
+    broker.subscribe = subscribed
 
 
 def shown(caplog, consumer, stall):

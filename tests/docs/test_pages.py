@@ -109,6 +109,12 @@ def test_every_fence_is_understood(page):
     assert len(fences) == 2 * sum(1 for _ in _BLOCK.finditer(page.read_text("utf-8")))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_belongs_to_a_list_is_indented_by_four(page):
+    """GitHub takes three spaces after `1.`; the site would begin a new list."""
+    assert [] == re.findall(r"^ {1,3}(?:```|<!--).*", page.read_text("utf-8"), re.MULTILINE)
+
+
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
 def test_every_command_runs(page, command, tmp_path):
     """A command of this library that a page shows ends well; its application is the Python of the page."""

@@ -394,7 +394,7 @@ def test_a_database_without_skip_locked_is_an_error(found, make, alias):
     features = connections[alias].features
     features.has_select_for_update_skip_locked = False
     try:
-        assert [] == found(make(using=alias))
+        assert [] == found(make(using=alias), databases=[])
         assert ["cqrs_sync.E003"] == found(make(using=alias), databases=[alias])
         assert [] == found(make(using="sqlite"), databases=[alias, "sqlite"])
     finally:
@@ -409,7 +409,7 @@ def test_mysql_connections_without_utf8mb4_are_a_warning(found, make):
 
     connections["mariadb"].close()
     with database_settings("mariadb", OPTIONS={"charset": "utf8"}):
-        assert [] == found(make(using="mariadb"))
+        assert [] == found(make(using="mariadb"), databases=[])
         assert ["cqrs_sync.W004"] == found(make(using="mariadb"), databases=["mariadb"])
         connections["mariadb"].close()
 

@@ -59,7 +59,7 @@ mediator = bootstrap(requests, events, engine=engine, metadata=Base.metadata, so
 def place() -> tuple[dict[str, int | str], int]:
     key = request.headers.get("Idempotency-Key", "").strip('"')
     if not 16 <= len(key) <= 64:
-        return {"title": "Idempotency-Key is missing, or has not 16 to 64 characters"}, 400
+        return {"title": "Idempotency-Key must have 16 to 64 characters"}, 400
     command = PlaceOrder(request.get_json()["article"])
     try:
         number = mediator.send(command, idempotency_key=key, scope=user(), timeout=20)
@@ -70,7 +70,7 @@ def place() -> tuple[dict[str, int | str], int]:
 
 def user() -> str:
     """Return who sends the request: here whoever the proxy has let in."""
-    return request.environ.get("REMOTE_USER", "anonymous")
+    return str(request.environ.get("REMOTE_USER", "anonymous"))
 
 
 @app.cli.command("create-tables")

@@ -41,7 +41,7 @@ if "PGDATABASE" in os.environ:
     DATABASES["default"] = {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": os.environ["PGDATABASE"],
-        # A request that is sent again waits so long for the first one, and is then refused: orders/views.py.
+        # A request that is sent again waits so long for the first one: see orders/views.py.
         "OPTIONS": {"options": "-c lock_timeout=2s"},
     }
 

@@ -19,10 +19,11 @@ LOCK_TIMEOUT = "55P03"  # PostgreSQL's code for it
 def place_order(request: HttpRequest) -> JsonResponse:
     key = request.headers.get("Idempotency-Key", "").strip('"')
     if not re.fullmatch(r"[!-~]{16,64}", key):
-        return problem(400, "Idempotency-Key is missing, or has not 16 to 64 characters")
+        return problem(400, "Idempotency-Key must have 16 to 64 characters")
     command = PlaceOrder(request.user.get_username(), request.POST["article"])
+    scope = str(request.user.pk)
     try:
-        number = mediator.send(command, idempotency_key=key, scope=str(request.user.pk), timeout=20)
+        number = mediator.send(command, idempotency_key=key, scope=scope, timeout=20)
     except cqrs.IdempotencyKeyConflict:
         return problem(422, "Idempotency-Key was used for another order")
     except OperationalError as error:

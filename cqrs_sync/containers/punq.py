@@ -157,7 +157,10 @@ def _explain(error: Exception, path: list[Any]) -> str:
     if isinstance(error, punq.MissingDependencyException):
         return _circle(path) or _missing(path)
     if isinstance(error, punq.InvalidForwardReferenceException):
-        return f"punq cannot read an annotation of its constructor: {error}; import the name in that module"
+        return (
+            f"punq cannot read an annotation of its constructor: {error}; import the name in that module, "
+            f"or container.register({_name(path[-1])}, ...){_hint(path[-1])}"
+        )
     return (None if isinstance(error, _CallFails) else _endless(path)) or str(error)
 
 
@@ -211,7 +214,13 @@ def _missing(path: list[Any]) -> str:
     subject = {1: "it", 2: f"its dependency {missing}"}.get(len(path), f"its dependency {missing} ({_join_path(path)})")
     if len(path) > 1 and getattr(path[-1], "__module__", None) == "builtins":
         return f"{subject} is not registered; container.register({_name(path[-2])}, ...) with a value for it"
-    return f"{subject} is not registered; container.register({missing}, ...)"
+    return f"{subject} is not registered; container.register({missing}, ...){_hint(path[-1])}"
+
+
+def _hint(missing: Any) -> str:
+    """Name the integration that registers a service."""
+    is_session = (getattr(missing, "__module__", ""), _name(missing)) == ("sqlalchemy.orm.session", "Session")
+    return ", or make the mediator with cqrs_sync.integrations.sqlalchemy.bootstrap" if is_session else ""
 
 
 def _join_path(path: list[Any]) -> str:

@@ -436,7 +436,18 @@ def test_a_pool_that_is_too_small_for_the_threads_is_a_warning_with_numbers(tmp_
     assert size == (threads or 1)
 
 
-# Wrong arguments
+# Wrong wiring
+
+
+@pytest.mark.parametrize("handler", [PlaceOrderHandler, count_orders])
+def test_a_session_that_is_not_registered_is_named_with_the_way_out(handler):
+    """By a handler's class as by a function."""
+    requests = cqrs.RequestMap()
+    message = CountOrders if handler is count_orders else PlaceOrder
+    requests.bind(message, handler)
+    words = r"container\.register\(Session, \.\.\.\), or make .* cqrs_sync\.integrations\.sqlalchemy\.bootstrap"
+    with cqrs.bootstrap(requests) as mediator, pytest.raises(cqrs.HandlerNotBuilt, match=words):
+        mediator.send(message() if handler is count_orders else message("lamp"))
 
 
 @pytest.mark.parametrize(

@@ -692,7 +692,7 @@ WRONG_WIRINGS = [
         [],
         (
             "Unresolvable cannot be built: punq cannot read an annotation of its constructor: "
-            "name 'Nowhere' is not defined; import the name in that module"
+            "name 'Nowhere' is not defined; import the name in that module, or container.register(Unresolvable, ...)"
         ),
     ),
     (
@@ -700,7 +700,8 @@ WRONG_WIRINGS = [
         [],
         (
             "Misspelt cannot be built: punq cannot read an annotation of its constructor: "
-            "module 'punq' has no attribute 'Nowhere'; import the name in that module"
+            "module 'punq' has no attribute 'Nowhere'; import the name in that module, "
+            "or container.register(Misspelt, ...)"
         ),
     ),
     (

@@ -258,6 +258,24 @@ def test_a_hook_that_raises_does_not_stop_the_others(kind, caplog):
     assert "in the callback" in caplog.text
 
 
+def test_a_listener_of_the_application_that_raises_keeps_no_hook_from_running(kind):
+    """
+    The commit has happened, whatever it says. The hooks run when the session is closed.
+    """
+    calls = []
+
+    def fail(session):
+        raise ValueError("in the listener")
+
+    with pytest.raises(ValueError, match="in the listener"), kind.begin() as session:  # noqa: PT012 -- as above
+        sa.event.listen(session, "after_commit", fail)
+        kind.transactions.on_commit(lambda: calls.append("committed"))
+        session.add(Order(name="lamp"))
+    session.close()
+
+    assert ["committed"] == calls
+
+
 def test_a_flush_is_no_commit(kind):
     """
     Nor is the end of a savepoint, or a flush in one.

@@ -398,6 +398,8 @@ class ExternalSessions(SessionTransactions):
 
     @contextmanager
     def _transaction(self, session: Session) -> Iterator[SessionTransaction]:
+        # If the code around this has used the session, it may go on to use its objects.
+        is_fresh = not session.in_transaction() and not session.identity_map
         block = session.get_transaction() or session.begin()
         session.info[_BLOCK] = block, threading.get_ident()
         self.commit_hooks(session)
@@ -409,7 +411,7 @@ class ExternalSessions(SessionTransactions):
             raise
         finally:
             del session.info[_BLOCK]
-            if self._local.is_own:
+            if self._local.is_own and is_fresh:
                 self._discard()
 
     def _discard(self) -> None:

@@ -34,7 +34,7 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
     - `publish_timeout`: seconds that a call without a timeout may take, connecting included. A nearer deadline of
       the context counts. librdkafka sends nothing for longer than that, even if a call has a longer timeout.
     - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the broker's default. With
-      `declare=False` only `build` creates topics.
+      `declare=False` only `apply_topology` creates topics.
     - `client_config`: options of librdkafka by their names with dots, for producers and consumers alike
       (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and `consumer_config` for one of them.
     """

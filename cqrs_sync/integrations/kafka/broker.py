@@ -33,7 +33,7 @@ class KafkaBroker(BaseKafkaBroker):
     - `publish_timeout`: seconds that a call without a timeout may take, connecting included. A nearer deadline of
       the context counts. kafka-python sends nothing for longer than that, even if a call has a longer timeout.
     - `partitions`, `replication_factor`: of topics that are created for groups; -1 is the broker's default. With
-      `declare=False` only `build` creates topics.
+      `declare=False` only `apply_topology` creates topics.
     - `client_config`: options of kafka-python for producers and consumers alike (`{"sasl_mechanism": "PLAIN"}`);
       `producer_config` and `consumer_config` for one of them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
+from typing import Any, Never
 
 import punq
 
@@ -16,6 +16,7 @@ from cqrs_sync.emitter import EventEmitter
 from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.failures import CollectFailures, FailurePolicy
 from cqrs_sync.inbox import Inbox
+from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
 from cqrs_sync.outbox import Outbox
@@ -48,6 +49,7 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     failure_policy: FailurePolicy | None = None,
     serializer: Serializer | None = None,
     max_depth: int = 16,
+    **unknown: Never,
 ) -> Mediator:
     """
     Make a mediator.
@@ -77,6 +79,8 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
     It starts nothing. Closing the mediator closes `threads` and `broker`. Raises ConfigurationError for a part that
     does not fit, and if the `source` is missing.
     """
+    if unknown:
+        raise unknown_keywords(bootstrap, unknown)
     check_above_zero(max_depth=max_depth)
     # A child that is forked while another thread imports a module waits for that import without end.
     for name in _LATE_IMPORTS:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Never, Self, TypeVar
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
 from cqrs_sync.errors import ClosedError
 from cqrs_sync.inbox import key_of, scoped_key
+from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.relay import Relay
 from cqrs_sync.threads.watchdog import unwatch, watch
@@ -51,6 +52,7 @@ class Mediator:
         timeout: float | None = None,
         idempotency_key: str | None = None,
         scope: str = "",
+        **unknown: Never,
     ) -> R:
         """
         Run the request's handler in this thread and return its response.
@@ -71,21 +73,22 @@ class Mediator:
         Raises what the handler raises: then its events are dropped. Raises EventsFailed, with the response, if
         something after the handler fails; HandlerNotFound; ClosedError after `close()`.
         """
-        if self.is_closed:
-            raise ClosedError("this mediator is closed")
+        if unknown or self.is_closed:
+            raise self._refusal(Mediator.send, unknown)
         if idempotency_key is not None or scope:
             return self._send_once(request, scoped_key(idempotency_key, scope), timeout)
         if timeout is None:
             return self._dispatch(request)
         return _within(timeout, self._dispatch, request)
 
-    def publish(self, event: Event, /, *, timeout: float | None = None) -> None:
+    def publish(self, event: Event, /, *, timeout: float | None = None, **unknown: Never) -> None:
         """
         Dispatch an event as if a handler had raised it, and publish it if it is a notification event.
 
         Raises EventsFailed, as the failure policy says. `timeout` is that of `send`.
         """
-        self._check_open()
+        if unknown or self.is_closed:
+            raise self._refusal(Mediator.publish, unknown)
         if timeout is None:
             self.dispatcher.dispatch(event)
         else:
@@ -123,6 +126,10 @@ class Mediator:
     def _check_open(self) -> None:
         if self.is_closed:
             raise ClosedError("this mediator is closed")
+
+    @staticmethod
+    def _refusal(function: Callable[..., object], unknown: Mapping[str, object]) -> Exception:
+        return unknown_keywords(function, unknown) if unknown else ClosedError("this mediator is closed")
 
     def close(self, timeout: float = 10.0) -> None:
         """

@@ -14,6 +14,7 @@ from typing import Any, ForwardRef, NamedTuple, TypeAlias, TypeVar, cast, get_ar
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import Event, NotificationEvent, Request, publication_of
 from cqrs_sync.retry import RetryPolicy
@@ -80,7 +81,7 @@ class RequestMap:
     @overload
     def bind(self, handler: H, /) -> H: ...
 
-    def bind(self, *arguments: Any) -> Any:
+    def bind(self, *arguments: Any, **unknown: Any) -> Any:
         """
         Bind a request to its handler. Returns the handler, so it works as a decorator.
 
@@ -88,6 +89,8 @@ class RequestMap:
         parameter says it. With the request alone, `@requests.bind(JoinMeeting)`, it returns a decorator.
         Raises InvalidBinding for an invalid handler or request, AlreadyBound for a second handler.
         """
+        if unknown:
+            raise unknown_keywords(RequestMap.bind, unknown)
         if _lacks_handler(arguments, Request):
             return partial(self.bind, *arguments)
         request_type, handler = _checked(arguments, RequestHandler, Request)
@@ -187,6 +190,7 @@ class EventMap:
         phase: Phase = Phase.AFTER_COMMIT,
         name: str | None = None,
         retry: RetryPolicy | None = None,
+        **unknown: Any,
     ) -> Any:
         """
         Bind an event to a handler, which also receives events of subclasses.
@@ -198,6 +202,8 @@ class EventMap:
         have a `retry` policy. Raises InvalidBinding for an invalid handler, event, name or policy, AlreadyBound if
         this handler or this name is bound already.
         """
+        if unknown:
+            raise unknown_keywords(EventMap.bind, unknown)
         if _lacks_handler(arguments, Event):
             return partial(self.bind, *arguments, phase=phase, name=name, retry=retry)
         event_type, handler = _checked(arguments, EventHandler, Event)
@@ -217,13 +223,15 @@ class EventMap:
     @overload
     def inline(self, handler: H, /) -> H: ...
 
-    def inline(self, *arguments: Any) -> Any:
+    def inline(self, *arguments: Any, **unknown: Any) -> Any:
         """
         Bind a handler that runs inside the open transaction, in the caller's thread. Its failure fails the command.
 
         `@events.inline`, `@events.inline(OrderPlaced)` or `events.inline(OrderPlaced, handler)`. Raises what `bind`
         raises.
         """
+        if unknown:
+            raise unknown_keywords(EventMap.inline, unknown)
         return self.bind(*arguments, phase=Phase.INLINE)
 
     @overload
@@ -240,7 +248,7 @@ class EventMap:
     @overload
     def durable(self, name: str, handler: H, /, *, retry: RetryPolicy | None = None) -> H: ...
 
-    def durable(self, name: str, /, *arguments: Any, retry: RetryPolicy | None = None) -> Any:
+    def durable(self, name: str, /, *arguments: Any, retry: RetryPolicy | None = None, **unknown: Any) -> Any:
         """
         Bind a handler whose event the outbox stores in the transaction: it runs again if it fails or its process dies.
 
@@ -251,6 +259,8 @@ class EventMap:
         `bootstrap(retry=RetryPolicies(targets={"bill": ...}))` names the handler, that policy counts. Without both,
         the default policy of `bootstrap` counts. Raises what `bind` raises.
         """
+        if unknown:
+            raise unknown_keywords(EventMap.durable, unknown)
         if not isinstance(name, str):
             raise InvalidBinding(
                 f"{_title(name)} is no stable name, by which other processes find a durable handler: "

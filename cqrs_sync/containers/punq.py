@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Self, TypeVar, get_args, get_origin
 
@@ -33,7 +34,8 @@ class PunqContainer:
     def __init__(self, container: punq.Container | None = None) -> None:
         #: The container to resolve from. What is registered there counts here.
         self.punq = punq.Container() if container is None else container
-        self._plans: dict[Any, Plan] = {}
+        #: The plan of each service, made at its first use: what `resolve` calls.
+        self.plans = _Plans(self._plan)
         reset_in_child(locks)
 
     def register(
@@ -69,11 +71,7 @@ class PunqContainer:
             HandlerNotBuilt: a dependency is missing, or a constructor does not say what it needs. No constructor has
                 been called then.
         """
-        try:
-            plan = self._plans[service]
-        except KeyError:
-            plan = self._plan(service)
-        instance: T = plan()
+        instance: T = self.plans[service]()
         return instance
 
     def _plan(self, service: Any) -> Plan:
@@ -100,8 +98,19 @@ class PunqContainer:
                 raise
 
         if recorder.is_settled:
-            self._plans[service] = plan
+            self.plans[service] = plan
         return plan
+
+
+class _Plans(dict[Any, Plan]):
+    """Plans by service. One that is not settled is made again each time."""
+
+    def __init__(self, make: Callable[[Any], Plan]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, service: Any) -> Plan:
+        return self._make(service)
 
 
 def _resolve_by_punq(container: punq.Container, service: Any) -> Any:

@@ -140,7 +140,7 @@ def _options(callable_):
     found = {
         name: _shown(each.default)
         for name, each in inspect.signature(callable_).parameters.items()
-        if name != "self" and each.kind is not each.POSITIONAL_ONLY
+        if name not in {"self", "unknown"} and each.kind is not each.POSITIONAL_ONLY
     }
     if found.pop("options", None) is not None and issubclass(callable_, SqlOutbox):
         store = inspect.signature(SqlOutbox).parameters

@@ -209,7 +209,7 @@ class Worlds:
         outcomes = [self.both(here, service, instantiate=step.service is None) for _ in range(3)]
 
         if all(outcomes):
-            assert service in self.ours[here]._plans
+            assert service in self.ours[here].plans
 
     def both(self, here: int, service: Any, *, instantiate: bool) -> bool:
         """Resolve on both sides and compare; tell whether it could be built."""

@@ -210,6 +210,12 @@ def refused(mediator: cqrs.Mediator, requests: cqrs.RequestMap, events: cqrs.Eve
     events.bind(GetOrder, OwnEvents)  # type: ignore[arg-type]
     events.bind(OwnEvents, phase="inline")  # type: ignore[call-overload]
     events.durable(OwnEvents)  # type: ignore[call-overload]
+    events.bind(OwnEvents, inline=True)  # type: ignore[call-overload]
+    events.durable("own", OwnEvents, retries=3)  # type: ignore[call-overload]
+    requests.bind(GetOrderHandler, retry=3)  # type: ignore[call-overload]
+    mediator.send(GetOrder(1), once="key")  # type: ignore[arg-type]
+    mediator.publish(OrderPlaced(1), ttl=5)  # type: ignore[arg-type]
+    cqrs.bootstrap(requests, events, workers=4)  # type: ignore[arg-type]
     events.inline(GetOrder, OwnEvents)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Never, TypeVar
 
 import punq
 from django.conf import settings
@@ -22,6 +22,7 @@ from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.integrations import Default
 from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
+from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Command
 from cqrs_sync.middleware import Middleware, MiddlewareChain
@@ -54,6 +55,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     failure_policy: FailurePolicy | None = None,
     serializer: Serializer | None = None,
     max_depth: int = 16,
+    **unknown: Never,
 ) -> Mediator:
     """
     Make a mediator whose transactions, outbox and inbox are in one database of `settings.DATABASES`.
@@ -71,6 +73,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     Raises ImproperlyConfigured without a source, if there is a broker or an outbox. This starts nothing and loads no
     model: call it at import, in any app.
     """
+    if unknown:
+        raise unknown_keywords(bootstrap, unknown)
     # A copy, so that other mediators with the same chain do not get this transaction.
     chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
     if atomic:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Never
 
 import punq
 from sqlalchemy import Engine, MetaData
@@ -23,6 +23,7 @@ from cqrs_sync.integrations import Default
 from cqrs_sync.integrations.sqlalchemy.sessions import CurrentSession, ExternalSessions, Sessions, begin_immediate
 from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
 from cqrs_sync.integrations.sqlalchemy.tables import inbox_table, tables
+from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import Event, Request
 from cqrs_sync.middleware import Middleware, MiddlewareChain
@@ -59,6 +60,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     failure_policy: FailurePolicy | None = None,
     serializer: Serializer | None = None,
     max_depth: int = 16,
+    **unknown: Never,
 ) -> Mediator:
     """
     Make a mediator whose handlers ask for a `Session`, with outbox and inbox in the same database.
@@ -82,6 +84,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
 
     It connects to nothing and starts nothing. Raises ConfigurationError for arguments that do not fit together.
     """
+    if unknown:
+        raise unknown_keywords(bootstrap, unknown)
     chosen = _sessions(engine, sessions, session, around)
     _prepare_sqlite(chosen, threads)
     if outbox is Default.IN_DATABASE:

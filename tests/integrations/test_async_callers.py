@@ -71,10 +71,10 @@ def test_context_variables_reach_the_handlers(meeting, way):
 
 def test_a_view_that_is_cancelled_does_not_cancel_its_command(meeting):
     """Nothing stops a thread."""
-    go = threading.Event()
-    sent = threading.Event()
+    begun, go, sent = threading.Event(), threading.Event(), threading.Event()
 
     def send():
+        begun.set()
         go.wait(10)
         meeting.send(Join("ada"), timeout=10)
         sent.set()
@@ -83,7 +83,8 @@ def test_a_view_that_is_cancelled_does_not_cancel_its_command(meeting):
         tenant.set("acme")
         with cqrs.message_attributes(tenant="acme"):
             view = asyncio.create_task(sync_to_async(send)())
-            await asyncio.sleep(0)
+            # A view that has not begun is cancelled with what it would have sent.
+            assert await asyncio.to_thread(begun.wait, 10)
         view.cancel()
         with pytest.raises(asyncio.CancelledError):
             await view

@@ -64,7 +64,7 @@ def test_alembic_makes_the_tables(request, tmp_path, server):
     """
     `revision --autogenerate` and `upgrade` make what the outbox needs, and `check` finds nothing more to do.
     """
-    url = f"sqlite:///{tmp_path}/shop.db" if server is None else request.getfixturevalue(server)
+    url = f"sqlite:///{tmp_path}/migrated.db" if server is None else request.getfixturevalue(server)
     project = Project(tmp_path, url)
     project.alembic("revision", "--autogenerate", "-m", "add the outbox")
     project.alembic("upgrade", "head")

@@ -36,6 +36,11 @@ class OutgoingMessage:
     key: str | None = None
     attributes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
 
+    @property
+    def title(self) -> str:
+        """Its type and id, for logs."""
+        return f"{self.type!r} {self.id!r}"
+
 
 @attrs.frozen
 class IncomingMessage:
@@ -48,6 +53,11 @@ class IncomingMessage:
     attributes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     #: Notes of the group that has deferred it, such as `attempts` and `reason`.
     notes: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def title(self) -> str:
+        """The type and id that it claims to have, for logs."""
+        return f"{self.attributes.get('type', 'a message of no type')[:100]!r} {self.attributes.get('id', '')[:100]!r}"
 
 
 def _topics(topics: Iterable[str]) -> tuple[str, ...]:

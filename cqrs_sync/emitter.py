@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from cqrs_sync.broker import MessageBroker, OutgoingMessage
@@ -10,6 +11,8 @@ from cqrs_sync.errors import BrokerNotConfigured
 from cqrs_sync.messages import Event, NotificationEvent
 from cqrs_sync.middleware import MiddlewareChain
 from cqrs_sync.serializer import Serializer
+
+logger = logging.getLogger(__name__)
 
 
 class EventEmitter:
@@ -56,3 +59,6 @@ class EventEmitter:
         if self.broker is None:
             raise BrokerNotConfigured("there is no broker to publish to: give bootstrap one")
         self.broker.publish(messages, timeout=time_left())
+        if logger.isEnabledFor(logging.DEBUG):
+            for each in messages:
+                logger.debug("%s: published to the topic %r", each.title, each.topic)

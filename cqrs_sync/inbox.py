@@ -10,6 +10,7 @@ The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +25,8 @@ from cqrs_sync.messages import Request
 from cqrs_sync.middleware import CallNext
 from cqrs_sync.serializer import LONGEST, is_key, json_converter
 from cqrs_sync.transactions import Transactions
+
+logger = logging.getLogger(__name__)
 
 #: The name under which a store may count the attempts at a key. No handler may have it.
 ATTEMPTS = " attempts"
@@ -171,6 +174,8 @@ class IdempotentEvent:
         with self._inbox.once(_key.get(), self._handler) as receipt:
             if receipt.is_first:
                 call_next(event)
+            else:
+                logger.debug("%s has handled %r before: skipped", self._handler, _key.get())
 
 
 class IdempotentRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -232,6 +233,8 @@ class MessageProcessor:
     def _on_success(self, item: InFlightMessage) -> None:
         item.is_done = True
         self.counts.handled += 1
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s: handled in %.3f s", item.delivery.message.title, time.monotonic() - item.begun)
         if self.circuit.record_success():
             self._queue.resume()
         # A count of one does no harm, and to purge its row later is cheaper than to delete it now.
@@ -289,7 +292,7 @@ class MessageProcessor:
         # Later attempts fail in the same place, as a rule.
         logger.warning(
             words,
-            _title(item),
+            item.delivery.message.title,
             item.failed_attempts,
             delay,
             reason,
@@ -322,6 +325,7 @@ class MessageProcessor:
         if policy is OnUnknownType.ACK:
             item.is_done = True
             self.counts.dropped += 1
+            logger.debug("%s: dropped, its type is not bound here", item.delivery.message.title)
         elif policy is OnUnknownType.DEAD_LETTER or rounds * delays[-1] >= PARKED:
             self._make_dead_letter(item, error)
         else:
@@ -357,19 +361,18 @@ class MessageProcessor:
                 self._broker.defer([message], self._group, after=delay)
         except CqrsError as error:
             what = "made a dead letter" if delay is None else "deferred"
-            logger.warning("%s cannot be %s, trying again in %g s: %s", _title(item), what, _KEEP_RETRY, error)
+            logger.warning(
+                "%s cannot be %s, trying again in %g s: %s", item.delivery.message.title, what, _KEEP_RETRY, error
+            )
             return _KEEP_RETRY
         item.is_done = True
         if delay is None:
             words, notes = "%s from %s is a dead letter after %s attempt(s): %s", message.notes
-            arguments = _title(item), item.delivery.origin, notes["attempts"], notes["reason"]
+            arguments = item.delivery.message.title, item.delivery.origin, notes["attempts"], notes["reason"]
             logger.error(words, *arguments, exc_info=item.error)
             self.counts.dead += 1
         else:
             self.counts.delayed += 1
+            verb = "parked" if "parked" in message.notes else "deferred"
+            logger.debug("%s: %s for %g s (attempt %s)", message.title, verb, delay, message.notes["attempts"])
         return None
-
-
-def _title(item: InFlightMessage) -> str:
-    attributes = item.delivery.message.attributes
-    return f"{attributes.get('type', 'a message of no type')[:100]!r} {attributes.get('id', '')[:100]!r}"

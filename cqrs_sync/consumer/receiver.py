@@ -133,8 +133,12 @@ class Receiver:
 
     def _ack(self) -> None:
         done = self._queue.done_deliveries
+        is_logged = logger.isEnabledFor(logging.DEBUG)
         while done:
-            done.popleft().ack()
+            delivery = done.popleft()
+            delivery.ack()
+            if is_logged:
+                logger.debug("%s: acked", delivery.message.title)
 
     def _wait(self) -> None:
         if self._subscription is not None:
@@ -148,6 +152,9 @@ class Receiver:
         deliveries = self._subscription.receive_many(room, timeout)
         if deliveries:
             self.received += len(deliveries)
+            if logger.isEnabledFor(logging.DEBUG):
+                for each in deliveries:
+                    logger.debug("%s: received from %s", each.message.title, each.origin)
             for done in self._queue.put(map(InFlightMessage.of, deliveries)):
                 done.ack()
 

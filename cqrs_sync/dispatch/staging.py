@@ -129,6 +129,10 @@ class Staging:
         outbox = self._wiring.outbox
         assert outbox is not None
         outbox.add(entries, own_transaction=own_transaction)
+        if logger.isEnabledFor(logging.DEBUG):
+            for entry in entries:
+                targets = [*([entry.message.topic] if entry.publish else ()), *entry.handlers]
+                logger.debug("%s: stored in the outbox for %s", entry.message.title, ", ".join(targets))
         if outbox.transactions.active():
             outbox.transactions.on_commit(self._wake_relay)
         else:

@@ -152,8 +152,11 @@ class DurableHandlerTask(RelayTask):
         except (UnknownMessageType, HandlerNotFound) as error:
             return self._defer_unknown(claimed, error)
         context.forget_deadline()
+        begun = time.monotonic()
         with context.stored_attributes(attributes):
             self._dispatcher.run_handler(call, event)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s: handled by %s in %.3f s", message.title, claimed.target, time.monotonic() - begun)
         return Outcome(claimed, OutcomeKind.DONE)
 
     def _defer_unknown(self, claimed: ClaimedDelivery, error: Exception) -> Outcome:
@@ -191,5 +194,5 @@ class DurableHandlerTask(RelayTask):
             log_at = self._log_at.get(claimed.number, each.since + _SLOW)
             if each.thread is not None and claimed.number in self._running and now >= log_at:
                 self._log_at[claimed.number] = now + _SLOW
-                words, stack = "%s still handles %s %s, at:\n%s", stacks_of([each.thread])[each.thread]
-                logger.warning(words, claimed.target, claimed.message.type, claimed.message.id, stack)
+                words, stack = "%s still handles %s, at:\n%s", stacks_of([each.thread])[each.thread]
+                logger.warning(words, claimed.target, claimed.message.title, stack)

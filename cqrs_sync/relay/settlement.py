@@ -91,6 +91,9 @@ class ClaimTracker:
                 for each in claimed:
                     self._held[each.number] = InFlightDelivery(each, now, thread), now + lease
                     self._unreached.pop(each.number, None)
+        if logger.isEnabledFor(logging.DEBUG):
+            for each in claimed:
+                logger.debug("%s: claimed for %s (attempt %d)", each.message.title, each.target, each.attempts)
         return claimed
 
     def note_thread(self, claimed: ClaimedDelivery) -> None:
@@ -121,6 +124,9 @@ class ClaimTracker:
                 self.delivered += outcome.kind is OutcomeKind.DONE
                 if _missed_the_broker(outcome):
                     self._unreached[number] = now + outcome.after + _UNREACHED
+        if logger.isEnabledFor(logging.DEBUG):
+            for outcome in outcomes:
+                logger.debug("%s: settled for %s: %s", *_words_of(outcome))
         return settled
 
     def in_flight(self) -> list[InFlightDelivery]:
@@ -210,7 +216,7 @@ class Settlement:
             _log_dead_letter(outcome, error)
         else:
             words = "%s for %s: attempt %d failed, retrying in %.1f s: %s"
-            arguments = claimed.message.type, claimed.target, claimed.attempts, outcome.after, outcome.error
+            arguments = claimed.message.title, claimed.target, claimed.attempts, outcome.after, outcome.error
             # Later attempts fail in the same place, as a rule.
             logger.warning(words, *arguments, exc_info=_trace(claimed, error) if claimed.attempts == 1 else None)
         return outcome
@@ -226,11 +232,16 @@ class Settlement:
 def _log_dead_letter(outcome: Outcome, error: BaseException | None = None) -> None:
     claimed = outcome.claimed
     holds_up = claimed.message.key is not None and outcome.blocks
-    words = "%s %s for %s is a dead letter after %d attempt(s): %s"
+    words = "%s for %s is a dead letter after %d attempt(s): %s"
     if holds_up:
         words += "; later deliveries with its key wait until you replay or discard it"
-    arguments = claimed.message.type, claimed.message.id, claimed.target, claimed.attempts, outcome.error
+    arguments = claimed.message.title, claimed.target, claimed.attempts, outcome.error
     logger.error(words, *arguments, exc_info=None if error is None else _trace(claimed, error))
+
+
+def _words_of(outcome: Outcome) -> tuple[str, str, str]:
+    kind = f"retry in {outcome.after:.1f} s" if outcome.kind is OutcomeKind.RETRY else outcome.kind.value
+    return outcome.claimed.message.title, outcome.claimed.target, kind
 
 
 def _trace(claimed: ClaimedDelivery, error: BaseException) -> BaseException | None:

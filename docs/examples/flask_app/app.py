@@ -69,7 +69,7 @@ def place() -> tuple[dict[str, int | str], int]:
 
 
 def user() -> str:
-    """Return who sends the request: here whoever the proxy has let in."""
+    """Return who sends the request, as the proxy in front says it."""
     return str(request.environ.get("REMOTE_USER", "anonymous"))
 
 

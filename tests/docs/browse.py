@@ -2,8 +2,8 @@
 Open every page of the built site in Chromium and list what does not fit: `python -m tests.docs.browse`.
 
 Each page is looked at as wide as a phone and a desktop, dark and light. The exit status is 1 if a page scrolls
-sideways, or shows Markdown that was not understood. `--pictures FOLDER` also keeps a picture of each view. Build the
-site first: `mkdocs build -f .mkdocs.yml`.
+sideways, shows Markdown that was not understood, or loads something from another server. `--pictures FOLDER` also
+keeps a picture of each view. Build the site first: `mkdocs build -f .mkdocs.yml`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ _RAW = """
                       copy.querySelectorAll("code, pre, .diagram").forEach(each => each.remove());
                       return copy.textContent; })
     .filter(text => /```|\\]\\(|^\\|/m.test(text)).map(text => text.trim().slice(0, 60))
+"""
+#: What the page has loaded from elsewhere.
+_FOREIGN = """
+performance.getEntriesByType("resource").map(each => each.name).filter(name => !name.startsWith(location.origin))
 """
 _TOO_MANY_PIXELS = 16_000
 
@@ -99,6 +103,8 @@ def _look(tab: Tab, address: str, page: str, pictures: Path | None) -> Iterator[
     tab.open(address + page)
     for text in tab.evaluate(_RAW):
         yield f"{page}: shows Markdown: {text}"
+    for name in tab.evaluate(_FOREIGN):
+        yield f"{page}: loads {name}"
     for width in WIDTHS:
         tab.set_size(width, 900)
         for scheme, palette in SCHEMES.items():

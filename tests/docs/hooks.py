@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import posixpath
 import re
-import tempfile
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import mermaidx
 from mkdocs.structure.files import File, Files, InclusionLevel
+from pymdownx.superfences import SuperFencesException
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -22,9 +25,11 @@ DOCS = ROOT / "docs"
 #: Files at the root of the repository, and the pages that they become.
 PROJECT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 
+_CACHE = ROOT / "build/diagrams"
 #: Narrow enough for a column of text.
 _DIAGRAMS = {"sequence": {"actorMargin": 40, "width": 150, "wrap": True}}
 
+_FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\((?P<target>(?!\w+:|#)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -40,6 +45,7 @@ def on_files(files: Files, config) -> Files:
     """Add what pages link to and is not in `docs`: the project's own pages, and source code."""
     for name, page in PROJECT.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text("utf-8")))
+    _draw_at_once([found[1] for file in files.documentation_pages() for found in _FENCE.finditer(file.content_string)])
     linked = {
         path
         for file in files.documentation_pages()
@@ -94,15 +100,37 @@ def _source_page(path: Path) -> str:
     )
 
 
+def _draw_at_once(sources: list[str]) -> None:
+    """Draw diagrams on all processors, before pages ask for one after the other."""
+    fork, count = get_context("fork"), os.cpu_count() or 1
+    children = [fork.Process(target=_draw_each, args=(sources[number::count],)) for number in range(count)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+
+
+def _draw_each(sources: list[str]) -> None:
+    # What cannot be drawn is an error when its page asks for it.
+    with suppress(RuntimeError):
+        for source in sources:
+            _drawn(source)
+
+
 def _diagram(source: str, language: str, css_class: str, options, md, **_) -> str:
-    return f'<div class="{css_class}" tabindex="0">{_drawn(source)}</div>'
+    try:
+        return f'<div class="{css_class}" tabindex="0">{_drawn(source)}</div>'
+    except RuntimeError as error:
+        # Any other error would be logged, and the diagram shown as code.
+        raise SuperFencesException(f"{error}\n{source}") from error
 
 
 @functools.cache
 def _drawn(source: str) -> str:
     """Draw a diagram, or take it from the cache of an earlier build: drawing one takes a second or two."""
+    source = source.strip()
     name = hashlib.sha256(f"{mermaidx.__version__}\n{_DIAGRAMS}\n{source}".encode()).hexdigest()[:16]
-    cached = Path(tempfile.gettempdir()) / f"cqrs_sync-diagram-{name}.svg"
+    cached = _CACHE / f"{name}.svg"
     if cached.exists():
         return cached.read_text("utf-8")
     svg = mermaidx.render(source, config=_DIAGRAMS).svg().replace("my-svg", f"diagram-{name}")
@@ -113,5 +141,6 @@ def _drawn(source: str) -> str:
         svg,
         count=1,
     )
+    cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text(svg, "utf-8")
     return svg

@@ -506,7 +506,11 @@ def test_commands_tell_in_a_line_what_the_checks_would_find(make, django_mediato
     assert "CQRS_SYNC has the key 'GROPU', which has no meaning: did you mean 'GROUP'?" in printed.err
     assert 2 == manage("cqrs_relay", "--drain")[0]
 
-    monkeypatch.setattr(settings, "SILENCED_SYSTEM_CHECKS", ["cqrs_sync.E007"])
+    monkeypatch.setattr(settings, "CQRS_SYNC", {**settings.CQRS_SYNC, "SOURCE": "two words"})
+    code, printed = manage("cqrs_outbox", "status")
+    assert (2, True) == (code, printed.err.endswith("such as \"shop\", not 'two words' (cqrs_sync.E009)\n"))
+
+    monkeypatch.setattr(settings, "SILENCED_SYSTEM_CHECKS", ["cqrs_sync.E007", "cqrs_sync.E009"])
     assert 0 == manage("cqrs_outbox", "status")[0]
 
 

@@ -55,7 +55,7 @@ def check_mediator(app_configs: Any, **_: Any) -> Sequence[checks.CheckMessage]:
 
 def wiring_errors(mediator: Mediator) -> list[checks.CheckMessage]:
     """Return the errors in the settings and in this mediator that `manage.py check` would report."""
-    found = [*_check_keys(), *_check_wiring(mediator)]
+    found = [*_check_keys(), *_check_source(), *_check_wiring(mediator)]
     return [each for each in found if each.is_serious(checks.ERROR) and not each.is_silenced()]
 
 

@@ -96,7 +96,9 @@ class SettingsApplication(Application):
 def _check(mediator: Mediator) -> None:
     """Raise InvalidCall if `manage.py check` would find an error: no command would run, and few would say why."""
     if errors := wiring_errors(mediator):
-        raise InvalidCall("; ".join(f"{each.msg}: {each.hint} ({each.id})" for each in errors))
+        raise InvalidCall(
+            "; ".join(": ".join(filter(None, (each.msg, each.hint))) + f" ({each.id})" for each in errors)
+        )
 
 
 def _read_settings(read: Callable[[], T]) -> T:

@@ -356,7 +356,8 @@ if use == "pool":
     first_use = lambda: pool.run(Calls((int,)), may_help=False)
 else:
     outbox = MemoryOutbox(on_no_transaction=cqrs.OnNoTransaction.OPEN)
-    mediator = cqrs.bootstrap(outbox=outbox, broker=MemoryBroker(), threads=cqrs.SameThread(), fast_path=False)
+    threads = cqrs.SameThread()
+    mediator = cqrs.bootstrap(outbox=outbox, broker=MemoryBroker(), threads=threads, fast_path=False, source="shop")
     first_use = lambda: mediator.publish(Ordered())
 sys.meta_path.insert(0, Slow())
 thread = threading.Thread(target=first_use)

@@ -48,7 +48,13 @@ class OrderPlaced(cqrs.NotificationEvent, topic="orders", name="order.placed", k
     name: str
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql_url_of_module", marks=pytest.mark.broker)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql_url_of_module", marks=pytest.mark.broker),
+        pytest.param("mariadb_url_of_module", marks=pytest.mark.broker),
+    ]
+)
 def shop(request, tmp_path):
     url = f"sqlite:///{tmp_path}/shop.db" if request.param == "sqlite" else request.getfixturevalue(request.param)
     shop = FlaskShop(url)

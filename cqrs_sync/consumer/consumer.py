@@ -221,10 +221,12 @@ def group_of(
     inline_limit: float = INLINE_LIMIT,
 ) -> Group:
     """Return the group of a consumer of this mediator. Raises ConfigurationError if no event is bound."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a consumer takes the name of its group and topics=[...], not {name!r}")
     if not name or not name.isprintable() or name != name.strip():
         raise ConfigurationError(f"a group needs a name, such as that of the service, not {name!r}")
     if isinstance(topics, str):
-        topics = (topics,)
+        raise ConfigurationError(f"the topics of a group are a list: write topics=[{topics!r}]")
     publications = [publication_of(event) for event in mediator.wiring.event_map.types.values()]
     found = tuple(topics) or tuple(sorted({each.topic for each in publications if each.topic}))
     if not found:
@@ -243,6 +245,9 @@ def broker_of(mediator: Mediator) -> ReceivingBroker:
     """Return the broker of a mediator. Raises ConfigurationError if it cannot consume."""
     broker = mediator.wiring.broker
     if not isinstance(broker, ReceivingBroker):
-        what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which cannot consume"
-        raise ConfigurationError(f"this mediator {what}: give bootstrap(broker=...) one that can")
+        what = "has no broker" if broker is None else f"has a {type(broker).__qualname__}, which only publishes"
+        raise ConfigurationError(
+            f"this mediator {what}: give bootstrap(broker=...) one that receives as well, such as RabbitMQBroker, "
+            "KafkaBroker or MemoryBroker"
+        )
     return broker

@@ -878,6 +878,8 @@ def test_where_no_thread_can_serve_that_is_tried_ever_more_rarely(workshop, capl
         ({"group": ""}, "group"),
         ({"group": "a\nb"}, "group"),
         ({"topics": ("meetings", "")}, "a topic needs a name"),
+        ({"topics": "meetings"}, r"are a list: write topics=\['meetings'\]"),
+        ({"group": Group("reports", ["meetings"])}, r"takes the name of its group and topics="),
         ({"prefetch": 0}, "prefetch"),
         ({"concurrency": 0}, "concurrency"),
         ({"max_crashes": "5"}, "max_crashes"),
@@ -889,9 +891,19 @@ def test_what_makes_no_consumer_is_said_at_once(workshop, options, words):
         workshop.consumer(**options)
 
 
+class Sender:
+    """A broker that publishes."""
+
+    def publish(self, messages, /, *, timeout=None): ...
+
+    def close(self, timeout=5.0): ...
+
+
 def test_a_mediator_that_receives_nothing_makes_no_consumer():
-    with pytest.raises(ConfigurationError, match="no broker"):
+    with pytest.raises(ConfigurationError, match=r"has no broker: give .* such as RabbitMQBroker"):
         Consumer(cqrs.bootstrap(), "reports")
+    with pytest.raises(ConfigurationError, match=r"has a Sender, which only publishes: give .* such as RabbitMQBroker"):
+        Consumer(cqrs.bootstrap(source="tests", broker=Sender()), "reports")
     with pytest.raises(ConfigurationError, match=r"nothing to consume: bind one .* and import the module"):
         Consumer(cqrs.bootstrap(source="tests", broker=MemoryBroker()), "reports")
 

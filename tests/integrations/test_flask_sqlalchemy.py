@@ -257,6 +257,21 @@ def test_outside_of_an_application_context_a_command_has_its_own(shop):
     assert (["lamp", "lamp"], ["lamp"]) == (answers, shop.rows(Order.name))
 
 
+def test_a_received_message_commits_with_its_receipt(shop):
+    """As in a consumer's thread, which has no application context."""
+    shop.events.bind(OrderPlaced, shop.mail)
+    mediator = shop.wire(threads=2, fast_path=False)
+    with cqrs.bootstrap(broker=(broker := MemoryBroker()), source="other") as sender:
+        sender.publish(OrderPlaced("lamp"))
+        sent = broker.published[0]
+    for _ in range(2):
+        mediator.receive(
+            cqrs.IncomingMessage(sent.topic, sent.body, sent.content_type, key=sent.key, attributes=sent.attributes)
+        )
+
+    assert ["lamp"] == shop.rows(Mail.name)
+
+
 def test_pool_threads_keep_no_connection(shop):
     """After the handlers of a command all connections are back in the engine's pool."""
     bind_three(shop.events, shop.mail)

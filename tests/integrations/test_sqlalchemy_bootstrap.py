@@ -411,6 +411,18 @@ def test_a_database_in_memory_is_refused():
         bootstrap(source="tests", engine=sa.create_engine("sqlite://"))
 
 
+def test_a_database_in_memory_works_without_threads():
+    """As the error says, for tests."""
+    engine = sa.create_engine("sqlite://")
+    METADATA.create_all(engine)
+    options = {"threads": cqrs.SameThread(), "fast_path": False}
+    with bootstrap(*shop(), engine=engine, source="tests", **options) as mediator:
+        mediator.send(PlaceOrder("lamp"))
+        waiting = mediator.relay.outbox.backlog().waiting
+
+    assert (["lamp"], 1) == (rows(engine, Order.name), waiting)
+
+
 # The engine's pool
 
 
@@ -460,6 +472,7 @@ def test_a_session_that_is_not_registered_is_named_with_the_way_out(handler):
         (lambda engine: {"session": lambda: None}, "which database"),
         (lambda engine: {"engine": engine, "outbox": SQLAlchemyOutbox(Sessions(engine))}, "make them once"),
         (lambda engine: {"engine": engine, "inbox": SQLAlchemyInbox(Sessions(engine))}, "make them once"),
+        (lambda engine: {"engine": engine, "outbox": False}, "None for none"),
         (lambda engine: {"engine": engine, "sessions": Sessions(sa.create_engine("sqlite:///other.db"))}, "engine"),
         (lambda engine: {"sessions": scoped_session(sessionmaker(engine))}, "ExternalSessions"),
         (

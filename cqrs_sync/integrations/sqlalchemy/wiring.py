@@ -87,7 +87,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     if unknown:
         raise unknown_keywords(bootstrap, unknown)
     chosen = _sessions(engine, sessions, session, around)
-    _prepare_sqlite(chosen, threads)
+    _prepare_sqlite(chosen, has_threads=not isinstance(threads, SameThread) or (fast_path and outbox is not None))
     if outbox is Default.IN_DATABASE:
         outbox = SQLAlchemyOutbox(chosen, tables=None if metadata is None else tables(metadata))
     if inbox is Default.IN_DATABASE:
@@ -148,11 +148,11 @@ def _sessions(
     return chosen
 
 
-def _prepare_sqlite(sessions: Sessions | ExternalSessions, threads: Executor | int | None) -> None:
+def _prepare_sqlite(sessions: Sessions | ExternalSessions, *, has_threads: bool) -> None:
     engine = sessions.engine
     if engine is None or engine.dialect.name != "sqlite":
         return
-    if not isinstance(threads, SameThread) and (engine.url.database or ":memory:") == ":memory:":
+    if has_threads and (engine.url.database or ":memory:") == ":memory:":
         raise ConfigurationError(
             "a SQLite database in memory belongs to one connection, and threads have connections of their own: use a "
             "file, sqlite:///shop.db, or threads=SameThread(), fast_path=False in a test"
@@ -165,6 +165,8 @@ def _prepare_sqlite(sessions: Sessions | ExternalSessions, threads: Executor | i
 def _check_same_sessions(
     name: str, store: SQLAlchemyOutbox | SQLAlchemyInbox | None, sessions: Sessions | ExternalSessions
 ) -> None:
+    if store is not None and not isinstance(store, (SQLAlchemyOutbox, SQLAlchemyInbox)):
+        raise ConfigurationError(f"the {name} must be a SQLAlchemy{name.capitalize()}, or None for none, not {store!r}")
     if store is not None and store.sessions is not sessions:
         raise ConfigurationError(
             f"the {name} writes in the sessions of handlers: make them once, sessions = Sessions(engine), and give "

@@ -29,6 +29,10 @@ _CACHE = ROOT / "build/diagrams"
 #: Narrow enough for a column of text.
 _DIAGRAMS = {"sequence": {"actorMargin": 40, "width": 150, "wrap": True}}
 
+#: Stands under each `pip install 'cqrs-sync[...]'`, on the site only. The first release deletes it.
+UNTIL_RELEASED = "*cqrs-sync is not released yet: in a checkout, write* `pip install '.[...]'`.\n"
+_INSTALL = re.compile(r"^```\w*\n[^`]*pip install 'cqrs-sync\[[^`]*^```\n", re.MULTILINE)
+
 _FENCE = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\((?P<target>(?!\w+:|#)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
@@ -59,7 +63,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page, config, files) -> str:
-    """Let links that leave `docs` lead to the pages made for them."""
+    """Let links that leave `docs` lead to the pages made for them, and say what cannot be installed yet."""
 
     def rewritten(found: re.Match[str]) -> str:
         path = _path_of(page.file.src_uri, found["target"])
@@ -72,6 +76,7 @@ def on_page_markdown(markdown: str, *, page, config, files) -> str:
             return found[0]
         return f"]({posixpath.relpath(uri, posixpath.dirname(page.file.src_uri))}{found['anchor'] or ''})"
 
+    markdown = _INSTALL.sub(lambda found: f"{found[0]}\n{UNTIL_RELEASED}", markdown)
     return _LINK.sub(rewritten, markdown)
 
 

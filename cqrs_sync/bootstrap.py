@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 import punq
 
@@ -19,14 +19,15 @@ from cqrs_sync.inbox import Inbox
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.middleware import Middleware, MiddlewareChain
-from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
-from cqrs_sync.relay import Relay
 from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import JsonSerializer, Serializer
 from cqrs_sync.threads.pool import Executor, ThreadPool
 from cqrs_sync.transactions import NoTransactions, Transactions
 from cqrs_sync.wiring import Wiring
+
+if TYPE_CHECKING:
+    from cqrs_sync.outbox import Outbox
 
 #: Modules that functions import: each would make `import cqrs_sync` a tenth slower, as a rule.
 _LATE_IMPORTS = ("concurrent.futures.thread", "decimal", "difflib", "hashlib")
@@ -105,9 +106,12 @@ def bootstrap(  # noqa: PLR0913 -- one call wires everything; all but two are ke
         fast_path=fast_path,
         max_depth=max_depth,
     )
-    relay = None if outbox is None else Relay(wiring)
-    dispatcher = EventDispatcher(wiring) if relay is None else relay.dispatcher
-    return Mediator(wiring, dispatcher, relay)
+    if outbox is None:
+        return Mediator(wiring, EventDispatcher(wiring))
+    from cqrs_sync.relay import Relay  # noqa: PLC0415 -- only an outbox needs it
+
+    relay = Relay(wiring)
+    return Mediator(wiring, relay.dispatcher, relay)
 
 
 def _leaving(broker: MessageBroker | None, outbox: Outbox | None) -> str | None:

@@ -121,6 +121,16 @@ def current_attributes() -> Mapping[str, str]:
     return {} if scope is None else dict(scope[1])
 
 
+def correlation_id() -> str | None:
+    """
+    Return the correlation id of all that the running request or message leads to, for log lines and calls to others.
+
+    None outside of handlers, middlewares and `message_attributes` blocks.
+    """
+    scope = current.get()
+    return None if scope is None else correlation_of(scope[1])
+
+
 def correlation_of(flow: Flow) -> str:
     """Return the correlation id of a flow. The first use makes it, for all threads of the flow."""
     known = flow.get("correlationid")

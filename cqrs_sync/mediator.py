@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Never, Self, TypeVar
+from typing import TYPE_CHECKING, Never, Self, TypeVar
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
@@ -14,9 +14,11 @@ from cqrs_sync.errors import ClosedError
 from cqrs_sync.inbox import key_of, scoped_key
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.messages import Event, R, Request
-from cqrs_sync.relay import Relay
 from cqrs_sync.threads.watchdog import unwatch, watch
 from cqrs_sync.wiring import Wiring
+
+if TYPE_CHECKING:
+    from cqrs_sync.relay import Relay
 
 M = TypeVar("M")
 T = TypeVar("T")

@@ -16,6 +16,7 @@ from cqrs_sync.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 
+#: What a middleware calls with the message: the next middleware, or the handler. It returns the answer.
 CallNext: TypeAlias = Callable[[Any], Any]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -13,12 +14,14 @@ from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.messages import Event
 from cqrs_sync.middleware import MiddlewareChain
-from cqrs_sync.outbox import Outbox
 from cqrs_sync.registry import EventMap, RequestMap
 from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.executor import Executor
 from cqrs_sync.transactions import Transactions
+
+if TYPE_CHECKING:
+    from cqrs_sync.outbox import Outbox
 
 
 @attrs.frozen(kw_only=True, eq=False)

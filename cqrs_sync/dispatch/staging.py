@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cqrs_sync import context
 from cqrs_sync.broker import OutgoingMessage
@@ -13,9 +14,11 @@ from cqrs_sync.dispatch.handler_call import HandlerCall
 from cqrs_sync.dispatch.routing import Prepared, Route
 from cqrs_sync.errors import BrokerNotConfigured, ConfigurationError, EventCycle
 from cqrs_sync.messages import Event
-from cqrs_sync.outbox import OutboxEntry
 from cqrs_sync.transactions import NoTransactions
 from cqrs_sync.wiring import Wiring
+
+if TYPE_CHECKING:
+    from cqrs_sync.outbox import OutboxEntry
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,10 @@ class Staging:
         self._wake_relay = wake_relay
         self._event_map = wiring.event_map
         self._transactions = wiring.transactions
+        if wiring.outbox is not None:
+            from cqrs_sync.outbox import OutboxEntry  # noqa: PLC0415 -- only an outbox needs it
+
+            self._make_entry = OutboxEntry
         self._has_transactions = not isinstance(wiring.transactions, NoTransactions)
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> PendingEvents:
@@ -115,7 +122,7 @@ class Staging:
                 flow = {**flow, "causationid": message.id}
                 # A handler may raise its own event again: the outbox has it from the first time.
                 if self._wiring.outbox is not None and not _contains(parent, event):
-                    entries.append(OutboxEntry(message, publish=publish, handlers=route.durable))
+                    entries.append(self._make_entry(message, publish=publish, handlers=route.durable))
             elif not route.after_commit and not route.inline:
                 logger.warning("%s was raised, but no handler is bound to it", type(event).__qualname__)
             for call in route.inline:

@@ -11,6 +11,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync import context
+from cqrs_sync.memory import MemoryBroker
 
 
 @attrs.frozen
@@ -23,6 +24,11 @@ class Done(cqrs.DomainEvent):
     pass
 
 
+@attrs.frozen
+class Told(cqrs.NotificationEvent, topic="told", name="told"):
+    pass
+
+
 def during(action, **settings):
     """Call it in a handler, and return what it returned."""
     requests = cqrs.RequestMap()
@@ -32,6 +38,36 @@ def during(action, **settings):
 
 
 # Attributes
+
+
+def test_outside_of_everything_there_is_no_correlation_id():
+    assert cqrs.correlation_id() is None
+
+
+def test_the_correlation_id_is_that_of_the_messages_and_the_same_in_all_handlers():
+    """
+    In the request's handler, in event handlers on the pool, and on the wire.
+    """
+    seen, broker = [], MemoryBroker()
+    requests, events = cqrs.RequestMap(), cqrs.EventMap()
+
+    def do(request: Do) -> object:
+        seen.append(cqrs.correlation_id())
+        for event in (Done(), Told()):
+            cqrs.raise_event(event)
+        return None
+
+    requests.bind(do)
+    events.bind(Done, lambda event: seen.append(cqrs.correlation_id()))
+    events.bind(Told, lambda event: seen.append(cqrs.correlation_id()))
+    with cqrs.bootstrap(requests, events, source="tests", broker=broker) as mediator:
+        mediator.send(Do())
+        with cqrs.message_attributes(correlationid="r-17"):
+            seen.append(cqrs.correlation_id())
+            mediator.send(Do())
+
+    first, second = (message.attributes["correlationid"] for message in broker.published)
+    assert ([first] * 3, ["r-17"] * 4, "r-17") == (seen[:3], seen[3:], second)
 
 
 def test_outside_of_everything_nothing_is_carried():

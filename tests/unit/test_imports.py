@@ -197,7 +197,30 @@ def test_bootstrap_imports_what_the_core_imports_inside_functions():
                     for node in ast.walk(function):
                         late |= {node.module} if isinstance(node, ast.ImportFrom) else set()
                         late |= {one.name for one in node.names} if isinstance(node, ast.Import) else set()
-    loaded = set(run("import cqrs_sync, json, sys; cqrs_sync.bootstrap(); print(json.dumps(sorted(sys.modules)))"))
+    program = (
+        "import cqrs_sync, json, sys; from cqrs_sync.memory import MemoryOutbox;"
+        "cqrs_sync.bootstrap(source='tests', outbox=MemoryOutbox()); print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = set(run(program))
 
     assert {"decimal", "hashlib"} <= late
     assert set() == late - loaded
+
+
+def test_what_only_some_applications_need_is_imported_later():
+    """`import cqrs_sync` loads neither relay nor consumer; `dir` and `from cqrs_sync import *` know their names."""
+    program = (
+        "import cqrs_sync, json, sys; before = [name for name in sys.modules if name.startswith('cqrs_sync')];"
+        "listed = set(cqrs_sync.__all__) - set(dir(cqrs_sync)); from cqrs_sync import *;"
+        "print(json.dumps([before, sorted(listed), Consumer.__name__, Relay.__name__]))"
+    )
+    before, unlisted, *names = run(program)
+
+    assert ([], ["Consumer", "Relay"]) == (unlisted, names)
+    assert not [name for name in before if name.startswith(("cqrs_sync.relay", "cqrs_sync.consumer"))]
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    import cqrs_sync  # noqa: PLC0415 -- other tests here import it in a process of its own
+
+    assert not hasattr(cqrs_sync, "Consumers")

@@ -1,12 +1,13 @@
 """
 Make the pictures of the documentation anew: `python -m tests.docs.screenshots`.
 
-Terminals become SVG in `docs/images`, the pages of Django's admin PNG. The admin needs Chromium; `--terminals` leaves
-it out. What they show is `tests/docs/shop.py`.
+Terminals become SVG in `docs/images`, or in the folder that `--into` names, the pages of Django's admin PNG. The admin
+needs Chromium; `--terminals` leaves it out. What they show is `tests/docs/shop.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import logging
 import os
@@ -46,15 +47,19 @@ ADMIN = {
 
 def main(arguments: list[str]) -> None:
     """Make all pictures."""
-    IMAGES.mkdir(exist_ok=True)
+    parser = argparse.ArgumentParser(prog="python -m tests.docs.screenshots", description=__doc__)
+    parser.add_argument("--into", type=Path, default=IMAGES, help="the folder for the pictures")
+    parser.add_argument("--terminals", action="store_true", help="leave out the admin, which needs Chromium")
+    options = parser.parse_args(arguments)
+    options.into.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"CQRS_PICTURES": folder, "DJANGO_SETTINGS_MODULE": "tests.docs.shop"}
         _fill()
         for name, command in TERMINALS.items():
-            (IMAGES / f"{name}.svg").write_text(_terminal(command, name), "utf-8")
-            print(IMAGES / f"{name}.svg")
-        if "--terminals" not in arguments:
-            _photograph_admin()
+            (options.into / f"{name}.svg").write_text(_terminal(command, name), "utf-8")
+            print(options.into / f"{name}.svg")
+        if not options.terminals:
+            _photograph_admin(options.into)
 
 
 def _fill() -> None:
@@ -119,7 +124,7 @@ class _Handler(WSGIRequestHandler):
         pass
 
 
-def _photograph_admin() -> None:
+def _photograph_admin(into: Path) -> None:
     from tests.docs.chromium import running  # noqa: PLC0415 -- only this needs it
 
     with _admin() as (address, session), running() as tab:
@@ -131,8 +136,8 @@ def _photograph_admin() -> None:
             tab.evaluate(
                 "document.querySelectorAll('#nav-sidebar, #toggle-nav-sidebar').forEach(each => each.remove())"
             )
-            (IMAGES / f"{name}.png").write_bytes(tab.picture())
-            print(IMAGES / f"{name}.png")
+            (into / f"{name}.png").write_bytes(tab.picture())
+            print(into / f"{name}.png")
 
 
 @contextmanager

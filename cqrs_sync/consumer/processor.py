@@ -288,14 +288,15 @@ class MessageProcessor:
             self._make_dead_letter(item, error)
             return None
         delay, is_inline = next_attempt
-        words, reason = "%s: attempt %d failed, retrying in %.1f s: %s", fingerprint(error)
+        is_overtaken = item.key is not None and not is_inline
         # Later attempts fail in the same place, as a rule.
         logger.warning(
-            words,
+            "%s: attempt %d failed, retrying in %.1f s%s: %s",
             item.delivery.message.title,
             item.failed_attempts,
             delay,
-            reason,
+            ", meanwhile later messages of its key overtake it" if is_overtaken else "",
+            fingerprint(error),
             exc_info=error if item.failed_attempts == 1 else None,
         )
         if is_inline:

@@ -583,7 +583,7 @@ def test_what_fails_before_it_ends_its_process_is_counted_all_the_same(workshop)
     consumer = workshop.consumer(inbox=inbox, retry=RetryPolicy(delays=(0.01,) * 5))
     workshop.publish(Noticed(1))
     deliver_again(workshop, consumer)
-    inbox.attempts[f"cqrs-sync {workshop.broker.published[0].id}"] = 1
+    inbox.attempts[f"tests {workshop.broker.published[0].id}"] = 1
     consumer.start()
     workshop.wait_for(1)
 
@@ -618,7 +618,7 @@ def test_what_ends_each_process_that_begins_it_is_a_dead_letter(workshop):
     consumer = workshop.consumer(inbox=inbox, max_crashes=3)
     workshop.publish(Noticed(1), Noticed(2))
     deliver_again(workshop, consumer)
-    often, seldom = (f"cqrs-sync {message.id}" for message in workshop.broker.published)
+    often, seldom = (f"tests {message.id}" for message in workshop.broker.published)
     inbox.attempts.update({often: 2, seldom: 1})
     consumer.start()
     eventually(lambda: consumer.counts.dead == 1, timeout=10)
@@ -638,7 +638,7 @@ def test_what_may_end_its_process_runs_with_nothing_beside_it(workshop):
     consumer = workshop.consumer(inbox=inbox, threads=4)
     workshop.publish(*noticed(40))
     deliver_again(workshop, consumer)
-    suspect = f"cqrs-sync {workshop.broker.published[7].id}"
+    suspect = f"tests {workshop.broker.published[7].id}"
     inbox.attempts[suspect] = 2
 
     def react(event):
@@ -664,7 +664,7 @@ def test_what_waits_to_run_alone_is_not_counted_before_it_does(workshop):
     consumer = workshop.consumer(inbox=inbox, threads=4)
     workshop.publish(*noticed(6))
     deliver_again(workshop, consumer)
-    inbox.attempts.update({f"cqrs-sync {message.id}": 2 for message in workshop.broker.published})
+    inbox.attempts.update({f"tests {message.id}": 2 for message in workshop.broker.published})
     consumer.start()
     gate.wait_for()
     eventually(lambda: all(item.runs_alone for item in consumer._queue._by_id.values()), timeout=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import attrs
 import pytest
 from attrs import frozen
 
@@ -99,6 +100,21 @@ def test_a_message_that_fails_is_followed_to_its_dead_letter(broker, caplog):
     dead = next(step for step in path.steps() if step.startswith("from"))
     assert dead.startswith("from billing is a dead letter after 2 attempt(s)")
     assert dead.endswith("ValueError: no account")
+
+
+@pytest.mark.parametrize(("key", "said"), [("42", 1), (None, 0)])
+def test_a_deferred_message_says_that_its_key_is_out_of_order(broker, caplog, key, said):
+    """Without a key there is no order to lose."""
+
+    def fail(event):
+        raise ValueError("no account")
+
+    with consumer(broker, fail) as running:
+        sent = SHOP.dump(Paid("hush"))
+        broker.publish([attrs.evolve(sent, key=key)])
+        eventually(lambda: running.counts.delayed == 1)
+
+    assert said == sum("retrying in 0.1 s, meanwhile later messages of its key" in line for line in caplog.messages)
 
 
 def test_a_repeated_message_says_which_handler_is_skipped(broker, caplog):

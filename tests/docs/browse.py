@@ -47,7 +47,7 @@ _RAW = """
     .map(element => { const copy = element.cloneNode(true);
                       copy.querySelectorAll("code, pre, .diagram").forEach(each => each.remove());
                       return copy.textContent; })
-    .filter(text => /```|\\]\\(|^\\|/m.test(text)).map(text => text.trim().slice(0, 60))
+    .filter(text => /```|\\]\\(|^\\||^- /m.test(text)).map(text => text.trim().slice(0, 60))
 """
 #: What the page has loaded from elsewhere.
 _FOREIGN = """

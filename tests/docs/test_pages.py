@@ -115,6 +115,14 @@ def test_what_belongs_to_a_list_is_indented_by_four(page):
     assert [] == re.findall(r"^ {1,3}(?:```|<!--).*", page.read_text("utf-8"), re.MULTILINE)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_list_has_an_empty_line_before_it(page):
+    """GitHub does without; the site would make it part of the paragraph."""
+    text = _BLOCK.sub("", page.read_text("utf-8"))
+
+    assert [] == re.findall(r"^[^-*\s|#<].*\n(?:[-*] |1\. ).*", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands_of(page)])
 def test_every_command_runs(page, command, tmp_path):
     """A command of this library that a page shows ends well; its application is the Python of the page."""

@@ -272,6 +272,30 @@ def test_a_received_message_commits_with_its_receipt(shop):
     assert ["lamp"] == shop.rows(Mail.name)
 
 
+def test_a_consumer_commits_each_message_in_a_session_of_its_own(shop):
+    """A thread handles several messages in one application context, and returns its connection after each."""
+    sessions = set()
+
+    def mail(event: OrderPlaced) -> None:
+        sessions.add(shop.db.session())
+        shop.mail(event)
+
+    shop.events.bind(OrderPlaced, mail)
+    mediator = shop.wire(threads=3, fast_path=False)
+    consumer = cqrs.Consumer(mediator, "billing", topics=["orders"])
+    # Messages wait for a group from its first subscription on.
+    shop.broker.subscribe(consumer.group).close()
+    sender = cqrs.bootstrap(broker=shop.broker, source="other")
+    for number in range(30):
+        sender.publish(OrderPlaced(str(number)))
+    with consumer:
+        eventually(lambda: len(shop.rows(Mail.name)) == 30)
+
+    assert 30 == len(sessions)
+    with shop.app.app_context():
+        assert 0 == shop.db.engine.pool.checkedout()
+
+
 def test_pool_threads_keep_no_connection(shop):
     """After the handlers of a command all connections are back in the engine's pool."""
     bind_three(shop.events, shop.mail)

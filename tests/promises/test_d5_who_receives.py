@@ -250,7 +250,7 @@ def test_d5_a_notification_event_needs_no_handler(mediator, caplog):
     """
     Its handlers may all be elsewhere.
     """
-    with caplog.at_level(logging.DEBUG, "cqrs_sync"):
+    with caplog.at_level(logging.INFO, "cqrs_sync"):
         mediator.send(Do(MeetingEnded()))
 
     assert [] == caplog.records

@@ -458,7 +458,7 @@ def test_d6_log_writes_failures_down_and_returns(wire, events, ran, caplog):
     Each with its handler, its event and its traceback, without what is in the event.
     """
     bind_five(events, ran, failing="bd")
-    with caplog.at_level(logging.DEBUG, "cqrs_sync"):
+    with caplog.at_level(logging.INFO, "cqrs_sync"):
         response = wire(failure_policy=cqrs.LogFailures()).send(Order())
 
     assert (RESPONSE, "abcde") == (response, "".join(sorted(ran)))

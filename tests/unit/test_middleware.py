@@ -129,7 +129,7 @@ def test_logging_tells_how_many_messages_were_published(requests, events, caplog
     mediator = cqrs.bootstrap(
         requests, events, source="tests", broker=MemoryBroker(), threads=cqrs.SameThread(), middleware=chain
     )
-    with caplog.at_level(logging.DEBUG, "cqrs_sync"):
+    with caplog.at_level(logging.DEBUG, "cqrs_sync.middleware"):
         mediator.publish(SaveTold())
 
     assert [("DEBUG", "1 message(s) done")] == lines(caplog)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Never, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Never, Self, TypeVar
+
+import attrs
 
 from cqrs_sync import context
 from cqrs_sync.broker import IncomingMessage
+from cqrs_sync.container import Container
+from cqrs_sync.containers.overriding import OverridingContainer
 from cqrs_sync.dispatch.dispatcher import EventDispatcher, RequestDispatcher
-from cqrs_sync.errors import ClosedError
+from cqrs_sync.errors import ClosedError, ConfigurationError
 from cqrs_sync.inbox import key_of, scoped_key
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.messages import Event, R, Request
@@ -39,9 +44,11 @@ class Mediator:
         self.dispatcher = dispatcher
         #: Delivers what is in the outbox; None without an outbox.
         self.relay = relay
-        requests = RequestDispatcher(wiring, dispatcher)
-        self._dispatch = requests.dispatch
-        self._dispatch_once = requests.dispatch_once
+        self._requests = RequestDispatcher(wiring, dispatcher)
+        self._dispatch = self._requests.dispatch
+        self._dispatch_once = self._requests.dispatch_once
+        # What `override` has put in place of services, the latest last.
+        self._overrides: list[tuple[Any, Any]] = []
         self._receive = wiring.middleware.wrap(IncomingMessage, self._handle_received)
         #: Whether it was closed.
         self.is_closed = False
@@ -109,6 +116,53 @@ class Mediator:
         """
         self._check_open()
         self._receive(message)
+
+    @contextmanager
+    def override(self, service: object, instance: T, /) -> Iterator[T]:
+        """
+        Let handlers that are built in this block get `instance` wherever something asks for the type `service`.
+
+        For tests: `with mediator.override(Orders, FakeOrders()):`. It counts in all threads, for requests and for
+        inline, durable and other event handlers, for constructors at any depth and for parameters of functions. Blocks
+        may be nested. Singletons that need the service are built anew for the block, and are gone after it.
+
+        Any container will do. One that is not punq builds by itself what it knows by an interface, a factory or an
+        instance: what such a service needs stays as it is, so override that service instead.
+
+        Raises ConfigurationError if no bound handler asks for `service`.
+        """
+        entry = (service, instance)
+        self._check_override(service, instance)
+        self._overrides.append(entry)
+        self._use_overrides()
+        try:
+            yield instance
+        finally:
+            # By identity: two blocks may override one service, and end in any order.
+            self._overrides = [each for each in self._overrides if each is not entry]
+            self._use_overrides()
+
+    def _use_overrides(self) -> None:
+        container: Container = self.wiring.container
+        requests = self._requests
+        if self._overrides:
+            container = OverridingContainer(container, dict(self._overrides))
+            requests = RequestDispatcher(attrs.evolve(self.wiring, container=container), self.dispatcher)
+        self.dispatcher.use(attrs.evolve(self.dispatcher.wiring, container=container))
+        self._dispatch, self._dispatch_once = requests.dispatch, requests.dispatch_once
+
+    def _check_override(self, service: Any, instance: Any) -> None:
+        handlers = [binding.handler for bound in (self.wiring.request_map, self.wiring.event_map) for binding in bound]
+        asked = OverridingContainer(self.wiring.container, {service: instance}).asked_for(handlers)
+        if service in asked or service in handlers:
+            return
+        import difflib  # noqa: PLC0415 -- needed for this error only
+
+        name = getattr(service, "__qualname__", repr(service))
+        names = sorted(str(getattr(each, "__qualname__", each)) for each in asked)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
+        hint = f": they ask for {', '.join(near)}" if near else ""
+        raise ConfigurationError(f"no handler that is bound here asks for {name}, so nothing would be replaced{hint}")
 
     def _send_once(self, request: Request[R], key: str, timeout: float | None) -> R:
         if timeout is None:

@@ -176,6 +176,20 @@ class _Registrations:
             raise punq.InvalidForwardReferenceError(str(error)) from error
 
 
+def registrations_of(container: punq.Container) -> dict[Any, list[Any]]:
+    """Return the registrations of a container and its parents, by service; of several, punq resolves the last."""
+    scopes, scope = [], getattr(container.registrations, _SCOPES)
+    while scope is not None:
+        scopes.append(scope)
+        scope = scope.parent
+    found: dict[Any, list[Any]] = {}
+    with locks.reading:
+        for each in reversed(scopes):
+            for service, registrations in each.entries.items():
+                found.setdefault(service, []).extend(registrations)
+    return found
+
+
 class _Made:
     """Stands for the result of a step while a plan is recorded."""
 

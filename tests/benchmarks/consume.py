@@ -5,7 +5,7 @@ What a consumer costs beside a hand-written loop over the same client, with a ha
 
 Both receive the same messages from the same kind of place, make the same event of each and call the same
 handler. The loop promises nothing: one thread, an ack or a commit when the handler has
-returned, nothing set aside, no heartbeats while a handler works. The time counts from
+returned, nothing deferred, no heartbeats while a handler works. The time counts from
 the first message on: joining a group takes what it takes.
 """
 

@@ -231,7 +231,7 @@ def test_only_dead_letters_up_to_the_first_one_that_is_left_are_removed(broker, 
 
 
 def test_a_group_that_never_was_waits_for_nothing(broker, group, topic):
-    """It will begin at the end; what it has set aside is there from the beginning."""
+    """It will begin at the end; what it has deferred is there from the beginning."""
     group = attrs.evolve(group, name=f"{group.name}-new")
     publish_texts(broker, topic, b"1", b"2")
     broker.defer([letter(topic, b"3")], group, after=1, timeout=10)

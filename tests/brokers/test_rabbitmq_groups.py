@@ -127,7 +127,7 @@ def test_a_group_of_all_topics_receives_no_message_that_others_keep(broker, open
 
 
 def test_notes_on_the_public_exchange_do_not_count(broker, group, exchange, rabbitmq_url):
-    """A publisher cannot make a message look as if it was set aside or delivered before."""
+    """A publisher cannot make a message look as if it was deferred or delivered before."""
     headers = {"cqrs-topic": "refunds", "cqrs-attempts": "99", "x-delivery-count": 99, "ce-id": "1"}
     with broker.subscribe(group) as deliveries, opened(rabbitmq_url) as channel:
         channel.basic_publish(exchange, "orders", b"1", pika.BasicProperties(headers=headers))
@@ -141,7 +141,7 @@ def test_notes_on_the_public_exchange_do_not_count(broker, group, exchange, rabb
     assert 0 == delivery.redeliveries
 
 
-# Messages that are set aside
+# Deferred messages and dead letters
 
 
 def test_a_delayed_message_starts_without_redeliveries(broker, group):
@@ -208,7 +208,7 @@ def test_a_received_message_is_never_too_large_to_be_deferred(broker, opener, gr
 
 
 def test_a_deleted_retry_queue_is_created_again(broker, group, exchange, rabbitmq_url):
-    """People empty queues by deleting them. The next message that is set aside is kept."""
+    """People empty queues by deleting them. The next message of the group is kept."""
     with broker.subscribe(group) as deliveries:
         with opened(rabbitmq_url) as channel:
             for place in ("dead", "retry.0.2"):

@@ -63,9 +63,9 @@ events.bind(Written, deliver)
 
 
 class Refusing(MemoryBroker):
-    """Has places of this name already, which are different."""
+    """Has a queue of this name already, which is different."""
 
-    def join(self, group, /):
+    def subscribe(self, group, /):
         raise ConfigurationError(f"the queue of {group.name!r} is different")
 
 

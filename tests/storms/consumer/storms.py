@@ -176,7 +176,7 @@ class _Limited:
 
 
 def hostile(database: str, broker: str, directory: Path, *, count: int) -> Figures:
-    """Bytes that are no messages come among good ones; each is set aside with its reason, and good ones go on."""
+    """Bytes that are no messages come among good ones; each is a dead letter with its reason, good ones are handled."""
     with environment_on(database, broker, directory) as environment:
         worker = environment.start("--on-unknown", "dead-letter")
         environment.publish(50)

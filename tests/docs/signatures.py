@@ -1,12 +1,18 @@
-"""Signatures of attrs classes for the API reference: griffe knows dataclasses, not attrs."""
+"""Signatures for the API reference as a caller needs them: griffe knows dataclasses, not attrs."""
 
 from __future__ import annotations
 
 from griffe import Attribute, Class, Extension, Function, Parameter, ParameterKind, Parameters
 
 
-class AttrsSignatures(Extension):
-    """Gives each attrs class the `__init__` that attrs makes of its fields."""
+class CallersView(Extension):
+    """Gives each attrs class the `__init__` that attrs makes of its fields, and leaves out what no caller passes."""
+
+    def on_function(self, *, func: Function, **_) -> None:
+        """Leave out `**unknown: Never`, which only says what may be meant by a wrong keyword."""
+        for parameter in list(func.parameters):
+            if str(parameter.annotation) == "Never":
+                del func.parameters[parameter.name]
 
     def on_class(self, *, cls: Class, **_) -> None:
         """Add the method, unless the class has one."""

@@ -18,8 +18,8 @@ from cqrs_sync.integrations.sqlalchemy import (
     Sessions,
     SQLAlchemyInbox,
     SQLAlchemyOutbox,
-    commit_hooks,
     inbox_table,
+    sessions,
     tables,
 )
 from cqrs_sync.memory import MemoryBroker
@@ -230,7 +230,7 @@ def test_x1_a_driver_that_does_not_tell_is_asked(engine, monkeypatch):
     """
     Only then: it costs a round trip.
     """
-    monkeypatch.setattr(commit_hooks, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
+    monkeypatch.setattr(sessions, "transaction_status", lambda _: TransactionStatus.UNKNOWN)
     lost, good = Shop(engine, caught), Shop(engine, caught_in_a_savepoint)
     with lost.mediator, pytest.raises(cqrs.TransactionLost, match=WORDS):
         lost.mediator.send(Buy())

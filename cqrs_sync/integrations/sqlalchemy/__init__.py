@@ -6,8 +6,8 @@ mediator = bootstrap(requests, events, engine=engine, metadata=Base.metadata, so
 ```
 
 `wiring` makes the mediator. `stores` has the outbox and the inbox, `tables` the tables that you create. `sessions`
-opens a transaction for each handler, and `commit_hooks` runs what waits for its commit. `database` gives the stores
-their connections.
+opens a transaction for each handler and runs what waits for its commit; `external_sessions` does so in the sessions
+of an application that has its own. `database` gives the stores their connections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 from cqrs_sync.integrations import requires_extra
 
 with requires_extra("sqlalchemy"):
-    from cqrs_sync.integrations.sqlalchemy.sessions import ExternalSessions, Sessions, begin_immediate
+    from cqrs_sync.integrations.sqlalchemy.external_sessions import ExternalSessions
+    from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, begin_immediate
     from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
     from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables, inbox_table, tables
     from cqrs_sync.integrations.sqlalchemy.wiring import bootstrap

@@ -12,13 +12,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError, UnboundE
 from sqlalchemy.orm import Session
 
 from cqrs_sync.errors import ConfigurationError, CqrsError, NotInTransaction
-from cqrs_sync.integrations.sqlalchemy.commit_hooks import (
+from cqrs_sync.integrations.sqlalchemy.sessions import (
+    SessionTransactions,
     check_not_aborted,
     connection_status,
     note_half_lost_transactions,
     open_blocks,
 )
-from cqrs_sync.integrations.sqlalchemy.sessions import SessionTransactions
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.sql.database import (
     OUTBOX,

@@ -1,39 +1,51 @@
 """
-Sessions with transactions: one for each handler's call, or those of the application.
+Sessions with transactions, one for each handler's call, and what waits for their commit.
 
-Handlers use a session that has a transaction. `Sessions` makes it when it is first asked for; `ExternalSessions` takes
-it from the application, for instance from Flask-SQLAlchemy. Either way a session takes a connection with its first
-statement, so a handler that does not use the database takes none.
+A session is made when it is first asked for, and takes a connection with its first statement, so a handler that does
+not use the database takes none.
+
+`CommitHooks` check that what a session commits is what was done in it. Two databases give up a transaction behind the
+application's back:
+
+- PostgreSQL aborts it for any error, and its COMMIT is then a silent ROLLBACK. An application that catches the error
+  would commit nothing. The driver knows.
+- MySQL rolls back everything before a deadlock (1213), and what follows is in a new transaction. An application that
+  catches the error would commit one half. After a lock wait timeout (1205) the server may have done the same. The
+  driver does not tell, so an event listener notes these errors.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeAlias, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session, sessionmaker
-from sqlalchemy.util import ThreadLocalRegistry
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session, sessionmaker
 
-from cqrs_sync.errors import ConfigurationError, NotInTransaction
-from cqrs_sync.integrations.sqlalchemy.commit_hooks import (
-    CommitHooks,
-    listen_to_commits,
-    note_half_lost_transactions,
-    with_outer_blocks,
-)
+from cqrs_sync.errors import ConfigurationError, NotInTransaction, OutboxUnavailable
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.messages import Command, Query
+from cqrs_sync.messages import Command
 from cqrs_sync.middleware import CallNext
+from cqrs_sync.sql.database import TransactionStatus, aborted_error, rolled_back_error, transaction_status
 
-#: Returns the session of the calling thread, None if it has none.
-CurrentSession: TypeAlias = "Callable[[], Session | scoped_session[Any] | None]"
+logger = logging.getLogger(__name__)
 
-#: In `Session.info`: the transaction that a handler's call has begun, and its thread.
-_BLOCK = "cqrs_sync.block"
+Callback: TypeAlias = Callable[[], object]
+
+_KEY = "cqrs_sync.commit_hooks"
+_SAVEPOINT = "with session.begin_nested():"
+_BY_APPLICATION = "by `session.rollback()` or `session.close()`, or by a failed flush whose error was caught"
+_DEADLOCK, _LOCK_WAIT = 1213, 1205
+
+#: Connections whose open transaction has lost its first part, and the error that lost it.
+_half_lost: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
 
 class SessionTransactions(ABC):
@@ -254,198 +266,6 @@ class _TransactionOfThread(threading.local):
     transaction: _LazyTransaction | None = None
 
 
-class ExternalSessions(SessionTransactions):
-    """
-    The sessions of an application that has its own, as with Flask-SQLAlchemy.
-
-    - `session` is a `scoped_session`, or a function that returns one, or the calling thread's session, or None.
-      Flask's raises RuntimeError outside of an application context: that counts as None.
-    - `engine` is that of the database that handlers write to. `bind_arguments` choose it among several.
-    - `around` makes a context manager in which the session is another one, such as `app.app_context`. Handlers that
-      run in a thread of the library, or where there is no session, are called inside of it.
-
-    A command commits the session when its handler returns, with what was done in it before, and rolls it back if the
-    handler raises. Inside of `session.begin()` or `session.begin_nested()` a command is a savepoint instead, and the
-    end of that block commits.
-    """
-
-    def __init__(
-        self,
-        session: CurrentSession | scoped_session[Any],
-        /,
-        *,
-        engine: Engine | None = None,
-        around: Callable[[], AbstractContextManager[object]] | None = None,
-        bind_arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        if isinstance(session, (Session, Engine, sessionmaker)) or not callable(session):
-            raise ConfigurationError(
-                "ExternalSessions takes a scoped_session, or a function that returns the calling thread's session, "
-                f"not {type(session).__qualname__}; for an engine or a sessionmaker use Sessions(...)"
-            )
-        self._session: CurrentSession = (lambda: session) if isinstance(session, scoped_session) else session
-        self._around = around
-        self._local = _ScopeOfThread()
-        if engine is None and isinstance(session, scoped_session):
-            bind = getattr(session.session_factory, "kw", {}).get("bind")
-            engine = bind if isinstance(bind, Engine) else None
-        super().__init__(engine, bind_arguments)
-
-    def current(self) -> Session:
-        """Return the session of the calling thread. Raises ConfigurationError if there is none."""
-        session = self._find()
-        if session is None:
-            raise ConfigurationError(
-                "the application has no session in this thread: call this where it has one, such as inside "
-                "`with app.app_context():`, or give around=app.app_context"
-            )
-        return session
-
-    def open_session(self) -> Session | None:
-        """Return the calling thread's session if it has a transaction open."""
-        session = self._find(make=False)
-        return session if session is not None and session.in_transaction() else None
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Surround a call in a thread of the library, which has a session of its own: `ThreadPool(around=...)`."""
-        is_own, self._local.is_own = self._local.is_own, True
-        try:
-            with nullcontext() if self._around is None else self._around():
-                if self._around is None:
-                    self._check_threads()
-                try:
-                    yield
-                finally:
-                    self._discard()
-        finally:
-            self._local.is_own = is_own
-
-    @contextmanager
-    def begin(self) -> Iterator[Session]:
-        """
-        Open a transaction in the calling thread's session, or a savepoint in the one that its `begin()` has opened.
-
-        The end of the block commits what is in the session. Any exception rolls it back. Raises TransactionLost if the
-        block raised nothing and is rolled back all the same.
-        """
-        with ExitStack() as stack:
-            if self._around is not None and self._find() is None:
-                stack.enter_context(self.scope())
-            session = self.current()
-            if self._is_begun(session):
-                block = stack.enter_context(session.begin_nested())
-            else:
-                block = stack.enter_context(self._transaction(session))
-            yield session
-            self.commit_hooks(session).check_not_rolled_back(with_outer_blocks(block))
-
-    def atomic(self, message: Any, call_next: CallNext, /) -> Any:
-        """
-        Give the handler of a message a transaction in the calling thread's session.
-
-        Inside of a transaction that `begin` has opened a command is a savepoint. Queries, and events that are handled
-        inline, join the transaction of the session, and its owner commits it.
-        """
-        if not isinstance(message, Command) and self._joins(message):
-            return call_next(message)
-        with self.begin():
-            return call_next(message)
-
-    def commit_hooks(self, session: Session) -> CommitHooks:
-        """Return the after-commit hooks of a session."""
-        return CommitHooks.of(session)
-
-    def begun_block(self) -> SessionTransaction | None:
-        """Return the transaction that `begin` has opened in the calling thread's session, even if it has ended."""
-        session = self._find(make=False)
-        return None if session is None else session.info.get(_BLOCK, (None,))[0]
-
-    def reset_in_child(self) -> None:
-        """Forget which threads are the library's own: the child has none of them."""
-        self._local = _ScopeOfThread()
-
-    def _find(self, *, make: bool = True) -> Session | None:
-        """Return the calling thread's session; if it has none, make it if its owner can."""
-        try:
-            session = self._session()
-            if isinstance(session, scoped_session):
-                session = session() if make or session.registry.has() else None
-        except RuntimeError:
-            return None
-        return cast("Session | None", session)
-
-    def _is_begun(self, session: Session) -> bool:
-        """Tell whether code has begun the open transaction, and will end it: it did not begin by itself."""
-        block, thread = session.info.get(_BLOCK, (None, None))
-        if thread not in {None, threading.get_ident()}:
-            raise ConfigurationError(
-                "two threads use one session at the same time: give each handler's call its own session, with "
-                "bootstrap(..., around=app.app_context) for Flask-SQLAlchemy, or a scoped_session without scopefunc"
-            )
-        root = session.get_transaction()
-        if root is None:
-            return False
-        return root is block or root.origin is not SessionTransactionOrigin.AUTOBEGIN or session.in_nested_transaction()
-
-    def _joins(self, message: Any) -> bool:
-        session = self._find(make=isinstance(message, Query))
-        if session is None:
-            return False
-        if self._local.is_own:
-            return self._is_begun(session)
-        return isinstance(message, Query) or session.in_transaction()
-
-    @contextmanager
-    def _transaction(self, session: Session) -> Iterator[SessionTransaction]:
-        # If the code around this has used the session, it may go on to use its objects.
-        is_fresh = not session.in_transaction() and not session.identity_map
-        block = session.get_transaction() or session.begin()
-        session.info[_BLOCK] = block, threading.get_ident()
-        self.commit_hooks(session)
-        try:
-            yield block
-            session.commit()
-        except BaseException:
-            session.rollback()
-            raise
-        finally:
-            del session.info[_BLOCK]
-            if self._local.is_own and is_fresh:
-                self._discard()
-
-    def _discard(self) -> None:
-        """Close the session of a thread of the library: the next call gets a new one."""
-        session = self._session()
-        if isinstance(session, scoped_session):
-            session.remove()
-        elif session is not None and _BLOCK not in session.info:
-            session.close()
-
-    def _check_threads(self) -> None:
-        """Raise ConfigurationError if threads would share a session: its scope is not the thread."""
-        try:
-            session = self._session()
-        except RuntimeError:
-            session = None
-            is_shared = True
-        else:
-            is_shared = isinstance(session, scoped_session) and not isinstance(session.registry, ThreadLocalRegistry)
-        if is_shared:
-            raise ConfigurationError(_SHARED)
-
-
-_SHARED = (
-    "the scope of this session is not the thread, so threads of the pool would use the session of the code that has "
-    "sent the command: name what gives each call a session of its own, around=app.app_context for Flask-SQLAlchemy"
-)
-
-
-class _ScopeOfThread(threading.local):
-    #: Whether the thread is the library's, so that nothing else ends its sessions.
-    is_own: bool = False
-
-
 def _maker_of(maker: Any) -> Callable[[], Session]:
     if isinstance(maker, Engine):
         return sessionmaker(maker)
@@ -456,6 +276,198 @@ def _maker_of(maker: Any) -> Callable[[], Session]:
             "scoped_session, use ExternalSessions(session, engine=engine)"
         )
     return cast("Callable[[], Session]", maker)
+
+
+class CommitHooks:
+    """
+    Callbacks that wait for the commit of a session's transaction, with any number of savepoints in it.
+
+    SQLAlchemy reports the commit of a savepoint like any other, and a rollback only if it succeeds. So each callback
+    knows the blocks (`SessionTransaction`) it was registered in, and a block that ends without a commit drops its
+    callbacks.
+    """
+
+    def __init__(self, *, deferred: bool) -> None:
+        #: Callbacks whose commit has happened; the owner of a deferred session calls `run_due`.
+        self._due: list[Callback] = []
+        self._deferred = deferred
+        self._waiting: list[tuple[Sequence[SessionTransaction], Callback]] = []
+        self._committed: WeakSet[SessionTransaction] = WeakSet()
+
+    @classmethod
+    def of(cls, session: Session, *, deferred: bool = False) -> CommitHooks:
+        """Return the hooks of a session. If they are `deferred`, the code that opened it calls `run_due`."""
+        hooks: CommitHooks | None = session.info.get(_KEY)
+        if hooks is None:
+            hooks = session.info[_KEY] = cls(deferred=deferred)
+        return hooks
+
+    def add(self, session: Session, callback: Callback) -> None:
+        """Let a callback wait for the commit of the open transaction."""
+        self._waiting.append((tuple(open_blocks(session)), callback))
+
+    def check_not_rolled_back(self, blocks: Iterable[SessionTransaction]) -> None:
+        """
+        Raise TransactionLost if one of these blocks was rolled back.
+
+        SQLAlchemy says nothing of that at the end of its `with` block.
+        """
+        if not all(each.is_active or each in self._committed for each in blocks):
+            raise rolled_back_error(_BY_APPLICATION, _SAVEPOINT)
+
+    def has_committed(self, block: SessionTransaction) -> bool:
+        """Tell whether this block has been committed."""
+        return block in self._committed
+
+    def before_commit(self, session: Session) -> None:
+        """Refuse to commit a transaction that the database has rolled back, in part or as a whole."""
+        for connection in _connections(session):
+            if connection in _half_lost:
+                raise OutboxUnavailable(
+                    f"the database has rolled back the part of this transaction before an error, "
+                    f"{_half_lost[connection]}: do not catch that error, and run the whole transaction again"
+                )
+            check_not_aborted(connection)
+
+    def after_commit(self, session: Session) -> None:
+        """Note the commit of the innermost block, which may be a savepoint."""
+        self._committed.update(list(open_blocks(session))[:1])
+
+    def after_block_end(self, session: Session, block: SessionTransaction) -> None:
+        """Drop the callbacks of a block that was rolled back; run all when the outermost block has committed."""
+        if block.parent is not None and not block.nested:
+            # A flush makes such blocks for itself.
+            return
+        if block not in self._committed:
+            self._waiting = [
+                (blocks, callback) for blocks, callback in self._waiting if all(each is not block for each in blocks)
+            ]
+        if block.parent is None:
+            self._due.extend(callback for _, callback in self._waiting)
+            self._waiting.clear()
+            if not self._deferred:
+                with _allow_new_transaction(session):
+                    self.run_due()
+
+    def run_due(self) -> None:
+        """Call what is due, in the order it was added. A callback that raises is logged; the others run."""
+        due, self._due = self._due, []
+        for callback in due:
+            try:
+                callback()
+            except Exception:
+                logger.exception("the after-commit callback %r failed; the commit stands", callback)
+
+
+def listen_to_commits() -> None:
+    """
+    Listen to all sessions, once: to listen to each new session would take longer than to make it.
+
+    The listeners come first. One of the application's that raises would keep later ones from being called.
+    """
+    if not event.contains(Session, "after_commit", _after_commit):
+        event.listen(Session, "before_commit", _before_commit, insert=True)
+        event.listen(Session, "after_transaction_end", _after_block_end, insert=True)
+        event.listen(Session, "after_commit", _after_commit, insert=True)
+
+
+def _before_commit(session: Session) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.before_commit(session)
+
+
+def _after_commit(session: Session) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.after_commit(session)
+
+
+def _after_block_end(session: Session, block: SessionTransaction) -> None:
+    if (hooks := session.info.get(_KEY)) is not None:
+        hooks.after_block_end(session, block)
+
+
+def open_blocks(session: Session) -> Iterator[SessionTransaction]:
+    """Yield the innermost open block, then those around it."""
+    return with_outer_blocks(session.get_nested_transaction() or session.get_transaction())
+
+
+def with_outer_blocks(block: SessionTransaction | None) -> Iterator[SessionTransaction]:
+    """Yield a block, then those around it."""
+    while block is not None:
+        yield block
+        block = block.parent
+
+
+def _connections(session: Session) -> Iterator[Connection]:
+    """Yield the connections of the open transaction."""
+    for block in open_blocks(session):
+        # The session's bind does not tell: it may have several.
+        yield from {each[0] for each in block._connections.values()}  # noqa: SLF001 -- there is no public way to ask
+
+
+@contextmanager
+def _allow_new_transaction(session: Session) -> Iterator[None]:
+    """
+    Let callbacks start another transaction on the session before the `with` block of the last one has ended.
+
+    The session would refuse it, since it cannot know that the block has nothing left to do.
+    """
+    block = getattr(session, "_trans_context_manager", None)
+    if block is None:
+        yield
+        return
+    session._trans_context_manager = None  # noqa: SLF001 -- there is no public way to tell it
+    try:
+        yield
+    finally:
+        session._trans_context_manager = block  # noqa: SLF001 -- as above
+
+
+def connection_status(connection: Connection) -> TransactionStatus:
+    """Return what the driver knows of the transaction on a connection."""
+    if connection.closed or connection.invalidated:
+        return TransactionStatus.UNKNOWN
+    return transaction_status(connection.connection.driver_connection)
+
+
+def check_not_aborted(connection: Connection) -> None:
+    """Raise TransactionLost if the database would answer a COMMIT with a ROLLBACK."""
+    if _is_aborted(connection):
+        raise aborted_error(_SAVEPOINT)
+
+
+def _is_aborted(connection: Connection) -> bool:
+    status = connection_status(connection)
+    if status is not TransactionStatus.UNKNOWN or connection.dialect.name != "postgresql" or connection.closed:
+        return status is TransactionStatus.ABORTED
+    try:
+        # Some drivers do not tell, such as pg8000. Then only a statement finds out.
+        connection.exec_driver_sql("SELECT 1")
+    except DBAPIError as error:
+        return not error.connection_invalidated
+    return False
+
+
+def note_half_lost_transactions(engine: Engine) -> None:
+    """Listen for errors after which MySQL has rolled back a part of a transaction. Other databases need no listener."""
+    if engine.dialect.name in {"mysql", "mariadb"} and not event.contains(engine, "handle_error", _note_error):
+        event.listen(engine, "handle_error", _note_error)
+        event.listen(engine, "rollback", _note_rollback)
+
+
+def _note_error(context: ExceptionContext) -> None:
+    connection, error = context.connection, context.original_exception
+    number: Any = error.args[0] if error.args else None
+    if connection is None:
+        return
+    # After a lock wait timeout inside a savepoint the application may continue: if the whole transaction
+    # is lost, rolling back to the savepoint fails.
+    if number == _DEADLOCK or (number == _LOCK_WAIT and not connection.in_nested_transaction()):
+        _half_lost[connection] = f"error {number}"
+
+
+def _note_rollback(connection: Connection) -> None:
+    _half_lost.pop(connection, None)
 
 
 def begin_immediate(engine: Engine) -> Engine:

@@ -7,7 +7,8 @@ from typing import Unpack
 from sqlalchemy import Table
 
 from cqrs_sync.integrations.sqlalchemy.database import SessionDatabase
-from cqrs_sync.integrations.sqlalchemy.sessions import ExternalSessions, Sessions
+from cqrs_sync.integrations.sqlalchemy.external_sessions import ExternalSessions
+from cqrs_sync.integrations.sqlalchemy.sessions import Sessions
 from cqrs_sync.integrations.sqlalchemy.tables import OutboxTables
 from cqrs_sync.sql import OutboxOptions, SqlInbox, SqlOutbox
 from cqrs_sync.sql.database import INBOX, OUTBOX

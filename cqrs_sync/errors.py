@@ -14,12 +14,12 @@ CqrsError
 │   ├── NotInTransaction          an event needs the outbox, and no transaction is open
 │   ├── OutboxNotInstalled        the tables of the outbox are missing
 │   └── InboxNotInstalled         the table of the inbox is missing
-├── ClosedError                        something was used after `close()`
+├── ClosedError                   something was used after `close()`
 ├── DeadlineExceeded              the time given to `send` is over (a TimeoutError)
 │   └── HandlerOverran            a handler had not finished by then
-├── PermanentError                         raised by a handler: another attempt is of no use
-├── TemporaryError                     raised by a handler: a later attempt may succeed
-├── IdempotencyKeyConflict                   an idempotency key came with another request
+├── PermanentError                raised by a handler: another attempt is of no use
+├── TemporaryError                raised by a handler: a later attempt may succeed
+├── IdempotencyKeyConflict        an idempotency key came with another request
 ├── EventCycle                    events raise each other in a cycle
 ├── EventsFailed                  the request succeeded; event handlers or publishing failed (an ExceptionGroup)
 ├── SerializationError

@@ -56,6 +56,14 @@ def test_every_picture_is_shown():
     assert sum(picture.stat().st_size for picture in pictures) < 1_000_000
 
 
+def test_every_decision_is_listed():
+    """The list of decision records has each of them, with its title."""
+    records = sorted((ROOT / "docs/adr").glob("0*.md"))
+    listed = re.findall(r"^- \[(\d{4}) .*\]\((.+)\)$", (ROOT / "docs/adr/README.md").read_text("utf-8"), re.MULTILINE)
+
+    assert [(record.name[:4], record.name) for record in records] == listed
+
+
 def _rows(page: str) -> list[list[str]]:
     """Return the rows of its tables whose second column is a number."""
     lines = re.findall(r"^\|(.*)\|$", page, re.MULTILINE)

@@ -352,7 +352,7 @@ def _flush_after(action: Callable[[], object]) -> None:
 
 class ExitDeadline:
     """
-    Watchdog thread: `os._exit` if the process outlives its grace, `timeout` seconds after it was made.
+    Watchdog threads: `os._exit` if the process outlives its grace, `timeout` seconds after it was made.
 
     Until `allow_exit` is called it exits with status 1. After that it only ends a process whose interpreter is exiting
     and does not come to an end, because a thread or an exit hook of the application blocks it: with the status that
@@ -364,11 +364,17 @@ class ExitDeadline:
         self._until = time.monotonic() + timeout
         self._before_exit = before_exit
         self._status: int | None = None
-        self._thread = threading.Thread(target=self._run, name="cqrs-deadline", daemon=True)
+        self._is_over = threading.Event()
+        self._threads = [
+            threading.Thread(target=target, name="cqrs-deadline", daemon=True)
+            for target in (self._run, self._make_sure)
+        ]
 
     def start(self) -> None:
         """Start to watch. Raises RuntimeError if the system has no thread left."""
-        self._thread.start()
+        # Both now: Python 3.12 starts no thread any more once the interpreter exits.
+        for thread in self._threads:
+            thread.start()
 
     def allow_exit(self, status: int) -> None:
         """Note that everything is done, and that the process should exit with this status."""
@@ -376,10 +382,19 @@ class ExitDeadline:
 
     def _run(self) -> None:
         threading.Event().wait(max(0.0, self._until - time.monotonic()))
-        if self._status is None:
-            force_exit(1, self._before_exit)
-        elif not threading.main_thread().is_alive():
-            force_exit(self._status, _log_what_blocks_exit)
+        if self._status is None or not threading.main_thread().is_alive():
+            self._is_over.set()
+            _flush_after(self._before_exit if self._status is None else _log_what_blocks_exit)
+            self._exit()
+
+    def _make_sure(self) -> None:
+        self._is_over.wait()
+        # The last words may hang as well.
+        threading.Event().wait(_LAST_WORDS)
+        self._exit()
+
+    def _exit(self) -> None:
+        os._exit(1 if self._status is None else self._status)
 
 
 def log_stacks(threads: Iterable[int | None], prefixes: tuple[str, ...]) -> None:

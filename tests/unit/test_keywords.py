@@ -105,6 +105,8 @@ def test_the_maps_say_which_option_may_be_meant(bind, words):
 
 
 def test_the_bootstraps_of_the_integrations_do_so_as_well():
+    pytest.importorskip("django")
+    pytest.importorskip("sqlalchemy")
     from cqrs_sync.integrations import django, sqlalchemy  # noqa: PLC0415 -- both are extras
 
     for bootstrap, keyword, meant in [(django.bootstrap, "alias", "using="), (sqlalchemy.bootstrap, "db", "engine=")]:

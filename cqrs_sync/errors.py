@@ -262,8 +262,8 @@ class EventsFailed(CqrsError, ExceptionGroup[Exception]):
     """
     The request's handler succeeded; then event handlers or publishing failed.
 
-    `failures` has one entry for each failure, `response` is the request's response. `except*` catches the single
-    errors.
+    `failures` has one entry for each failure, `response` is the request's response. Write
+    `except EventsFailed as failed`: `except*` catches the single errors, and type checkers then know no `response`.
     """
 
     response: Any

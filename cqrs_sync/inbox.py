@@ -11,17 +11,15 @@ The pattern: Chris Richardson, *Idempotent consumer*, microservices.io.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
-from types import SimpleNamespace
-from typing import Any, ForwardRef, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol
 
 from cqrs_sync import json_codec
 from cqrs_sync.errors import ConfigurationError, IdempotencyKeyConflict, SerializationError
-from cqrs_sync.messages import Request
+from cqrs_sync.messages import UNDECLARED, response_type_of
 from cqrs_sync.middleware import CallNext
 from cqrs_sync.serializer import LONGEST, is_key, json_converter
 from cqrs_sync.transactions import Transactions
@@ -248,24 +246,11 @@ def _converter() -> Any:
 
 def _response_type_of(request_type: type) -> Any:
     """Return the type of the response, as the class of the request declares it."""
-    for base in request_type.__mro__:
-        for generic in base.__dict__.get("__orig_bases__", ()):
-            origin = get_origin(generic)
-            if isinstance(origin, type) and issubclass(origin, Request):
-                answer = get_args(generic)[0]
-                if isinstance(answer, TypeVar):
-                    continue
-                return _resolved(answer, base)
+    answer = response_type_of(request_type)
+    if answer is not UNDECLARED:
+        return answer
     raise ConfigurationError(
         f"{request_type.__qualname__} does not declare the type of its response, so the inbox cannot return it a "
         f"second time: write `class {request_type.__qualname__}(cqrs.Command[...])`, "
         "or send it without an idempotency key"
     )
-
-
-def _resolved(answer: Any, base: type) -> Any:
-    """Return the class of a forward reference."""
-    if not isinstance(answer, ForwardRef):
-        return answer
-    module = vars(sys.modules[base.__module__])
-    return get_type_hints(SimpleNamespace(__annotations__={"answer": answer}), globalns=module)["answer"]

@@ -9,8 +9,22 @@ sent, so that fields may be called `name` or `topic`.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from types import SimpleNamespace
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    ForwardRef,
+    Generic,
+    NamedTuple,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from cqrs_sync.errors import InvalidMessage
 
@@ -188,3 +202,27 @@ def _fields_of(event_type: type) -> set[str]:
         names.update(field.name for field in base.__dict__.get("__attrs_attrs__", ()))
         names.update(name for name, value in base.__dict__.items() if isinstance(value, property))
     return names
+
+
+#: What `response_type_of` returns for a request that does not say what its response is.
+UNDECLARED: Final = object()
+
+
+def response_type_of(request_type: type) -> Any:
+    """Return the type of the response, as the class of the request declares it; UNDECLARED if it does not."""
+    for base in request_type.__mro__:
+        for generic in base.__dict__.get("__orig_bases__", ()):
+            origin = get_origin(generic)
+            if isinstance(origin, type) and issubclass(origin, Request):
+                answer = get_args(generic)[0]
+                if not isinstance(answer, TypeVar):
+                    return _resolved(answer, base)
+    return UNDECLARED
+
+
+def _resolved(answer: Any, base: type) -> Any:
+    """Return the class of a forward reference."""
+    if not isinstance(answer, ForwardRef):
+        return answer
+    module = vars(sys.modules[base.__module__])
+    return get_type_hints(SimpleNamespace(__annotations__={"answer": answer}), globalns=module)["answer"]

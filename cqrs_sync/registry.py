@@ -9,17 +9,37 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from types import SimpleNamespace
-from typing import Any, ForwardRef, NamedTuple, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints, overload
+from types import SimpleNamespace, UnionType
+from typing import (
+    Any,
+    Concatenate,
+    ForwardRef,
+    NamedTuple,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
 from cqrs_sync.handlers import EventHandler, RequestHandler
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.messages import Event, NotificationEvent, Request, publication_of
+from cqrs_sync.messages import UNDECLARED, Event, NotificationEvent, Request, publication_of, response_type_of
 from cqrs_sync.retry import RetryPolicy
 
-H = TypeVar("H")
+#: Handlers, as `bind` returns them. A function takes the message first; that of an event returns nothing.
+RequestHandlerType = TypeVar("RequestHandlerType", bound=type[RequestHandler[Any, Any]])
+EventHandlerType = TypeVar("EventHandlerType", bound="type[EventHandler[Any]] | Callable[..., None]")
+Req = TypeVar("Req", bound=Request[Any])
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+H = TypeVar("H", bound="type[RequestHandler[Any, Any]] | Callable[..., Any]")
 
 
 class Phase(enum.Enum):
@@ -73,13 +93,21 @@ class RequestMap:
         self._bindings: dict[type, Binding] = {}
 
     @overload
-    def bind(self, request_type: type[Request[Any]], /) -> Callable[[H], H]: ...
+    def bind(self, request_type: type[Request[Any]], /) -> Callable[[H], H]: ...  # type: ignore[overload-overlap]
 
     @overload
-    def bind(self, request_type: type[Request[Any]], handler: H, /) -> H: ...
+    def bind(self, request_type: type[Request[Any]], handler: RequestHandlerType, /) -> RequestHandlerType: ...
 
     @overload
-    def bind(self, handler: H, /) -> H: ...
+    def bind(
+        self, request_type: type[Request[Any]], handler: Callable[Concatenate[Req, P], Answer], /
+    ) -> Callable[Concatenate[Req, P], Answer]: ...
+
+    @overload
+    def bind(self, handler: RequestHandlerType, /) -> RequestHandlerType: ...
+
+    @overload
+    def bind(self, handler: Callable[Concatenate[Req, P], Answer], /) -> Callable[Concatenate[Req, P], Answer]: ...
 
     def bind(self, *arguments: Any, **unknown: Any) -> Any:
         """
@@ -94,6 +122,7 @@ class RequestMap:
         if _lacks_handler(arguments, Request):
             return partial(self.bind, *arguments)
         request_type, handler = _checked(arguments, RequestHandler, Request)
+        _check_answer(request_type, handler)
         binding = Binding(request_type, handler)
         # Atomic: of two threads, one finds the binding of the other.
         known = self._bindings.setdefault(request_type, binding)
@@ -148,7 +177,7 @@ class EventMap:
     @overload
     def bind(
         self, *, phase: Phase = Phase.AFTER_COMMIT, name: str | None = None, retry: RetryPolicy | None = None
-    ) -> Callable[[H], H]: ...
+    ) -> Callable[[EventHandlerType], EventHandlerType]: ...
 
     @overload
     def bind(
@@ -159,30 +188,30 @@ class EventMap:
         phase: Phase = Phase.AFTER_COMMIT,
         name: str | None = None,
         retry: RetryPolicy | None = None,
-    ) -> Callable[[H], H]: ...
+    ) -> Callable[[EventHandlerType], EventHandlerType]: ...
 
     @overload
     def bind(
         self,
         event_type: type[Event],
-        handler: H,
+        handler: EventHandlerType,
         /,
         *,
         phase: Phase = Phase.AFTER_COMMIT,
         name: str | None = None,
         retry: RetryPolicy | None = None,
-    ) -> H: ...
+    ) -> EventHandlerType: ...
 
     @overload
     def bind(
         self,
-        handler: H,
+        handler: EventHandlerType,
         /,
         *,
         phase: Phase = Phase.AFTER_COMMIT,
         name: str | None = None,
         retry: RetryPolicy | None = None,
-    ) -> H: ...
+    ) -> EventHandlerType: ...
 
     def bind(
         self,
@@ -215,13 +244,13 @@ class EventMap:
         return handler
 
     @overload
-    def inline(self, event_type: type[Event], /) -> Callable[[H], H]: ...
+    def inline(self, event_type: type[Event], /) -> Callable[[EventHandlerType], EventHandlerType]: ...
 
     @overload
-    def inline(self, event_type: type[Event], handler: H, /) -> H: ...
+    def inline(self, event_type: type[Event], handler: EventHandlerType, /) -> EventHandlerType: ...
 
     @overload
-    def inline(self, handler: H, /) -> H: ...
+    def inline(self, handler: EventHandlerType, /) -> EventHandlerType: ...
 
     def inline(self, *arguments: Any, **unknown: Any) -> Any:
         """
@@ -235,18 +264,24 @@ class EventMap:
         return self.bind(*arguments, phase=Phase.INLINE)
 
     @overload
-    def durable(self, name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[H], H]: ...
+    def durable(
+        self, name: str, /, *, retry: RetryPolicy | None = None
+    ) -> Callable[[EventHandlerType], EventHandlerType]: ...
 
     @overload
     def durable(
         self, name: str, event_type: type[Event], /, *, retry: RetryPolicy | None = None
-    ) -> Callable[[H], H]: ...
+    ) -> Callable[[EventHandlerType], EventHandlerType]: ...
 
     @overload
-    def durable(self, name: str, event_type: type[Event], handler: H, /, *, retry: RetryPolicy | None = None) -> H: ...
+    def durable(
+        self, name: str, event_type: type[Event], handler: EventHandlerType, /, *, retry: RetryPolicy | None = None
+    ) -> EventHandlerType: ...
 
     @overload
-    def durable(self, name: str, handler: H, /, *, retry: RetryPolicy | None = None) -> H: ...
+    def durable(
+        self, name: str, handler: EventHandlerType, /, *, retry: RetryPolicy | None = None
+    ) -> EventHandlerType: ...
 
     def durable(self, name: str, /, *arguments: Any, retry: RetryPolicy | None = None, **unknown: Any) -> Any:
         """
@@ -382,6 +417,40 @@ def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[ty
     return message_type, handler
 
 
+def _check_answer(request_type: type, handler: Any) -> None:
+    """Raise InvalidBinding if the handler says that it answers with something else than the request says."""
+    if isinstance(handler, type):
+        answered = next((each[1] for each in _type_arguments(handler, RequestHandler) if len(each) == 2), Any)
+    else:
+        answered = inspect.signature(handler).return_annotation
+        answered = Any if answered is inspect.Signature.empty else _looked_up(handler, answered)
+    declared = response_type_of(request_type)
+    if declared is not UNDECLARED and not _may_be(answered, declared):
+        raise InvalidBinding(
+            f"{_title(handler)} answers with {_type_name(answered)}, and {request_type.__qualname__} declares "
+            f"{_type_name(declared)}: let both say the same"
+        )
+
+
+def _may_be(answered: Any, declared: Any) -> bool:
+    """Tell whether an answer may be of the declared type: only what is certain is refused."""
+    if isinstance(answered, UnionType) or get_origin(answered) is Union:
+        return any(_may_be(each, declared) for each in get_args(answered))
+    if isinstance(declared, UnionType) or get_origin(declared) is Union:
+        return any(_may_be(answered, each) for each in get_args(declared))
+    if answered is Any or declared is Any:
+        return True
+    given, wanted = (type(None) if each is None else get_origin(each) or each for each in (answered, declared))
+    if not (isinstance(given, type) and isinstance(wanted, type)) or (
+        given in (int, float) and wanted in (float, complex)
+    ):
+        return True
+    # Protocols and TypedDicts: `issubclass` cannot tell.
+    if any(getattr(each, "_is_protocol", False) or hasattr(each, "__total__") for each in (given, wanted)):
+        return True
+    return issubclass(given, wanted) or issubclass(wanted, given)
+
+
 def _check_phase(phase: object, handler: Any, name: object, retry: object) -> None:
     """Raise InvalidBinding for what is no phase, and for a name or a retry policy that does not fit the phase."""
     if not isinstance(phase, Phase):
@@ -448,7 +517,7 @@ def _why_undeclared(handler: Any, role: type, messages: type) -> str:
     title, kind, by_hand = _title(handler), messages.__name__, f"bind(<{messages.__name__}>, {_title(handler)})"
     if isinstance(handler, type):
         written = f"{role.__name__}[<{kind}>, ...]"
-        declared = next(_type_arguments(handler, role), None)
+        declared = next((each[0] for each in _type_arguments(handler, role)), None)
         if declared is not None and not isinstance(declared, TypeVar):
             return f"{title} is a {role.__name__} of {_type_name(declared)}, which is not {_a(kind)} class: {written}"
         return f"{title} does not say which {kind.lower()} it handles: write {written} or {by_hand}"
@@ -480,19 +549,19 @@ def _declared_by_class(handler: type, role: type, messages: type) -> type | None
         raise InvalidBinding(f"{handler.__qualname__} does not implement {missing}: define it")
     if _is_asynchronous(cast("Any", handler).handle):
         raise InvalidBinding(f"{handler.__qualname__}.handle is a coroutine function: this library is synchronous")
-    for declared in _type_arguments(handler, role):
+    for declared, *_ in _type_arguments(handler, role):
         origin = get_origin(declared) or declared
         if isinstance(origin, type) and issubclass(origin, messages):
             return origin
     return None
 
 
-def _type_arguments(handler: type, role: type) -> Iterator[Any]:
-    """Yield what the handler's class and its bases write into `role[...]`, in the place of the message."""
+def _type_arguments(handler: type, role: type) -> Iterator[tuple[Any, ...]]:
+    """Yield what the handler's class and its bases write into `role[...]`: the message first."""
     for base in handler.__mro__:
         for generic in base.__dict__.get("__orig_bases__", ()):
             if isinstance(get_origin(generic), type) and issubclass(cast("Any", get_origin(generic)), role):
-                yield get_args(generic)[0]
+                yield get_args(generic)
 
 
 def _is_asynchronous(function: Any) -> bool:
@@ -501,7 +570,10 @@ def _is_asynchronous(function: Any) -> bool:
 
 def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """Return the annotation of a parameter; a string if it is a name that cannot be looked up."""
-    annotation = parameter.annotation
+    return _looked_up(function, parameter.annotation)
+
+
+def _looked_up(function: Callable[..., Any], annotation: Any) -> Any:
     if not isinstance(annotation, str):
         return annotation
     inner = inspect.unwrap(function.func if isinstance(function, partial) else function)

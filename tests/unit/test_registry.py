@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import attrs
 import pytest
@@ -493,3 +495,107 @@ def test_one_stable_name_has_one_retry_policy(events):
     events.durable("any", Told, AnyHandler, retry=cqrs.RetryPolicy(attempts=5))
 
     assert 2 == len(events)
+
+
+# Answers
+
+
+class Product:
+    pass
+
+
+class SpecialProduct(Product):
+    pass
+
+
+class GetProduct(cqrs.Query[Product]):
+    pass
+
+
+class FindProduct(cqrs.Query[Product | None]):
+    pass
+
+
+class GetWeight(cqrs.Query[float]):
+    pass
+
+
+class ListProducts(cqrs.Query[list[Product]]):
+    pass
+
+
+class GetAnything(cqrs.Query[Any]):
+    pass
+
+
+class Handles(cqrs.RequestHandler[GetProduct, str]):
+    def handle(self, request):
+        return "a product"
+
+
+def text(request) -> str:
+    return "a product"
+
+
+def nothing(request) -> None:
+    return None
+
+
+def number(request) -> int:
+    return 1
+
+
+def special(request) -> SpecialProduct:
+    return SpecialProduct()
+
+
+def several(request) -> Sequence[Product]:
+    return []
+
+
+def either(request) -> Product | str:
+    return "a product"
+
+
+@pytest.mark.parametrize(
+    ("bind", "words"),
+    [
+        (lambda requests: requests.bind(Handles), "Handles answers with str, and GetProduct declares Product"),
+        (lambda requests: requests.bind(GetProduct, text), "text answers with str, and GetProduct declares Product"),
+        (lambda requests: requests.bind(GetProduct, nothing), "nothing answers with None"),
+        (lambda requests: requests.bind(FindProduct, text), "text answers with str, and FindProduct declares"),
+        (lambda requests: requests.bind(ListProducts, special), "special answers with SpecialProduct"),
+        (lambda requests: requests.bind(Do, text), "text answers with str, and Do declares"),
+    ],
+)
+def test_a_handler_that_declares_another_answer_is_refused(bind, words):
+    """
+    `send` would return a string, and type checkers take it for a product.
+    """
+    requests = cqrs.RequestMap()
+    with pytest.raises(cqrs.InvalidBinding, match=words):
+        bind(requests)
+
+    assert [] == list(requests)
+
+
+@pytest.mark.parametrize(
+    ("request_type", "handler"),
+    [
+        (GetProduct, special),
+        (GetProduct, either),
+        (GetProduct, lambda request: "a product"),
+        (FindProduct, nothing),
+        (GetWeight, number),
+        (ListProducts, several),
+        (GetAnything, text),
+        (Do, nothing),
+    ],
+)
+def test_a_handler_whose_answer_may_be_right_is_bound(request_type, handler):
+    """
+    Subclasses, unions, an int for a float, and what is not annotated.
+    """
+    requests = cqrs.RequestMap()
+
+    assert handler is requests.bind(request_type, handler)

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Final,
     ForwardRef,
     Generic,
@@ -115,7 +116,7 @@ class Event(_Message):
     """
 
     __slots__ = ()
-    __publication__ = Publication()
+    __publication__: ClassVar[Publication] = Publication()
 
     def __init_subclass__(
         cls, *, name: str | None = None, version: str | None = None, key: str | None = None, **keywords: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from typing import Self
@@ -19,9 +20,7 @@ from cqrs_sync.consumer.processor import (
     MessageProcessor,
     OnUnknownType,
 )
-from cqrs_sync.consumer.receiver import Receiver
-from cqrs_sync.consumer.scheduler import Scheduler
-from cqrs_sync.consumer.stall import StallDetector
+from cqrs_sync.consumer.threads import Receiver, Scheduler
 from cqrs_sync.errors import ClosedError, ConfigurationError, InboxUnavailable, check_above_zero
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import publication_of
@@ -251,3 +250,39 @@ def broker_of(mediator: Mediator) -> ReceivingBroker:
             "KafkaBroker or MemoryBroker"
         )
     return broker
+
+
+#: If more seconds than this, or this share of the stall, pass between two calls, the process may not have run.
+_DOUBTFUL, _SHARE = 1.0, 0.1
+
+
+class StallDetector:
+    """
+    Measures for how long a value has not changed. Any thread may call it.
+
+    After a long time without a call the process was probably suspended, so the count restarts, once per value.
+    Further long gaps count a little, so that a handler that holds the GIL is still detected.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._called_at = time.monotonic()
+        self._value: object = None
+        self._seconds = 0.0
+        self._has_restarted = False
+
+    def seconds_unchanged(self, value: object, stall: float) -> float:
+        """Return for how many seconds it has had this value. Call it at least ten times within `stall` seconds."""
+        doubtful = max(_DOUBTFUL, stall * _SHARE)
+        with self._lock:
+            now = time.monotonic()
+            passed, self._called_at = now - self._called_at, now
+            if value != self._value:
+                self._value, self._seconds, self._has_restarted = value, 0.0, False
+            elif passed <= doubtful:
+                self._seconds += passed
+            elif self._has_restarted:
+                self._seconds += doubtful
+            else:
+                self._seconds, self._has_restarted = 0.0, True
+            return self._seconds

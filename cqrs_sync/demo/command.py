@@ -1,20 +1,23 @@
-"""`demo`."""
+"""`demo`: a picture while it runs, a summary at the end."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
 
 from cqrs_sync.broker import ReceivingBroker
 from cqrs_sync.cli.app import INTERRUPTED, InvalidCall
-from cqrs_sync.demo.picture import picture, summary
-from cqrs_sync.demo.run import DemoRun
+from cqrs_sync.demo.run import Check, DemoRun
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.memory import MemoryBroker
 
@@ -89,3 +92,40 @@ def address_of(url: str) -> str:
     if "@" in url and "@" not in parts.netloc:
         raise ValueError("write special characters in user and password as %XX, a slash as %2F")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else url
+
+
+def picture(run: DemoRun, title: str) -> RenderableType:
+    """Draw the counts of this moment."""
+    bars = Table.grid("", Column(ratio=1), Column(justify="right"), padding=(0, 1), expand=True)
+    for label, count in (("answered", run.answered), ("confirmed", len(run.confirmed)), ("consumed", run.consumed)):
+        bars.add_row(label, ProgressBar(total=run.events, completed=count), f"{count}/{run.events}")
+    failure = f"text_the_user fails on purpose: {run.last_failure}" if run.last_failure else ""
+    return Group("", _heading(run, title), "", bars, "", _handlers(run), "", Text(failure, "yellow"))
+
+
+def summary(run: DemoRun, checks: Sequence[Check], title: str) -> RenderableType:
+    """Draw the end: what each handler did, and whether it adds up."""
+    sums = Table.grid(padding=(0, 2, 0, 0))
+    for check in checks:
+        sums.add_row(Text("no", "bold red") if check.wrong else Text("ok", "green"), check.title, check.sum)
+        for wrong in check.wrong[:3]:
+            sums.add_row("", "", Text(wrong, "red"))
+    verdict = Text("It adds up: nothing lost, nothing doubled.", "bold green")
+    if any(check.wrong for check in checks):
+        verdict = Text("It does not add up.", "bold red")
+    heading = Text(f"{title}, {run.ended - run.began:.1f} s", "bold")
+    return Group(
+        "", heading, "", _handlers(run), "", sums, "", verdict, "The code that ran: cqrs_sync/demo/meetings.py"
+    )
+
+
+def _heading(run: DemoRun, title: str) -> RenderableType:
+    return Text(f"{title}, {run.ended - run.began:.1f} s", "bold")
+
+
+def _handlers(run: DemoRun) -> RenderableType:
+    table = Table("handler", "runs", "failed", "mean", "longest", "threads", box=None, pad_edge=False)
+    for name, handler in run.handlers.items():
+        times = [f"{1000 * time:.1f} ms" for time in (handler.seconds / max(handler.runs, 1), handler.longest)]
+        table.add_row(name, str(handler.runs), str(handler.failed), *times, str(len(handler.threads)))
+    return table

@@ -4,7 +4,8 @@ The relay delivers what the outbox keeps: messages to the broker, and events to 
 The fast path is the relay of the process that committed: each commit wakes it. A relay process runs the same code and
 polls for what other processes have left. Any number of either may run; none leads, and none waits for another.
 
-`publisher` and `durable` deliver, `poller` finds work that no commit has announced, `settlement` keeps the claims.
+`publisher` and `durable` deliver, `thread` runs them and finds work that no commit has announced, `settlement` keeps
+the claims.
 """
 
 from cqrs_sync.relay.relay import Relay

@@ -11,10 +11,9 @@ from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 from cqrs_sync.relay.durable import DurableHandlerTask
-from cqrs_sync.relay.poller import CommitListener, Poller
 from cqrs_sync.relay.publisher import OutboxPublisher
 from cqrs_sync.relay.settlement import ClaimTracker, InFlightDelivery
-from cqrs_sync.relay.thread import RelayThread
+from cqrs_sync.relay.thread import CommitListener, Poller, RelayThread
 from cqrs_sync.wiring import Wiring
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from importlib import import_module
 from typing import Self, TypeAlias
 
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
-from cqrs_sync.threads.executor import Call, CallSource, Executor, SameThread
-from cqrs_sync.threads.running import running_calls
+from cqrs_sync.threads.executor import Call, CallSource, Executor, SameThread, running_calls
 from cqrs_sync.threads.worker_threads import Latch, WorkerThreads
 
 __all__ = ["CallGroup", "DetachedCalls", "Executor", "SameThread", "ThreadPool"]

@@ -8,7 +8,7 @@ import time
 import attrs
 
 from cqrs_sync.consumer import Consumer, InFlightMessage, StallDetector
-from cqrs_sync.threads.running import running_calls
+from cqrs_sync.threads.executor import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 
 logger = logging.getLogger(__name__)

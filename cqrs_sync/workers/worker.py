@@ -18,7 +18,7 @@ import attrs
 
 from cqrs_sync.errors import CqrsError
 from cqrs_sync.retry import LogThrottle
-from cqrs_sync.threads.running import running_calls
+from cqrs_sync.threads.executor import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 

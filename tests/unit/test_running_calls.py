@@ -9,7 +9,7 @@ import pytest
 
 import cqrs_sync as cqrs
 from cqrs_sync.testing.contracts.executor import BOUND, Calls
-from cqrs_sync.threads.running import running_calls
+from cqrs_sync.threads.executor import running_calls
 from tests.promises.threads_fixtures import Gate, fork, in_thread
 from tests.waiting import eventually
 

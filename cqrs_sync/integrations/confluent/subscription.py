@@ -18,9 +18,8 @@ from cqrs_sync.integrations.confluent.producer import keep_forever
 from cqrs_sync.integrations.confluent.settings import new_client
 from cqrs_sync.kafka.client import Headers, Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
-from cqrs_sync.kafka.initial_offsets import InitialOffsets
 from cqrs_sync.kafka.settings import KafkaSettings
-from cqrs_sync.kafka.subscription import BaseKafkaSubscription
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription, InitialOffsets
 from cqrs_sync.kafka.topology import SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 

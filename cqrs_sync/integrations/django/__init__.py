@@ -8,7 +8,7 @@ CQRS_SYNC = {"SOURCE": "shop", "MEDIATOR": "shop.mediator.mediator"}
 mediator = bootstrap(requests, events, broker=broker)       # shop/mediator.py
 ```
 
-`wiring` makes the mediator from `stores`, `transactions` and `database`. Django itself finds `models`, `admin`,
+`wiring` makes the mediator from `transactions` and the stores of `database`. Django itself finds `models`, `admin`,
 `checks` and the management commands.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from cqrs_sync.integrations import requires_extra
 
 with requires_extra("django"):
-    from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
+    from cqrs_sync.integrations.django.database import DjangoInbox, DjangoOutbox
     from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
     from cqrs_sync.integrations.django.wiring import bootstrap, mediator_of_settings
 

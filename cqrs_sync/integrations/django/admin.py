@@ -13,8 +13,8 @@ from django.db import router, transaction
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
+from cqrs_sync.integrations.django.database import DjangoOutbox
 from cqrs_sync.integrations.django.models import Delivery, Message, Receipt
-from cqrs_sync.integrations.django.stores import DjangoOutbox
 from cqrs_sync.integrations.django.wiring import inbox_of, mediator_of_settings, outbox_of
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.outbox import DeadLetterSelection

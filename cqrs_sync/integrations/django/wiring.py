@@ -20,7 +20,7 @@ from cqrs_sync.container import Container
 from cqrs_sync.errors import describe_with_location
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.integrations import Default
-from cqrs_sync.integrations.django.stores import DjangoInbox, DjangoOutbox
+from cqrs_sync.integrations.django.database import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator

@@ -19,9 +19,8 @@ from cqrs_sync.integrations.kafka.client import KafkaConnections, keep_finished_
 from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
 from cqrs_sync.kafka.client import Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
-from cqrs_sync.kafka.initial_offsets import InitialOffsets
 from cqrs_sync.kafka.settings import KafkaSettings
-from cqrs_sync.kafka.subscription import BaseKafkaSubscription
+from cqrs_sync.kafka.subscription import BaseKafkaSubscription, InitialOffsets
 from cqrs_sync.kafka.topology import SubscriptionPlan
 
 logger = logging.getLogger(__name__)

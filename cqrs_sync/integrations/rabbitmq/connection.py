@@ -25,8 +25,7 @@ from pika.connection import Parameters
 
 from cqrs_sync.errors import ConfigurationError, DeliveryError
 from cqrs_sync.integrations.rabbitmq.amqp import CHANNEL, RawDelivery, cut_deliveries
-from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent
-from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
+from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent, quiet_pika
 from cqrs_sync.retry import exponential_delay
 
 logger = logging.getLogger(__name__)

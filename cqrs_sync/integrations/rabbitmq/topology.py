@@ -18,8 +18,7 @@ from cqrs_sync.broker import Group, GroupBacklog, TopologyItem
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
 from cqrs_sync.integrations.rabbitmq.amqp import SHORT
 from cqrs_sync.integrations.rabbitmq.connection import PikaConnection, address_of
-from cqrs_sync.integrations.rabbitmq.errors import describe
-from cqrs_sync.integrations.rabbitmq.logs import quiet_pika
+from cqrs_sync.integrations.rabbitmq.errors import describe, quiet_pika
 
 #: The longest name of a group with its exchange: the names of its other queues are longer.
 _LONGEST_NAME = SHORT - 32

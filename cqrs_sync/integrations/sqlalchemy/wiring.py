@@ -20,9 +20,9 @@ from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.failures import FailurePolicy
 from cqrs_sync.integrations import Default
+from cqrs_sync.integrations.sqlalchemy.database import SQLAlchemyInbox, SQLAlchemyOutbox
 from cqrs_sync.integrations.sqlalchemy.external_sessions import CurrentSession, ExternalSessions
 from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, begin_immediate
-from cqrs_sync.integrations.sqlalchemy.stores import SQLAlchemyInbox, SQLAlchemyOutbox
 from cqrs_sync.integrations.sqlalchemy.tables import inbox_table, tables
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.mediator import Mediator

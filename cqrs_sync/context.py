@@ -187,7 +187,7 @@ class _Outside(list[Event]):
         )
 
 
-outside = _Outside()
+outside: _Outside = _Outside()
 
 
 def time_left() -> float | None:

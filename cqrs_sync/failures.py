@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cqrs_sync.errors import EventsFailed, Failure
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class FailurePolicy(Protocol):

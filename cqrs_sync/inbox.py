@@ -24,7 +24,7 @@ from cqrs_sync.middleware import CallNext
 from cqrs_sync.serializer import LONGEST, is_key, json_converter
 from cqrs_sync.transactions import Transactions
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: The name under which a store may count the attempts at a key. No handler may have it.
 ATTEMPTS = " attempts"

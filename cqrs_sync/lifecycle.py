@@ -8,7 +8,7 @@ import os
 import weakref
 from typing import Protocol
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Resettable(Protocol):

@@ -51,7 +51,7 @@ class Mediator:
         self._overrides: list[tuple[Any, Any]] = []
         self._receive = wiring.middleware.wrap(IncomingMessage, self._handle_received)
         #: Whether it was closed.
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def send(
         self,

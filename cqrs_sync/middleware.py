@@ -14,7 +14,7 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.messages import Event, Request
 from cqrs_sync.retry import RetryPolicy
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: What a middleware calls with the message: the next middleware, or the handler. It returns the answer.
 CallNext: TypeAlias = Callable[[Any], Any]

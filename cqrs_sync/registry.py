@@ -170,7 +170,7 @@ class EventMap:
         #: The stable names of the durable handlers.
         self.durable_names: frozenset[str] = frozenset()
         #: Grows with each binding, when it can be found: a dispatcher compares it before it uses what it has prepared.
-        self.version = 0
+        self.version: int = 0
         self._lock = threading.Lock()
         reset_in_child(self)
 

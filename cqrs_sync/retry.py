@@ -170,7 +170,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._blocked_until = 0.0
         #: Failures since the last success.
-        self.failures = 0
+        self.failures: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -241,7 +241,7 @@ class Backoff:
         self._first, self._ceiling = first, ceiling
         self._throttle = LogThrottle()
         #: Failures since the last success.
-        self.failures = 0
+        self.failures: int = 0
 
     def record_failure(self, level: int, message: str, *arguments: object, exc_info: Any = None) -> float:
         """Count a failure, and log it if the last line is half a minute old; returns the seconds to wait."""

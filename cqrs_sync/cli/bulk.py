@@ -50,8 +50,8 @@ class BulkJob:
     def __init__(self, title: str) -> None:
         """Show it as `title` in the progress bar."""
         self._title = title
-        self.done = 0
-        self.interrupted = False
+        self.done: int = 0
+        self.interrupted: bool = False
 
     def run(self, steps: Iterable[int], total: int | None) -> BulkJob:
         """Take all steps; each tells how many it did, of `total`. A terminal gets a progress bar."""

@@ -95,7 +95,7 @@ class DeadLetterScan:
         self._rate = rate
         self._is_cancelled = is_cancelled
         self._batch = BATCH if rate is None else max(1, min(BATCH, int(rate)))
-        self.total = broker.backlog(group).dead
+        self.total: int = broker.backlog(group).dead
         #: Dead letters that were handled, and those that were moved to the end.
         self.handled = self.put_back = 0
 

@@ -234,7 +234,7 @@ class OutboxDeadLetters:
     #: What identifies a dead letter: its name, and the type of the argument.
     id_name, id_type = "number", click.IntRange(1, 2**63 - 1)
     #: Columns of `list`.
-    columns = ("number", "target", "type", "key", "attempts", "age", "reason")
+    columns: tuple[str, ...] = ("number", "target", "type", "key", "attempts", "age", "reason")
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
@@ -347,7 +347,7 @@ class GroupDeadLetters:
     location_options, filter_options = group_options, add_options()
     list_options = add_options(click.option("--newest", is_flag=True, help="Show the newest instead of the oldest."))
     id_name, id_type = "id", click.STRING
-    columns = ("id", "type", "key", "attempts", "at", "reason")
+    columns: tuple[str, ...] = ("id", "type", "key", "attempts", "at", "reason")
 
     def __init__(self, broker: ReceivingBroker, group: Group) -> None:
         self._broker = broker

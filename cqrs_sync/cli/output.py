@@ -23,7 +23,7 @@ from rich.text import Text
 from cqrs_sync.cli.app import USAGE
 from cqrs_sync.workers.worker import Display
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 

@@ -26,7 +26,7 @@ from cqrs_sync.mediator import Mediator
 from cqrs_sync.messages import publication_of
 from cqrs_sync.retry import RetryPolicy
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @attrs.frozen
@@ -87,10 +87,10 @@ class Consumer:
             check_above_zero(concurrency=concurrency)
         #: The mediator whose handlers run. The consumer does not close it.
         self.mediator = mediator
-        self.broker = broker_of(mediator)
+        self.broker: ReceivingBroker = broker_of(mediator)
         policy = MessageFailurePolicy(retry, inline_limit, on_unknown, max_crashes)
         #: The group it is a member of, with the delays for which the broker keeps messages.
-        self.group = group_of(
+        self.group: Group = group_of(
             mediator, group, topics=topics, ordered=ordered, prefetch=prefetch, retry=retry, inline_limit=inline_limit
         )
         self._inbox = mediator.wiring.inbox

@@ -86,11 +86,11 @@ class KeyedQueue:
         """Take `limit` messages at most."""
         self._limit = limit
         #: Enough acks, or enough free places, to be worth a call to the broker while threads have work.
-        self.enough = max(1, min(_ACKS, limit // 4))
+        self.enough: int = max(1, min(_ACKS, limit // 4))
         #: Deliveries that are done: the receiver acks them.
         self.done_deliveries: deque[Delivery] = deque()
         #: Wakes the receiver: acks are due, or it was interrupted.
-        self.wakeup = threading.Event()
+        self.wakeup: threading.Event = threading.Event()
         self._lock = threading.Lock()
         # The last message of each key.
         self._last: dict[Key, InFlightMessage] = {}
@@ -105,7 +105,7 @@ class KeyedQueue:
         self._has_one_alone = False
         self._is_closed = False
         #: When a message was handed out last, by `time.monotonic`.
-        self.last_get = 0.0
+        self.last_get: float = 0.0
 
     def __len__(self) -> int:
         return len(self._by_id)

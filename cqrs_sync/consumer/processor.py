@@ -24,7 +24,7 @@ from cqrs_sync.errors import (
 from cqrs_sync.inbox import Inbox
 from cqrs_sync.retry import CircuitBreaker, RetryPolicy, is_permanent, is_transient, requested_delay, with_jitter
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: The retry policy of a consumer, and the longest of its delays that a message spends in the consumer.
 DEFAULT_RETRY, INLINE_LIMIT = RetryPolicy(delays=(0.1, 1.0, 10.0, 60.0, 600.0)), 5.0
@@ -206,7 +206,7 @@ class MessageProcessor:
         #: Opens while handlers fail one after the other.
         self.circuit = circuit
         #: How many messages had which end.
-        self.counts = MessageCounts()
+        self.counts: MessageCounts = MessageCounts()
         self._logged_types: set[str] = set()
         # The inbox does not count a first attempt that the broker says is the first one.
         most = max(1, policy.max_crashes - 1)

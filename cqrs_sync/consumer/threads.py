@@ -15,7 +15,7 @@ from cqrs_sync.retry import Backoff
 from cqrs_sync.threads.executor import Call, Executor
 from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds it waits for a message if others are in flight, and if none is.
 _WAIT_BUSY, _WAIT_IDLE = 0.05, 0.5
@@ -48,14 +48,14 @@ class Receiver:
         self._backoff = Backoff(logger, _RECONNECT_FIRST, _RECONNECT_MOST)
         self._quiet_since: float | None = None
         #: Why it cannot receive; empty if it can.
-        self.last_trouble = ""
+        self.last_trouble: str = ""
         self._thread = threading.Thread(target=self._run, name="cqrs-receiver", daemon=True)
         #: The error that ended it, which no retry can mend.
         self.fatal_error: ConfigurationError | None = None
         #: When it last made a step, by `time.monotonic`.
-        self.alive_at = time.monotonic()
+        self.alive_at: float = time.monotonic()
         #: How many messages it has received.
-        self.received = 0
+        self.received: int = 0
 
     @property
     def is_connected(self) -> bool:

@@ -96,7 +96,7 @@ class Locks:
 
     def reset_in_child(self) -> None:
         """Make new locks: the child does not have the threads that held the old ones."""
-        self.reading = threading.RLock()
+        self.reading: threading.RLock = threading.RLock()
         # A lock exists as long as a thread holds it or waits for it.
         self._building: WeakValueDictionary[int, threading.RLock] = WeakValueDictionary()
 
@@ -196,7 +196,7 @@ class _Made:
     __slots__ = ("position",)
 
     def __init__(self, position: int) -> None:
-        self.position = position
+        self.position: int = position
 
 
 class _View(punq.Container):
@@ -244,7 +244,7 @@ class PlanRecorder(_View):
         super().__init__(container)
         self.steps: list[_Step] = []
         #: False if punq would build a singleton: a plan made after that passes the singleton on.
-        self.is_settled = True
+        self.is_settled: bool = True
         #: Singletons that punq would have by now, by the id of their registration.
         self._noted_singletons: dict[int, Any] = {}
         #: The services under construction. If one is missing, the path to it.

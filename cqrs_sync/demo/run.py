@@ -56,8 +56,9 @@ class DemoRun:
         self.raised: set[str] = set()
         self.confirmed: set[str] = set()
         self.handlers: dict[str, HandlerRuns] = {}
-        self.last_failure = ""
-        self.began = self.ended = time.monotonic()
+        self.last_failure: str = ""
+        self.began: float = time.monotonic()
+        self.ended: float = self.began
         self._copies: Counter[str] = Counter()
         self._problems: list[str] = []
         self._name = uuid.uuid4().hex[:8]

@@ -18,7 +18,7 @@ from cqrs_sync.messages import Event, R, Request
 from cqrs_sync.middleware import Middleware
 from cqrs_sync.wiring import Wiring
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 get, enter = context.current.get, context.current.set
 

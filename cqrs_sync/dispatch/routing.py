@@ -38,7 +38,7 @@ class Prepared(dict[K, V]):
         self._event_map = event_map
         self._prepare = prepare
         #: The version of the event map that all this was made of. If `EventMap.version` is ahead, call `refresh`.
-        self.version = event_map.version
+        self.version: int = event_map.version
 
     def __missing__(self, key: K) -> V:
         while True:
@@ -60,12 +60,12 @@ class Routing:
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
         #: What happens to events that this service raises. Raises TypeError for anything but an event.
-        self.routes = Prepared(wiring.event_map, self._route)
+        self.routes: Prepared[type, Route] = Prepared(wiring.event_map, self._route)
         #: The handlers of an event from a broker, whatever their phase. With an inbox each of them is idempotent.
         #: Raises AlreadyBound if the inbox cannot tell two of them apart.
         self.received = Prepared(wiring.event_map, self._received)
         #: Durable handlers, by event and stable name. Raises HandlerNotFound if it is not bound to these events.
-        self.durable = Prepared(wiring.event_map, self._durable)
+        self.durable: Prepared[tuple[type, str], HandlerCall] = Prepared(wiring.event_map, self._durable)
 
     def _received(self, event_type: type) -> tuple[HandlerCall, ...]:
         bindings = self._wiring.event_map.find(event_type)

@@ -22,7 +22,7 @@ from cqrs_sync.threads.executor import Call
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.wiring import Wiring
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: A late handler may still publish what it has committed, for this many seconds.
 _SHORTEST_PUBLISH = 0.1
@@ -42,7 +42,7 @@ class EventRunner:
         self._transaction_is_open = staging.transaction_is_open
         self._publishes = wiring.outbox is None and wiring.broker is not None
         #: Guards what the handlers of a run change. All runs share it: a lock for each run would not survive a fork.
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         reset_in_child(self)
 
     def run(self, batches: Sequence[PendingEvents]) -> EventRun:
@@ -111,7 +111,7 @@ class EventRun:
     #: What has failed so far.
     failures: list[Failure] | None = None
     #: The caller has left at its deadline.
-    unattended = False
+    unattended: bool = False
     #: What a handler raised that is not an Exception, such as SystemExit.
     interruption: BaseException | None = None
 
@@ -119,7 +119,7 @@ class EventRun:
         self._runner = runner
         self._batches = [first]
         self._until = until
-        self.has_calls = self._has_calls(first)
+        self.has_calls: bool = self._has_calls(first)
         if until is not None:
             # What each thread runs.
             self._running: dict[int, tuple[HandlerCall, Event]] = {}

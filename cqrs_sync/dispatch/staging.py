@@ -20,7 +20,7 @@ from cqrs_sync.wiring import Wiring
 if TYPE_CHECKING:
     from cqrs_sync.outbox import OutboxEntry
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 get, enter, leave = context.current.get, context.current.set, context.current.reset
 
@@ -38,17 +38,17 @@ class PendingEvents:
     at_commit: Callable[[], object]
 
     def __init__(self, events: list[Event], flow: Flow, lineage: Lineage | None) -> None:
-        self.events = events
+        self.events: list[Event] = events
         #: The attributes that messages which follow from these events carry.
-        self.flow = flow
+        self.flow: Flow = flow
         #: The event whose handler raised these, None for events of a request.
-        self.lineage = lineage
+        self.lineage: Lineage | None = lineage
         #: The messages of notification events, by the identity of the event.
         self.outgoing: dict[int, OutgoingMessage] | None = None
         #: Whether a handler runs after the commit; if not, `version` is that of the event map which says so.
-        self.has_calls = True
-        self.version = 0
-        self.committed = True
+        self.has_calls: bool = True
+        self.version: int = 0
+        self.committed: bool = True
 
     def commit_callback(self) -> Callable[[], object]:
         """Return the callback for the commit. It calls `at_commit`, which may be replaced until then."""

@@ -67,7 +67,7 @@ class OwnedPartition(OffsetTracker):
     ) -> None:
         super().__init__()
         self.key: Partition = (topic, number)
-        self.origin = f"{topic}[{number}]"
+        self.origin: str = f"{topic}[{number}]"
         self.delay = delay
         self.deferred = deferred
         #: Records that are not due yet, with the moment they are; and those beyond the window.
@@ -78,7 +78,8 @@ class OwnedPartition(OffsetTracker):
         #: This offset and later ones were never delivered before.
         self.first_undelivered: int | None = None
         #: Offsets below this one may be delivered; a commit from `urgent_from` on is urgent.
-        self.window_end = self.urgent_from = 0
+        self.window_end: int = 0
+        self.urgent_from: int = 0
         self._window = window
 
     @property
@@ -165,7 +166,7 @@ class FetchBuffer:
         #: Offsets that are finished, and not known to be committed.
         self.uncommitted: dict[Partition, int] = {}
         #: Whether the group has told the member its partitions, even if there are none.
-        self.was_assigned = False
+        self.was_assigned: bool = False
         self._paused: set[Partition] = set()
         self._client = client
         self._ready: deque[tuple[OwnedPartition, Any]] = deque()

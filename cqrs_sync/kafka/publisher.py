@@ -17,7 +17,7 @@ from cqrs_sync.kafka.cloudevents import key_and_headers_of
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import check_topic
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: A mask: the clock is read once in so many messages.
 _CLOCK_MASK = 63

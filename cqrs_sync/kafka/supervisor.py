@@ -10,7 +10,7 @@ from cqrs_sync.errors import ClosedError
 from cqrs_sync.kafka.client import ProducerClient, ProducerConnector, RecordBatch
 from cqrs_sync.lifecycle import reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds without any confirmation after which a producer that owes an answer is replaced.
 _PATIENCE = 1.0

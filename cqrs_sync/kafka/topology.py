@@ -61,13 +61,14 @@ class GroupTopics:
             check_topic(topic, ConfigurationError)
         self.group = group
         #: The retry topics, with their delays in seconds.
-        self.retry = {f"{group.name}.retry.{_number(delay)}": delay for delay in sorted({0.0, *group.delays})}
-        self.dead = f"{group.name}.dead"
+        delays = sorted({0.0, *group.delays})
+        self.retry: dict[str, float] = {f"{group.name}.retry.{_number(delay)}": delay for delay in delays}
+        self.dead: str = f"{group.name}.dead"
         #: The group that reads the dead letters: its committed offset tells which are removed.
-        self.reader = f"{self.dead}.reader"
+        self.reader: str = f"{self.dead}.reader"
         #: The topics that a subscription of the group receives from, and those that belong to the group alone.
-        self.topics = (*group.topics, *self.retry)
-        self.own = (*self.retry, self.dead)
+        self.topics: tuple[str, ...] = (*group.topics, *self.retry)
+        self.own: tuple[str, ...] = (*self.retry, self.dead)
 
     def retry_topic(self, delay: float) -> str:
         """Return the retry topic of this delay; raises ValueError if there is none."""

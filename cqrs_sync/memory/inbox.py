@@ -38,7 +38,7 @@ class MemoryInbox:
 
     def __init__(self, transactions: MemoryTransactions | None = None) -> None:
         #: The transactions that it joins.
-        self.transactions = MemoryTransactions() if transactions is None else transactions
+        self.transactions: MemoryTransactions = MemoryTransactions() if transactions is None else transactions
         self._rows: dict[tuple[str, str], _Row] = {}
         self._changed = threading.Condition()
         reset_in_child(self)

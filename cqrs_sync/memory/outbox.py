@@ -101,7 +101,7 @@ class MemoryOutbox:
         on_no_transaction: OnNoTransaction = OnNoTransaction.RAISE,
     ) -> None:
         #: The transactions that `add` joins.
-        self.transactions = MemoryTransactions() if transactions is None else transactions
+        self.transactions: MemoryTransactions = MemoryTransactions() if transactions is None else transactions
         self._max_bytes = max_bytes
         self._opens_transactions = check_choice("on_no_transaction", on_no_transaction, OnNoTransaction.OPEN)
         self._numbers = itertools.count(1)

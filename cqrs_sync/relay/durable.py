@@ -20,7 +20,7 @@ from cqrs_sync.threads.pool import DetachedCalls, SameThread, ThreadPool
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.wiring import Wiring
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds until an event of an unknown type is tried again: the first, so many more for each one, and at most.
 _UNKNOWN, _EACH_UNKNOWN, _LONGEST_UNKNOWN = 30.0, 0.1, 600.0

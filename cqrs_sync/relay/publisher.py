@@ -14,7 +14,7 @@ from cqrs_sync.relay.settlement import ClaimTracker, Settlement
 from cqrs_sync.relay.thread import RelayTask
 from cqrs_sync.retry import CircuitBreaker, LogThrottle, RetryPolicies
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Errors that cost a message no attempt.
 _NOT_ITS_FAULT = (BrokerUnavailable, ClosedError, ConfigurationError, TimeoutError)

@@ -16,7 +16,7 @@ from cqrs_sync.relay.settlement import ClaimTracker, InFlightDelivery
 from cqrs_sync.relay.thread import CommitListener, Poller, RelayThread
 from cqrs_sync.wiring import Wiring
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds after which the fast path looks for work that no commit has announced, such as that of a dead process.
 _SWEEP = 20.0
@@ -41,7 +41,7 @@ class Relay:
         self.outbox = wiring.outbox
         self._wiring = wiring
         #: Runs durable handlers. Each of its commits to the outbox, and of the requests it serves, wakes the relay.
-        self.dispatcher = EventDispatcher(wiring, self.wake)
+        self.dispatcher: EventDispatcher = EventDispatcher(wiring, self.wake)
         self._lease, self._batch = 30.0, 500
         self._is_closed = False
         self.reset_in_child()

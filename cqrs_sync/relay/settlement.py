@@ -15,7 +15,7 @@ from cqrs_sync.errors import OutboxUnavailable
 from cqrs_sync.outbox import ClaimedDelivery, Outbox, Outcome, OutcomeKind
 from cqrs_sync.retry import RetryPolicy
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to settle in a database that answered a moment ago.
 _PAUSE = 0.25
@@ -56,7 +56,7 @@ class ClaimTracker:
         self._unreached: dict[int, float] = {}
         self._claiming = self._claim_count = 0
         #: How many deliveries were made.
-        self.delivered = 0
+        self.delivered: int = 0
 
     @property
     def running(self) -> int:

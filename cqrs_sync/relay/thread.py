@@ -13,7 +13,7 @@ from cqrs_sync.registry import EventMap
 from cqrs_sync.relay.settlement import ClaimTracker
 from cqrs_sync.retry import Backoff
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach a database, at first and at most.
 _RECONNECT_FIRST, _RECONNECT_MOST = 0.2, 5.0
@@ -27,9 +27,10 @@ class RelayTask:
     def __init__(self, claims: ClaimTracker) -> None:
         self.claims = claims
         #: Set it to make the next step now.
-        self.woken = threading.Event()
+        self.woken: threading.Event = threading.Event()
         #: Whether it ends as soon as nothing is due, and whether it claims nothing more.
-        self.is_finishing = self.is_ending = False
+        self.is_finishing: bool = False
+        self.is_ending: bool = False
 
     def step(self) -> float | None:
         """

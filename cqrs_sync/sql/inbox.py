@@ -203,15 +203,16 @@ class InboxStatements:
         row = "id = %s AND handler = %s"
         insert = f"INSERT INTO {table} (id, handler, attempts, created_at) VALUES (%s, %s, {{}}, {dialect.now})"
         self._delete = f"{dialect.delete.format(table=table)} (id, handler) IN ({{}})"
-        self.begin = dialect.begin.format(table=table)
-        self.insert = f"{insert.format(0)} {dialect.on_conflict_ignore}"
-        self.count = f"{insert.format(1)} {dialect.on_conflict_count.format(table=table)}"
-        self.count_less = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
-        self.delete_uncounted = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
-        self.result = f"SELECT result FROM {table} WHERE {row}"
-        self.attempts = f"SELECT attempts FROM {table} WHERE {row}"
-        self.keep = f"UPDATE {table} SET result = %s WHERE {row}"
-        self.old = f"SELECT id, handler FROM {table} WHERE created_at < {dialect.cutoff} LIMIT %s {dialect.skip_locked}"
+        self.begin: str = dialect.begin.format(table=table)
+        self.insert: str = f"{insert.format(0)} {dialect.on_conflict_ignore}"
+        self.count: str = f"{insert.format(1)} {dialect.on_conflict_count.format(table=table)}"
+        self.count_less: str = f"UPDATE {table} SET attempts = attempts - 1 WHERE {row}"
+        self.delete_uncounted: str = f"DELETE FROM {table} WHERE {row} AND attempts <= 0"
+        self.result: str = f"SELECT result FROM {table} WHERE {row}"
+        self.attempts: str = f"SELECT attempts FROM {table} WHERE {row}"
+        self.keep: str = f"UPDATE {table} SET result = %s WHERE {row}"
+        old = f"created_at < {dialect.cutoff} LIMIT %s {dialect.skip_locked}"
+        self.old: str = f"SELECT id, handler FROM {table} WHERE {old}"
 
     def delete(self, rows: int) -> str:
         """Delete this many rows."""

@@ -31,7 +31,7 @@ from cqrs_sync.sql.database import Database, DatabaseConnection
 from cqrs_sync.sql.dialects import Dialect, check_table
 from cqrs_sync.transactions import Transactions
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -402,46 +402,46 @@ class OutboxStatements:
 
     def __init__(self, dialect: Dialect, messages: str, deliveries: str) -> None:
         self._dialect = dialect
-        self.messages_table = dialect.quoted(messages)
-        self.deliveries_table = table = dialect.quoted(deliveries)
-        self.begin = dialect.begin.format(table=table)
+        self.messages_table: str = dialect.quoted(messages)
+        self.deliveries_table: str = dialect.quoted(deliveries)
+        self.begin: str = dialect.begin.format(table=(table := self.deliveries_table))
         #: No earlier delivery of the same lane is dead, claimed, or waits for its next attempt.
         self._first_in_lane = f"{self._none_ahead(DEAD)} AND {self._none_ahead(TRIED, f'AND b.due_at > {dialect.now}')}"
         self._update = update = dialect.update.format(table=table)
         delete, now_plus = dialect.delete.format(table=table), dialect.now_plus
-        self.delete = f"{delete} id {{}}"
-        self.delete_messages = f"{dialect.delete.format(table=self.messages_table)} id {{}}"
+        self.delete: str = f"{delete} id {{}}"
+        self.delete_messages: str = f"{dialect.delete.format(table=self.messages_table)} id {{}}"
         claimed = f"d.kind IN ('{TOPIC}', '{HANDLER}') AND d.status = '{TRIED}' AND d.token = %s"
-        self.claim = (
+        self.claim: str = (
             f"{update} status = '{TRIED}', attempts = attempts + 1, token = %s, due_at = {now_plus} WHERE id {{}}"
         )
-        self.ahead = (
+        self.ahead: str = (
             f"SELECT id, lane FROM {table} WHERE lane {{}} AND status IN ('{PENDING}', '{TRIED}', '{DEAD}') "
             "AND id < %s AND (token IS NULL OR token <> %s)"
         )
-        self.claimed_ids = f"SELECT d.id FROM {table} d WHERE {claimed}"
-        self.claimed_messages = (
+        self.claimed_ids: str = f"SELECT d.id FROM {table} d WHERE {claimed}"
+        self.claimed_messages: str = (
             f"SELECT {_SELECTED_COLUMNS} FROM {table} d JOIN {self.messages_table} m ON m.id = d.message_id "
             f"WHERE {claimed}"
         )
-        self.renew = (
+        self.renew: str = (
             f"UPDATE {table} SET due_at = {now_plus} "
             f"WHERE kind IN ('{TOPIC}', '{HANDLER}') AND status = '{TRIED}' AND token {{}}"
         )
         mine = "token = %s AND id {}"
-        self.done = f"{delete} {mine}"
+        self.done: str = f"{delete} {mine}"
         dead = f"{update} status = '{DEAD}', token = NULL, reason = %s, last_error = %s"
-        self.dead_and_blocks = f"{dead} WHERE {mine}"
-        self.dead = f"{dead}, lane = NULL WHERE {mine}"
+        self.dead_and_blocks: str = f"{dead} WHERE {mine}"
+        self.dead: str = f"{dead}, lane = NULL WHERE {mine}"
         again = f"due_at = {now_plus}, token = NULL, reason = %s, last_error = %s WHERE {mine}"
-        self.retry = f"{update} {again}"
-        self.retry_uncounted = f"{update} attempts = attempts - 1, {again}"
+        self.retry: str = f"{update} {again}"
+        self.retry_uncounted: str = f"{update} attempts = attempts - 1, {again}"
         # MySQL assigns from left to right, so `status` comes before `attempts` changes.
-        self.give_back = (
+        self.give_back: str = (
             f"{update} status = CASE WHEN attempts > 1 THEN '{TRIED}' ELSE '{PENDING}' END, "
             f"attempts = attempts - 1, {again}"
         )
-        self.replay = f"{update} status = '{PENDING}', attempts = 0, due_at = {dialect.now} WHERE id {{}}"
+        self.replay: str = f"{update} status = '{PENDING}', attempts = 0, due_at = {dialect.now} WHERE id {{}}"
 
     def unclaim(self, status: str) -> str:
         """Undo a claim in the transaction that made it."""

@@ -19,7 +19,7 @@ from cqrs_sync.threads.worker_threads import Latch, WorkerThreads
 
 __all__ = ["CallGroup", "DetachedCalls", "Executor", "SameThread", "ThreadPool"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Makes the context manager that surrounds each call on a pool thread.
 Around: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -347,15 +347,15 @@ class CallGroup:
     def __init__(self, source: CallSource, context: Context, caller: int) -> None:
         #: None after the caller was interrupted.
         self.source: CallSource | None = source
-        self.context = context
+        self.context: Context = context
         #: The thread that waits for the calls; None once it has stopped waiting.
         self.caller: int | None = caller
         #: The call that a thread may start next.
         self.next_call: Call | None = None
-        self.running = 0
-        self.is_queued = False
+        self.running: int = 0
+        self.is_queued: bool = False
         #: How many slots of the pool the caller has taken to help.
-        self.caller_slots = 0
+        self.caller_slots: int = 0
         self.latch: threading.Lock | None = None
         #: What the source raised when it was asked for a call.
         self.error: Exception | None = None

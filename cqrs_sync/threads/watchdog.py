@@ -17,7 +17,7 @@ from typing import Any
 
 from cqrs_sync.lifecycle import reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class _Watchdog:

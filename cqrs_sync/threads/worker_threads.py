@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TypeAlias
 from weakref import WeakMethod, finalize
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: A lock that a thread sleeps on. Releasing it wakes the thread.
 Latch: TypeAlias = threading.Lock
@@ -38,7 +38,7 @@ class WorkerThreads:
         #: The latches of sleeping threads. The last one is woken first.
         self.sleepers: list[Latch] = []
         #: No thread sleeps again.
-        self.is_closed = False
+        self.is_closed: bool = False
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
         weak_method = WeakMethod(method)
         finalize(weak_method().__self__, self.close, 0.0).atexit = False  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from cqrs_sync.workers.purge import purge_of_receipts
 from cqrs_sync.workers.watchdogs import IdleWatchdog, SlowHandlerWatchdog, running_message
 from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions, log_stacks
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _STATM = Path("/proc/self/statm")
 

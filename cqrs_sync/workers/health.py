@@ -23,7 +23,7 @@ from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.workers.watchdogs import RunningMessage, SlowHandlerWatchdog, running_message
 from cqrs_sync.workers.worker import PeriodicTask
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between two writes of the health file.
 _RENEWED = 3.0
@@ -161,7 +161,7 @@ class HealthServer:
             raise ConfigurationError(f"the health port {port} of {host!r} cannot be opened: {error}") from error
         name, number = self._server.server_address[:2]
         #: Where it listens; port 0 chooses a free one.
-        self.url = f"http://{f'[{name!s}]' if ':' in str(name) else name!s}:{number}"
+        self.url: str = f"http://{f'[{name!s}]' if ':' in str(name) else name!s}:{number}"
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cqrs-health-server", daemon=True)
 

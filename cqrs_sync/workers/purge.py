@@ -12,7 +12,7 @@ from cqrs_sync.inbox import Inbox
 from cqrs_sync.mediator import Mediator
 from cqrs_sync.outbox import Outbox
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between two purges, and between two chunks of one.
 _EVERY, _CHUNK_PAUSE = 60.0, 0.05

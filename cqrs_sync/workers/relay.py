@@ -17,7 +17,7 @@ from cqrs_sync.relay import Relay
 from cqrs_sync.workers.purge import Purge
 from cqrs_sync.workers.worker import MARGIN, Display, PeriodicTask, StopReason, Worker, WorkerOptions, log_stacks
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds between two polls of the outbox, and between two looks at whether it is drained, if it stops then.
 _DRAIN_POLL, _DRAIN_LOOK = 0.2, 0.1

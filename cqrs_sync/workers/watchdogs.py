@@ -11,7 +11,7 @@ from cqrs_sync.consumer import Consumer, InFlightMessage, StallDetector
 from cqrs_sync.threads.executor import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Checks of the backlog within the seconds after which a consumer counts as idle.
 _CHECKS = 5
@@ -110,7 +110,7 @@ class SlowHandlerWatchdog:
         self._stall = stall
         self._watches: dict[InFlightMessage, _Watch] = {}
         #: What was wrong at the last check; empty if nothing was.
-        self.trouble = ""
+        self.trouble: str = ""
 
     def check(self) -> float:
         """Check once; return the seconds until the next check."""

@@ -22,7 +22,7 @@ from cqrs_sync.threads.executor import running_calls
 from cqrs_sync.threads.watchdog import stacks_of
 from cqrs_sync.workers.signals import Signals
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)

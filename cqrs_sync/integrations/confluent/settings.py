@@ -16,7 +16,7 @@ from cqrs_sync.integrations.confluent.errors import configuration_error
 from cqrs_sync.kafka.settings import KafkaAddress, KafkaSettings, Options, milliseconds, refuse_reserved, unknown_option
 from cqrs_sync.retry import LogThrottle
 
-logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
+logger: logging.Logger = logging.getLogger("cqrs_sync.integrations.confluent.librdkafka")
 
 _REPORTS = "every report is looked at, and PublishFailed tells of them"
 _OFFSETS = "offsets are committed for finished messages only"

@@ -23,7 +23,7 @@ from cqrs_sync.kafka.subscription import BaseKafkaSubscription, InitialOffsets
 from cqrs_sync.kafka.topology import SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds without a connection to any broker after which `receive` says so.
 _PATIENCE = 1.0

@@ -40,7 +40,7 @@ class DjangoDatabase:
         self.using = using
         self._store = store
         #: The application's transactions on this database.
-        self.transactions = DjangoTransactions(using)
+        self.transactions: DjangoTransactions = DjangoTransactions(using)
         # The driver connections of the library's own threads. A forked child does not have these threads. The
         # references keep their connections open there: some drivers close them by telling the parent's server.
         self._kept_connections: dict[int, Any] = {}

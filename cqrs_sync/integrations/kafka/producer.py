@@ -30,7 +30,7 @@ from cqrs_sync.kafka.client import (
 )
 from cqrs_sync.lifecycle import reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds in which a broker that does not create topics may tell about one that was created a moment ago.
 _NEW_TOPIC = 1.0

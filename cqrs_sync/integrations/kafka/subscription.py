@@ -23,7 +23,7 @@ from cqrs_sync.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription, InitialOffsets
 from cqrs_sync.kafka.topology import SubscriptionPlan
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Records that are read at a time: few enough to be handled while they are in the cache of the processor.
 _BATCH = 100

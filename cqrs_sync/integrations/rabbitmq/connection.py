@@ -28,7 +28,7 @@ from cqrs_sync.integrations.rabbitmq.amqp import CHANNEL, RawDelivery, cut_deliv
 from cqrs_sync.integrations.rabbitmq.errors import delivery_error, is_permanent, quiet_pika
 from cqrs_sync.retry import exponential_delay
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: pika without this hook works as well, message by message through its own encoder.
 CAN_EMIT = hasattr(select_connection.SelectConnection, "_adapter_emit_data")
@@ -210,10 +210,10 @@ class ConnectionThread:
     def __init__(
         self, parameters: Parameters, name: str, listener: ChannelListener, on_deliveries: OnDeliveries | None = None
     ) -> None:
-        self.ready = False
+        self.ready: bool = False
         #: Why there is no channel.
         self.last_error: DeliveryError | None = None
-        self.address = address_of(parameters)
+        self.address: str = address_of(parameters)
         self.connection: PikaConnection | None = None
         self._parameters = parameters
         self._name = name

@@ -24,7 +24,7 @@ from cqrs_sync.integrations.rabbitmq.messages import PREFIX
 from cqrs_sync.integrations.rabbitmq.topology import Exchange, ignore_answer
 from cqrs_sync.lifecycle import reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: A call is cut into batches of this size: the first is sent while the next is encoded.
 _BATCH_MESSAGES = 100
@@ -54,13 +54,13 @@ class PublishBatch:
     __slots__ = ("_done", "_errors", "_left", "_states", "abandoned", "encoded", "messages", "size")
 
     def __init__(self, messages: Sequence[OutgoingMessage], encoder: MessageEncoder) -> None:
-        self.messages = messages
+        self.messages: Sequence[OutgoingMessage] = messages
         #: Bytes of all bodies.
-        self.size = sum(len(message.body) for message in messages)
+        self.size: int = sum(len(message.body) for message in messages)
         #: None for a message that cannot be encoded: it has failed.
         self.encoded: list[bytes | LargeMessage | None] = []
         #: The caller does not wait any more: messages that are not sent yet must not be sent.
-        self.abandoned = False
+        self.abandoned: bool = False
         self._states = bytearray(len(messages))
         self._left = len(messages)
         self._errors: dict[int, DeliveryError] = {}

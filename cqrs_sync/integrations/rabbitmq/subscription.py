@@ -20,7 +20,7 @@ from cqrs_sync.integrations.rabbitmq.messages import incoming_message, redeliver
 from cqrs_sync.integrations.rabbitmq.topology import Declaration, ignore_answer
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds that an iteration waits for one delivery.
 _ITERATION = 1.0

@@ -48,8 +48,8 @@ class SessionDatabase:
         self._table_names = table_names
         self._store = store
         #: The application's transactions on this database.
-        self.transactions = EngineTransactions(engine, sessions)
-        self.dialect = _dialect_of(engine, store)
+        self.transactions: EngineTransactions = EngineTransactions(engine, sessions)
+        self.dialect: Dialect = _dialect_of(engine, store)
         self._kept_for_parent: list[object] = []
         note_half_lost_transactions(engine)
         reset_in_child(self)

@@ -35,7 +35,7 @@ from cqrs_sync.messages import Command
 from cqrs_sync.middleware import CallNext
 from cqrs_sync.sql.database import TransactionStatus, aborted_error, rolled_back_error, transaction_status
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Callback: TypeAlias = Callable[[], object]
 

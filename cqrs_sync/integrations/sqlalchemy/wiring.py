@@ -33,7 +33,7 @@ from cqrs_sync.retry import RetryPolicies, RetryPolicy
 from cqrs_sync.serializer import Serializer
 from cqrs_sync.threads.pool import Executor, SameThread, ThreadPool
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Connections beside those of handlers on the pool: the thread that sends a command, and two of the relay.
 _SENDER, _RELAY = 1, 2

@@ -66,7 +66,7 @@ class BrokerFeatures:
 class BrokerContract:
     """What every MessageBroker promises: B1 and B2."""
 
-    features = BrokerFeatures()
+    features: BrokerFeatures = BrokerFeatures()
 
     def test_publish_returns_when_every_message_is_confirmed(self, broker: MessageBroker, topic: str) -> None:
         """`publish` confirms a batch as a whole, and does nothing for an empty one."""
@@ -152,7 +152,7 @@ class ReceivingBrokerContract(BrokerContract):
     """What every ReceivingBroker promises on top of that."""
 
     #: Seconds for which messages are deferred here.
-    delay = 1.0
+    delay: float = 1.0
 
     @pytest.fixture
     def group(self, topic: str) -> Group:

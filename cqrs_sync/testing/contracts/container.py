@@ -94,7 +94,7 @@ class ContainerFeatures:
 class ContainerContract:
     """What every Container promises."""
 
-    features = ContainerFeatures()
+    features: ContainerFeatures = ContainerFeatures()
 
     def test_a_handler_is_built_with_its_dependencies(self, container: Container) -> None:
         """A container passes to a constructor what its annotations ask for."""

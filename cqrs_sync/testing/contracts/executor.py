@@ -45,11 +45,11 @@ class Calls:
     """These calls, and those added while they are made."""
 
     def __init__(self, *calls: Call) -> None:
-        self.finished_late_calls = 0
+        self.finished_late_calls: int = 0
         self.failed: list[tuple[Call, BaseException]] = []
-        self.late = threading.Event()
+        self.late: threading.Event = threading.Event()
         #: Whether two threads have asked for a call at once.
-        self.was_crowded = False
+        self.was_crowded: bool = False
         self._ahead = deque(calls)
         self._asking = threading.Lock()
 
@@ -80,7 +80,7 @@ class Calls:
 class ExecutorContract:
     """What every Executor promises."""
 
-    features = ExecutorFeatures()
+    features: ExecutorFeatures = ExecutorFeatures()
 
     # Calls
 

@@ -71,7 +71,7 @@ class Holder:
     """Another thread that is first, and stays in its transaction until `end`."""
 
     def __init__(self, inbox: Inbox, atomic: Atomic, key: str, result: bytes | None = None) -> None:
-        self.ended = threading.Event()
+        self.ended: threading.Event = threading.Event()
         self._has_it, self._may_end = threading.Event(), threading.Event()
         self._commits = True
         self._thread = threading.Thread(target=self._run, args=(inbox, atomic, key, result), daemon=True)
@@ -147,7 +147,7 @@ class _Other:
 class InboxContract(WritingFixtures):
     """What every Inbox promises."""
 
-    features = InboxFeatures()
+    features: InboxFeatures = InboxFeatures()
 
     # One caller after the other
 

@@ -183,7 +183,7 @@ _ALL = DeadLetterSelection()
 class OutboxContract:
     """What every Outbox promises."""
 
-    features = OutboxFeatures()
+    features: OutboxFeatures = OutboxFeatures()
 
     @pytest.fixture
     def lenient_outbox(self) -> Outbox | None:

@@ -139,7 +139,7 @@ class TransactionsContract:
 class OpenTransactionsContract(WritingFixtures, TransactionsContract):
     """What every Transactions promises whose transactions a test can open."""
 
-    features = TransactionsFeatures()
+    features: TransactionsFeatures = TransactionsFeatures()
 
     # active
 

@@ -7,6 +7,7 @@ A backend is any object with these methods. Each method states its promises, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -63,10 +64,14 @@ class IncomingMessage:
 def _topics(topics: Iterable[str]) -> tuple[str, ...]:
     if isinstance(topics, str):
         raise TypeError(f"the topics of a group are a list: write [{topics!r}]")
+    if not isinstance(topics, Iterable):
+        raise TypeError(f"the topics of a group are a list of names, not {topics!r}")
     return tuple(dict.fromkeys(topics))
 
 
 def _delays(delays: Iterable[float]) -> tuple[float, ...]:
+    if not isinstance(delays, Iterable) or isinstance(delays, (str, bytes)):
+        raise TypeError(f"the delays of a group are a list of seconds: write [{delays!r}]")
     return tuple(delays)
 
 
@@ -92,10 +97,17 @@ class Group:
             raise ValueError(f"a group needs a name, such as that of the service, not {self.name!r}")
         if not self.topics or not all(isinstance(topic, str) and topic for topic in self.topics):
             raise ValueError(f"the group {self.name!r} needs topics that have names, not {list(self.topics)!r}")
-        if not all(delay > 0 for delay in self.delays):
+        if not all(isinstance(delay, (int, float)) and 0 < delay < math.inf for delay in self.delays):
             raise ValueError(f"the delays of a group are seconds above 0, not {list(self.delays)!r}")
-        if self.prefetch < 1:
-            raise ValueError(f"the prefetch of a group is 1 or more, not {self.prefetch!r}")
+        if not isinstance(self.prefetch, int) or self.prefetch < 1:
+            raise ValueError(f"the prefetch of a group is a whole number, 1 or more, not {self.prefetch!r}")
+
+
+def check_group(group: object) -> None:
+    """Raise TypeError for what is no group, with the way to write one."""
+    if not isinstance(group, Group):
+        name = group if isinstance(group, str) else "billing"
+        raise TypeError(f'a Group is needed, not {group!r}: write subscribe(Group({name!r}, ["orders"]))')
 
 
 @attrs.frozen

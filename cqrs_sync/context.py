@@ -138,8 +138,10 @@ def correlation_of(flow: Flow) -> str:
 
 
 def checked_deadline(timeout: float) -> float:
-    """Do what `earliest_deadline` does. Raises ValueError for an invalid timeout."""
+    """Do what `earliest_deadline` does. Raises ValueError or TypeError for an invalid timeout."""
     # Written so that NaN fails as well, and a time that no lock can wait.
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout must be a number of seconds, not {timeout!r}")
     if not 0 < timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"a timeout must be a number of seconds above 0 and below 292 years, not {timeout!r}")
     return earliest_deadline(timeout)

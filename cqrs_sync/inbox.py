@@ -123,27 +123,48 @@ def scoped_key(key: str | None, scope: str) -> str:
 
     Raises ConfigurationError for a scope without a key, TypeError and ValueError for what cannot be a key or a scope.
     """
+    # A scope of None, from a user who is not logged in, would be one for all of them.
+    _check_text("scope", scope, shortest=0)
     if key is None:
         raise ConfigurationError(f"scope={scope!r:.80} needs an idempotency_key: it says whose key it is")
-    check_key(key, "")
+    _check_text("idempotency_key", key)
     if key.startswith(_SCOPED):
-        raise ValueError(f"an idempotency key must not start with a control character, as {key!r:.80} does")
+        raise ValueError(f"an idempotency_key must not start with a control character, as {key!r:.80} does")
+    # Subclasses of str may format themselves as another text, such as the name of an enum's member.
+    key, scope = str.__str__(key), str.__str__(scope)
     if not scope:
         return key
-    check_key(scope, "")
     # The length keeps ("a", "b c") apart from ("a b", "c").
-    return f"{_SCOPED}{len(scope)} {scope} {key}"
+    stored = f"{_SCOPED}{len(scope)} {scope} {key}"
+    if (excess := len(stored) - LONGEST) > 0:
+        raise ValueError(
+            f"idempotency_key and scope may have {len(key) + len(scope) - excess} characters together, and have "
+            f"{len(key)} and {len(scope)}: key {key!r:.80}, scope {scope!r:.80}"
+        )
+    return stored
+
+
+def _key_title(stored: str) -> str:
+    """Name a key as its sender wrote it, for errors."""
+    if not stored.startswith(_SCOPED):
+        return f"the key {stored!r:.80}"
+    length, _, rest = stored[1:].partition(" ")
+    return f"the key {rest[int(length) + 1 :]!r:.80} of the scope {rest[: int(length)]!r:.80}"
 
 
 def check_key(key: str, handler: str) -> None:
     """Raise ValueError for a text that no row can hold, TypeError for anything but a text."""
-    for what, text in (("key", key), ("name of a handler", handler)):
-        if not isinstance(text, str):
-            raise TypeError(f"the {what} must be a str, not the {type(text).__name__} {text!r:.80}")
-        if not is_key(text) or (what == "key" and not text):
-            raise ValueError(f"the {what} must have 1 to {LONGEST} characters and no NUL, not {text!r:.80}")
+    _check_text("key", key)
+    _check_text("name of a handler", handler, shortest=0)
     if handler == ATTEMPTS:
         raise ValueError(f"no handler can be named {handler!r}: attempts are counted under it")
+
+
+def _check_text(what: str, text: object, *, shortest: int = 1) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"the {what} must be a str, not the {type(text).__name__} {text!r:.80}")
+    if len(text) < shortest or not is_key(text):
+        raise ValueError(f"the {what} must have {shortest} to {LONGEST} characters and no NUL, not {text!r:.80}")
 
 
 @contextmanager
@@ -209,7 +230,7 @@ class IdempotentRequest:
                 )
             if not kept.startswith(digest):
                 raise IdempotencyKeyConflict(
-                    f"the key {key!r:.80} was used for another {self._request}, with other content: "
+                    f"{_key_title(key)} was used for another {self._request}, with other content: "
                     "use a new key for another request"
                 )
             return self._load(kept[_DIGEST:])

@@ -37,7 +37,7 @@ _SENTENCES = {
     "after_commit": "write events.bind(...): handlers run after the commit by default",
     "on_commit": "write events.bind(...): handlers run after the commit by default",
     "phase": "write events.bind(..., phase=...)",
-    "name": "write events.bind(..., name=...)",
+    "name": 'write events.durable("name", ...), or events.bind(..., name=...)',
     "retry": 'write events.durable("name", retry=...), or add a RetryMiddleware',
     "middleware": "write bootstrap(middleware=...): a MiddlewareChain chooses by message type",
     "correlation_id": "write `with cqrs.message_attributes(correlationid=...)` around the call",

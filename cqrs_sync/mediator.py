@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 M = TypeVar("M")
 T = TypeVar("T")
+
+#: Held while the overrides of a mediator change.
+_overriding = threading.Lock()
 
 
 class Mediator:
@@ -84,7 +88,7 @@ class Mediator:
         """
         if unknown or self.is_closed:
             raise self._refusal(Mediator.send, unknown)
-        if idempotency_key is not None or scope:
+        if idempotency_key is not None or scope != "":
             return self._send_once(request, scoped_key(idempotency_key, scope), timeout)
         if timeout is None:
             return self._dispatch(request)
@@ -109,12 +113,17 @@ class Mediator:
 
         The message is not published again. Events that its handlers raise carry its correlation id and trace, and
         its id as causation id. Raises MalformedMessage and UnknownMessageType if the message is not an event bound
-        here, EventsFailed if handlers fail.
+        here, EventsFailed if handlers fail, TypeError for anything but an `IncomingMessage`.
 
         With an inbox each handler has its effect once, however often the message comes: see
         `EventDispatcher.handle_received`. After a failure, call it again: handlers that succeeded are skipped.
         """
         self._check_open()
+        if not isinstance(message, IncomingMessage):
+            raise TypeError(
+                f"receive takes an IncomingMessage, as a broker delivers it, not {type(message).__qualname__}; "
+                "an event of this service goes to `publish`"
+            )
         self._receive(message)
 
     @contextmanager
@@ -129,20 +138,24 @@ class Mediator:
         Any container will do. One that is not punq builds by itself what it knows by an interface, a factory or an
         instance: what such a service needs stays as it is, so override that service instead.
 
-        Raises ConfigurationError if no bound handler asks for `service`.
+        Raises ConfigurationError if no bound handler asks for `service`, and for a class in place of an instance.
         """
         entry = (service, instance)
         self._check_override(service, instance)
-        self._overrides.append(entry)
-        self._use_overrides()
+        self._use_overrides(lambda known: [*known, entry])
         try:
             yield instance
         finally:
             # By identity: two blocks may override one service, and end in any order.
-            self._overrides = [each for each in self._overrides if each is not entry]
-            self._use_overrides()
+            self._use_overrides(lambda known: [each for each in known if each is not entry])
 
-    def _use_overrides(self) -> None:
+    def _use_overrides(self, change: Callable[[list[tuple[Any, Any]]], list[tuple[Any, Any]]]) -> None:
+        # Two threads may enter and leave blocks at the same time.
+        with _overriding:
+            self._overrides = change(self._overrides)
+            self._exchange_container()
+
+    def _exchange_container(self) -> None:
         container: Container = self.wiring.container
         requests = self._requests
         if self._overrides:
@@ -152,6 +165,9 @@ class Mediator:
         self._dispatch, self._dispatch_once = requests.dispatch, requests.dispatch_once
 
     def _check_override(self, service: Any, instance: Any) -> None:
+        if isinstance(instance, type) and isinstance(service, type):
+            title = instance.__qualname__
+            raise ConfigurationError(f"override takes an instance, not the class {title}: write {title}(...)")
         handlers = [binding.handler for bound in (self.wiring.request_map, self.wiring.event_map) for binding in bound]
         asked = OverridingContainer(self.wiring.container, {service: instance}).asked_for(handlers)
         if service in asked or service in handlers:

@@ -148,6 +148,10 @@ class RequestMap:
 
     def _unbound(self, request_type: type) -> str:
         title = request_type.__qualname__
+        if issubclass(request_type, type):
+            return "a class was sent, not a request: send an instance of it, `send(JoinMeeting(...))`"
+        if issubclass(request_type, Event):
+            return f"{title} is an event, which is not sent: write `mediator.publish({title}(...))`"
         if not issubclass(request_type, Request):
             return f"{title} is not a request: subclass Command or Query"
         import difflib  # noqa: PLC0415 -- needed for this error only
@@ -283,7 +287,7 @@ class EventMap:
         self, name: str, handler: EventHandlerType, /, *, retry: RetryPolicy | None = None
     ) -> EventHandlerType: ...
 
-    def durable(self, name: str, /, *arguments: Any, retry: RetryPolicy | None = None, **unknown: Any) -> Any:
+    def durable(self, *arguments: Any, retry: RetryPolicy | None = None, **unknown: Any) -> Any:
         """
         Bind a handler whose event the outbox stores in the transaction: it runs again if it fails or its process dies.
 
@@ -294,14 +298,16 @@ class EventMap:
         `bootstrap(retry=RetryPolicies(targets={"bill": ...}))` names the handler, that policy counts. Without both,
         the default policy of `bootstrap` counts. Raises what `bind` raises.
         """
-        if unknown:
-            raise unknown_keywords(EventMap.durable, unknown)
-        if not isinstance(name, str):
+        if not arguments or not isinstance(arguments[0], str):
+            subject = f"{_title(arguments[0])} is no" if arguments else "durable() lacks the"
             raise InvalidBinding(
-                f"{_title(name)} is no stable name, by which other processes find a durable handler: "
+                f"{subject} stable name, by which other processes find a durable handler: "
                 'write events.durable("name"), and the event and the handler after it'
             )
-        return self.bind(*arguments, phase=Phase.DURABLE, name=name, retry=retry)
+        if unknown:
+            raise unknown_keywords(EventMap.durable, unknown)
+        name, *bound = arguments
+        return self.bind(*bound, phase=Phase.DURABLE, name=name, retry=retry)
 
     def retry_of(self, name: str, /) -> RetryPolicy | None:
         """Return the retry policy that the durable handler of this name was bound with, or None."""
@@ -394,8 +400,12 @@ def _lacks_handler(arguments: tuple[Any, ...], messages: type) -> bool:
     """Return whether `bind` has to make a decorator: it got a message type alone, or only options."""
     if len(arguments) != 1:
         return not arguments and messages is Event
-    message_type = get_origin(arguments[0]) or arguments[0]
-    return isinstance(message_type, type) and issubclass(message_type, messages)
+    return _is_message(arguments[0], messages)
+
+
+def _is_message(thing: Any, messages: type) -> bool:
+    thing = get_origin(thing) or thing
+    return isinstance(thing, type) and issubclass(thing, messages)
 
 
 def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[type, Handler]:
@@ -403,6 +413,10 @@ def _checked(arguments: tuple[Any, ...], role: type, messages: type) -> tuple[ty
     if len(arguments) not in (1, 2):
         raise TypeError(f"bind takes a handler, or a message type and a handler, not {len(arguments)} arguments")
     handler = arguments[-1]
+    if len(arguments) == 2 and _is_message(handler, messages) and not _is_message(arguments[0], messages):
+        raise InvalidBinding(
+            f"the {messages.__name__.lower()} comes before its handler: write {_title(handler)}, {_title(arguments[0])}"
+        )
     declared = _declared(handler, role, messages)
     message_type = arguments[0] if len(arguments) == 2 else declared
     if message_type is None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 from cqrs_sync.dispatch.handler_call import HandlerCall, compile_call
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound
 from cqrs_sync.inbox import IdempotentEvent
-from cqrs_sync.messages import Event, NotificationEvent
+from cqrs_sync.messages import Event, NotificationEvent, Request
 from cqrs_sync.middleware import Middleware
 from cqrs_sync.registry import Binding, EventMap, Phase
 from cqrs_sync.wiring import Wiring
@@ -84,7 +84,12 @@ class Routing:
 
     def _route(self, event_type: type) -> Route:
         if not issubclass(event_type, Event):
-            raise TypeError(f"{event_type.__qualname__} is not an event: raise instances of Event subclasses")
+            title = event_type.__qualname__
+            if issubclass(event_type, type):
+                raise TypeError("a class is not an event: raise an instance of it, `OrderPlaced(...)`")
+            if issubclass(event_type, Request):
+                raise TypeError(f"{title} is a request, not an event: write `mediator.send({title}(...))`")
+            raise TypeError(f"{title} is not an event: raise instances of Event subclasses")
         bound: dict[Phase, list[Binding]] = {phase: [] for phase in Phase}
         for binding in self._wiring.event_map.find(event_type):
             observed = binding.phase is Phase.DURABLE and self._wiring.observer is not None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
-from cqrs_sync.broker import Group, GroupBacklog, TopologyItem
+from cqrs_sync.broker import Group, GroupBacklog, TopologyItem, check_group
 from cqrs_sync.errors import ConfigurationError, CqrsError
 from cqrs_sync.kafka.client import Partition, PartitionOffsets
 from cqrs_sync.kafka.partitions import OwnedPartition
@@ -52,6 +52,7 @@ class GroupTopics:
     """
 
     def __init__(self, group: Group) -> None:
+        check_group(group)
         if not _LEGAL_GROUP.fullmatch(group.name):
             raise ConfigurationError(
                 f"{group.name!r} cannot be a group: its topics are called after it,"

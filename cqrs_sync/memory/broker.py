@@ -10,7 +10,16 @@ from contextlib import contextmanager
 
 import attrs
 
-from cqrs_sync.broker import Delivery, Group, GroupBacklog, IncomingMessage, OutgoingMessage, Subscription, TopologyItem
+from cqrs_sync.broker import (
+    Delivery,
+    Group,
+    GroupBacklog,
+    IncomingMessage,
+    OutgoingMessage,
+    Subscription,
+    TopologyItem,
+    check_group,
+)
 from cqrs_sync.errors import ClosedError, ConfigurationError, DeliveryError, MessageRejected, PublishFailed
 from cqrs_sync.lifecycle import reset_in_child
 
@@ -68,6 +77,7 @@ class MemoryBroker:
 
     def subscribe(self, group: Group, /) -> MemorySubscription:
         """Receive what is published to the group's topics from now on, and what it has deferred."""
+        check_group(group)
         if self._topics is not None and (missing := set(group.topics) - self._topics):
             raise ConfigurationError(f"there is no topic {min(missing)!r}")
         with self._changed:

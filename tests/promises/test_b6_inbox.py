@@ -463,7 +463,7 @@ def test_b6_a_bad_key_is_refused(office, key):
 @pytest.mark.parametrize("key", [7, b"seven"])
 def test_b6_a_key_that_is_no_text_is_named(office, key):
     office.requests.bind(Pay, lambda request: Receipt(1, Decimal(1)))
-    with pytest.raises(TypeError, match=f"the key must be a str, not the {type(key).__name__} {key!r}"):
+    with pytest.raises(TypeError, match=f"the idempotency_key must be a str, not the {type(key).__name__} {key!r}"):
         office.mediator.send(Pay(1), idempotency_key=key)
 
 

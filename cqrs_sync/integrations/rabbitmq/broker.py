@@ -12,7 +12,7 @@ from typing import Any
 
 from pika.connection import Parameters
 
-from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, TopologyItem
+from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, TopologyItem, check_group
 from cqrs_sync.context import earliest_deadline
 from cqrs_sync.errors import BrokerUnavailable, ClosedError, ConfigurationError, MessageRejected, PublishFailed
 from cqrs_sync.integrations.rabbitmq import topology
@@ -201,6 +201,7 @@ class RabbitMQBroker:
         return AdminConnection(self._parameters, self._seconds(None))
 
     def _topology_of(self, group: Group) -> GroupTopology:
+        check_group(group)
         return topology.topology_of(group, self._exchange.name, self._queue_arguments)
 
     def _check_open(self) -> None:

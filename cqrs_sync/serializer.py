@@ -28,6 +28,9 @@ LONGEST = 255
 #: An error names so many fields that do not fit, one by one.
 _SHOWN = 5
 
+#: Values of enums that need no other form.
+_PLAIN = (str, int, float, bool, type(None))
+
 STRUCTURED = "application/cloudevents+json"
 
 
@@ -225,6 +228,8 @@ def json_converter() -> Any:
         is_namedtuple, partial(namedtuple_unstructure_factory, unstructure_to=tuple)
     )
     converter.register_unstructure_hook_factory(is_mapping, lambda cls: _mapping_dumper(cls, converter))
+    # What these hold is written by its own type: JSON has no form for a date in an enum.
+    converter.register_unstructure_hook_func(_has_any_value, partial(_dump_by_type, converter))
     # pydantic and msgspec are recognised by what their classes carry: core imports neither.
     converter.register_unstructure_hook_factory(_is_pydantic, lambda _: _dump_pydantic)
     converter.register_structure_hook_factory(_is_pydantic, lambda _: _load_pydantic)
@@ -243,6 +248,20 @@ def _mapping_dumper(cls: Any, converter: Any) -> Any:
         return str(text.value if isinstance(text, enum.Enum) else text)
 
     return converter.gen_unstructure_mapping(cls, key_handler=key_text)
+
+
+def _has_any_value(cls: Any) -> bool:
+    """Tell whether a type is `object`, or an enum whose values are more than texts and numbers."""
+    if cls is object:
+        return True
+    is_enum = isinstance(cls, type) and issubclass(cls, enum.Enum)
+    return is_enum and any(type(each.value) not in _PLAIN for each in cls)
+
+
+def _dump_by_type(converter: Any, value: Any) -> Any:
+    if type(value) is object:
+        raise TypeError("JSON has no form for object()")
+    return converter.unstructure(value.value if isinstance(value, enum.Enum) else value)
 
 
 def _load_none(data: Any, _: Any) -> None:

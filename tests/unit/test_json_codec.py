@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import enum
 import importlib.util
 import json
 import subprocess
 import sys
+import uuid
 from collections import namedtuple
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cqrs_sync import json_codec
+from cqrs_sync.serializer import json_converter
 from tests.source import ROOT
 
 
@@ -47,6 +52,13 @@ class Colour(enum.Enum):
 
 class Level(enum.IntEnum):
     LOW = 1
+
+
+class Known(enum.Enum):
+    ID = uuid.UUID(int=7)
+    DAY = dt.date(2026, 11, 30)
+    MOMENT = dt.datetime(2026, 11, 30, 4, 5, 6, 7, tzinfo=dt.UTC)
+    PAIR = (dt.time(1, 2), decimal.Decimal("1.50"))
 
 
 class Text(str):
@@ -165,6 +177,25 @@ def test_the_canonical_form_depends_on_nothing_but_the_value(value):
     shuffled = dict(reversed(value.items()))
 
     assert json_codec.canonical(value) == plain.canonical(shuffled)
+
+
+@attrs.frozen
+class Held:
+    value: object
+    known: Known
+
+
+@pytest.mark.parametrize("known", Known)
+def test_values_that_orjson_alone_has_a_form_for_are_texts_before_they_reach_it(codec, known):
+    """
+    Enums of dates, and what stands in a field of the type `object`, are written alike with and without orjson.
+    """
+    value = known.value[0] if isinstance(known.value, tuple) else known.value
+    written = codec.dump(json_converter().unstructure(Held(value, known)))
+    text = str(value) if isinstance(value, uuid.UUID) else value.isoformat()
+
+    expected = {"value": text, "known": [text, "1.50"] if known is Known.PAIR else text}
+    assert expected == codec.load(written)
 
 
 def test_the_promises_of_messages_and_receipts_hold_without_orjson():

@@ -284,7 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
         return "cqrs-sync"
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- as the base class has it
-        logger.debug("health port: %s", format % args)
+        # A client has written the request: its control characters must not reach the log.
+        logger.debug("health port: %r", format % args)
 
 
 class _BoundedReader:

@@ -569,6 +569,19 @@ def test_hostile_requests_are_bounded_and_answered(health_port, request_, status
     assert answer(address).endswith(b"}")
 
 
+def test_control_characters_of_a_client_do_not_reach_the_log(health_port, caplog):
+    """
+    A terminal that shows the log would obey them.
+    """
+    _, address = health_port
+    caplog.set_level(logging.DEBUG)
+    answer(address, b"GET /\x1b[2J\rlive HTTP/1.1\r\n\r\n")
+    eventually(lambda: "health port" in caplog.text)
+
+    assert r"\x1b[2J" in caplog.text
+    assert not {"\x1b", "\r"} & {*caplog.text}
+
+
 def test_the_port_is_closed_within_its_time(health_port):
     """
     Although a client is connected.

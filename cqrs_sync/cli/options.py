@@ -19,6 +19,16 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 #: What operators may look for under another name.
 _SYNONYMS = {"dlq": "dead", "discard": "purge", "delete": "purge", "retry": "replay", "ls": "list", "consume": "run"}
+#: What operators may call an option.
+_OPTION_SYNONYMS = {
+    "--crashes": "--max-crashes",
+    "--every": "--report-every",
+    "--for": "--stop-after",
+    "--interval": "--report-every",
+    "--max-runtime": "--stop-after",
+    "--outage-after": "--circuit-threshold",
+    "--over": "--max-waiting",
+}
 
 #: For every command.
 HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -143,8 +153,25 @@ worker_options = add_options(
 )
 
 
+class Command(click.Command):
+    """A command that answers an unknown option with the one that may be meant."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments. Raises click.UsageError that suggests options."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _OPTION_SYNONYMS.get(error.option_name)
+            if meant is not None and any(meant in parameter.opts for parameter in self.params):
+                words = f"No such option {error.option_name!r}. Did you mean {meant!r}?"
+                raise click.UsageError(words, error.ctx) from None
+            raise
+
+
 class CommandGroup(click.Group):
     """A group of commands that answers an unknown name with similar ones, wherever they are."""
+
+    command_class = Command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

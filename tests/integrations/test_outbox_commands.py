@@ -443,9 +443,18 @@ def test_a_duration_that_is_none_is_refused(shop, run, text):
         (["consumer", "dead", "discard"], "No such command 'discard'. Did you mean 'purge'?"),
         (["outbox", "stauts"], "No such command 'stauts'. Did you mean 'status'?"),
         (["topology", "frobnicate"], "No such command 'frobnicate'.\n"),
+        (["consumer", "run", "--crashes", "5"], "No such option '--crashes'. Did you mean '--max-crashes'?"),
+        (
+            ["consumer", "run", "--outage-after=5"],
+            "No such option '--outage-after'. Did you mean '--circuit-threshold'?",
+        ),
+        (["consumer", "run", "--every", "5"], "No such option '--every'. Did you mean '--report-every'?"),
+        (["consumer", "lag", "--over", "5"], "No such option '--over'. Did you mean '--max-waiting'?"),
+        (["relay", "--for", "5"], "No such option '--for'. Did you mean '--stop-after'?"),
+        (["outbox", "dead", "list", "--over", "5"], "No such option '--over'.\n"),
     ],
 )
-def test_an_unknown_command_is_answered_with_similar_ones(run, shop, written, words):
+def test_an_unknown_command_or_option_is_answered_with_similar_ones(run, shop, written, words):
     """
     Wherever they are.
     """

@@ -405,10 +405,18 @@ def test_a_listener_of_the_application_begins_transactions_in_its_own_way(sqlite
     assert 1 == len(begun)
 
 
-def test_a_database_in_memory_is_refused():
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///file::memory:?uri=true"])
+def test_a_database_in_memory_is_refused(url):
     """Each thread would have an empty one."""
     with pytest.raises(ConfigurationError, match="file"):
-        bootstrap(source="tests", engine=sa.create_engine("sqlite://"))
+        bootstrap(source="tests", engine=sa.create_engine(url, poolclass=sa.NullPool))
+
+
+def test_a_pool_with_one_connection_for_all_threads_is_refused(tmp_path):
+    """They would be in one transaction."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/shop.db", poolclass=sa.StaticPool)
+    with pytest.raises(ConfigurationError, match="StaticPool, has one connection"):
+        bootstrap(source="tests", engine=engine)
 
 
 def test_a_database_in_memory_works_without_threads():
@@ -468,7 +476,15 @@ def test_a_session_that_is_not_registered_is_named_with_the_way_out(handler):
         (lambda engine: {}, r"create_engine"),
         (lambda engine: {"sessions": Sessions(engine), "session": lambda: None}, "either"),
         (lambda engine: {"engine": engine, "around": object}, r"session=db\.session"),
-        (lambda engine: {"sessions": sessionmaker()}, "which database"),
+        (lambda engine: {"sessions": sessionmaker()}, r"sessionmaker\(engine\)"),
+        (lambda engine: {"sessions": sessionmaker(), "engine": engine}, r"sessionmaker\(engine\)"),
+        (
+            lambda engine: {"sessions": sessionmaker(sa.create_engine("sqlite:///b.db")), "engine": engine},
+            "leave it out",
+        ),
+        (lambda engine: {"sessions": lambda: Session(engine)}, "which database"),
+        (lambda engine: {"engine": engine, "metadata": Base}, r"metadata must be a MetaData, such as Base\.metadata"),
+        (lambda engine: {"session": lambda: None, "engine": engine, "around": 5}, "around must make a context manager"),
         (lambda engine: {"session": lambda: None}, "which database"),
         (lambda engine: {"engine": engine, "outbox": SQLAlchemyOutbox(Sessions(engine))}, "make them once"),
         (lambda engine: {"engine": engine, "inbox": SQLAlchemyInbox(Sessions(engine))}, "make them once"),

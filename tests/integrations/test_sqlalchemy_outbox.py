@@ -186,6 +186,7 @@ def test_rows_can_be_read_with_the_tables(each_engine):
         (SQLAlchemyOutbox, "db.session"),
         (lambda engine: SQLAlchemyOutbox(sessionmaker(engine)), "Sessions"),
         (lambda engine: SQLAlchemyOutbox(Sessions(autocommitting(engine))), "which commits each statement"),
+        (lambda engine: SQLAlchemyOutbox(Sessions(made_autocommitting(engine))), "which commits each statement"),
     ],
 )
 def test_wrong_arguments_are_errors_with_the_way_out(engine, given, words):
@@ -198,6 +199,10 @@ def test_wrong_arguments_are_errors_with_the_way_out(engine, given, words):
 
 def autocommitting(engine):
     return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def made_autocommitting(engine):
+    return sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
 
 
 def test_begin_immediate_is_for_sqlite():

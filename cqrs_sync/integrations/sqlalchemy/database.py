@@ -268,7 +268,9 @@ def _dialect_of(engine: Engine, store: StoreKind) -> Dialect:
             f"the {store.name} supports PostgreSQL, MariaDB, MySQL and SQLite with synchronous drivers, "
             f"not {engine.url!r}"
         )
-    if engine.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+    # `create_engine(isolation_level=...)` is not among the options of the engine, and there is no public way to ask.
+    chosen = getattr(engine.dialect, "_on_connect_isolation_level", None)
+    if engine.get_execution_options().get("isolation_level", chosen) == "AUTOCOMMIT":
         raise ConfigurationError(
             f"the engine of {engine.url!r} has the isolation level AUTOCOMMIT, which commits each statement: "
             f"give the {store.name} an engine without it"

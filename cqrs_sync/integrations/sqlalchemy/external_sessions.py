@@ -52,6 +52,8 @@ class ExternalSessions(SessionTransactions):
                 "ExternalSessions takes a scoped_session, or a function that returns the calling thread's session, "
                 f"not {type(session).__qualname__}; for an engine or a sessionmaker use Sessions(...)"
             )
+        if around is not None and not callable(around):
+            raise ConfigurationError(f"around must make a context manager, such as app.app_context, not {around!r}")
         self._session: CurrentSession = (lambda: session) if isinstance(session, scoped_session) else session
         self._around = around
         self._local = _ScopeOfThread()

@@ -11,7 +11,7 @@ from typing import Any, Never
 import punq
 from sqlalchemy import Engine, MetaData
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 from cqrs_sync.bootstrap import bootstrap as bootstrap_core
 from cqrs_sync.broker import MessageBroker
@@ -87,6 +87,8 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     """
     if unknown:
         raise unknown_keywords(bootstrap, unknown)
+    if metadata is not None and not isinstance(metadata, MetaData):
+        raise ConfigurationError(f"metadata must be a MetaData, such as Base.metadata, not {metadata!r:.100}")
     chosen = _sessions(engine, sessions, session, around)
     _prepare_sqlite(chosen, has_threads=not isinstance(threads, SameThread) or (fast_path and outbox is not None))
     if outbox is Default.IN_DATABASE:
@@ -141,6 +143,7 @@ def _sessions(
             "or session=db.session with engine=db.engine"
         )
     else:
+        _check_maker(sessions, engine)
         made = engine if sessions is None else sessions
         assert made is not None
         chosen = Sessions(made, engine=engine)
@@ -149,14 +152,26 @@ def _sessions(
     return chosen
 
 
+def _check_maker(maker: sessionmaker[Any] | None, engine: Engine | None) -> None:
+    """Raise ConfigurationError for a sessionmaker without an engine, or with another one."""
+    if not isinstance(maker, sessionmaker):
+        return
+    bind = maker.kw.get("bind")
+    if bind is None and not maker.kw.get("binds"):
+        raise ConfigurationError("the sessionmaker has no engine: write sessions=sessionmaker(engine)")
+    if engine is not None and bind not in {None, engine}:
+        raise ConfigurationError("the engine is not that of the sessionmaker: leave it out")
+
+
 def _prepare_sqlite(sessions: Sessions | ExternalSessions, *, has_threads: bool) -> None:
     engine = sessions.engine
     if engine is None or engine.dialect.name != "sqlite":
         return
-    if has_threads and (engine.url.database or ":memory:") == ":memory:":
+    database = engine.url.database or ":memory:"
+    if has_threads and (database in {":memory:", "file::memory:"} or isinstance(engine.pool, StaticPool)):
         raise ConfigurationError(
-            "a SQLite database in memory belongs to one connection, and threads have connections of their own: use a "
-            "file, sqlite:///shop.db, or threads=SameThread(), fast_path=False in a test"
+            "a SQLite database in memory, or with a StaticPool, has one connection, and threads have connections of "
+            "their own: use a file, sqlite:///shop.db, or threads=SameThread(), fast_path=False in a test"
         )
     # An application that begins transactions with a listener of its own has chosen how.
     if not list(engine.dispatch.begin):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from cqrs_sync.context import current, outside
 from cqrs_sync.messages import Event, Request
@@ -54,3 +57,16 @@ class EventHandler(_RaisesEvents, ABC, Generic[E]):
     @abstractmethod
     def handle(self, event: E, /) -> None:
         """Handle the event. Events raised here are dispatched in the same run."""
+
+
+def looked_up(function: Callable[..., Any], annotation: Any) -> Any:
+    """Return an annotation of a function; the text itself if it is a name that cannot be looked up."""
+    if not isinstance(annotation, str):
+        return annotation
+    inner = inspect.unwrap(function.func if isinstance(function, partial) else function)
+    scope = getattr(inner, "__globals__", None) or getattr(type(inner).__call__, "__globals__", {})
+    try:
+        # This one alone: others may be names under TYPE_CHECKING.
+        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]
+    except Exception:  # noqa: BLE001 -- the annotation may be any text
+        return annotation

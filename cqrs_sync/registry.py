@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from operator import itemgetter
-from types import SimpleNamespace, UnionType
+from types import UnionType
 from typing import (
     Any,
     Concatenate,
@@ -22,12 +22,11 @@ from typing import (
     cast,
     get_args,
     get_origin,
-    get_type_hints,
     overload,
 )
 
 from cqrs_sync.errors import AlreadyBound, HandlerNotFound, InvalidBinding
-from cqrs_sync.handlers import EventHandler, RequestHandler
+from cqrs_sync.handlers import EventHandler, RequestHandler, looked_up
 from cqrs_sync.keywords import unknown_keywords
 from cqrs_sync.lifecycle import reset_in_child
 from cqrs_sync.messages import UNDECLARED, Event, NotificationEvent, Request, publication_of, response_type_of
@@ -437,7 +436,7 @@ def _check_answer(request_type: type, handler: Any) -> None:
         answered = next((each[1] for each in _type_arguments(handler, RequestHandler) if len(each) == 2), Any)
     else:
         answered = inspect.signature(handler).return_annotation
-        answered = Any if answered is inspect.Signature.empty else _looked_up(handler, answered)
+        answered = Any if answered is inspect.Signature.empty else looked_up(handler, answered)
     declared = response_type_of(request_type)
     if declared is not UNDECLARED and not _may_be(answered, declared):
         raise InvalidBinding(
@@ -521,7 +520,7 @@ def _declared(handler: Any, role: type, messages: type) -> type | None:
     parameters = list(inspect.signature(handler).parameters.values())
     if not parameters:
         raise InvalidBinding(f"{_title(handler)} takes no argument: it must take the {messages.__name__.lower()}")
-    annotation = _annotation(handler, parameters[0])
+    annotation = looked_up(handler, parameters[0].annotation)
     origin = get_origin(annotation) or annotation
     return origin if isinstance(origin, type) and issubclass(origin, messages) else None
 
@@ -536,7 +535,7 @@ def _why_undeclared(handler: Any, role: type, messages: type) -> str:
             return f"{title} is a {role.__name__} of {_type_name(declared)}, which is not {_a(kind)} class: {written}"
         return f"{title} does not say which {kind.lower()} it handles: write {written} or {by_hand}"
     parameter = next(iter(inspect.signature(handler).parameters.values()))
-    annotation = _annotation(handler, parameter)
+    annotation = looked_up(handler, parameter.annotation)
     if annotation is parameter.empty:
         return (
             f"{title} does not say which {kind.lower()} it handles: annotate its first parameter with the "
@@ -580,23 +579,6 @@ def _type_arguments(handler: type, role: type) -> Iterator[tuple[Any, ...]]:
 
 def _is_asynchronous(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-
-
-def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """Return the annotation of a parameter; a string if it is a name that cannot be looked up."""
-    return _looked_up(function, parameter.annotation)
-
-
-def _looked_up(function: Callable[..., Any], annotation: Any) -> Any:
-    if not isinstance(annotation, str):
-        return annotation
-    inner = inspect.unwrap(function.func if isinstance(function, partial) else function)
-    scope = getattr(inner, "__globals__", None) or getattr(type(inner).__call__, "__globals__", {})
-    try:
-        # This one alone: others may be names under TYPE_CHECKING.
-        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]
-    except Exception:  # noqa: BLE001 -- the annotation may be any text
-        return annotation
 
 
 def _type_name(annotation: Any) -> str:

@@ -23,7 +23,15 @@ from cqrs_sync.broker import Group, IncomingMessage, ReceivingBroker
 from cqrs_sync.cli.app import CHECK_FAILED, open_group, open_outbox, warn_if_unknown
 from cqrs_sync.cli.bulk import BulkJob, bulk_options, confirm, require_confirmation
 from cqrs_sync.cli.dead_letter_scan import DeadLetterFilter, DeadLetterScan, browse, id_of
-from cqrs_sync.cli.options import HELP, Command, CommandGroup, add_options, group_options, json_option, number_option
+from cqrs_sync.cli.options import (
+    HELP,
+    CommandGroup,
+    CommandWithHints,
+    add_options,
+    group_options,
+    json_option,
+    number_option,
+)
 from cqrs_sync.cli.output import counted, print_json, print_line, print_table, printable
 from cqrs_sync.outbox import DeadLetter, DeadLetterSelection, Outbox
 from cqrs_sync.workers.signals import Signals
@@ -77,7 +85,7 @@ _PAST: Mapping[Action, str] = {"replay": "replayed", "purge": "purged"}
 
 
 def _list_command(store_type: StoreType, filter_options: Callable[[Any], Any]) -> click.Command:
-    @click.command("list", cls=Command, context_settings=HELP)
+    @click.command("list", cls=CommandWithHints, context_settings=HELP)
     @store_type.location_options
     @filter_options
     @click.option("--by-reason", is_flag=True, help="Count them for each reason instead.")
@@ -115,7 +123,7 @@ def _list_command(store_type: StoreType, filter_options: Callable[[Any], Any]) -
 
 
 def _show_command(store_type: StoreType) -> click.Command:
-    @click.command("show", cls=Command, context_settings=HELP)
+    @click.command("show", cls=CommandWithHints, context_settings=HELP)
     @click.argument("identity", metavar=store_type.id_name.upper(), type=store_type.id_type)
     @store_type.location_options
     @click.option("--body", is_flag=True, help="Show the body as well; it may contain personal data.")
@@ -146,7 +154,7 @@ def _show_command(store_type: StoreType) -> click.Command:
 def _change_command(
     store_type: StoreType, filter_options: Callable[[Any], Any], action: Action, help_text: str
 ) -> click.Command:
-    @click.command(action, cls=Command, help=help_text, context_settings=HELP)
+    @click.command(action, cls=CommandWithHints, help=help_text, context_settings=HELP)
     @click.argument("ids", type=store_type.id_type, metavar=f"[{store_type.id_name.upper()}]...", nargs=-1)
     @store_type.location_options
     @filter_options

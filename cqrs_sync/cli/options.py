@@ -153,7 +153,7 @@ worker_options = add_options(
 )
 
 
-class Command(click.Command):
+class CommandWithHints(click.Command):
     """A command that answers an unknown option with the one that may be meant."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -171,7 +171,7 @@ class Command(click.Command):
 class CommandGroup(click.Group):
     """A group of commands that answers an unknown name with similar ones, wherever they are."""
 
-    command_class = Command
+    command_class = CommandWithHints
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

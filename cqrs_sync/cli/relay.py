@@ -9,12 +9,12 @@ import click
 from rich.text import Text
 
 from cqrs_sync.cli.app import InvalidCall, application_of, errors_in_one_line, relay_of
-from cqrs_sync.cli.options import HELP, Command, Duration, duration_option, worker_options
+from cqrs_sync.cli.options import HELP, CommandWithHints, Duration, duration_option, worker_options
 from cqrs_sync.cli.output import ReportFormat, configure_logging, display_for, format_duration
 from cqrs_sync.workers.relay import RelayOptions, RelayProgress, RelayWorker
 
 
-@click.command(cls=Command, context_settings=HELP)
+@click.command(cls=CommandWithHints, context_settings=HELP)
 @click.option("--publishers", type=click.IntRange(1, 64), default=2, show_default=True, help="Threads that publish.")
 @click.option(
     "--poll",

@@ -6,8 +6,10 @@ import enum
 import functools
 import re
 import threading
+import time
 
 import attrs
+import punq
 import pytest
 
 import cqrs_sync as cqrs
@@ -162,27 +164,26 @@ def test_override_takes_an_instance():
 
 def test_threads_may_enter_and_leave_overrides_at_the_same_time():
     """
-    None gets lost, and none stays.
+    One after the other changes the parts, so no override gets lost, and none stays.
     """
     requests = cqrs.RequestMap()
     requests.bind(with_ledger)
-    with cqrs.bootstrap(requests) as mediator:
-        inside, leave = threading.Barrier(2), threading.Barrier(2)
-        exchange = mediator._exchange_container
-        counts: list[int] = []
+    with cqrs.bootstrap(requests, container=punq.Container().register(Ledger, instance=Ledger())) as mediator:
+        before, use, changing, at_once = mediator.send(Pay()), mediator.dispatcher.use, [], []
 
-        def slow_exchange() -> None:
-            known = len(mediator._overrides)
-            threading.Event().wait(0.02)
-            counts.append(len(mediator._overrides) - known)
-            exchange()
+        def slow_use(wiring) -> None:
+            changing.append(wiring)
+            at_once.append(len(changing))
+            time.sleep(0.02)
+            use(wiring)
+            changing.pop()
 
-        mediator._exchange_container = slow_exchange
+        mediator.dispatcher.use = slow_use
+        inside = threading.Barrier(2)
 
         def overrider() -> None:
             with mediator.override(Ledger, Ledger()):
                 inside.wait(5)
-            leave.wait(5)
 
         threads = [threading.Thread(target=overrider) for _ in range(2)]
         for thread in threads:
@@ -190,4 +191,4 @@ def test_threads_may_enter_and_leave_overrides_at_the_same_time():
         for thread in threads:
             thread.join(10)
 
-        assert ([0, 0, 0, 0], []) == (counts, mediator._overrides)
+        assert ([1, 1, 1, 1], before) == (at_once, mediator.send(Pay()))

@@ -6,7 +6,6 @@ import enum
 import functools
 import re
 import threading
-import time
 
 import attrs
 import punq
@@ -174,7 +173,7 @@ def test_threads_may_enter_and_leave_overrides_at_the_same_time():
         def slow_use(wiring) -> None:
             changing.append(wiring)
             at_once.append(len(changing))
-            time.sleep(0.02)
+            threading.Event().wait(0.02)
             use(wiring)
             changing.pop()
 

@@ -26,6 +26,9 @@ DATABASES = ["sqlite"]
 if find_spec("psycopg") and (answers(os.environ.get("PGHOST", "127.0.0.1"), int(os.environ.get("PGPORT", "5432")))):
     DATABASES.append("postgresql")
 
+# Tests must not reach the broker of the settings.
+NO_BROKER = "amqp://127.0.0.1:1/"
+
 WARM = """
 from config.wsgi import application
 from django.db import connections
@@ -56,9 +59,19 @@ def variables(database, directory):
 def test_the_projects_own_tests_pass(database, tmp_path):
     """Events leave after the request's transaction has committed, and never after a rollback."""
     arguments = ["-W", "error", "manage.py", "test", "--noinput"]
-    output = run(arguments, PROJECT, environment(**variables(database, tmp_path)))
+    output = run(arguments, PROJECT, environment(RABBITMQ_URL=NO_BROKER, **variables(database, tmp_path)))
 
     assert re.findall(r"^(Ran \d+ tests|OK|FAILED)", output, re.MULTILINE) == ["Ran 9 tests", "OK"]
+
+
+@pytest.mark.skipif(not find_spec("pytest_django"), reason="needs pytest-django")
+@pytest.mark.parametrize("database", DATABASES)
+def test_the_projects_tests_for_pytest_pass(database, tmp_path):
+    """Modules of both kinds share a mediator that is closed before the test database is dropped."""
+    arguments = ["-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--create-db"]
+    output = run(arguments, PROJECT, environment(RABBITMQ_URL=NO_BROKER, **variables(database, tmp_path)))
+
+    assert "12 passed" in output
 
 
 @pytest.mark.broker

@@ -25,11 +25,6 @@ def setUpModule() -> None:
     current_app.conf.task_eager_propagates = True
 
 
-def tearDownModule() -> None:
-    """Close the mediator's connections, so that Django can drop the test database."""
-    mediator.close()
-
-
 class PlacingAnOrder(TestCase):
     def test_the_invoice_is_written_by_a_task(self) -> None:
         with record(mediator) as recorder, self.captureOnCommitCallbacks(execute=True):
@@ -94,6 +89,10 @@ class PlacingAnOrderInAnAsyncView(TestCase):
 
 @skipUnlessDBFeature("has_select_for_update")
 class PlacingAnOrderThatIsBeingPlaced(TransactionTestCase):
+    def tearDown(self) -> None:
+        # Ends the threads that deliver, with their connections, so that Django can drop the test database.
+        mediator.relay.quiesce()
+
     def post(self, key: str) -> int:
         try:
             return self.client.post("/orders", {"article": "book"}, headers={"Idempotency-Key": key}).status_code

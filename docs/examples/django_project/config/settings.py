@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 BASE = Path(__file__).parents[1]
@@ -32,7 +33,8 @@ if "PGDATABASE" in os.environ:
     name = os.environ["PGDATABASE"]
     DATABASES["default"] = {"ENGINE": "django.db.backends.postgresql", "NAME": name, "ATOMIC_REQUESTS": True}
 
-# The broker for notification events. Without it they stay in this process.
-RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
+# The broker for notification events. Without it they stay in this process, as in tests.
+TESTING = sys.argv[1:2] == ["test"] or "pytest" in sys.modules
+RABBITMQ_URL = None if TESTING else os.environ.get("RABBITMQ_URL")
 RABBITMQ_EXCHANGE = os.environ.get("RABBITMQ_EXCHANGE", "meetings-example")
 SEATS = 3

@@ -1,44 +1,19 @@
-"""A TransactionTestCase commits as a request does; in a TestCase nothing ever commits."""
+"""Commands sent by the tests themselves. A TransactionTestCase commits; in a TestCase nothing ever commits."""
 
 from __future__ import annotations
 
 from django.db import IntegrityError, transaction
-from django.test import TestCase, TransactionTestCase
+from django.test import TestCase
 
 from cqrs_sync.testing import record
 from cqrs_sync.testing.waiting import eventually
 from meetings.mediator import broker, mediator
 from meetings.messages import JoinMeeting, MeetingJoined
 from meetings.models import Meeting, Participation
+from meetings.testing import DeliveringTestCase
 
 
-def tearDownModule() -> None:
-    """Close the mediator's connection, so that Django can drop the test database."""
-    mediator.close()
-
-
-class JoiningAMeeting(TransactionTestCase):
-    available_apps = ("cqrs_sync.integrations.django", "meetings")
-
-    def setUp(self) -> None:
-        broker.published.clear()
-
-    def join(self, user_id: str) -> int:
-        return self.client.post("/meetings/weekly/join", {"user": user_id}).status_code
-
-    def published(self) -> list[str]:
-        """Return the types of the published messages, once the backlog is empty."""
-        eventually(lambda: mediator.relay.outbox.backlog().waiting == 0)
-        return [message.type for message in broker.published]
-
-    def test_a_request_that_commits_is_announced(self) -> None:
-        """The view returns the handler's response; after the commit the handlers have run and the event has left."""
-        response = self.client.post("/meetings/weekly/join", {"user": "ada"})
-
-        assert response.json() == {"present": 1}
-        assert self.published() == ["meeting.joined"]
-        assert Participation.objects.get().welcomed
-
+class JoiningAMeeting(DeliveringTestCase):
     def test_nothing_leaves_before_the_commit(self) -> None:
         """Inside a transaction `send` returns the response, and the events wait."""
         with transaction.atomic():
@@ -46,14 +21,6 @@ class JoiningAMeeting(TransactionTestCase):
             assert len(broker.published) == 0
             assert not Participation.objects.get().welcomed
         assert self.published() == ["meeting.joined"]
-
-    def test_a_request_that_is_rolled_back_is_not_announced(self) -> None:
-        """The view refuses the fourth user, after the command has succeeded."""
-        codes = [self.join(user_id) for user_id in ("ada", "bob", "cleo", "dan")]
-
-        assert codes == [200, 200, 200, 403]
-        assert self.published() == ["meeting.joined"] * 3
-        assert Participation.objects.count() == 3
 
     def test_a_command_that_fails_leaves_nothing_behind(self) -> None:
         """The database refuses a participation without a user: the meeting is rolled back, too, and nothing leaves."""

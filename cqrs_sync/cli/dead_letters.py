@@ -34,7 +34,7 @@ from cqrs_sync.cli.options import (
 )
 from cqrs_sync.cli.output import counted, print_json, print_line, print_table, printable
 from cqrs_sync.outbox import DeadLetter, DeadLetterSelection, Outbox
-from cqrs_sync.workers.signals import Signals
+from cqrs_sync.workers.worker import Signals
 
 #: Characters of one value that are shown.
 _SHOWN = 2000

@@ -7,6 +7,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from cqrs_sync.broker import Group, GroupBacklog, IncomingMessage, OutgoingMessage, Subscription, TopologyItem
 from cqrs_sync.context import earliest_deadline
@@ -14,7 +15,8 @@ from cqrs_sync.errors import ClosedError, ConfigurationError, PublishFailed
 from cqrs_sync.kafka.client import TopicAdmin
 from cqrs_sync.kafka.cloudevents import deferred_messages
 from cqrs_sync.kafka.publisher import KafkaPublisher
-from cqrs_sync.kafka.settings import KafkaSettings
+from cqrs_sync.kafka.settings import KafkaSettings, Options
+from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import GroupTopics, SubscriptionPlan
 from cqrs_sync.lifecycle import close_at_exit
 
@@ -28,34 +30,38 @@ class BaseKafkaBroker(ABC):
     """
     Publishes messages, and keeps the retries and dead letters of groups in topics: see GroupTopics.
 
-    A subclass takes a URL as its first argument, opens subscriptions and connects to look at topics.
+    A subclass reads options, makes producers, opens subscriptions and connects to look at topics.
     """
 
     def __init__(
         self,
-        settings: KafkaSettings,
-        publish_timeout: float,
-        publisher: KafkaPublisher,
+        url: str | Sequence[str],
         *,
-        partitions: int,
-        replication_factor: int,
-        declare: bool,
+        publish_timeout: float = 5.0,
+        partitions: int = -1,
+        replication_factor: int = -1,
+        declare: bool = True,
+        client_config: Mapping[str, Any] | None = None,
+        producer_config: Mapping[str, Any] | None = None,
+        consumer_config: Mapping[str, Any] | None = None,
     ) -> None:
+        self._settings = self._read_options(
+            url, publish_timeout, client_config or {}, producer_config or {}, consumer_config or {}
+        )
         if publish_timeout <= 0:
             raise ConfigurationError(f"publish_timeout is a number of seconds above 0, not {publish_timeout!r}")
         for name, number in (("partitions", partitions), ("replication_factor", replication_factor)):
             if number != -1 and number < 1:
                 raise ConfigurationError(f"{name} is {number}: it is 1 or more, or -1 for the broker's default")
-        self._settings = settings
         self._publish_timeout = publish_timeout
-        self._publisher = publisher
+        self._publisher = KafkaPublisher(*self._producers(self._settings.producer))
         self._partitions = partitions
         self._replication_factor = replication_factor
         self._declare = declare
         self._closed = False
         close_at_exit(self)
         # No call of `publish` runs when it is collected.
-        weakref.finalize(self, publisher.close, 0.0).atexit = False
+        weakref.finalize(self, self._publisher.close, 0.0).atexit = False
 
     def publish(self, messages: Sequence[OutgoingMessage], /, *, timeout: float | None = None) -> None:
         """Publish a batch and return when the broker has confirmed every message."""
@@ -155,6 +161,16 @@ class BaseKafkaBroker(ABC):
     def __repr__(self) -> str:
         servers = ",".join(self._settings.servers)
         return f"{type(self).__name__}({servers!r}, publish_timeout={self._publish_timeout})"
+
+    @abstractmethod
+    def _read_options(
+        self, url: str | Sequence[str], publish_timeout: float, shared: Options, producer: Options, consumer: Options
+    ) -> KafkaSettings:
+        """Raise ConfigurationError, without any value in it, for options that the client does not accept."""
+
+    @abstractmethod
+    def _producers(self, options: Options) -> tuple[ProducerSupervisor, ProducerSupervisor]:
+        """Supervise a producer of batches, and one that sends one record at a time."""
 
     @abstractmethod
     def _admin(self, timeout: float) -> AbstractContextManager[TopicAdmin]:

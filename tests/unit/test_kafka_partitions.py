@@ -289,7 +289,7 @@ _PRODUCER = {
 @pytest.mark.parametrize(
     ("kind", "methods"),
     [
-        (BaseKafkaBroker, {"_admin", "_subscribe"}),
+        (BaseKafkaBroker, {"_read_options", "_producers", "_admin", "_subscribe"}),
         (BaseKafkaSubscription, {"close", "_fetch", "_check_connection", *_CONSUMER}),
         (ProducerClient, _PRODUCER),
         (ProducerConnector, {"connect"}),

@@ -26,8 +26,7 @@ from cqrs_sync.workers.consumer import log_unfinished_messages
 from cqrs_sync.workers.health import HealthFile, HealthServer, HealthSnapshot
 from cqrs_sync.workers.purge import Purge
 from cqrs_sync.workers.relay import BacklogGauge, RelayOptions, RelayWorker
-from cqrs_sync.workers.signals import Signals
-from cqrs_sync.workers.worker import PeriodicTask, RateMeter
+from cqrs_sync.workers.worker import PeriodicTask, RateMeter, Signals
 from tests.consumer.conftest import Joined, Workshop
 from tests.promises.outbox_fixtures import Shipped, Shop, closing
 from tests.source import ROOT
@@ -162,7 +161,7 @@ def test_a_signal_ends_a_process_that_has_not_looked_at_the_last_one():
     It waits for something it never gets, such as a terminal that takes no output.
     """
     program = (
-        "import signal\nfrom cqrs_sync.workers.signals import Signals\n"
+        "import signal\nfrom cqrs_sync.workers.worker import Signals\n"
         "with Signals():\n    signal.raise_signal(signal.SIGTERM)\n    signal.raise_signal(signal.SIGINT)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False)

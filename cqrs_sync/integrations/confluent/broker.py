@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
@@ -23,8 +22,7 @@ from cqrs_sync.integrations.confluent.settings import (
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker
 from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
-from cqrs_sync.kafka.publisher import KafkaPublisher
-from cqrs_sync.kafka.settings import KafkaSettings
+from cqrs_sync.kafka.settings import KafkaSettings, Options
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import SubscriptionPlan
 
@@ -51,29 +49,10 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
       (`{"sasl.mechanism": "PLAIN"}`); `producer_config` and `consumer_config` for one of them.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str],
-        *,
-        publish_timeout: float = 5.0,
-        partitions: int = -1,
-        replication_factor: int = -1,
-        declare: bool = True,
-        client_config: Mapping[str, Any] | None = None,
-        producer_config: Mapping[str, Any] | None = None,
-        consumer_config: Mapping[str, Any] | None = None,
-    ) -> None:
-        settings = librdkafka_settings(
-            url, publish_timeout, client_config or {}, producer_config or {}, consumer_config or {}
-        )
-        super().__init__(
-            settings,
-            publish_timeout,
-            KafkaPublisher(_supervisor(settings.producer), _supervisor({**settings.producer, **_SINGLE})),
-            partitions=partitions,
-            replication_factor=replication_factor,
-            declare=declare,
-        )
+    _read_options = staticmethod(librdkafka_settings)
+
+    def _producers(self, options: Options) -> tuple[ProducerSupervisor, ProducerSupervisor]:
+        return _supervisor(options), _supervisor({**options, **_SINGLE})
 
     def _admin(self, timeout: float) -> AbstractContextManager[TopicAdmin]:
         self._check_open()
@@ -84,7 +63,7 @@ class ConfluentKafkaBroker(BaseKafkaBroker):
         return ConfluentSubscription(plan, self._settings, timeout)
 
 
-def _supervisor(options: Mapping[str, Any]) -> ProducerSupervisor:
+def _supervisor(options: Options) -> ProducerSupervisor:
     return ProducerSupervisor(ConfluentConnector(options), grace=delivery_timeout_ms(options) / 1000 + 1.0)
 
 
@@ -101,7 +80,7 @@ _REFUSALS = {
 _CONSUMER = {*CONSUMER_ONLY, "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store"}
 
 
-@contextlib.contextmanager
+@contextmanager
 def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]:
     """Connect for a few questions; raises BrokerUnavailable if the broker does not answer within `timeout` seconds."""
     servers = ",".join(settings.servers)

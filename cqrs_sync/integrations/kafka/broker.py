@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -27,8 +26,7 @@ from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker
 from cqrs_sync.kafka.client import Partition, PartitionOffsets, TopicAdmin
-from cqrs_sync.kafka.publisher import KafkaPublisher
-from cqrs_sync.kafka.settings import KafkaSettings, milliseconds
+from cqrs_sync.kafka.settings import KafkaSettings, Options, milliseconds
 from cqrs_sync.kafka.supervisor import ProducerSupervisor
 from cqrs_sync.kafka.topology import SubscriptionPlan
 
@@ -57,29 +55,10 @@ class KafkaBroker(BaseKafkaBroker):
     `logging.getLogger("kafka").setLevel(logging.CRITICAL)`.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str],
-        *,
-        publish_timeout: float = 5.0,
-        partitions: int = -1,
-        replication_factor: int = -1,
-        declare: bool = True,
-        client_config: Mapping[str, Any] | None = None,
-        producer_config: Mapping[str, Any] | None = None,
-        consumer_config: Mapping[str, Any] | None = None,
-    ) -> None:
-        settings = kafka_python_settings(
-            url, publish_timeout, client_config or {}, producer_config or {}, consumer_config or {}
-        )
-        super().__init__(
-            settings,
-            publish_timeout,
-            KafkaPublisher(_supervisor(settings.producer), _supervisor({**settings.producer, **_SINGLE})),
-            partitions=partitions,
-            replication_factor=replication_factor,
-            declare=declare,
-        )
+    _read_options = staticmethod(kafka_python_settings)
+
+    def _producers(self, options: Options) -> tuple[ProducerSupervisor, ProducerSupervisor]:
+        return _supervisor(options), _supervisor({**options, **_SINGLE})
 
     def _admin(self, timeout: float) -> AbstractContextManager[TopicAdmin]:
         self._check_open()
@@ -90,7 +69,7 @@ class KafkaBroker(BaseKafkaBroker):
         return KafkaSubscription(plan, self._settings, timeout)
 
 
-def _supervisor(options: Mapping[str, Any]) -> ProducerSupervisor:
+def _supervisor(options: Options) -> ProducerSupervisor:
     return ProducerSupervisor(KafkaPythonConnector(options), grace=options["delivery_timeout_ms"] / 1000)
 
 
@@ -104,7 +83,7 @@ _REFUSALS = (
 )
 
 
-@contextlib.contextmanager
+@contextmanager
 def topic_admin(settings: KafkaSettings, timeout: float) -> Iterator[TopicAdmin]:
     """Connect for a few questions; raises BrokerUnavailable if the broker does not answer within `timeout` seconds."""
     servers = ",".join(settings.servers)

@@ -54,17 +54,13 @@ def is_first(inbox: Inbox, atomic: Atomic, key: str, handler: str = "") -> bool:
 
 def is_first_elsewhere(inbox: Inbox, atomic: Atomic, key: str, handler: str = "") -> bool:
     """Do the same in another thread."""
-    answers: list[bool] = []
 
-    def run() -> None:
-        answers.append(is_first(inbox, atomic, key, handler))
+    def run() -> bool:
+        answer = is_first(inbox, atomic, key, handler)
         inbox.release_connection()
+        return answer
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(BOUND)
-    assert answers, "the other thread has no answer"
-    return answers[0]
+    return in_threads(run)[0]
 
 
 class Holder:

@@ -23,8 +23,7 @@ import pytest
 from rich.console import Console
 
 from cqrs_sync.broker import Group
-from cqrs_sync.demo.command import address_of, broker_of, perform
-from cqrs_sync.demo.run import DemoRun
+from cqrs_sync.demo.command import DemoRun, address_of, broker_of, perform
 from cqrs_sync.errors import BrokerUnavailable, PublishFailed
 from cqrs_sync.memory import MemoryBroker
 from cqrs_sync.testing.contracts.broker import receive

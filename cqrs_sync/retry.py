@@ -58,7 +58,8 @@ class RetryPolicy:
 
     def __attrs_post_init__(self) -> None:
         check_above_zero(attempts=self.attempts)
-        if not (self.first > 0 and self.factor >= 1 and self.ceiling >= self.first):
+        numbers = all(isinstance(each, (int, float)) for each in (self.first, self.factor, self.ceiling))
+        if not (numbers and self.first > 0 and self.factor >= 1 and math.inf > self.ceiling >= self.first):
             raise ConfigurationError(
                 "a retry policy needs first > 0, factor >= 1 and ceiling >= first, "
                 f"not {self.first!r}, {self.factor!r} and {self.ceiling!r}"
@@ -109,6 +110,16 @@ class RetryPolicies:
 
     default: RetryPolicy = attrs.field(factory=RetryPolicy)
     targets: Mapping[str, RetryPolicy] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        # The relay would find out with the first failure.
+        if not isinstance(self.targets, Mapping):
+            raise ConfigurationError(
+                f'targets must be a dict of policies, {{"name": RetryPolicy()}}, not {self.targets!r}'
+            )
+        for name, policy in {"default": self.default, **self.targets}.items():
+            if not isinstance(policy, RetryPolicy):
+                raise ConfigurationError(f"the retry policy {name!r} must be a RetryPolicy, not {policy!r}")
 
     def of(self, target: str) -> RetryPolicy:
         """Return the policy of a topic or a durable handler."""

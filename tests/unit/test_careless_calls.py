@@ -142,6 +142,21 @@ def test_a_subscription_takes_a_group(group):
         MemoryBroker().subscribe(group)
 
 
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: cqrs.RetryPolicies(targets={"bill": 3}), "the retry policy 'bill' must be a RetryPolicy, not 3"),
+        (lambda: cqrs.RetryPolicies({"bill": cqrs.RetryPolicy()}), "the retry policy 'default' must be a RetryPolicy"),
+        (lambda: cqrs.RetryPolicies(targets=[cqrs.RetryPolicy()]), "targets must be a dict of policies"),
+        (lambda: cqrs.RetryPolicy(first="1"), "needs first > 0, factor >= 1 and ceiling >= first, not '1'"),
+        (lambda: cqrs.RetryPolicy(ceiling=float("inf")), "needs first > 0, .* and inf"),
+    ],
+)
+def test_a_retry_policy_that_would_fail_in_the_relay_is_refused(make, words):
+    with pytest.raises(cqrs.ConfigurationError, match=words):
+        make()
+
+
 class Ledger:
     pass
 

@@ -137,6 +137,20 @@ def test_a_project_never_finds_the_migration_behind_the_models(django_databases,
 
 
 @pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
+def test_the_flush_of_django_empties_all_tables(django_databases, alias):
+    """
+    `TransactionTestCase` does it after each test: the next one must not find the receipts of this one.
+    """
+    from django.core.management.color import no_style  # noqa: PLC0415 -- as above
+    from django.core.management.sql import sql_flush  # noqa: PLC0415 -- as above
+    from django.db import connections  # noqa: PLC0415 -- as above
+
+    statements = " ".join(sql_flush(no_style(), connections[alias], allow_cascade=False))
+
+    assert {"cqrs_message", "cqrs_delivery", "cqrs_inbox"} <= set(re.findall(r'["`](\w+)["`]', statements))
+
+
+@pytest.mark.parametrize("alias", ["postgresql", "mariadb", "sqlite"])
 def test_the_migration_can_be_taken_back(django_databases, alias):
     """
     And applied again.

@@ -80,7 +80,7 @@ class Receipt(models.Model):
     created_at = models.DateTimeField()
 
     class Meta:
-        managed = False
+        # Managed, so that Django's flush empties it after a test.
         db_table = "cqrs_inbox"
         verbose_name = "receipt of the inbox"
         verbose_name_plural = "receipts of the inbox"

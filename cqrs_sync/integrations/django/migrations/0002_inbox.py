@@ -76,7 +76,6 @@ class Migration(migrations.Migration):
                 "verbose_name_plural": "receipts of the inbox",
                 "db_table": "cqrs_inbox",
                 "default_permissions": ("view",),
-                "managed": False,
             },
         ),
     ]

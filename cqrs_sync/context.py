@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeAlias
 
-from cqrs_sync.errors import DeadlineExceeded
+from cqrs_sync.errors import DeadlineExceeded, RaisedOutsideHandler
 from cqrs_sync.messages import Event
 
 #: CloudEvents attributes that all messages published from here carry.
@@ -59,7 +59,7 @@ def raise_event(event: Event, /) -> None:
 
     It is dispatched after the handler has returned, and dropped if the handler fails.
     For handlers that are functions, and for code that handlers call.
-    Raises RuntimeError outside a handler.
+    Raises RaisedOutsideHandler where no handler runs.
     """
     scope = current.get()
     (outside if scope is None else scope[0]).append(event)
@@ -183,9 +183,10 @@ class _Outside(list[Event]):
     """Refuses events that are raised outside a handler: they would be lost."""
 
     def append(self, event: Event, /) -> None:
-        raise RuntimeError(
-            f"{type(event).__qualname__} was raised outside a handler; "
-            "in a thread of your own, run it in a copy of the handler's context (contextvars.copy_context)"
+        raise RaisedOutsideHandler(
+            f"{type(event).__qualname__} was raised outside a handler: send a command whose handler raises it, or call "
+            "mediator.publish(event) inside the transaction. In a thread that a handler has started, run it in a copy "
+            "of the handler's context (contextvars.copy_context)"
         )
 
 

@@ -11,6 +11,7 @@ CqrsError
 │   ├── HandlerNotBuilt           the container could not build a handler
 │   ├── HandlerReused             events of one request would leak into the next
 │   ├── BrokerNotConfigured       a notification event was raised, and there is no broker
+│   ├── RaisedOutsideHandler      `raise_event` was called where no handler runs (a RuntimeError)
 │   ├── NotInTransaction          an event needs the outbox, and no transaction is open
 │   ├── OutboxNotInstalled        the tables of the outbox are missing
 │   └── InboxNotInstalled         the table of the inbox is missing
@@ -95,6 +96,10 @@ class HandlerReused(ConfigurationError):
 
 class BrokerNotConfigured(ConfigurationError):
     """A notification event was raised, and the mediator has no broker."""
+
+
+class RaisedOutsideHandler(ConfigurationError, RuntimeError):
+    """`raise_event` was called where no handler runs: nothing would dispatch the event."""
 
 
 class NotInTransaction(ConfigurationError):

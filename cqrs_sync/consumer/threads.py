@@ -43,7 +43,7 @@ class Receiver:
         self._schedule = schedule
         self._subscription: Subscription | None = None
         self._interrupted = threading.Event()
-        self._is_ending = self._must_rejoin = False
+        self._is_ending = self._must_rejoin = self._was_ready = False
         self._deadline = 0.0
         self._backoff = Backoff(logger, _RECONNECT_FIRST, _RECONNECT_MOST)
         self._quiet_since: float | None = None
@@ -130,6 +130,9 @@ class Receiver:
             self._wait()
         else:
             self._receive()
+        if not self._was_ready and self.has_joined:
+            self._was_ready = True
+            logger.info("connected: receiving messages")
         if self._backoff.failures:
             self._end_outage_if_quiet(has_received=self.received > before)
         self._schedule()

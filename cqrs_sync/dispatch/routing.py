@@ -71,9 +71,14 @@ class Routing:
         bindings = self._wiring.event_map.find(event_type)
         inbox = self._wiring.inbox
         if inbox is None:
-            return tuple(self._call(each, event_type) for each in bindings)
-        _check_names(bindings, event_type)
-        return tuple(self._call(each, event_type, IdempotentEvent(inbox, each.inbox_name)) for each in bindings)
+            calls = [self._call(each, event_type) for each in bindings]
+        else:
+            _check_names(bindings, event_type)
+            calls = [self._call(each, event_type, IdempotentEvent(inbox, each.inbox_name)) for each in bindings]
+        # Dead letters name the handlers that failed, as the receipts do.
+        return tuple(
+            call._replace(name=binding.stable_name or call.name) for call, binding in zip(calls, bindings, strict=True)
+        )
 
     def _durable(self, key: tuple[type, str]) -> HandlerCall:
         event_type, name = key

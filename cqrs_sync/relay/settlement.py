@@ -234,7 +234,7 @@ def _log_dead_letter(outcome: Outcome, error: BaseException | None = None) -> No
     holds_up = claimed.message.key is not None and outcome.blocks
     words = "%s for %s is a dead letter after %d attempt(s): %s"
     if holds_up:
-        words += "; later deliveries with its key wait until you replay or discard it"
+        words += "; later deliveries with its key wait until you replay or purge it"
     arguments = claimed.message.title, claimed.target, claimed.attempts, outcome.error
     logger.error(words, *arguments, exc_info=None if error is None else _trace(claimed, error))
 

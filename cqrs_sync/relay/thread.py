@@ -109,7 +109,8 @@ class RelayThread:
         except BaseException as error:  # noqa: BLE001 -- without this thread nothing would be delivered
             pause = self._record_failure("unexpected error, retrying", error)
         else:
-            if self._backoff.record_success():
+            # A step that only ends the task may not have reached the database.
+            if self._backoff.record_success() and not self._task.is_finishing:
                 logger.warning("%s: recovered", self._thread.name)
         return pause
 

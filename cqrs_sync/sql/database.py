@@ -124,6 +124,9 @@ class Database(Protocol):
         `error` comes from `application_transaction`. After a conflict the transaction can be started again.
         """
 
+    #: How an application opens a transaction, for an error message: the start of a sentence.
+    how_to_open: str
+
     def other_database(self) -> str | None:
         """Name another database on which the calling thread has a transaction open, for an error message."""
 

@@ -157,8 +157,8 @@ class SqlOutbox:
                 "outbox that database"
             )
         return (
-            f"{types} cannot be kept in the outbox: no transaction is open. Let a middleware open one around the "
-            "handler that raises it, or give the outbox on_no_transaction=OnNoTransaction.OPEN"
+            f"{types} cannot be kept in the outbox: no transaction is open. {self._database.how_to_open}, "
+            "or give the outbox on_no_transaction=OnNoTransaction.OPEN"
             ", which keeps it in a transaction of its own"
         )
 

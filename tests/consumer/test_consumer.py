@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -148,6 +149,38 @@ def test_the_log_shows_where_a_handler_failed_at_first_and_at_last(workshop, cap
         for line in lines
     ]
     assert [True, False, True] == [line.exc_info is not None for line in lines]
+
+
+def test_the_log_says_once_that_it_receives(workshop, caplog):
+    """Not only that it was started: the broker may be away."""
+    caplog.set_level("INFO", "cqrs_sync.consumer")
+    consumer = workshop.consumer()
+    workshop.publish(*joined(3))
+    consumer.start()
+    eventually(lambda: consumer.counts.handled == 3, timeout=10)
+
+    assert 1 == caplog.text.count("connected: receiving messages")
+
+
+def test_a_dead_letter_names_the_handler_as_its_receipt_does():
+    """By its stable name, where it has one."""
+    events = cqrs.EventMap()
+
+    @events.bind(name="write-invoice")
+    def write(event: Noticed) -> None:
+        raise cqrs.PermanentError("no")
+
+    broker = MemoryBroker()
+    with (
+        cqrs.bootstrap(source="others", broker=broker) as others,
+        cqrs.bootstrap(events=events, source="tests", broker=broker) as mediator,
+        Consumer(mediator, "reports") as consumer,
+    ):
+        eventually(lambda: consumer.health().is_ready)
+        others.publish(*noticed(1))
+        eventually(lambda: consumer.counts.dead == 1, timeout=10)
+        (letter,) = dead_letters(SimpleNamespace(broker=broker), consumer)
+    assert ("write-invoice", "write-invoice: PermanentError: no") == (letter.notes["handlers"], letter.notes["reason"])
 
 
 def test_after_the_last_attempt_it_is_a_dead_letter_that_says_why(workshop):

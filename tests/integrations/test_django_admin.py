@@ -243,6 +243,8 @@ def test_a_filter_groups_dead_deliveries_by_reason(django_emptied, client_of):
     outbox_with_dead("default", 3, error="KeyError: 12")
     client = client_of(*ALL)
     page = client.get(DELIVERIES).content.decode()
+    assert "By reason of dead deliveries" in page
+    assert "Outbox and inbox" in page
     assert -1 < page.index("KeyError: … (3)") < page.index("ValueError: … is too much (1)")
 
     client.post(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -136,6 +138,15 @@ def test_without_an_outbox_events_leave_after_the_commit(make):
     mediator.send(Sell(1))
 
     assert (None, [1]) == (mediator.relay, numbers_in(broker))
+
+
+def test_the_error_about_a_missing_transaction_says_how_django_opens_one(make):
+    """
+    An event handler has none by default.
+    """
+    mediator = make(using="sqlite", atomic=())
+    with pytest.raises(cqrs.NotInTransaction, match=r"transaction\.atomic\(\).*bootstrap\(atomic=\(Command, Event\)\)"):
+        mediator.send(Sell(1))
 
 
 def test_the_error_names_the_other_database_of_a_django_transaction(make):
@@ -491,6 +502,31 @@ def test_commands_tell_in_a_line_that_there_is_no_mediator(django_mediator, mana
         "Error: CQRS_SYNC[\"MEDIATOR\"] names 'a_django_shop.mediator': it must be a Mediator"
     )
     assert 1 == printed.err.count("\n")
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+def test_a_module_in_place_of_a_mediator_is_an_error_with_the_name_in_it(make, monkeypatch, tmp_path, is_imported):
+    """
+    Whether or not it was imported before.
+    """
+    from django.conf import settings  # noqa: PLC0415 -- as above
+    from django.core.exceptions import ImproperlyConfigured  # noqa: PLC0415 -- as above
+
+    from cqrs_sync.integrations.django.wiring import mediator_of_settings  # noqa: PLC0415 -- as above
+
+    package = f"a_shop_{is_imported}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("from . import wiring\n" if is_imported else "")
+    (tmp_path / package / "wiring.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(settings, "CQRS_SYNC", {"SOURCE": "shop", "MEDIATOR": f"{package}.wiring"}, raising=False)
+
+    words = f"'{package}.wiring', which is a module: did you mean '{package}.wiring.mediator'?"
+    with pytest.raises(ImproperlyConfigured, match=re.escape(words)):
+        mediator_of_settings()
+    importlib.import_module(f"{package}.wiring").shop = make(using="sqlite")
+    with pytest.raises(ImproperlyConfigured, match=re.escape(f"did you mean '{package}.wiring.shop'?")):
+        mediator_of_settings()
 
 
 def test_commands_tell_in_a_line_what_the_checks_would_find(make, django_mediator, manage, monkeypatch):

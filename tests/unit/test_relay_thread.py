@@ -19,7 +19,7 @@ class ScriptedTask:
     def __init__(self, *steps):
         self.steps = list(steps)
         self.done = 0
-        self.finished = None
+        self.finished, self.is_finishing = None, False
         self.released = 0
         self.threads = set()
         self.woken = threading.Event()
@@ -33,7 +33,7 @@ class ScriptedTask:
         return step
 
     def request_stop(self, *, drain):
-        self.finished = drain
+        self.finished, self.is_finishing = drain, True
 
     def release_connection(self):
         self.released += 1
@@ -130,6 +130,21 @@ def test_a_thread_survives_every_error(run, caplog, error):
     assert 2 == len(lines), lines
     assert str(error) in lines[0] or isinstance(error, (ValueError, SystemExit))
     assert "recovered" in lines[1]
+
+
+def test_a_thread_that_ends_in_trouble_does_not_say_that_it_has_recovered(run, caplog):
+    """
+    Its last step may have reached no database.
+    """
+    task = ScriptedTask(cqrs.OutboxNotInstalled("no table"), None)
+    thread = run(task)
+    eventually(lambda: caplog.records)
+
+    thread.request_stop(5, drain=False)
+
+    assert thread.join(5)
+    assert task.done >= 2
+    assert "recovered" not in caplog.text
 
 
 def test_a_thread_that_ends_does_what_is_left(run):

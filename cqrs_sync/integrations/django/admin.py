@@ -92,7 +92,7 @@ class MessageAdmin(_ReadOnly):
 class DeadReasonFilter(admin.SimpleListFilter):
     """Filters dead deliveries by reason, and shows how many have each."""
 
-    title = "dead by reason"
+    title = "reason of dead deliveries"
     parameter_name = "reason"
 
     def lookups(self, request: HttpRequest, model_admin: admin.ModelAdmin) -> Sequence[tuple[str, str]]:

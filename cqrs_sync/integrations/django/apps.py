@@ -10,7 +10,7 @@ class CqrsSyncConfig(AppConfig):
 
     name = "cqrs_sync.integrations.django"
     label = "cqrs_sync"
-    verbose_name = "Outbox"
+    verbose_name = "Outbox and inbox"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -129,6 +129,8 @@ class DjangoDatabase:
         """Tell whether `application_transaction` can be started again after this error."""
         return isinstance(error.__cause__, Error) and is_conflict(error.__cause__.__cause__)
 
+    how_to_open = "Open one with transaction.atomic(), or around each handler with bootstrap(atomic=(Command, Event))"
+
     def other_database(self) -> str | None:
         """Name another database on which the calling thread is inside `atomic`."""
         others = [each.alias for each in connections.all(initialized_only=True) if each.in_atomic_block]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Never, TypeVar
 
 import punq
@@ -194,7 +195,10 @@ def _load(setting: str, path: str, kind: type[T]) -> T:
     try:
         found = import_string(path)
     except Exception as error:
+        # A module that was not imported yet is no attribute of its package.
+        _refuse_module(words, path, _module(path), setting, kind)
         raise ImproperlyConfigured(f"{words}, which cannot be imported: {_describe_import_error(error)}") from error
+    _refuse_module(words, path, found, setting, kind)
     try:
         made = found() if callable(found) and not isinstance(found, kind) else found
     except Exception as error:
@@ -208,6 +212,21 @@ def _load(setting: str, path: str, kind: type[T]) -> T:
             f"{type(made).__qualname__}"
         )
     return made
+
+
+def _module(path: str) -> object:
+    """Import a module; returns None if that fails."""
+    try:
+        return importlib.import_module(path)
+    except Exception:  # noqa: BLE001 -- the error of the caller says why
+        return None
+
+
+def _refuse_module(words: str, path: str, found: object, setting: str, kind: type) -> None:
+    """Raise ImproperlyConfigured if this is a module, with the name in it that may be meant."""
+    if isinstance(found, ModuleType):
+        name = next((name for name, value in vars(found).items() if isinstance(value, kind)), setting.lower())
+        raise ImproperlyConfigured(f"{words}, which is a module: did you mean '{path}.{name}'?") from None
 
 
 def _describe_import_error(error: Exception) -> str:

@@ -114,6 +114,8 @@ class SessionDatabase:
         """Tell whether `application_transaction` can be started again after this error."""
         return isinstance(error.__cause__, DBAPIError) and is_conflict(error.__cause__.orig)
 
+    how_to_open = "Let a middleware open one around the handler that raises it"
+
     def other_database(self) -> str | None:
         """Name another database on which the calling thread has a transaction open."""
         session = self._sessions.open_session()

@@ -47,12 +47,16 @@ import os
 import re
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
 if TYPE_CHECKING:
     from cqrs_sync.broker import OutgoingMessage
+
+#: Seconds for which `TemporaryError` may ask: every database can add so many to the present moment.
+_LONGEST_AFTER = 1_000_000_000
 
 
 class CqrsError(Exception):
@@ -147,14 +151,25 @@ class TemporaryError(CqrsError):
     """
     Raise it, or a subclass, from a handler if something it needs is not available now.
 
-    The next attempt comes after `after` seconds at the earliest, if that is given. A consumer counts no attempt
-    while no other message succeeds either.
+    The next attempt comes after `after` at the earliest, if that is given: seconds, or a timedelta. A consumer counts
+    no attempt while no other message succeeds either.
     """
 
     retryable = True
+    #: Seconds until the next attempt, at the earliest; None if the retry policy alone says when.
+    after: float | None = None
 
-    def __init__(self, *args: object, after: float | None = None) -> None:
+    def __init__(self, *args: object, after: float | timedelta | None = None) -> None:
+        """Raise TypeError or ValueError for an `after` that is no time, or is below 0, and for a number alone."""
+        if len(args) == 1 and isinstance(args[0], (int, float, timedelta)):
+            raise TypeError(f"write {type(self).__name__}(after=...): {args[0]!r} would be the text of the error")
         super().__init__(*args)
+        if isinstance(after, timedelta):
+            after = after.total_seconds()
+        if after is not None and (isinstance(after, bool) or not isinstance(after, (int, float))):
+            raise TypeError(f"after= must be a number of seconds or a timedelta, not {after!r}")
+        if after is not None and not 0 <= after <= _LONGEST_AFTER:
+            raise ValueError(f"after= must be a number of seconds from 0 to {_LONGEST_AFTER:,}, not {after!r}")
         self.after = after
 
     def __reduce__(self) -> tuple[Any, ...]:

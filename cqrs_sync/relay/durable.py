@@ -116,13 +116,26 @@ class DurableHandlerTask(RelayTask):
         return claimed.attempts == self._wiring.retry_of_handler(claimed.target).attempts > 1
 
     def _run(self, claimed: ClaimedDelivery) -> None:
-        """Run one handler in a pool thread; must not raise."""
-        self.claims.note_thread(claimed)
+        """Run one handler in a pool thread."""
+        # Whatever happens: its lease would be renewed for as long as it is not settled.
+        outcome = Outcome.failed(claimed, "the outcome could not be worked out, see the log", after=_NOT_CALLED)
         try:
-            outcome = Outcome(claimed, OutcomeKind.RETRY, counted=False) if self.is_ending else self._attempt(claimed)
+            self.claims.note_thread(claimed)
+            outcome = self._outcome(claimed)
+        finally:
+            self._finish(outcome)
+
+    def _outcome(self, claimed: ClaimedDelivery) -> Outcome:
+        if self.is_ending:
+            return Outcome(claimed, OutcomeKind.RETRY, counted=False)
+        try:
+            return self._attempt(claimed)
         except BaseException as error:  # noqa: BLE001 -- SystemExit and the like are failures of the handler as well
-            outcome = self._settlement.failure_outcome(claimed, error, self._wiring.retry_of_handler(claimed.target))
-        self._finish(outcome)
+            policy = self._wiring.retry_of_handler(claimed.target)
+            try:
+                return self._settlement.failure_outcome(claimed, error, policy)
+            except Exception as unusable:  # noqa: BLE001 -- an error whose text or `after` cannot be read
+                return self._settlement.failure_outcome(claimed, unusable, policy)
 
     def _not_called(self, call: Call, error: BaseException) -> None:
         """Note that the pool could not call a handler. The handler is not at fault."""

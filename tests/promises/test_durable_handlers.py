@@ -161,6 +161,42 @@ def test_a_handler_may_say_how_long_to_wait(events, ran):
     assert [1] == ran.of("mail")
 
 
+def test_a_delivery_whose_failure_cannot_be_judged_is_settled_as_failed(events, ran):
+    """
+    Its lease would be renewed for as long as the process lives.
+    """
+
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        ran.note("mail", event.number)
+        error = cqrs.TemporaryError("the limit is reached")
+        error.after = "soon"
+        raise error
+
+    shop = Shop(events=events, retry=QUICK)
+    with closing(shop):
+        shop.sell(Shipped(1))
+        eventually(lambda: shop.outbox.backlog().dead == 1)
+
+    assert [1] * 3 == ran.of("mail")
+
+
+def test_a_delivery_is_settled_as_failed_if_its_retry_policy_raises(events, ran):
+    class Broken(cqrs.RetryPolicy):
+        def delay(self, attempts, error=None):
+            raise ValueError("no delay")
+
+    @events.bind(phase=DURABLE, name="mail")
+    def mail(event: Shipped) -> None:
+        raise cqrs.TemporaryError("the limit is reached")
+
+    shop = Shop(events=events, retry=Broken())
+    with closing(shop):
+        shop.sell(Shipped(1))
+        # Not the end of the lease.
+        eventually(lambda: 0.5 < (shop.outbox.next_due(["mail"]) or 0) < 5)
+
+
 def test_the_log_tells_where_a_handler_failed(events, ran, caplog):
     """
     In its own words, with a traceback for the first attempt and the last one: nothing else says which line it was.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
@@ -64,6 +66,32 @@ def test_an_error_may_ask_for_a_longer_delay_or_for_no_attempt():
     assert policy.delay(1, cqrs.PermanentError("cancelled")) is None
     assert policy.delay(1, ExceptionGroup("", [cqrs.PermanentError("cancelled")])) is None
     assert policy.delay(1, ExceptionGroup("", [cqrs.PermanentError("cancelled"), ValueError()])) is not None
+
+
+@pytest.mark.parametrize("wrong", ["30s", True, -1, float("nan"), float("inf"), 1e10, timedelta(seconds=-1)])
+def test_a_temporary_error_refuses_an_after_that_is_no_time(wrong):
+    with pytest.raises((TypeError, ValueError), match="after= must be a number of seconds"):
+        cqrs.TemporaryError("busy", after=wrong)
+
+
+@pytest.mark.parametrize("alone", [30, 0.5, timedelta(seconds=30)])
+def test_a_temporary_error_does_not_take_a_delay_for_its_text(alone):
+    with pytest.raises(TypeError, match=r"write TemporaryError\(after=\.\.\.\)"):
+        cqrs.TemporaryError(alone)
+
+
+def test_a_temporary_error_takes_a_timedelta_and_survives_pickling():
+    error = pickle.loads(pickle.dumps(cqrs.TemporaryError("busy", after=timedelta(minutes=1))))  # noqa: S301 -- its own bytes
+
+    assert (60, ("busy",)) == (error.after, error.args)
+
+
+def test_a_subclass_of_temporary_error_may_have_a_constructor_that_does_not_call_this_one():
+    class Busy(cqrs.TemporaryError):
+        def __init__(self):
+            pass
+
+    assert cqrs.RetryPolicy(first=0.1).delay(1, Busy()) <= 0.1
 
 
 def test_what_failed_together_does_not_come_back_together():

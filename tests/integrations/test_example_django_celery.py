@@ -116,11 +116,12 @@ def invoices(directory):
 @pytest.mark.parametrize(("database", "result"), [("sqlite", "OK (skipped=1)"), ("postgresql", "OK")])
 def test_the_projects_own_tests_pass(database, result, request, tmp_path):
     """Tasks run eagerly in a test that records; a view does once what is sent with one Idempotency-Key."""
-    names = {"SQLITE_FILE": str(tmp_path / "shop.sqlite3")}
+    # Tests must not reach the broker of the settings.
+    names = {"SQLITE_FILE": str(tmp_path / "shop.sqlite3"), "RABBITMQ_URL": "amqp://127.0.0.1:1/"}
     if database == "postgresql":
         url = urlsplit(request.getfixturevalue("postgresql_url"))
         # The database need not exist: tests make their own, named after it.
-        names = {"PGHOST": url.hostname, "PGPORT": str(url.port or 5432), "PGUSER": url.username or "postgres"}
+        names |= {"PGHOST": url.hostname, "PGPORT": str(url.port or 5432), "PGUSER": url.username or "postgres"}
         names |= {"PGPASSWORD": url.password or "", "PGDATABASE": f"cqrs_celery_{os.getpid()}"}
     output = run(["-W", "error", "manage.py", "test", "--noinput"], PROJECT, environment(**names))
 

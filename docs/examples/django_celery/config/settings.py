@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from celery.schedules import crontab
@@ -54,5 +55,6 @@ CELERY_BEAT_SCHEDULE = {
     "purge": {"task": "orders.tasks.purge", "schedule": crontab(hour=3, minute=0)},
 }
 
-RABBITMQ_URL = os.environ.get("RABBITMQ_URL")
+TESTING = sys.argv[1:2] == ["test"] or "pytest" in sys.modules
+RABBITMQ_URL = None if TESTING else os.environ.get("RABBITMQ_URL")
 RABBITMQ_EXCHANGE = os.environ.get("RABBITMQ_EXCHANGE", "shop-example")

@@ -11,8 +11,6 @@ from meetings.mediator import broker, mediator
 class DeliveringTestCase(TransactionTestCase):
     """Commits as a request does, and the outbox delivers as in production."""
 
-    available_apps = ("cqrs_sync.integrations.django", "meetings")
-
     def setUp(self) -> None:
         broker.published.clear()
 

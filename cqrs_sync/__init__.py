@@ -221,7 +221,9 @@ if not typing.TYPE_CHECKING:
 
     def __getattr__(name: str) -> typing.Any:
         if name not in _LATER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            from cqrs_sync.keywords import unknown_name  # noqa: PLC0415 -- needed for this error only
+
+            raise unknown_name(__name__, name, __all__)
         value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
         return value
 

@@ -161,7 +161,8 @@ def _transactions(transactions: Transactions | None, outbox: Outbox | None, inbo
 
 def _able(role: str, method: str, part: Any) -> Any:
     if part is not None and (isinstance(part, type) or not callable(getattr(part, method, None))):
-        raise ConfigurationError(f"{role} must be an object with the method {method}(...), not {part!r}")
+        way_out = f": write {part.__name__}()" if isinstance(part, type) and hasattr(part, method) else ""
+        raise ConfigurationError(f"{role} must be an object with the method {method}(...), not {part!r}{way_out}")
     return part
 
 

@@ -1,9 +1,9 @@
-"""Unknown keywords of a call: an error that says which one may be meant."""
+"""Unknown keywords of a call and unknown names of the package: the error says which one may be meant."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 #: The words of other libraries, and those that people guess, by the keyword that they stand for here.
@@ -44,6 +44,49 @@ _SENTENCES = {
     "headers": "write `with cqrs.message_attributes(...)` around the call",
     "delay": "retries and queues wait, calls do not: see RetryPolicy",
 }
+#: The same for the names of the package, by the words that people guess.
+_NAMES = {
+    "retry": "RetryPolicy TemporaryError",
+    "retrylater": "TemporaryError",
+    "transienterror": "TemporaryError",
+    "retryableerror": "TemporaryError",
+    "fatal": "PermanentError",
+    "fatalerror": "PermanentError",
+    "donotretry": "PermanentError",
+    "eventhandlersfailed": "EventsFailed",
+    "handlersfailed": "EventsFailed",
+    "eventhandlererror": "EventsFailed",
+    "requestmediator": "Mediator",
+    "eventmediator": "Mediator",
+    "bus": "Mediator",
+    "messagebus": "Mediator",
+    "closed": "ClosedError",
+    "timeout": "DeadlineExceeded",
+    "timeouterror": "DeadlineExceeded",
+    "requesttimeout": "DeadlineExceeded",
+    "duplicaterequest": "IdempotencyKeyConflict",
+    "commandhandler": "RequestHandler",
+    "queryhandler": "RequestHandler",
+    "worker": "Consumer",
+    "publish": "raise_event Mediator",
+    "emit": "raise_event",
+    "integrationevent": "NotificationEvent",
+    "current_context": "correlation_id current_attributes",
+}
+
+
+def unknown_name(module: str, name: str, known: Collection[str]) -> AttributeError:
+    """Make the error for a name that a module does not have: it names the ones that may be meant."""
+    words = f"module {module!r} has no attribute {name!r}"
+    if name.startswith("__"):
+        return AttributeError(words)
+    meant = _NAMES.get(name.lower(), "").split()
+    if not meant:
+        import difflib  # noqa: PLC0415 -- needed for this error only
+
+        by_lower = {each.lower(): each for each in known}
+        meant = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.7)]
+    return AttributeError(f"{words}: did you mean {' or '.join(meant)}?" if meant else words)
 
 
 def unknown_keywords(function: Callable[..., Any], unknown: Mapping[str, object]) -> TypeError:

@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 import cqrs_sync as cqrs
+from cqrs_sync import keywords
 
 
 @attrs.frozen
@@ -112,3 +113,37 @@ def test_the_bootstraps_of_the_integrations_do_so_as_well():
     for bootstrap, keyword, meant in [(django.bootstrap, "alias", "using="), (sqlalchemy.bootstrap, "db", "engine=")]:
         with pytest.raises(TypeError, match=f"{keyword!r}: did you mean {meant}"):
             bootstrap(**{keyword: "default"})
+
+
+@pytest.mark.parametrize(
+    ("guess", "meant"),
+    [
+        ("Retry", "RetryPolicy or TemporaryError"),
+        ("RetryLater", "TemporaryError"),
+        ("Fatal", "PermanentError"),
+        ("EventHandlersFailed", "EventsFailed"),
+        ("RequestMediator", "Mediator"),
+        ("Closed", "ClosedError"),
+        ("Threadpool", "ThreadPool"),
+        ("RetryPolicys", "RetryPolicy or RetryPolicies"),
+    ],
+)
+def test_the_error_for_an_unknown_name_of_the_package_names_the_one_that_is_meant(guess, meant):
+    with pytest.raises(AttributeError, match=rf"has no attribute '{guess}': did you mean {meant}\?"):
+        getattr(cqrs, guess)
+
+
+@pytest.mark.parametrize("guess", ["Zebra", "__wrapped__"])
+def test_the_error_for_a_name_like_no_other_names_none(guess):
+    with pytest.raises(AttributeError, match=rf"has no attribute '{guess}'$"):
+        getattr(cqrs, guess)
+
+
+def test_every_name_that_an_error_proposes_exists():
+    assert {name for names in keywords._NAMES.values() for name in names.split()} <= set(cqrs.__all__)
+
+
+def test_the_error_for_a_class_where_an_instance_belongs_says_how_to_write_it():
+    for keyword, wrong in (("failure_policy", cqrs.LogFailures), ("threads", cqrs.SameThread)):
+        with pytest.raises(cqrs.ConfigurationError, match=rf"{keyword} must be .*: write {wrong.__name__}\(\)"):
+            cqrs.bootstrap(**{keyword: wrong})

@@ -2,7 +2,6 @@
 
 from cqrs_sync.memory.broker import MemoryBroker, MemoryDelivery, MemorySubscription
 from cqrs_sync.memory.inbox import MemoryInbox
-from cqrs_sync.memory.outbox import MemoryOutbox
-from cqrs_sync.memory.transactions import MemoryTransactions
+from cqrs_sync.memory.outbox import MemoryOutbox, MemoryTransactions
 
 __all__ = ["MemoryBroker", "MemoryDelivery", "MemoryInbox", "MemoryOutbox", "MemorySubscription", "MemoryTransactions"]

@@ -12,7 +12,7 @@ import attrs
 from cqrs_sync.errors import InboxUnavailable
 from cqrs_sync.inbox import ATTEMPTS, Receipt, check_key
 from cqrs_sync.lifecycle import reset_in_child
-from cqrs_sync.memory.transactions import MemoryTransactions
+from cqrs_sync.memory.outbox import MemoryTransactions
 
 #: Seconds to wait for another transaction. A database has such a limit, too: the other one may wait for this one.
 _LOCK_TIMEOUT = 30.0

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
-from cqrs_sync.integrations.confluent.errors import (
+from cqrs_sync.integrations.confluent.settings import (
     LOST_PRODUCER,
     MISSING_TOPIC,
     REFUSALS,

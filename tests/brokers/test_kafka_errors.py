@@ -8,7 +8,7 @@ import pytest
 from kafka import errors
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, MessageRejected
-from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error
+from cqrs_sync.integrations.kafka.client import connection_error, delivery_error
 
 #: The message is at fault: a broker that has looked at it will never take it.
 AT_FAULT = {

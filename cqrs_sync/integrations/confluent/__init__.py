@@ -6,7 +6,7 @@ broker = ConfluentKafkaBroker("127.0.0.1:9092")
 ```
 
 `broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
-topics, `settings` and `errors` translate options, the log and errors.
+topics, `settings` translates options, the log and errors.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.confluent.errors import connection_error, seconds_left
 from cqrs_sync.integrations.confluent.producer import ConfluentConnector
 from cqrs_sync.integrations.confluent.settings import (
     CONSUMER_ONLY,
+    connection_error,
     delivery_timeout_ms,
     librdkafka_settings,
     new_client,
+    seconds_left,
 )
 from cqrs_sync.integrations.confluent.subscription import ConfluentSubscription
 from cqrs_sync.kafka.broker import BaseKafkaBroker

@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, DeliveryError, MessageRejected
-from cqrs_sync.integrations.confluent.errors import (
+from cqrs_sync.integrations.confluent.settings import (
     LOST_PRODUCER,
     MISSING_TOPIC,
     REFUSALS,
@@ -23,8 +23,8 @@ from cqrs_sync.integrations.confluent.errors import (
     code_of,
     connection_error,
     delivery_error,
+    new_client,
 )
-from cqrs_sync.integrations.confluent.settings import new_client
 from cqrs_sync.kafka.client import (
     ErrorAction,
     HeaderList,

@@ -13,9 +13,8 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from cqrs_sync.broker import IncomingMessage
-from cqrs_sync.integrations.confluent.errors import MISSING_TOPIC, connection_error, seconds_left
 from cqrs_sync.integrations.confluent.producer import keep_forever
-from cqrs_sync.integrations.confluent.settings import new_client
+from cqrs_sync.integrations.confluent.settings import MISSING_TOPIC, connection_error, new_client, seconds_left
 from cqrs_sync.kafka.client import Headers, Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.settings import KafkaSettings

@@ -6,7 +6,7 @@ broker = KafkaBroker("127.0.0.1:9092")
 ```
 
 `broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
-topics, `settings` and `errors` translate options and errors, `client` repairs and watches what kafka-python does.
+topics, `settings` translates options, `client` errors; it also repairs and watches what kafka-python does.
 """
 
 from __future__ import annotations

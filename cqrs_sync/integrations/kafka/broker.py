@@ -19,8 +19,7 @@ from kafka.errors import (
 )
 
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError
-from cqrs_sync.integrations.kafka.client import KafkaConnections
-from cqrs_sync.integrations.kafka.errors import connection_error
+from cqrs_sync.integrations.kafka.client import KafkaConnections, connection_error
 from cqrs_sync.integrations.kafka.producer import KafkaPythonConnector
 from cqrs_sync.integrations.kafka.settings import kafka_python_settings
 from cqrs_sync.integrations.kafka.subscription import KafkaSubscription

@@ -16,8 +16,7 @@ from kafka.errors import IllegalStateError, KafkaTimeoutError
 
 from cqrs_sync.broker import OutgoingMessage
 from cqrs_sync.errors import BrokerUnavailable, ConfigurationError, DeliveryError, MessageRejected
-from cqrs_sync.integrations.kafka.client import KafkaConnections
-from cqrs_sync.integrations.kafka.errors import connection_error, delivery_error, is_final, is_passing
+from cqrs_sync.integrations.kafka.client import KafkaConnections, connection_error, delivery_error, is_final, is_passing
 from cqrs_sync.kafka.client import (
     ErrorAction,
     HeaderList,

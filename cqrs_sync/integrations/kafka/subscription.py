@@ -15,8 +15,13 @@ from kafka.errors import CommitFailedError, KafkaError
 
 from cqrs_sync.broker import IncomingMessage
 from cqrs_sync.errors import BrokerUnavailable
-from cqrs_sync.integrations.kafka.client import KafkaConnections, keep_finished_joins, release_paused_records
-from cqrs_sync.integrations.kafka.errors import connection_error, is_passing
+from cqrs_sync.integrations.kafka.client import (
+    KafkaConnections,
+    connection_error,
+    is_passing,
+    keep_finished_joins,
+    release_paused_records,
+)
 from cqrs_sync.kafka.client import Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.settings import KafkaSettings

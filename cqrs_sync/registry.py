@@ -582,6 +582,8 @@ def _is_asynchronous(function: Any) -> bool:
 
 
 def _type_name(annotation: Any) -> str:
+    if annotation is type(None):
+        return "None"
     if isinstance(annotation, ForwardRef):
         return repr(annotation.__forward_arg__)
     return annotation.__qualname__ if isinstance(annotation, type) else str(annotation)

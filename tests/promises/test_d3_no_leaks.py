@@ -274,7 +274,7 @@ def test_d3_a_singleton_event_handler_leaks_no_follow_up(requests, events, media
             self.raise_event(Booked(event.number))
 
     @requests.bind
-    def book(request: Book) -> None:
+    def book(request: Book):
         for number in range(10):
             cqrs.raise_event(BookingMade(request.number + number))
 
@@ -436,7 +436,7 @@ def test_d3_a_foreign_thread_cannot_raise_for_a_function(requests, mediator, see
     errors = []
 
     @requests.bind
-    def book(request: Book) -> None:
+    def book(request: Book):
         errors.extend(in_thread(lambda: cqrs.raise_event(Booked(1))))
 
     mediator.send(Book())
@@ -450,7 +450,7 @@ def test_d3_a_thread_with_the_handlers_context_raises_for_it(requests, mediator,
     """
 
     @requests.bind
-    def book(request: Book) -> None:
+    def book(request: Book):
         context = copy_context()
         assert [] == in_thread(lambda: context.run(cqrs.raise_event, Booked(1)))
 

@@ -477,9 +477,10 @@ class WorkerThreads:
     """
     The threads of a `concurrent.futures.ThreadPoolExecutor`. Each calls a method whenever it is woken.
 
-    The method receives the thread's latch, and puts it back into `sleepers` before it returns. `submit` does not
-    wake the threads: an exception of a signal handler in there would leave its locks held, and it takes ten times
-    as long. The threads end with `close`, or when the object that has the method is garbage.
+    They do not keep the process alive. The method receives the thread's latch, and puts it back into `sleepers` before
+    it returns. `submit` does not wake the threads: an exception of a signal handler in there would leave its locks
+    held, and it takes ten times as long. The threads end with `close`, or when the object that has the method is
+    garbage.
     """
 
     def __init__(self, method: Callable[[Latch], object], count: int, name: str) -> None:

@@ -5,8 +5,8 @@ Kafka through confluent-kafka, that is librdkafka: install `cqrs-sync[confluent]
 broker = ConfluentKafkaBroker("127.0.0.1:9092")
 ```
 
-`broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
-topics, `settings` translates options, the log and errors.
+`broker` is the front door and looks at topics, `producer` and `subscription` implement the port of `cqrs_sync.kafka`.
+`settings` translates options, the log and errors.
 """
 
 from __future__ import annotations

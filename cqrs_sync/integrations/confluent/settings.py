@@ -1,5 +1,6 @@
 """The settings of a ConfluentKafkaBroker: servers, credentials, options of librdkafka, its log and errors."""
 
+# librdkafka's own error codes begin with an underscore.
 # ruff: noqa: SLF001
 
 from __future__ import annotations

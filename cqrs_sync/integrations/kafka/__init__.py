@@ -5,8 +5,8 @@ Kafka through kafka-python: install `cqrs-sync[kafka]`.
 broker = KafkaBroker("127.0.0.1:9092")
 ```
 
-`broker` is the front door, `producer` and `subscription` implement the port of `cqrs_sync.kafka`, `admin` looks at
-topics, `settings` translates options, `client` errors; it also repairs and watches what kafka-python does.
+`broker` is the front door and looks at topics, `producer` and `subscription` implement the port of `cqrs_sync.kafka`.
+`settings` translates options; `client` translates errors, and repairs and watches what kafka-python does.
 """
 
 from __future__ import annotations

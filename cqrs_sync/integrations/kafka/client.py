@@ -1,5 +1,5 @@
 """
-Everything that kafka-python needs: connections that can be watched and ended, forks, secrets, and two repairs.
+Everything that kafka-python needs: connections that can be watched and ended, forks, secrets, repairs, errors.
 
 All of it is below the public surface of kafka-python, and nothing else is but `producer`.
 """
@@ -9,6 +9,8 @@ All of it is below the public surface of kafka-python, and nothing else is but `
 from __future__ import annotations
 
 import contextlib
+
+# Looking up a host imports it: a child forked at that moment would wait for its import lock without end.
 import encodings.idna  # noqa: F401
 import errno
 import logging

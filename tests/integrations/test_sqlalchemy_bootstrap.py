@@ -522,3 +522,14 @@ def test_external_sessions_refuse_an_engine(sqlite):
     """The error names the other way."""
     with pytest.raises(ConfigurationError, match=r"Sessions\("):
         ExternalSessions(sqlite)
+
+
+def test_the_error_for_an_event_outside_of_a_handler_says_how_to_publish_it(sqlite):
+    METADATA.create_all(sqlite)
+    sessions, broker = Sessions(sqlite), MemoryBroker()
+    with bootstrap(source="tests", sessions=sessions, metadata=METADATA, broker=broker) as mediator:
+        with pytest.raises(NotInTransaction, match=r"`with sessions\.begin\(\): mediator\.publish\(event\)`"):
+            mediator.publish(OrderPlaced("lamp"))
+        with sessions.begin():
+            mediator.publish(OrderPlaced("lamp"))
+        eventually(lambda: len(broker.published) == 1)

@@ -114,7 +114,10 @@ class SessionDatabase:
         """Tell whether `application_transaction` can be started again after this error."""
         return isinstance(error.__cause__, DBAPIError) and is_conflict(error.__cause__.orig)
 
-    how_to_open = "Let a middleware open one around the handler that raises it"
+    how_to_open = (
+        "Write `with sessions.begin(): mediator.publish(event)`, or let a middleware open one around the handler that "
+        "raises it"
+    )
 
     def other_database(self) -> str | None:
         """Name another database on which the calling thread has a transaction open."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import TypeAlias
 
 from cqrs_sync.errors import DeadlineExceeded, RaisedOutsideHandler
@@ -29,9 +29,9 @@ Scope: TypeAlias = "tuple[list[Event], Flow, Lineage | None]"
 current: ContextVar[Scope | None] = ContextVar("cqrs_sync.current", default=None)
 _deadline: ContextVar[float | None] = ContextVar("cqrs_sync.deadline", default=None)
 #: Returns the deadline of this context, by `time.monotonic`; None if it has none.
-deadline_at = _deadline.get
+deadline_at: Callable[[], float | None] = _deadline.get
 #: Sets it in one step: a signal handler could leave a block in the middle.
-set_deadline = _deadline.set
+set_deadline: Callable[[float | None], Token[float | None]] = _deadline.set
 
 #: Messages that follow from a received message carry these on.
 _TRACE = ("traceparent", "tracestate")

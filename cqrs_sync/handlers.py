@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from cqrs_sync.context import current, outside
 from cqrs_sync.messages import Event, Request
 
-get = current.get
+_get = current.get
 
 Req = TypeVar("Req", bound=Request[object])
 Res = TypeVar("Res")
@@ -35,7 +35,7 @@ class _RaisesEvents:
 
     def raise_event(self, event: Event, /) -> None:
         """Raise an event. It is dispatched after this handler has returned, and dropped if the handler fails."""
-        scope = get()
+        scope = _get()
         if scope is not None and scope[0] is not outside:
             scope[0].append(event)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from cqrs_sync.cli.app import INTERRUPTED
 from cqrs_sync.cli.options import Rate, add_options, json_option
 from cqrs_sync.cli.output import print_json, print_line
 
-bulk_options = add_options(
+bulk_options: Callable[[Any], Any] = add_options(
     click.option("--all", "everything", is_flag=True, help="All of them."),
     click.option("--dry-run", is_flag=True, help="Count them and change nothing."),
     click.option("--yes", "-y", is_flag=True, help="Do not ask."),

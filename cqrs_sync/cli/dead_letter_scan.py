@@ -97,7 +97,8 @@ class DeadLetterScan:
         self._batch = BATCH if rate is None else max(1, min(BATCH, int(rate)))
         self.total: int = broker.backlog(group).dead
         #: Dead letters that were handled, and those that were moved to the end.
-        self.handled = self.put_back = 0
+        self.handled: int = 0
+        self.put_back: int = 0
 
     def __iter__(self) -> Iterator[int]:
         """Scan; yields 1 for each dead letter it reads. Raises KeyboardInterrupt if it is cancelled."""

@@ -235,12 +235,14 @@ class OutboxDeadLetters:
     """The dead deliveries of an outbox: of one message some may be dead, and others not."""
 
     #: Options that say where the dead letters are, more options that choose some, and options of `list`.
-    location_options = list_options = add_options()
-    filter_options = add_options(
+    location_options: Callable[[Any], Any] = add_options()
+    list_options: Callable[[Any], Any] = add_options()
+    filter_options: Callable[[Any], Any] = add_options(
         click.option("--target", metavar="NAME", help="Only those for this topic or durable handler.")
     )
     #: What identifies a dead letter: its name, and the type of the argument.
-    id_name, id_type = "number", click.IntRange(1, 2**63 - 1)
+    id_name: str = "number"
+    id_type: click.IntRange = click.IntRange(1, 2**63 - 1)
     #: Columns of `list`.
     columns: tuple[str, ...] = ("number", "target", "type", "key", "attempts", "age", "reason")
 
@@ -352,9 +354,13 @@ def _facts_of_delivery(delivery: DeadLetter, *, body: bool = False) -> dict[str,
 class GroupDeadLetters:
     """The dead letters that a group keeps on its broker."""
 
-    location_options, filter_options = group_options, add_options()
-    list_options = add_options(click.option("--newest", is_flag=True, help="Show the newest instead of the oldest."))
-    id_name, id_type = "id", click.STRING
+    location_options: Callable[[Any], Any] = group_options
+    filter_options: Callable[[Any], Any] = add_options()
+    list_options: Callable[[Any], Any] = add_options(
+        click.option("--newest", is_flag=True, help="Show the newest instead of the oldest.")
+    )
+    id_name: str = "id"
+    id_type: Any = click.STRING
     columns: tuple[str, ...] = ("id", "type", "key", "attempts", "at", "reason")
 
     def __init__(self, broker: ReceivingBroker, group: Group) -> None:

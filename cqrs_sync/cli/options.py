@@ -7,11 +7,17 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cqrs_sync.cli.app import GROUP_VARIABLE
+
+# Generic only from click 8.2 on.
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType
 
 #: Seconds in a hundred years: the clocks of operating systems do not wait much longer.
 _LONGEST = 3_155_760_000
@@ -45,7 +51,7 @@ def parse_duration(text: str) -> float:
     return duration
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+class Duration(ParamType):
     """Seconds, or a number with a unit."""
 
     name = "duration"
@@ -60,7 +66,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic from click
             self.fail(str(error), param, ctx)
 
 
-class Durations(click.ParamType):  # type: ignore[type-arg]  # as above
+class Durations(ParamType):
     """Durations with commas between them; an empty text is an empty list."""
 
     name = "durations"
@@ -87,7 +93,7 @@ class Rate(click.FloatRange):
         return rate
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]  # as above
+class Size(ParamType):
     """Bytes, or a number with a unit."""
 
     name = "size"
@@ -103,9 +109,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # as above
 
 
 #: An option that takes a duration, or a number above 0.
-duration_option = partial(click.option, type=Duration(), metavar="DURATION")
-number_option = partial(click.option, type=click.IntRange(1), metavar="NUMBER")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+duration_option: Callable[..., Callable[[Any], Any]] = partial(click.option, type=Duration(), metavar="DURATION")
+number_option: Callable[..., Callable[[Any], Any]] = partial(click.option, type=click.IntRange(1), metavar="NUMBER")
+json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 def add_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -119,7 +125,7 @@ def add_options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-group_options = add_options(
+group_options: Callable[[Any], Any] = add_options(
     click.option("--group", metavar="NAME", help=f"The group of consumers.  [env var: {GROUP_VARIABLE}]"),
     click.option(
         "--topic",
@@ -143,7 +149,7 @@ group_options = add_options(
     ),
 )
 
-worker_options = add_options(
+worker_options: Callable[[Any], Any] = add_options(
     duration_option("--grace", default=25.0, show_default=True, help="Time to finish after SIGTERM or Ctrl-C."),
     duration_option("--stop-after", "max_runtime", help="Stop after this time."),
     duration_option(

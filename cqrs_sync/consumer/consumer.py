@@ -16,6 +16,7 @@ from cqrs_sync.consumer.processor import (
     DEFAULT_RETRY,
     INLINE_LIMIT,
     HandlerCircuitBreaker,
+    MessageCounts,
     MessageFailurePolicy,
     MessageProcessor,
     OnUnknownType,
@@ -100,7 +101,7 @@ class Consumer:
             mediator.receive, self._inbox, self.broker, self.group, self._queue, policy, self._circuit
         )
         #: How many messages had which end.
-        self.counts = processor.counts
+        self.counts: MessageCounts = processor.counts
         self._scheduler = Scheduler(self._queue, processor, mediator.wiring.threads, concurrency)
         self._receiver = Receiver(self._join, self._queue, self._scheduler.schedule)
         self._concurrency = concurrency

@@ -238,7 +238,7 @@ class Scheduler:
         self._not_before = 0.0
         self._load = _Load()
         #: How many attempts there were, whatever came of them.
-        self.processed = 0
+        self.processed: int = 0
 
     @property
     def limit(self) -> int:

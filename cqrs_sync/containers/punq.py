@@ -33,7 +33,7 @@ class PunqContainer:
 
     def __init__(self, container: punq.Container | None = None) -> None:
         #: The container to resolve from. What is registered there counts here.
-        self.punq = punq.Container() if container is None else container
+        self.punq: punq.Container = punq.Container() if container is None else container
         #: The plan of each service, made at its first use: what `resolve` calls.
         self.plans: _Plans = _Plans(self._plan)
         reset_in_child(locks)

@@ -48,7 +48,8 @@ class Directory(Participants):
 
 # The first service
 
-requests, events = cqrs.RequestMap(), cqrs.EventMap()
+requests: cqrs.RequestMap = cqrs.RequestMap()
+events: cqrs.EventMap = cqrs.EventMap()
 
 
 @frozen
@@ -101,7 +102,8 @@ def text_the_user(event: UserJoined) -> None:
 
 # The second service
 
-directory_requests, directory_events = cqrs.RequestMap(), cqrs.EventMap()
+directory_requests: cqrs.RequestMap = cqrs.RequestMap()
+directory_events: cqrs.EventMap = cqrs.EventMap()
 
 
 @frozen

@@ -20,7 +20,7 @@ from cqrs_sync.wiring import Wiring
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-get, enter = context.current.get, context.current.set
+_get, _enter = context.current.get, context.current.set
 
 
 class EventDispatcher:
@@ -38,7 +38,7 @@ class EventDispatcher:
         self._received, self._durable = routing.received, routing.durable
         staging = Staging(wiring, routing.routes, self._wake_relay)
         self._runner = EventRunner(wiring, routing.routes, staging)
-        self.stage = staging.stage
+        self.stage: Callable[..., PendingEvents] = staging.stage
 
     def dispatch(self, *events: Event, emit: bool = True) -> None:
         """
@@ -47,12 +47,12 @@ class EventDispatcher:
         Inside a transaction it returns at once, and all this happens at the commit.
         Raises EventsFailed, as the failure policy says.
         """
-        scope = get()
+        scope = _get()
         try:
-            enter(scope or (context.outside, {}, None))
+            _enter(scope or (context.outside, {}, None))
             pending = self.stage(list(events), emit=emit)
         finally:
-            enter(scope)
+            _enter(scope)
         self.run_committed((pending,), None)
 
     def durable_call(self, event_type: type, name: str) -> HandlerCall:
@@ -67,13 +67,13 @@ class EventDispatcher:
 
         Raises what the handler raises. Failures after it are logged: they are no reason to run the handler again.
         """
-        scope = get()
+        scope = _get()
         raised: list[Event] = []
         try:
-            enter((raised, {} if scope is None else scope[1], (event, None)))
+            _enter((raised, {} if scope is None else scope[1], (event, None)))
             _, batches = call.invoke(event, raised, self.stage)
         finally:
-            enter(scope)
+            _enter(scope)
         for pending in batches:
             if pending.committed:
                 self._runner.run_unattended(pending)
@@ -151,15 +151,15 @@ class RequestDispatcher:
         if invoke is None:
             invoke = self._calls.get(type(request)) or self._compile(type(request))
         events = self._events
-        scope = get()
+        scope = _get()
         raised: list[Event] = []
         try:
             # Set back by value, not by token: if a signal handler raises before the token is stored, the events and
             # attributes of this request would stay for all requests after it.
-            enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
+            _enter((raised, {}, None) if scope is None else (raised, scope[1], scope[2]))
             response, batches = invoke(request, raised, events.stage)
         finally:
-            enter(scope)
+            _enter(scope)
         if batches:
             events.run_committed(batches, response)
         return cast("R", response)

@@ -63,7 +63,7 @@ class Routing:
         self.routes: Prepared[type, Route] = Prepared(wiring.event_map, self._route)
         #: The handlers of an event from a broker, whatever their phase. With an inbox each of them is idempotent.
         #: Raises AlreadyBound if the inbox cannot tell two of them apart.
-        self.received = Prepared(wiring.event_map, self._received)
+        self.received: Prepared[type, tuple[HandlerCall, ...]] = Prepared(wiring.event_map, self._received)
         #: Durable handlers, by event and stable name. Raises HandlerNotFound if it is not bound to these events.
         self.durable: Prepared[tuple[type, str], HandlerCall] = Prepared(wiring.event_map, self._durable)
 

@@ -29,7 +29,7 @@ _SHORTEST_PUBLISH = 0.1
 #: More events than these may not follow from events of their own type, in one run.
 _MOST_RECURRING = 10_000
 
-enter, deadline_at = context.current.set, context.deadline_at
+_enter, _deadline_at = context.current.set, context.deadline_at
 
 
 class EventRunner:
@@ -38,7 +38,7 @@ class EventRunner:
     def __init__(self, wiring: Wiring, routes: Prepared[type, Route], staging: Staging) -> None:
         self.wiring = wiring
         self.routes = routes
-        self.stage = staging.stage
+        self.stage: Callable[..., PendingEvents] = staging.stage
         self._transaction_is_open = staging.transaction_is_open
         self._publishes = wiring.outbox is None and wiring.broker is not None
         #: Guards what the handlers of a run change. All runs share it: a lock for each run would not survive a fork.
@@ -51,7 +51,7 @@ class EventRunner:
 
         Returns at the deadline. Handlers get a little less time, so that some is left to publish.
         """
-        until = deadline_at()
+        until = _deadline_at()
         if until is not None and any(each.outgoing for each in batches):
             until -= context.reserve(until)
         run = EventRun(self, batches[0], until)
@@ -82,7 +82,7 @@ class EventRunner:
         """Publish the notification events of a run, unless an outbox has them: then the relay does."""
         if not self._publishes or not (outgoing := run.take_outgoing()):
             return
-        until = deadline_at()
+        until = _deadline_at()
         try:
             if until is None:
                 self.wiring.emitter.publish(outgoing)
@@ -265,7 +265,7 @@ class EventRun:
         if pending.outgoing and (message := pending.outgoing.get(id(event))) is not None:
             flow = {**flow, "causationid": message.id}
         # Never set back: the executor makes each call in its own context.
-        enter((raised, flow, (event, pending.lineage)))
+        _enter((raised, flow, (event, pending.lineage)))
         try:
             if call.build is None:
                 for follow_up in call.invoke(event, raised, self._runner.stage)[1]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-get, enter, leave = context.current.get, context.current.set, context.current.reset
+_get, _enter, _leave = context.current.get, context.current.set, context.current.reset
 
 
 class PendingEvents:
@@ -81,7 +81,7 @@ class Staging:
 
     def stage(self, raised: list[Event], *, emit: bool = True) -> PendingEvents:
         """Stage the events that one handler has raised."""
-        _, flow, lineage = get() or (raised, {}, None)
+        _, flow, lineage = _get() or (raised, {}, None)
         if lineage is not None:
             self._check_depth(lineage)
         pending = PendingEvents(raised, flow, lineage)
@@ -149,14 +149,14 @@ class Staging:
         self, call: HandlerCall, event: Event, lineage: Lineage, flow: Flow
     ) -> list[tuple[Event, Lineage | None, Flow]]:
         raised: list[Event] = []
-        token = enter((raised, flow, lineage))
+        token = _enter((raised, flow, lineage))
         try:
             _, attempts = call.invoke(event, raised, list)
         except Exception as error:
             error.add_note(f"in {call.name}, inline, handling {type(event).__qualname__}")
             raise
         finally:
-            leave(token)
+            _leave(token)
         if attempts:
             self._check_depth(lineage)
         return [(follow_up, lineage, flow) for events in attempts for follow_up in events]
@@ -173,11 +173,11 @@ class Staging:
                 f"{type(event).__qualname__} is a notification event, and this mediator has no broker: give bootstrap "
                 "one, cqrs_sync.memory.MemoryBroker() if no other service receives it"
             )
-        token = enter((context.outside, flow, None))
+        token = _enter((context.outside, flow, None))
         try:
             return wiring.emitter.to_message(event)
         finally:
-            leave(token)
+            _leave(token)
 
     def _check_depth(self, lineage: Lineage | None) -> None:
         titles: list[str] = []

@@ -94,7 +94,7 @@ class BaseKafkaSubscription(Subscription, ConsumerClient):
             self._check_connection(now)
 
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds in which a broker that does not create topics may tell about one that was created a moment ago.
 _NEW_TOPIC = 1.0
@@ -121,7 +121,7 @@ class InitialOffsets:
         self._client = client
         self._until = time.monotonic() + timeout
         #: All partitions of all topics.
-        self.partitions = self._find(plan.topics, creates_topics=creates_topics)
+        self.partitions: list[Partition] = self._find(plan.topics, creates_topics=creates_topics)
         asked = [partition for partition in self.partitions if partition[0] not in plan.from_beginning]
         committed = client.committed_offsets(asked, self._left()) if asked else {}
         known = {topic for (topic, _), offset in committed.items() if offset is not None}

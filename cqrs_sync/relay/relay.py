@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cqrs_sync.dispatch.dispatcher import EventDispatcher
 from cqrs_sync.errors import ConfigurationError, check_above_zero
 from cqrs_sync.lifecycle import close_at_exit, reset_in_child
+from cqrs_sync.outbox import Outbox
 from cqrs_sync.relay.durable import DurableHandlerTask
 from cqrs_sync.relay.publisher import OutboxPublisher
 from cqrs_sync.relay.settlement import ClaimTracker, InFlightDelivery
@@ -38,7 +39,7 @@ class Relay:
     def __init__(self, wiring: Wiring) -> None:
         if wiring.outbox is None:
             raise ConfigurationError("a relay needs an outbox: give bootstrap one")
-        self.outbox = wiring.outbox
+        self.outbox: Outbox = wiring.outbox
         self._wiring = wiring
         #: Runs durable handlers. Each of its commits to the outbox, and of the requests it serves, wakes the relay.
         self.dispatcher: EventDispatcher = EventDispatcher(wiring, self.wake)

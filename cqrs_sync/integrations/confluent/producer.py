@@ -60,7 +60,8 @@ class ConfluentProducer(ProducerClient):
 
     caches_missing_topics = True
     abandoned_when_silent = True
-    was_heard = False
+    was_heard: bool = False
+    refusal: DeliveryError | None = None
 
     def __init__(self, options: Mapping[str, Any], on_failure: OnFailure) -> None:
         self._on_failure = on_failure

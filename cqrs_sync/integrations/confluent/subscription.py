@@ -7,7 +7,7 @@ import operator
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -96,7 +96,7 @@ class ConfluentSubscription(BaseKafkaSubscription):
 
     # The port: each record is a Message of librdkafka.
 
-    offset_of = staticmethod(operator.methodcaller("offset"))
+    offset_of: Callable[[Any], int] = staticmethod(operator.methodcaller("offset"))
 
     @staticmethod
     def headers_of(record: Any) -> Headers:

@@ -123,7 +123,7 @@ class KafkaConnections:
     def __init__(self, options: Mapping[str, Any]) -> None:
         _hide_credentials(options)
         #: The options for kafka-python, with our hooks.
-        self.options = {
+        self.options: dict[str, Any] = {
             **options,
             "kafka_client": self._make,
             "proxy_url": options.get("proxy_url") or f"{_DirectSocket.SCHEMES[0]}://",

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from kafka import KafkaProducer
@@ -101,7 +101,7 @@ class KafkaPythonProducer(KafkaProducer, ProducerClient):  # type: ignore[misc] 
         # What is not passing may be the error of another record: an idempotent producer fails all it has in flight.
         return ErrorAction.FAIL if is_passing(error) else ErrorAction.SEND_ALONE
 
-    delivery_error = staticmethod(delivery_error)
+    delivery_error: Callable[[BaseException], DeliveryError] = staticmethod(delivery_error)
 
     def finish(self, timeout: float) -> None:
         threading.Thread(target=self.close, args=(timeout,), name="cqrs-kafka-retire", daemon=True).start()
@@ -184,7 +184,7 @@ class KafkaPythonConnector(ProducerConnector):
     def reset_in_child(self) -> None:
         self._connections = None
 
-    is_final = staticmethod(is_final)
+    is_final: Callable[[BaseException | None], bool] = staticmethod(is_final)
 
     def unreachable(self, error: BaseException | None) -> BrokerUnavailable | ConfigurationError:
         connections = self._connections

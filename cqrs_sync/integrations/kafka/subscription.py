@@ -6,7 +6,7 @@ import contextlib
 import logging
 import operator
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -22,7 +22,7 @@ from cqrs_sync.integrations.kafka.client import (
     keep_finished_joins,
     release_paused_records,
 )
-from cqrs_sync.kafka.client import Partition
+from cqrs_sync.kafka.client import Headers, Partition
 from cqrs_sync.kafka.cloudevents import incoming_message
 from cqrs_sync.kafka.settings import KafkaSettings
 from cqrs_sync.kafka.subscription import BaseKafkaSubscription, InitialOffsets
@@ -90,8 +90,8 @@ class KafkaSubscription(BaseKafkaSubscription, ConsumerRebalanceListener):  # ty
 
     # The port: each record is one of kafka-python's.
 
-    offset_of = staticmethod(operator.attrgetter("offset"))
-    headers_of = staticmethod(operator.attrgetter("headers"))
+    offset_of: Callable[[Any], int] = staticmethod(operator.attrgetter("offset"))
+    headers_of: Callable[[Any], Headers] = staticmethod(operator.attrgetter("headers"))
 
     @staticmethod
     def message_of(record: Any, *, deferred: bool) -> IncomingMessage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import click
+
 from cqrs_sync.cli.consumer import consumer
 from cqrs_sync.integrations.django.management.click import ClickCommand
 
@@ -9,4 +11,4 @@ from cqrs_sync.integrations.django.management.click import ClickCommand
 class Command(ClickCommand):
     """Runs the click command."""
 
-    command = consumer
+    command: click.Command = consumer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import click
+
 from cqrs_sync.cli.relay import relay
 from cqrs_sync.integrations.django.management.click import ClickCommand
 
@@ -9,4 +11,4 @@ from cqrs_sync.integrations.django.management.click import ClickCommand
 class Command(ClickCommand):
     """Runs the click command."""
 
-    command = relay
+    command: click.Command = relay

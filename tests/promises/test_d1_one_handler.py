@@ -200,12 +200,20 @@ def test_d1_a_request_may_be_bound_after_it_was_sent_in_vain(requests, mediator)
     assert "ada joined" == mediator.send(JoinMeeting())
 
 
-@pytest.mark.parametrize("thing", [UserJoined(), "JoinMeeting", JoinMeeting, None])
-def test_d1_only_requests_are_sent(mediator, thing):
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (UserJoined(), r"is an event, which is not sent: write `mediator\.publish"),
+        ("JoinMeeting", "is not a request: subclass Command or Query"),
+        (JoinMeeting, "a class was sent, not a request: send an instance of it"),
+        (None, "is not a request: subclass Command or Query"),
+    ],
+)
+def test_d1_only_requests_are_sent(mediator, thing, words):
     """
     An event, a string or the class itself is told from a request that is not bound.
     """
-    with pytest.raises(cqrs.HandlerNotFound, match="is not a request: subclass Command or Query|which is not sent: write|send an instance of it"):
+    with pytest.raises(cqrs.HandlerNotFound, match=words):
         mediator.send(thing)
 
 

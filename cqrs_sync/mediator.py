@@ -118,7 +118,8 @@ class Mediator:
         With an inbox each handler has its effect once, however often the message comes: see
         `EventDispatcher.handle_received`. After a failure, call it again: handlers that succeeded are skipped.
         """
-        self._check_open()
+        if self.is_closed:
+            raise self._refusal(Mediator.receive, {})
         if not isinstance(message, IncomingMessage):
             raise TypeError(
                 f"receive takes an IncomingMessage, as a broker delivers it, not {type(message).__qualname__}; "
@@ -194,10 +195,6 @@ class Mediator:
         finally:
             # Not in a context manager, as in `_within`.
             context.current.set(before)
-
-    def _check_open(self) -> None:
-        if self.is_closed:
-            raise ClosedError("this mediator is closed")
 
     @staticmethod
     def _refusal(function: Callable[..., object], unknown: Mapping[str, object]) -> Exception:

@@ -6,11 +6,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar
 
 from cqrs_sync.context import current, outside
-from cqrs_sync.messages import Event, Request
+from cqrs_sync.messages import Event, Request, resolve_annotation
 
 _get = current.get
 
@@ -67,6 +66,6 @@ def looked_up(function: Callable[..., Any], annotation: Any) -> Any:
     scope = getattr(inner, "__globals__", None) or getattr(type(inner).__call__, "__globals__", {})
     try:
         # This one alone: others may be names under TYPE_CHECKING.
-        return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]
+        return resolve_annotation(annotation, scope)
     except Exception:  # noqa: BLE001 -- the annotation may be any text
         return annotation

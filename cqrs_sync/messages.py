@@ -223,7 +223,9 @@ def response_type_of(request_type: type) -> Any:
 
 def _resolved(answer: Any, base: type) -> Any:
     """Return the class of a forward reference."""
-    if not isinstance(answer, ForwardRef):
-        return answer
-    module = vars(sys.modules[base.__module__])
-    return get_type_hints(SimpleNamespace(__annotations__={"answer": answer}), globalns=module)["answer"]
+    return resolve_annotation(answer, vars(sys.modules[base.__module__])) if isinstance(answer, ForwardRef) else answer
+
+
+def resolve_annotation(annotation: Any, scope: dict[str, Any]) -> Any:
+    """Return what one annotation means in a scope, and look at no other. Raises what looking up a name raises."""
+    return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]

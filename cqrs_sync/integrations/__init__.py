@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+
+from cqrs_sync.middleware import Middleware, MiddlewareChain
 
 
 class Default(Enum):
@@ -12,6 +14,20 @@ class Default(Enum):
 
     #: Made by `bootstrap`, in the database of the transactions.
     IN_DATABASE = "in the database"
+
+
+def with_transactions(
+    middleware: MiddlewareChain | Iterable[Middleware], atomic: Middleware, messages: type | tuple[type, ...]
+) -> MiddlewareChain:
+    """
+    Return a chain that ends with a middleware for transactions, around the handlers of these messages.
+
+    A copy, so that other mediators with the same chain do not get these transactions.
+    """
+    chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
+    if messages:
+        chain.add(atomic, *(messages if isinstance(messages, tuple) else (messages,)))
+    return chain
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from cqrs_sync.consumer import Consumer
 from cqrs_sync.container import Container
 from cqrs_sync.errors import describe_with_location
 from cqrs_sync.failures import FailurePolicy
-from cqrs_sync.integrations import Default
+from cqrs_sync.integrations import Default, with_transactions
 from cqrs_sync.integrations.django.database import DjangoInbox, DjangoOutbox
 from cqrs_sync.integrations.django.transactions import Atomic, DjangoTransactions, old_connections_closed
 from cqrs_sync.keywords import unknown_keywords
@@ -76,10 +76,6 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
     """
     if unknown:
         raise unknown_keywords(bootstrap, unknown)
-    # A copy, so that other mediators with the same chain do not get this transaction.
-    chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-    if atomic:
-        chain.add(Atomic(using), *(atomic if isinstance(atomic, tuple) else (atomic,)))
     if threads is None or isinstance(threads, int):
         threads = ThreadPool(threads, around=old_connections_closed)
     chosen_outbox = DjangoOutbox(using) if outbox is Default.IN_DATABASE else outbox
@@ -100,7 +96,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         fast_path=fast_path,
         threads=threads,
         transactions=DjangoTransactions(using) if chosen_outbox is None else None,
-        middleware=chain,
+        middleware=with_transactions(middleware, Atomic(using), atomic),
         failure_policy=failure_policy,
         serializer=serializer,
         max_depth=max_depth,

@@ -19,7 +19,7 @@ from cqrs_sync.container import Container
 from cqrs_sync.containers.punq import PunqContainer
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.failures import FailurePolicy
-from cqrs_sync.integrations import Default
+from cqrs_sync.integrations import Default, with_transactions
 from cqrs_sync.integrations.sqlalchemy.database import SQLAlchemyInbox, SQLAlchemyOutbox
 from cqrs_sync.integrations.sqlalchemy.external_sessions import CurrentSession, ExternalSessions
 from cqrs_sync.integrations.sqlalchemy.sessions import Sessions, begin_immediate
@@ -97,10 +97,6 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         inbox = SQLAlchemyInbox(chosen, table=None if metadata is None else inbox_table(metadata))
     _check_same_sessions("outbox", outbox, chosen)
     _check_same_sessions("inbox", inbox, chosen)
-    # A copy, so that other mediators with the same chain do not get these transactions.
-    chain = middleware.copy() if isinstance(middleware, MiddlewareChain) else MiddlewareChain(middleware)
-    if atomic:
-        chain.add(chosen.atomic, *(atomic if isinstance(atomic, tuple) else (atomic,)))
     return bootstrap_core(
         requests,
         events,
@@ -113,7 +109,7 @@ def bootstrap(  # noqa: PLR0913 -- as that of the core: all but two are keywords
         fast_path=fast_path,
         threads=_threads(threads, chosen, has_relay=outbox is not None),
         transactions=chosen if outbox is None and inbox is None else None,
-        middleware=chain,
+        middleware=with_transactions(middleware, chosen.atomic, atomic),
         failure_policy=failure_policy,
         serializer=serializer,
         max_depth=max_depth,

@@ -64,7 +64,6 @@ def test_the_projects_own_tests_pass(database, tmp_path):
     assert re.findall(r"^(Ran \d+ tests|OK|FAILED)", output, re.MULTILINE) == ["Ran 9 tests", "OK"]
 
 
-@pytest.mark.skipif(not find_spec("pytest_django"), reason="needs pytest-django")
 @pytest.mark.parametrize("database", DATABASES)
 def test_the_projects_tests_for_pytest_pass(database, tmp_path):
     """Modules of both kinds share a mediator that is closed before the test database is dropped."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 from contextvars import copy_context
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from cqrs_sync.lifecycle import reset_in_child
 
-if TYPE_CHECKING:
-    from cqrs_sync.threads.pool import CallGroup
+
+class AwaitedCalls(Protocol):
+    """Calls that a thread waits for."""
+
+    @property
+    def caller(self) -> int | None:
+        """The thread that waits; None once it has stopped waiting."""
 
 
 class RunningCalls:
@@ -23,7 +28,7 @@ class RunningCalls:
 
     def __init__(self) -> None:
         #: For each thread, the group of the outermost call it runs; None if `SameThread` runs the call.
-        self.groups: dict[int, CallGroup | None] = {}
+        self.groups: dict[int, AwaitedCalls | None] = {}
 
     def threads(self) -> set[int]:
         """Return the threads that run a call now."""
